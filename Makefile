@@ -1,0 +1,43 @@
+# `make demo` and `make test` are all that a fresh machine with Python 3.11 and git needs.
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test test-all bench lint clean
+
+PYTHON ?= python3
+OUT ?= demo
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+export HF_HUB_OFFLINE := 1
+export RAY_USAGE_STATS_ENABLED := 0
+export PYTHONUNBUFFERED := 1
+
+help:  ## Show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+venv: $(STAMP)  ## Make .venv with everything that demo and tests need
+
+$(STAMP): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[demo,dev]'
+	touch $(STAMP)
+
+demo: $(STAMP)  ## Make speech, extract, train, score, evaluate and report it (OUT=demo)
+	$(BIN)/python jobs/demo.py --out $(OUT)
+
+test: lint  ## Lint, types and the quick tests (12 minutes on 2 cores at most)
+	$(BIN)/python -m pytest
+
+test-all: lint  ## All tests, the kill matrices too (hours)
+	$(BIN)/python -m pytest -m 'not perf and not gpu'
+
+bench: $(STAMP)  ## The benchmarks, one report each
+	$(BIN)/python -m pytest tests/perf -m perf -s
+
+lint: $(STAMP)  ## ruff, mypy, codespell
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/codespell
+
+clean:  ## Remove .venv and caches
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache *.egg-info

@@ -1,0 +1,501 @@
+"""Every setting of a run: frozen dataclasses, loaded strictly, fingerprinted.
+
+A config comes from a preset (`default`, `seed`) or a YAML file, then `section.key=value` overrides. Unknown keys,
+wrong types and values out of range are refused with what is allowed. `fingerprint` hashes the fields that can
+change results; fields marked `runtime` cannot and stay out of it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import hashlib
+import json
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from vaemo.errors import ConfigValueError, UnknownConfigKeyError
+
+PRESETS = ("default", "seed")
+
+
+def option(
+    default: Any, doc: str, *, low: float | None = None, high: float | None = None, runtime: bool = False
+) -> Any:
+    """A config field: its default, what it means, the closed range it may take, and whether results depend on it."""
+    return dataclasses.field(
+        default=default, metadata={"doc": doc, "low": low, "high": high, "runtime": runtime}
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class AudioConfig:
+    """How samples are read."""
+
+    simulate_telephone: bool = option(
+        False, "Pass every utterance through 8 kHz mu-law, to train on wideband speech for telephone calls."
+    )
+    max_recording_s: float = option(
+        36_000.0, "A recording longer than this is refused as too_long before it is decoded.", low=1
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class VadConfig:
+    """How utterances are found in a recording (silero-vad, per channel)."""
+
+    threshold: float = option(0.5, "Speech probability above which a frame is speech.", low=0.05, high=0.95)
+    min_utterance_s: float = option(0.3, "Shorter speech is dropped.", low=0.06)
+    max_utterance_s: float = option(15.0, "Longer speech is cut at its quietest pause.", low=1)
+    join_gap_s: float = option(0.3, "Pauses up to this length stay inside an utterance.", low=0)
+    pad_s: float = option(0.1, "Added before and after every utterance, never overlapping the next.", low=0)
+    crosstalk_db: float = option(
+        15.0,
+        "Speech that is this much quieter than simultaneous speech on the other channel is crosstalk; 0 keeps it.",
+        low=0,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class FeatureConfig:
+    """Which extractors turn samples into the three streams."""
+
+    speech: str = option(
+        "logmel", "`logmel` (built in), `none`, or a WavLM, wav2vec2 or HuBERT model: a hub name or a folder."
+    )
+    speech_revision: str = option("main", "Revision of a hub model; pin a commit to keep features reproducible.")
+    speech_layer: int = option(
+        -1, "Hidden layer that is pooled; -1 is the last. Ignored by `logmel`.", low=-1, high=64
+    )
+    prosody: str = option(
+        "egemaps", "`egemaps`, `gemaps` or `compare` (openSMILE), `praat` (extra), or `none`."
+    )
+    speaker: str = option(
+        "ltas", "`ltas` (built in), `none`, or a SpeechBrain ECAPA or x-vector model: a hub name or a folder."
+    )
+    speaker_revision: str = option("main", "Revision of a hub model of the speaker stream.")
+    speaker_aggregation: Literal["utterance", "enrolled", "running_mean"] = option(
+        "utterance",
+        "Speaker embedding of each utterance, of an enrolment, or averaged over the past of the session.",
+    )
+    min_utterance_s: float = option(0.1, "A shorter utterance gets the status too_short.", low=0.06)
+    max_utterance_s: float = option(
+        30.0, "A longer utterance is embedded in overlapping parts that are pooled by duration.", low=1
+    )
+    opensmile_license: Literal["research", "commercial"] | None = option(
+        None,
+        "openSMILE may be used for research freely and commercially only under an agreement with audEERING: "
+        "say which applies. It is recorded with the features.",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelConfig:
+    """What the corpus's labels mean."""
+
+    range: tuple[float, float] | None = option(
+        None, "Native range of valence and arousal, such as [1, 7]; null when they are on model.label_range."
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class SessionConfig:
+    """What one sequence of the model is."""
+
+    sequence_by: Literal["session", "speaker"] = option(
+        "session", "One memory for the whole session, or one for each speaker of it."
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class SplitConfig:
+    """How train, dev and test are made where a store has no `split` column, and what they may share."""
+
+    dev_fraction: float = option(0.15, "Share of utterances in dev, approximately.", low=0.0, high=0.9)
+    test_fraction: float = option(0.2, "Share of utterances in test, approximately.", low=0.0, high=0.9)
+    seed: int = option(0, "Seed of the assignment.", low=0)
+    allow_speaker_overlap: bool = option(
+        False, "Accept a speaker in two splits; numbers are then not those of unseen speakers."
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The session model: what is combined, remembered and fed back."""
+
+    updater: Literal["mamba", "mamba2", "gru", "none"] = option(
+        "mamba", "The recurrent part; `none` predicts from the utterance alone."
+    )
+    feedback: Literal["none", "label", "scheduled", "model"] = option(
+        "scheduled",
+        "What the updater gets as the previous valence and arousal in training: nothing, labels, "
+        "labels with a falling probability, or the model's own predictions. Always predictions at inference.",
+    )
+    feedback_gradient: bool = option(True, "Let gradients flow through the predictions that are fed back.")
+    feedback_noise: float = option(
+        0.0, "Noise on labels that are fed, in deviations of the training labels.", low=0, high=10
+    )
+    feedback_flag: bool = option(
+        False, "Tell the updater, for either dimension, whether the value fed back is a label or a prediction."
+    )
+    d_c: int = option(64, "Width of the session state c.", low=1, high=4096)
+    ema: Literal["none", "fixed", "learned"] = option(
+        "fixed", "c = alpha c + (1 - alpha) u with alpha fixed, learned (within 0.6 to 0.9), or no smoothing."
+    )
+    alpha: float = option(0.8, "EMA coefficient per utterance, or its start where it is learned.", low=0, high=0.999)
+    alpha_arousal: float | None = option(
+        None, "Its own coefficient for the second (arousal) half of c; null uses alpha.", low=0, high=0.999
+    )
+    film: Literal["film", "concat", "off"] = option(
+        "film", "How the speaker embedding acts: scaling and shifting the speech embedding, beside it, or not."
+    )
+    film_hidden: int = option(256, "Hidden width of the FiLM network.", low=1)
+    prosody: bool = option(True, "Use the prosody stream where the store has one.")
+    prosody_hidden: int = option(128, "Hidden width of the prosody network.", low=1)
+    prosody_dim: int = option(64, "Output width of the prosody network.", low=1)
+    norm_z: bool = option(False, "LayerNorm over z = [speech ; prosody].")
+    head_hidden: int = option(256, "Hidden width of the shared regression head.", low=1)
+    dropout: float = option(0.1, "Dropout after the updater and inside the head.", low=0, high=0.9)
+    label_range: tuple[float, float] = option(
+        (0.0, 1.0), "Range of predictions: [0, 1] ends in a sigmoid, [-1, 1] in a tanh."
+    )
+    scan: Literal["auto", "reference", "chunk", "kernel"] = option(
+        "auto",
+        "Form of the Mamba scan; `auto` takes the CUDA kernels where they are installed, else `chunk`.",
+        runtime=True,
+    )
+    parallel_feedback: Literal["auto", "always", "never"] = option(
+        "auto", "Solve a chunk with predictions fed back by parallel passes, or step by step.", runtime=True
+    )
+
+    def __post_init__(self) -> None:
+        if tuple(self.label_range) not in {(0.0, 1.0), (-1.0, 1.0)}:
+            raise ConfigValueError(
+                f"model.label_range is {list(self.label_range)}; allowed are [0, 1] and [-1, 1]. "
+                "Say the corpus's own range in labels.range."
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class UpdaterConfig:
+    """Sizes of the updater, and what it remembers."""
+
+    d_model: int = option(128, "Width inside the updater.", low=1, high=8192)
+    layers: int = option(1, "Pre-norm residual blocks.", low=1, high=2)
+    d_state: int = option(16, "State size of a Mamba channel.", low=1, high=256)
+    d_conv: int = option(4, "Width of the causal convolution.", low=2, high=4)
+    expand: int = option(2, "Inner width of a Mamba block over d_model.", low=1, high=8)
+    headdim: int = option(32, "Head width of Mamba-2; divides expand * d_model.", low=1)
+    carry: bool = option(
+        True, "Keep the updater's own memory from step to step; false leaves only c and the last prediction."
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """Truncated backpropagation through time over lanes of sessions."""
+
+    seed: int = option(0, "Seed of weights, lanes, dropout and sampling.", low=0)
+    epochs: int = option(30, "Most epochs.", low=1)
+    patience: int = option(10, "Epochs without a better dev CCC, after the sampling schedule's end, to stop.", low=1)
+    lanes: int = option(16, "Sessions side by side, over all workers; divisible by the workers.", low=1)
+    window: int = option(30, "Steps that gradients flow through (T).", low=1)
+    lr: float = option(1e-3, "Peak learning rate above the encoder.", low=1e-7, high=1)
+    lr_schedule: Literal["constant", "cosine"] = option("constant", "Course of the learning rate after warm-up.")
+    warmup_fraction: float = option(0.0, "Share of the optimiser steps with a rising learning rate.", low=0, high=1)
+    weight_decay: float = option(0.01, "AdamW's, not applied to norms, biases and the scan's own parameters.", low=0)
+    clip: float = option(1.0, "Largest norm of the gradient.", low=1e-6)
+    loss: Literal["ccc_mse", "mse"] = option("ccc_mse", "1 - mean CCC + mse_weight * MSE, or MSE alone.")
+    mse_weight: float = option(0.1, "Weight of the summed MSE in ccc_mse.", low=0)
+    min_labelled: int = option(64, "A window with fewer labelled steps in all uses MSE alone.", low=2)
+    sampling_hold_fraction: float = option(
+        0.3, "Share of the optimiser steps at the start in which only labels are fed (scheduled).", low=0, high=1
+    )
+    sampling_end_fraction: float = option(
+        0.2, "Share of the optimiser steps at the end in which only predictions are fed (scheduled).", low=0, high=1
+    )
+    no_feedback_fraction: float = option(
+        0.0, "Share of the optimiser steps at the start in which the middle of the range is fed.", low=0, high=1
+    )
+    weight_averaging: float = option(
+        0.0, "Decay per step of the averaged weights that are evaluated and kept; 0 is none.", low=0, high=0.99999
+    )
+    select: Literal["best", "last"] = option("best", "Keep the epoch with the best dev CCC, or the last one.")
+    dtype: Literal["float32", "float64"] = option("float32", "Precision of the model.")
+    keep_checkpoints: int = option(2, "Resumable checkpoints that are kept.", low=1, runtime=True)
+    encoder: Literal["frozen", "last_k", "all"] = option("frozen", "Which layers of the speech encoder are trained.")
+    encoder_layers: int = option(2, "How many layers `last_k` trains.", low=1)
+    encoder_lr: float = option(3e-5, "Learning rate of the encoder.", low=1e-8, high=1)
+    encoder_from_epoch: int = option(0, "Epoch at which the encoder is unfrozen.", low=0)
+    trackers: tuple[str, ...] = option(("tensorboard",), "Any of tensorboard, mlflow, wandb.", runtime=True)
+
+    def __post_init__(self) -> None:
+        if self.sampling_hold_fraction + self.sampling_end_fraction > 1:
+            raise ConfigValueError(
+                f"train.sampling_hold_fraction is {self.sampling_hold_fraction} and train.sampling_end_fraction "
+                f"{self.sampling_end_fraction}; together they may be 1 at most."
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class ExtractConfig:
+    """How extraction is cut into work, and what it tolerates."""
+
+    shard_utterances: int = option(
+        256, "Utterances in one part of the store, approximately; sessions stay whole.", low=1
+    )
+    shard_recordings: int = option(8, "Recordings in one part where utterances are still to be found.", low=1)
+    max_failed_fraction: float = option(
+        0.05, "Failed share above which the job ends with exit code 1.", low=0, high=1, runtime=True
+    )
+    decode_timeout_s: float = option(
+        120.0, "A decode that takes longer becomes a row with status timeout.", low=0.1, runtime=True
+    )
+    batch_s: float = option(60.0, "Seconds of speech in one batch of an encoder.", low=1, runtime=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoreConfig:
+    """Who is scored, and how sessions are summed up."""
+
+    channel_roles: str | tuple[str, ...] | None = option(
+        None,
+        "Role of each channel of a recording: a list such as [agent, customer], or a preset such as "
+        "amazon-connect; null when a table of calls says it.",
+    )
+    agents_exception: Literal["medical", "safety", "outside_eu"] | None = option(
+        None, "Why employees may be scored; the EU's AI Act, Art. 5(1)(f), otherwise prohibits it."
+    )
+    agents_exception_reference: str = option("", "Your record of that exception; needed with agents_exception.")
+    context_roles: tuple[str, ...] = option((), "Roles that move the session's memory without being scored.")
+    shard_sessions: int = option(64, "Sessions in one part of the scores.", low=1)
+    lanes: int = option(32, "Sessions replayed side by side, always exactly so many.", low=1)
+    chunk: int = option(64, "Steps of one replayed chunk.", low=1)
+    low_valence: float = option(0.4, "valence_below_s counts speech scored under this (model scale).", low=-1, high=1)
+    low_arousal: float = option(0.4, "arousal_below_s counts speech scored under this (model scale).", low=-1, high=1)
+    end_half_life_s: float = option(60.0, "Half-life, back from the end of the call, of *_end_weighted.", low=1)
+    max_failed_fraction: float = option(
+        0.05, "Failed share above which the job ends with exit code 1.", low=0, high=1, runtime=True
+    )
+    hash_ids: bool = option(False, "Replace ids by keyed hashes; the key comes from VAEMO_ID_KEY.")
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateConfig:
+    """How intervals are made and which CCC is meant."""
+
+    bootstrap: int = option(1000, "Resamples of sessions for the 95 % intervals.", low=0)
+    seed: int = option(0, "Seed of the resampling.", low=0)
+    variance: Literal["biased", "unbiased"] = option(
+        "biased", "Variances in the CCC: divided by n (ours), or by n - 1 over a biased covariance (AVEC's)."
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """All sections of a run."""
+
+    audio: AudioConfig = AudioConfig()
+    vad: VadConfig = VadConfig()
+    features: FeatureConfig = FeatureConfig()
+    labels: LabelConfig = LabelConfig()
+    sessions: SessionConfig = SessionConfig()
+    splits: SplitConfig = SplitConfig()
+    model: ModelConfig = ModelConfig()
+    updater: UpdaterConfig = UpdaterConfig()
+    train: TrainConfig = TrainConfig()
+    extract: ExtractConfig = ExtractConfig()
+    score: ScoreConfig = ScoreConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+
+    @staticmethod
+    def load(source: str | Path = "default", overrides: Iterable[str] = ()) -> Config:
+        """The config of a preset or YAML file with overrides applied.
+
+        Args:
+            source: A name in `PRESETS` or the path of a YAML file. A file starts from the default preset and may
+                leave out any section or field.
+            overrides: `section.key=value`, the value in YAML's notation.
+
+        Raises:
+            UnknownConfigKeyError: for a section or field that does not exist, with the nearest one.
+            ConfigValueError: for an unreadable file, a wrong type or a value out of range.
+        """
+        return Config().replace(_read_yaml(source)).replace(_parse_overrides(overrides))
+
+    @staticmethod
+    def from_dict(sections: Mapping[str, Mapping[str, Any]]) -> Config:
+        """The config that `to_dict` wrote; sections and fields that are left out have their defaults."""
+        return Config().replace(sections)
+
+    def to_dict(self) -> dict[str, dict[str, Any]]:
+        """Plain nested dicts and lists, fit for YAML and JSON."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
+
+    def replace(self, sections: Mapping[str, Mapping[str, Any]]) -> Config:
+        """A copy with the named fields changed, checked as `load` checks them."""
+        changed = {}
+        for section, values in sections.items():
+            if section not in _SECTIONS:
+                raise UnknownConfigKeyError(_unknown("config section", section, _SECTIONS))
+            if not isinstance(values, Mapping):
+                raise ConfigValueError(
+                    f"config section '{section}' holds {values!r}; it takes fields such as "
+                    f"{section}.{next(iter(_fields(_SECTIONS[section])))}."
+                )
+            known = _fields(_SECTIONS[section])
+            for key in values:
+                if key not in known:
+                    raise UnknownConfigKeyError(_unknown("config key", f"{section}.{key}", known, section))
+            checked = {key: _check(f"{section}.{key}", known[key], value) for key, value in values.items()}
+            changed[section] = dataclasses.replace(getattr(self, section), **checked)
+        return dataclasses.replace(self, **changed)
+
+    def fingerprint(self, *sections: str) -> str:
+        """SHA-256 (64 hex digits) of the fields of these sections (all when none is named) that change results."""
+        plain = self.to_dict()
+        kept = {
+            section: {
+                key: value
+                for key, value in plain[section].items()
+                if not _fields(_SECTIONS[section])[key].metadata["runtime"]
+            }
+            for section in (sections or _SECTIONS)
+        }
+        return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+
+
+_SECTIONS: dict[str, type] = {field.name: type(field.default) for field in dataclasses.fields(Config)}
+
+
+def _fields(section: type) -> dict[str, dataclasses.Field]:
+    return {field.name: field for field in dataclasses.fields(section)}
+
+
+@functools.cache
+def _type_hints(section: type) -> dict[str, Any]:
+    return typing.get_type_hints(section)
+
+
+def _read_yaml(source: str | Path) -> Mapping[str, Any]:
+    if str(source) in PRESETS:
+        text = resources.files("vaemo.presets").joinpath(f"{source}.yaml").read_text()
+    else:
+        try:
+            text = Path(source).read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigValueError(
+                f"config '{source}' cannot be read ({error.__class__.__name__}); "
+                f"give a YAML file or one of the presets {', '.join(PRESETS)}."
+            ) from None
+    try:
+        loaded = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigValueError(f"config '{source}' is not YAML: {' '.join(str(error).split())}") from None
+    if loaded is None:
+        return {}
+    if not isinstance(loaded, Mapping):
+        raise ConfigValueError(f"config '{source}' holds {type(loaded).__name__}; it needs sections with fields.")
+    return loaded
+
+
+def _parse_overrides(overrides: Iterable[str]) -> dict[str, dict[str, Any]]:
+    sections: dict[str, dict[str, Any]] = {}
+    for override in overrides:
+        name, equals, text = override.partition("=")
+        section, dot, key = name.strip().partition(".")
+        if not equals or not dot or not key:
+            raise ConfigValueError(f"--set {override}: give section.key=value, such as --set model.alpha=0.9.")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise ConfigValueError(f"--set {override}: '{text}' is not a YAML value.") from None
+        sections.setdefault(section, {})[key] = value
+    return sections
+
+
+def _unknown(kind: str, found: str, known: Iterable[str], section: str | None = None) -> str:
+    """The message for an unknown name, with the nearest known one first: in this section, then anywhere."""
+    names = [f"{section}.{key}" if section else key for key in known]
+    key = found.partition(".")[2]
+    elsewhere = [f"{other}.{key}" for other, fields in _SECTIONS.items() if key in _fields(fields)]
+    near = elsewhere[:1] or difflib.get_close_matches(found, names, n=1)
+    hint = f" Did you mean {near[0]}?" if near else ""
+    return f"unknown {kind} '{found}'.{hint} Allowed: {', '.join(names)}."
+
+
+def _check(name: str, field: dataclasses.Field, value: Any) -> Any:
+    section, _, key = name.partition(".")
+    hint = _type_hints(_SECTIONS[section])[key]
+    try:
+        converted = _convert(hint, value)
+    except (TypeError, ValueError):
+        raise ConfigValueError(f"{name} is {value!r}; allowed is {_describe(hint)}.") from None
+    low, high = field.metadata["low"], field.metadata["high"]
+    if isinstance(converted, (int, float)) and not isinstance(converted, bool):
+        if low is not None and converted < low:
+            raise ConfigValueError(f"{name} is {value!r}; it must be at least {low}.")
+        if high is not None and converted > high:
+            raise ConfigValueError(f"{name} is {value!r}; it must be at most {high}.")
+    return converted
+
+
+def _convert(hint: Any, value: Any) -> Any:
+    """The value as the type asks for it; TypeError or ValueError where it does not fit."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
+        for member in args:
+            try:
+                return _convert(member, value)
+            except (TypeError, ValueError):
+                continue
+        raise ValueError
+    if origin is Literal:
+        if isinstance(value, bool) or value not in args:
+            # YAML 1.1 reads a bare `none` as text but `off` and `on` as booleans.
+            if value is False and "off" in args:
+                return "off"
+            raise ValueError
+        return value
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise TypeError
+        if args[-1] is not Ellipsis and len(value) != len(args):
+            raise ValueError
+        members = [args[0]] * len(value) if args[-1] is Ellipsis else args
+        return tuple(_convert(member, item) for member, item in zip(members, value, strict=True))
+    if hint is float:
+        # YAML 1.1 reads 1e-3 as text.
+        if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+            raise TypeError
+        converted = float(value)
+        if converted != converted or converted in (float("inf"), float("-inf")):
+            raise ValueError
+        return converted
+    if hint is type(None) or not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        raise TypeError
+    return value
+
+
+def _describe(hint: Any) -> str:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(_describe(member) for member in args)
+    if origin is Literal:
+        return "one of " + ", ".join(map(str, args))
+    if origin is tuple:
+        length = "any number" if args[-1] is Ellipsis else str(len(args))
+        return f"a list of {length} of {_describe(args[0])}"
+    return {type(None): "null", bool: "true or false", int: "a whole number", float: "a number", str: "text"}[hint]

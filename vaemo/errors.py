@@ -1,0 +1,85 @@
+"""What a user can put right, one class per thing.
+
+Every message says what was found, where, what is allowed and what to do. A job prints the message alone,
+without a traceback, and ends with the class's `exit_code`: 2 for wrong usage, 1 for everything else.
+"""
+
+
+class VaemoError(Exception):
+    """A mistake that the user can mend; anything else that is raised is a bug of ours."""
+
+    exit_code = 1
+
+
+class UsageError(VaemoError):
+    """The command line or the config asks for something that is not offered."""
+
+    exit_code = 2
+
+
+class UnknownConfigKeyError(UsageError):
+    """A config names a section or a field that does not exist."""
+
+
+class ConfigValueError(UsageError):
+    """A config field holds a value of the wrong type or outside its range."""
+
+
+class ReadManifestError(VaemoError):
+    """A manifest is missing, empty, or one of its lines cannot be used."""
+
+
+class ReadStoreError(VaemoError):
+    """A feature store is missing, empty, or does not follow the contract."""
+
+
+class ReadScoresError(VaemoError):
+    """A score folder is missing, empty, or does not follow the contract."""
+
+
+class ReadCheckpointError(VaemoError):
+    """A checkpoint folder is missing, incomplete, or not one of ours."""
+
+
+class LabelError(VaemoError):
+    """Labels are absent where they are needed, constant, or outside the declared range."""
+
+
+class SplitError(VaemoError):
+    """A session or a speaker stands in two splits, or a split that is needed is empty."""
+
+
+class FeatureMismatchError(VaemoError):
+    """Features do not fit the model: a stream or a dimension is not the one it was made for."""
+
+
+class NonFiniteFeatureError(VaemoError):
+    """A feature holds NaN or an infinity."""
+
+
+class ShapeError(VaemoError):
+    """Tensors disagree on lanes, steps, width or dtype."""
+
+
+class StateMismatchError(VaemoError):
+    """A session state belongs to another model, or is not whole."""
+
+
+class ExtractorError(VaemoError):
+    """An extractor cannot be loaded or does not do what its contract says."""
+
+
+class OtherRunError(VaemoError):
+    """An output folder holds the results of a run with another fingerprint."""
+
+
+class ClusterError(VaemoError):
+    """The cluster is too small for the job, or made no progress for too long."""
+
+
+class TooManyFailuresError(VaemoError):
+    """More utterances failed than the config allows; every one of them is listed in the output."""
+
+
+class DivergedError(VaemoError):
+    """Training produced a loss that is not a finite number."""

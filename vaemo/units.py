@@ -1,0 +1,59 @@
+"""Words and scales that every stage shares: dimensions, streams, statuses, label scales."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+DIMENSIONS = ("valence", "arousal")
+"""The two predicted dimensions; this is their order on every axis of size two."""
+
+STREAMS = ("speech", "prosody", "speaker")
+"""The three feature streams of an utterance; any of them may be absent from a store."""
+
+SPLITS = ("train", "dev", "test")
+
+SAMPLING_RATE_HZ = 16_000
+"""Every extractor receives mono float32 samples at this rate, in [-1, 1]."""
+
+STATUSES = (
+    "ok",
+    "too_short",
+    "too_long",
+    "silent",
+    "undecodable",
+    "missing",
+    "unreadable",
+    "bad_channel",
+    "nan_audio",
+    "timeout",
+    "not_scored_role",
+)
+"""What can become of an utterance; all but `ok` carry a reason and no features or scores."""
+
+
+@dataclass(frozen=True)
+class LabelScale:
+    """A closed range of label values, and the linear maps between two such ranges.
+
+    Example:
+        >>> LabelScale(1, 7).to(LabelScale(0, 1), 4.0)
+        0.5
+    """
+
+    low: float
+    high: float
+
+    def to(self, other: LabelScale, value):
+        """Map a number or an array from this range to `other`, linearly, without clipping."""
+        return other.low + (value - self.low) * (other.width / self.width)
+
+    @property
+    def width(self) -> float:
+        return self.high - self.low
+
+    @property
+    def middle(self) -> float:
+        return (self.low + self.high) / 2
+
+    def contains(self, value: float) -> bool:
+        return self.low <= value <= self.high
