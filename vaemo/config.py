@@ -30,9 +30,7 @@ def option(
     default: Any, doc: str, *, low: float | None = None, high: float | None = None, runtime: bool = False
 ) -> Any:
     """A config field: its default, what it means, the closed range it may take, and whether results depend on it."""
-    return dataclasses.field(
-        default=default, metadata={"doc": doc, "low": low, "high": high, "runtime": runtime}
-    )
+    return dataclasses.field(default=default, metadata={"doc": doc, "low": low, "high": high, "runtime": runtime})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,12 +69,8 @@ class FeatureConfig:
         "logmel", "`logmel` (built in), `none`, or a WavLM, wav2vec2 or HuBERT model: a hub name or a folder."
     )
     speech_revision: str = option("main", "Revision of a hub model; pin a commit to keep features reproducible.")
-    speech_layer: int = option(
-        -1, "Hidden layer that is pooled; -1 is the last. Ignored by `logmel`.", low=-1, high=64
-    )
-    prosody: str = option(
-        "egemaps", "`egemaps`, `gemaps` or `compare` (openSMILE), `praat` (extra), or `none`."
-    )
+    speech_layer: int = option(-1, "Hidden layer that is pooled; -1 is the last. Ignored by `logmel`.", low=-1, high=64)
+    prosody: str = option("egemaps", "`egemaps`, `gemaps` or `compare` (openSMILE), `praat` (extra), or `none`.")
     speaker: str = option(
         "ltas", "`ltas` (built in), `none`, or a SpeechBrain ECAPA or x-vector model: a hub name or a folder."
     )
@@ -340,6 +334,7 @@ class Config:
         return json.loads(json.dumps(dataclasses.asdict(self)))
 
     def to_yaml(self) -> str:
+        """The YAML text that `load` reads back."""
         return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
 
     def replace(self, sections: Mapping[str, Mapping[str, Any]]) -> Config:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 DIMENSIONS = ("valence", "arousal")
 """The two predicted dimensions; this is their order on every axis of size two."""
@@ -43,17 +44,20 @@ class LabelScale:
     low: float
     high: float
 
-    def to(self, other: LabelScale, value):
+    def to(self, other: LabelScale, value: Any) -> Any:
         """Map a number or an array from this range to `other`, linearly, without clipping."""
         return other.low + (value - self.low) * (other.width / self.width)
 
     @property
     def width(self) -> float:
+        """High minus low."""
         return self.high - self.low
 
     @property
     def middle(self) -> float:
+        """Halfway between low and high: the first feedback of a session."""
         return (self.low + self.high) / 2
 
     def contains(self, value: float) -> bool:
+        """Whether a value lies in the closed range."""
         return self.low <= value <= self.high

@@ -1,0 +1,72 @@
+"""What every command shares: arguments, one clear line for a mistake, exit codes 0, 1 and 2."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+from vaemo import files
+from vaemo.config import PRESETS, Config
+from vaemo.errors import UsageError, VaemoError
+
+
+class JobParser(argparse.ArgumentParser):
+    """A parser with `--config` and `--set`, whose errors are one line."""
+
+    def __init__(self, description: str) -> None:
+        super().__init__(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+        self.add_argument("--config", default="default", help=f"YAML file, or one of {', '.join(PRESETS)}")
+        self.add_argument(
+            "--set",
+            action="append",
+            default=[],
+            metavar="SECTION.KEY=VALUE",
+            dest="overrides",
+            help="change one field of the config; may be repeated",
+        )
+
+    def error(self, message: str) -> NoReturn:
+        """One line and exit code 2, without the usage block."""
+        self.exit(2, f"{self.prog}: {message}. See {self.prog} --help.\n")
+
+
+def load_config(args: argparse.Namespace) -> Config:
+    """The config that `--config` and `--set` ask for."""
+    return Config.load(args.config, args.overrides)
+
+
+def data_path(text: str) -> str:
+    """The type of an argument that names data: absolute, or a URI.
+
+    Raises:
+        UsageError: for a relative path inside a Ray job, which runs in a temporary copy of the working directory:
+            what it wrote there would be lost, and what it reads is not there.
+    """
+    if files.is_uri(text):
+        return text
+    if not os.path.isabs(text) and in_ray_job():
+        raise UsageError(
+            f"'{text}' is a relative path, and a Ray job runs in a temporary copy of the working directory. "
+            f'Give the absolute path, "$PWD/{text}", on storage that every node sees, or a URI.'
+        )
+    return os.path.abspath(text)
+
+
+def in_ray_job() -> bool:
+    """Whether this process was started by `ray job submit`."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
+def run(main: Callable[[list[str] | None], int | None]) -> NoReturn:
+    """Call a job's `main`; a VaemoError becomes one line and its exit code, anything else stays a traceback."""
+    try:
+        code = main(None)
+    except VaemoError as error:
+        print(f"{os.path.basename(sys.argv[0])}: {error}", file=sys.stderr, flush=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    sys.exit(code or 0)

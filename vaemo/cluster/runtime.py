@@ -1,0 +1,138 @@
+"""Ray as every job uses it: connecting, sizes that follow from the cluster, shards run to the end."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+import ray.data
+from ray.data import ActorPoolStrategy, DataContext
+from ray.data.exceptions import ExecutionTimeoutError
+
+from vaemo import errors
+from vaemo.errors import ClusterError, VaemoError
+
+NO_PROGRESS_S = 900.0
+"""A pipeline in which nothing has moved for so long is ended: Ray would wait for half an hour."""
+
+
+def connect(*, worker_output: bool = False) -> None:
+    """Attach to the cluster that RAY_ADDRESS names, or start Ray on this machine; once per process.
+
+    The number of CPUs is never passed: inside a submitted job Ray refuses it, elsewhere the machine knows best.
+
+    Args:
+        worker_output: Show what workers print, as training's progress.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # One footer reader instead of Ray's 32 actors a read.
+    os.environ.setdefault("RAY_DATA_PARQUET_FOOTER_NUM_ACTORS", "1")
+    # Ray's own notes about its internals; errors that end a job are raised all the same.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    for name in ("ray.data", "ray._private.authentication.authentication_token_setup"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
+    if not ray.is_initialized():
+        ray.init(logging_level=logging.ERROR, log_to_driver=worker_output)
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.execution_no_progress_timeout_s = NO_PROGRESS_S
+
+
+@dataclass(frozen=True)
+class Pool:
+    """How many workers of one kind fit, and what each of them reserves."""
+
+    workers: int
+    cpus: float
+    gpus: float
+
+
+def fit_pool(*, gpus: float = 0.0) -> Pool:
+    """As many workers as the cluster has CPUs (or GPU shares), which leave one CPU free on every node.
+
+    Ray Data's own tasks each need a whole CPU, on one node; a pool that holds them all never ends.
+
+    Args:
+        gpus: Share of a GPU that a worker needs; 0 for work on CPUs.
+
+    Raises:
+        ClusterError: if the cluster has no CPU, or not the GPU share that is asked for.
+    """
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    cpus = [math.floor(node["CPU"]) for node in nodes if node.get("CPU", 0) >= 1]
+    if not cpus:
+        raise ClusterError(
+            "no node of the Ray cluster has a CPU to work with. Start a worker node, or one here with "
+            "`ray start --head`."
+        )
+    if gpus:
+        workers = sum(math.floor(node.get("GPU", 0) / gpus) for node in nodes)
+        if not workers:
+            raise ClusterError(f"a worker needs {gpus:g} GPU, and no node of the Ray cluster has that many.")
+        return Pool(workers, 0.0, gpus)
+    share = min((n - 1) / n for n in cpus)
+    return Pool(sum(cpus), math.floor(share * 100) / 100, 0.0)
+
+
+def run_shards(
+    worker: type, worker_args: Mapping[str, Any], shards: Sequence[Mapping[str, Any]], *, gpus: float = 0.0
+) -> Iterator[dict[str, Any]]:
+    """Run a worker over every shard on the cluster and yield what it returns, in the order of completion.
+
+    Args:
+        worker: A class; each actor makes one object of it (models are loaded there), and calls that with a shard.
+            The call writes the shard's file itself and returns a dict of counts, fit for JSON.
+        worker_args: Keyword arguments of the class.
+        shards: Flat dicts of numbers, texts and bytes: light descriptions of work.
+        gpus: Share of a GPU for each worker.
+
+    Raises:
+        ClusterError: if nothing moved for `NO_PROGRESS_S`.
+        VaemoError: what a worker raised first.
+    """
+    if not shards:
+        return
+    pool = fit_pool(gpus=gpus)
+    workers = min(pool.workers, len(shards))
+    dataset = ray.data.from_items(list(shards), override_num_blocks=len(shards)).map(
+        _ShardWorker,  # type: ignore[arg-type]  # Ray takes classes of callables too
+        fn_constructor_kwargs={"worker": worker, "worker_args": dict(worker_args)},
+        compute=ActorPoolStrategy(size=workers),
+        num_cpus=pool.cpus,
+        num_gpus=pool.gpus,
+    )
+    try:
+        for row in dataset.iter_rows():
+            if row["error"] is not None:
+                raise getattr(errors, row["error"])(row["message"])
+            yield json.loads(row["message"])
+    except ExecutionTimeoutError as error:
+        raise ClusterError(
+            f"nothing moved on the cluster for {NO_PROGRESS_S:g} s: too few free CPUs, or a worker that hangs. "
+            "What is finished is kept; run the same command again to do the rest."
+        ) from error
+
+
+class _ShardWorker:
+    """Makes the worker when its first shard comes, and carries a VaemoError home as a row, without Ray's wrapping."""
+
+    def __init__(self, worker: type, worker_args: Mapping[str, Any]) -> None:
+        self._make = lambda: worker(**worker_args)
+        self._worker: Any = None
+
+    def __call__(self, shard: dict[str, Any]) -> dict[str, str | None]:
+        try:
+            self._worker = self._worker or self._make()
+            return {"error": None, "message": json.dumps(self._worker(shard))}
+        except VaemoError as error:
+            return {"error": type(error).__name__, "message": str(error)}

@@ -1,0 +1,123 @@
+"""Agreement of predictions with labels: CCC, Pearson's r, RMSE, MAE; one definition for every stage.
+
+The concordance correlation coefficient of n pairs (x, y) is
+2 cov(x, y) / (var(x) + var(y) + (mean(x) - mean(y))^2), variances and covariance divided by n (biased).
+Everything here is float64; pairs with a NaN are left out. What the trainer differentiates is in `loss`.
+
+Source:
+    Lin (1989), A concordance correlation coefficient to evaluate reproducibility, Biometrics 45.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from vaemo.errors import ShapeError
+
+
+@dataclass(frozen=True)
+class Moments:
+    """First and second moments of n pairs, centred, so that parts of any size merge without loss of digits.
+
+    The fields are arrays of one shape: one entry per group (dimension, session, bootstrap draw, ...).
+    `parts[0] + parts[1]` are the moments of both.
+
+    Source:
+        Chan, Golub and LeVeque (1979), Updating formulae and a pairwise algorithm for sample variances, eq. 2.1.
+    """
+
+    n: np.ndarray
+    mean_x: np.ndarray
+    mean_y: np.ndarray
+    sum_xx: np.ndarray
+    sum_yy: np.ndarray
+    sum_xy: np.ndarray
+
+    @staticmethod
+    def of(prediction: np.ndarray, label: np.ndarray) -> Moments:
+        """Moments over the first axis, for each entry of the others.
+
+        Args:
+            prediction: (n, ...), NaN = missing.
+            label: The same shape, NaN = missing.
+
+        Raises:
+            ShapeError: if the shapes differ.
+        """
+        x, y = np.asarray(prediction, np.float64), np.asarray(label, np.float64)
+        if x.shape != y.shape:
+            raise ShapeError(f"predictions have the shape {x.shape}, labels {y.shape}; they must be alike.")
+        known = ~(np.isnan(x) | np.isnan(y))
+        n = known.sum(axis=0).astype(np.float64)
+        some = np.maximum(n, 1)
+        mean_x = np.where(known, x, 0).sum(axis=0) / some
+        mean_y = np.where(known, y, 0).sum(axis=0) / some
+        dx, dy = np.where(known, x - mean_x, 0), np.where(known, y - mean_y, 0)
+        return Moments(n, mean_x, mean_y, (dx * dx).sum(axis=0), (dy * dy).sum(axis=0), (dx * dy).sum(axis=0))
+
+    def __add__(self, other: Moments) -> Moments:
+        n = self.n + other.n
+        share = other.n / np.maximum(n, 1)
+        dx, dy = other.mean_x - self.mean_x, other.mean_y - self.mean_y
+        between = self.n * share
+        return Moments(
+            n,
+            self.mean_x + dx * share,
+            self.mean_y + dy * share,
+            self.sum_xx + other.sum_xx + dx * dx * between,
+            self.sum_yy + other.sum_yy + dy * dy * between,
+            self.sum_xy + other.sum_xy + dx * dy * between,
+        )
+
+    def ccc(self, *, unbiased: bool = False) -> np.ndarray:
+        """CCC; 0 where one side is constant, NaN where both are constant and equal, or where n is 0.
+
+        Args:
+            unbiased: Divide variances and covariance by n - 1, as some toolkits do.
+        """
+        count = self.n - 1 if unbiased else self.n
+        offset = count * (self.mean_x - self.mean_y) ** 2
+        return _ratio(2 * self.sum_xy, self.sum_xx + self.sum_yy + offset)
+
+    def pearson(self) -> np.ndarray:
+        """Pearson's r; NaN where one side is constant."""
+        return _ratio(self.sum_xy, np.sqrt(self.sum_xx * self.sum_yy))
+
+    def rmse(self) -> np.ndarray:
+        """Root of the mean squared error, in units of the labels; NaN where n is 0."""
+        squares = self.sum_xx + self.sum_yy - 2 * self.sum_xy + self.n * (self.mean_x - self.mean_y) ** 2
+        return np.sqrt(np.maximum(_ratio(squares, self.n), 0))
+
+    def sd(self) -> tuple[np.ndarray, np.ndarray]:
+        """Standard deviations of predictions and of labels (divided by n)."""
+        return np.sqrt(_ratio(self.sum_xx, self.n)), np.sqrt(_ratio(self.sum_yy, self.n))
+
+
+def ccc(prediction: np.ndarray, label: np.ndarray, *, unbiased: bool = False) -> np.ndarray:
+    """CCC over the first axis; see `Moments.ccc`."""
+    return Moments.of(prediction, label).ccc(unbiased=unbiased)
+
+
+def pearson(prediction: np.ndarray, label: np.ndarray) -> np.ndarray:
+    """Pearson's r over the first axis; see `Moments.pearson`."""
+    return Moments.of(prediction, label).pearson()
+
+
+def rmse(prediction: np.ndarray, label: np.ndarray) -> np.ndarray:
+    """Root of the mean squared error over the first axis; NaN where no pair is whole."""
+    return Moments.of(prediction, label).rmse()
+
+
+def mae(prediction: np.ndarray, label: np.ndarray) -> np.ndarray:
+    """Mean absolute error over the first axis; NaN where no pair is whole."""
+    error = np.abs(np.asarray(prediction, np.float64) - np.asarray(label, np.float64))
+    known = ~np.isnan(error)
+    return _ratio(np.where(known, error, 0).sum(axis=0), known.sum(axis=0))
+
+
+def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+    """The quotient, NaN where the denominator is 0."""
+    numerator, denominator = np.asarray(numerator, np.float64), np.asarray(denominator, np.float64)
+    return np.divide(numerator, denominator, out=np.full(denominator.shape, np.nan), where=denominator > 0)[()]

@@ -1,0 +1,35 @@
+"""Features in deviations from the training split's mean; the statistics travel in the checkpoint."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+CLIP = 8.0
+"""Standardised features are clipped at this many deviations: one broken utterance must not flood the state."""
+
+
+class Standardize(nn.Module):
+    """(x - mean) / deviation, clipped; the identity until `set` is called.
+
+    Attributes:
+        mean: (D,), of the training split.
+        deviation: (D,), of the training split; 1 where a feature was constant there.
+    """
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(dim))
+        self.register_buffer("deviation", torch.ones(dim))
+
+    def set(self, mean: Tensor, deviation: Tensor) -> None:
+        """Take the statistics (D,) of the training split."""
+        self.mean.copy_(mean)
+        self.deviation.copy_(torch.where(deviation > 0, deviation, torch.ones_like(deviation)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The features (..., D) in deviations."""
+        return ((x - self.mean) / self.deviation).clamp(-CLIP, CLIP)

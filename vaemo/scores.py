@@ -1,0 +1,311 @@
+"""The folder of scores: what its two tables hold, how they are written and read, and the sum of each session.
+
+    SCORES/utterances/part-*.parquet   one row per utterance (`UTTERANCE_SCHEMA`)
+    SCORES/sessions/part-*.parquet     one row per session and role (`SESSION_SCHEMA`)
+    SCORES/_provenance.json            what made them
+
+Parts hold whole sessions, so a part of sessions follows from the part of utterances with the same name. Scores are on
+the model's label range. Further columns may stand in either table, after those of the schema, and are kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from vaemo import files
+from vaemo.config import ScoreConfig
+from vaemo.errors import ReadScoresError
+from vaemo.units import DIMENSIONS, LabelScale
+
+UTTERANCE_SCHEMA = pa.schema(
+    [
+        ("session_id", pa.string()),
+        ("utt_id", pa.string()),
+        ("speaker_id", pa.string()),
+        ("channel", pa.int32()),
+        ("role", pa.string()),
+        ("position", pa.int32()),
+        ("split", pa.string()),
+        ("fold", pa.string()),
+        ("start_s", pa.float64()),
+        ("end_s", pa.float64()),
+        ("valence", pa.float32()),
+        ("arousal", pa.float32()),
+        ("status", pa.string()),
+        ("reason", pa.string()),
+        ("run_id", pa.string()),
+    ]
+)
+"""Columns of the utterances. `valence` and `arousal` are null unless `status` is `ok`; several checkpoints add
+`valence_sd` and `arousal_sd`; a recording that cannot be read is one row with null times."""
+
+SPREAD_SCHEMA = pa.schema([(f"{dimension}_sd", pa.float32()) for dimension in DIMENSIONS])
+"""Columns that scoring with several checkpoints adds: the deviation over the models."""
+
+SESSION_SCHEMA = pa.schema(
+    [
+        ("session_id", pa.string()),
+        ("role", pa.string()),
+        ("n_utterances", pa.int32()),
+        ("n_scored", pa.int32()),
+        ("n_failed", pa.int32()),
+        ("talk_s", pa.float64()),
+        *(
+            (f"{dimension}_{name}", kind)
+            for dimension in DIMENSIONS
+            for name, kind in (
+                ("mean", pa.float32()),
+                ("min", pa.float32()),
+                ("min_at_s", pa.float64()),
+                ("slope_per_min", pa.float32()),
+                ("below_s", pa.float64()),
+                ("end_weighted", pa.float32()),
+            )
+        ),
+        ("run_id", pa.string()),
+    ]
+)
+"""Columns of the sessions; `summarise_sessions` says what each is."""
+
+PROVENANCE = "_provenance.json"
+"""The file that says what made the scores and guards the folder. `label_range` ([low, high] of the scores) and
+`native_range` (of the corpus trained on, or null) are read back by `read_scales`."""
+
+_REQUIRED = {
+    "utterances": ("session_id", "utt_id", *DIMENSIONS),
+    "sessions": ("session_id", "n_scored"),
+}
+_SCHEMAS = {"utterances": UTTERANCE_SCHEMA, "sessions": SESSION_SCHEMA}
+_READERS = 16
+
+
+def conform(table: pa.Table, schema: pa.Schema = UTTERANCE_SCHEMA) -> pa.Table:
+    """The columns of `schema` in its order and types, null where `table` has none; other columns follow as they are."""
+    columns = {
+        field.name: table[field.name].cast(field.type)
+        if field.name in table.column_names
+        # A score without a status was scored by somebody else's program.
+        else pa.repeat(pa.scalar("ok" if field.name == "status" else None, field.type), table.num_rows)
+        for field in schema
+    }
+    columns |= {name: table[name] for name in table.column_names if name not in columns}
+    return pa.table(columns, metadata=table.schema.metadata)
+
+
+def write_part(folder: str, name: str, utterances: pa.Table, score: ScoreConfig, travel: Sequence[str] = ()) -> None:
+    """Write one part of whole sessions: `sessions/NAME`, then `utterances/NAME`.
+
+    Each file appears whole or not at all. A part is finished when its utterances are there, since they come last;
+    writing it again writes the same rows.
+
+    Args:
+        folder: The folder of scores.
+        name: File name of the part, `part-....parquet`, below a `date=.../` where the archive is partitioned.
+        utterances: Rows of `UTTERANCE_SCHEMA`, all utterances of the part's sessions in session order.
+        score: What counts as low, and the half-life of the weighted end.
+        travel: Columns of a call, which its sessions keep too.
+    """
+    utterances = conform(utterances)
+    sessions = summarise_sessions(utterances, score, travel)
+    files.write_parquet_whole(files.join(folder, "sessions", name), sessions)
+    files.write_parquet_whole(files.join(folder, "utterances", name), utterances)
+
+
+def read_utterances(
+    folder: str, columns: Sequence[str] | None = None, sessions: Iterable[str] | None = None
+) -> pa.Table:
+    """The utterances of a folder of scores, part after part.
+
+    Args:
+        folder: The folder of scores.
+        columns: Names to keep; all when left out.
+        sessions: Ids of the only sessions wanted; all when left out.
+
+    Raises:
+        ReadScoresError: if the folder has no part, or a part cannot be read or lacks a column of the contract.
+    """
+    return _read(folder, "utterances", columns, sessions)
+
+
+def read_sessions(folder: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """The sessions of a folder of scores, one row per session and role; errors as in `read_utterances`."""
+    return _read(folder, "sessions", columns, None)
+
+
+def read_provenance(folder: str) -> dict[str, Any]:
+    """What made these scores (`PROVENANCE`); empty for a folder that another program wrote."""
+    path = files.join(folder, PROVENANCE)
+    return files.read_json(path) if files.exists(path) else {}
+
+
+def read_scales(folder: str) -> tuple[LabelScale, LabelScale | None]:
+    """The range that the scores are on ([0, 1] when nothing says), and the native range of the corpus trained on."""
+    provenance = read_provenance(folder)
+    native = provenance.get("native_range")
+    return LabelScale(*provenance.get("label_range", (0.0, 1.0))), LabelScale(*native) if native else None
+
+
+def summarise_sessions(utterances: pa.Table, score: ScoreConfig, travel: Sequence[str] = ()) -> pa.Table:
+    """One row per session and role, in the order of their first utterances.
+
+    Only utterances with a score count, except in `n_utterances`, `n_failed` (a status other than `ok` and
+    `not_scored_role`) and `talk_s` (the summed length of all utterances that have times). For either dimension:
+
+    - `mean`: weighted by the utterances' lengths; plain where one of them has no times.
+    - `min`, `min_at_s`: the lowest score, and the start of the first utterance that has it.
+    - `slope_per_min`: least-squares slope over the utterances' middles, weighted by length; null when all scored
+      speech is at one time.
+    - `below_s`: length of the speech scored below `score.low_valence`, `score.low_arousal`.
+    - `end_weighted`: mean weighted by length and by 2^(-age / `score.end_half_life_s`), the age reaching from the
+      utterance's end to the end of the last utterance of the session, whoever speaks it.
+
+    What needs times is null where a scored utterance has none, and every score is null where nothing is scored.
+
+    Args:
+        utterances: Rows of `UTTERANCE_SCHEMA`; the sessions must be whole.
+        score: What counts as low, and the half-life.
+        travel: Further columns to keep; the first value of each session and role.
+    """
+    utterances = conform(utterances)
+    session = _codes(utterances["session_id"])
+    role = _codes(utterances["role"])
+    key = session * (role.max(initial=0) + 1) + role
+    _, first, group = np.unique(key, return_index=True, return_inverse=True)
+    groups = _Groups(group, len(first))
+
+    start_s, end_s = _floats(utterances["start_s"]), _floats(utterances["end_s"])
+    length_s = end_s - start_s
+    timed = np.isfinite(length_s)
+    status = utterances["status"]
+    failed = pc.invert(pc.is_in(status, pa.array(["ok", "not_scored_role"]))).to_numpy(zero_copy_only=False)
+    last_s = np.full(session.max(initial=-1) + 1, -np.inf)
+    np.maximum.at(last_s, session[timed], end_s[timed])
+    recency = np.exp2((end_s - last_s[session]) / score.end_half_life_s)
+
+    values = {dimension: _floats(utterances[dimension]) for dimension in DIMENSIONS}
+    scored = np.isfinite(np.stack(list(values.values()))).all(axis=0)
+    columns: dict[str, Any] = {
+        "session_id": utterances["session_id"].take(first),
+        "role": utterances["role"].take(first),
+        "n_utterances": groups.count(np.ones(len(group), bool)),
+        "n_scored": groups.count(scored),
+        "n_failed": groups.count(failed),
+        "talk_s": np.where(groups.count(timed) > 0, groups.sum(np.where(timed, length_s, 0.0)), np.nan),
+    }
+    for dimension, low in zip(DIMENSIONS, (score.low_valence, score.low_arousal), strict=True):
+        summary = _summarise(groups, values[dimension], scored, timed, start_s, length_s, recency, low)
+        columns |= {f"{dimension}_{name}": column for name, column in summary.items()}
+    columns |= {name: utterances[name].take(first) for name in ("run_id", *travel)}
+    return conform(
+        pa.table(
+            {
+                # A number that cannot be given is null, never NaN.
+                name: pa.array(column, from_pandas=True) if isinstance(column, np.ndarray) else column
+                for name, column in columns.items()
+            }
+        ),
+        SESSION_SCHEMA,
+    )
+
+
+class _Groups:
+    """Sums over the rows of each group, without a loop over groups."""
+
+    def __init__(self, group: np.ndarray, n_groups: int) -> None:
+        self.group, self.n_groups = group, n_groups
+
+    def sum(self, values: np.ndarray) -> np.ndarray:
+        return np.bincount(self.group, weights=values, minlength=self.n_groups)
+
+    def count(self, where: np.ndarray) -> np.ndarray:
+        return np.bincount(self.group[where], minlength=self.n_groups)
+
+    def mean(self, values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        """The weighted mean of each group, NaN where the weights are all zero."""
+        total = self.sum(weights)
+        return np.divide(self.sum(weights * values), total, out=np.full(self.n_groups, np.nan), where=total > 0)
+
+
+def _summarise(
+    groups: _Groups,
+    values: np.ndarray,
+    scored: np.ndarray,
+    timed: np.ndarray,
+    start_s: np.ndarray,
+    length_s: np.ndarray,
+    recency: np.ndarray,
+    low: float,
+) -> dict[str, np.ndarray]:
+    values = np.where(scored, values, 0.0)
+    n_scored = groups.count(scored)
+    has_times = (n_scored > 0) & (groups.count(scored & ~timed) == 0)
+    inside = scored & has_times[groups.group]
+    length_s = np.where(inside, length_s, 0.0)
+    weights = np.where(has_times[groups.group], length_s, scored.astype(float))
+
+    order = np.lexsort((np.arange(len(values)), values, groups.group))
+    order = order[scored[order]]
+    lowest_group, lowest = np.unique(groups.group[order], return_index=True)
+    lowest = order[lowest]
+    minimum, minimum_at_s = np.full(groups.n_groups, np.nan), np.full(groups.n_groups, np.nan)
+    minimum[lowest_group] = values[lowest]
+    minimum_at_s[lowest_group] = np.where(has_times[lowest_group], start_s[lowest], np.nan)
+
+    mean = groups.mean(values, weights)
+    minute = np.where(inside, (start_s + length_s / 2) / 60.0, 0.0)
+    minute = np.where(inside, minute - groups.mean(minute, length_s)[groups.group], 0.0)
+    spread = groups.sum(length_s * minute**2)
+    # Rounding alone leaves about 1e-16 of the squared times; a minute squared is 1.
+    covariance = groups.sum(length_s * minute * np.where(inside, values - mean[groups.group], 0.0))
+    slope = np.divide(covariance, spread, out=np.full(groups.n_groups, np.nan), where=spread > 1e-9)
+    return {
+        "mean": mean,
+        "min": minimum,
+        "min_at_s": minimum_at_s,
+        "slope_per_min": slope,
+        "below_s": np.where(has_times, groups.sum(length_s * (values < low)), np.nan),
+        "end_weighted": groups.mean(values, np.where(inside, length_s * np.nan_to_num(recency), 0.0)),
+    }
+
+
+def _codes(column: pa.ChunkedArray) -> np.ndarray:
+    """Whole numbers in the order of first appearance; null is a value like any other."""
+    encoded = pc.dictionary_encode(column.combine_chunks(), null_encoding="encode")
+    return encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
+
+
+def _floats(column: pa.ChunkedArray) -> np.ndarray:
+    return column.cast(pa.float64()).to_numpy(zero_copy_only=False)
+
+
+def _read(folder: str, kind: str, columns: Sequence[str] | None, sessions: Iterable[str] | None) -> pa.Table:
+    parts = files.list_files(files.join(folder, kind), ".parquet", recursive=True)
+    if not parts:
+        raise ReadScoresError(f"'{folder}' has no {kind}/part-*.parquet; give a folder that jobs/score.py wrote.")
+    wanted = None if sessions is None else pc.field("session_id").isin(pa.array(list(sessions), pa.string()))
+    schema = _SCHEMAS[kind]
+
+    def read(part: str) -> pa.Table:
+        filesystem, path = files.filesystem_of(part)
+        try:
+            table = pq.read_table(path, filesystem=filesystem, filters=wanted, partitioning=None)
+        except (OSError, pa.ArrowInvalid) as error:
+            raise ReadScoresError(f"'{part}' cannot be read: {' '.join(str(error).split())}") from None
+        missing = [name for name in _REQUIRED[kind] if name not in table.column_names]
+        if missing:
+            raise ReadScoresError(
+                f"'{part}' has no column {', '.join(missing)}; scores need {', '.join(_REQUIRED[kind])}."
+            )
+        table = conform(table, schema)
+        return table if columns is None else table.select(columns)
+
+    with ThreadPoolExecutor(_READERS) as pool:
+        tables = list(pool.map(read, parts))
+    return pa.concat_tables(tables, promote_options="permissive")

@@ -1,0 +1,165 @@
+"""Rows of a feature store become sessions: arrays of utterances in time order.
+
+Reads a table as `FeatureStore.read` returns it, writes nothing. One session is one sequence of the model; what a
+sequence is (the whole session, or one speaker of it) is `sessions.sequence_by`. Letters: T steps (utterances of
+the session), D features.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from vaemo.errors import NonFiniteFeatureError
+from vaemo.units import DIMENSIONS, STREAMS
+
+
+@dataclass(frozen=True, eq=False)
+class Session:
+    """One sequence of the model: T utterances in order, all with status `ok`.
+
+    Attributes:
+        session_id: The session's id; with `sequence_by="speaker"` several sequences share it.
+        rows: Their row numbers in the table, (T,), int64.
+        utt_ids: (T,), objects.
+        speaker_ids: (T,), objects.
+        split: `train`, `dev` or `test`; None where there is none or the rows disagree (training refuses those).
+        fold: The fold, as text; None where there is none or the rows disagree.
+        streams: Features by stream, (T, D), float32, finite, not standardised.
+        labels: Valence and arousal on the model's label range, (T, 2), float32, NaN = unlabelled.
+        observed: Values known when the session is replayed, (T, 2), float32, NaN = unknown.
+        start_s: Start in the recording in seconds, (T,), float64, NaN = unknown.
+    """
+
+    session_id: str
+    rows: np.ndarray
+    utt_ids: np.ndarray
+    speaker_ids: np.ndarray
+    split: str | None
+    fold: str | None
+    streams: dict[str, np.ndarray]
+    labels: np.ndarray
+    observed: np.ndarray
+    start_s: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+def assemble_sessions(
+    table: pa.Table, *, sequence_by: Literal["session", "speaker"] = "session", streams: Sequence[str] = STREAMS
+) -> list[Session]:
+    """Cut a table into sessions, in order of first appearance, their rows by `position`.
+
+    Rows whose status is not `ok` are left out; a session without a row left does not appear. Sessions may be
+    scattered over the table. The arrays of all sessions are views of one array each, laid out in this order.
+
+    Args:
+        table: Columns `session_id`, `utt_id` and those of `streams` that it has, each of one dimension and there
+            in every row with status `ok`; other columns of the contract may be missing and have its defaults.
+        sequence_by: One sequence for a session, or one for each speaker of it.
+        streams: The streams to take along.
+
+    Raises:
+        NonFiniteFeatureError: if a feature is NaN or infinite.
+    """
+    rows = _rows_in_order(table, sequence_by)
+    if not len(rows):
+        return []
+    utt_ids = _texts(table, "utt_id", rows)
+    speaker_ids = _texts(table, "speaker_id" if "speaker_id" in table.column_names else "session_id", rows)
+    session_ids = _texts(table, "session_id", rows)
+    features = {name: _vectors(table, name, rows, utt_ids) for name in streams if name in table.column_names}
+    labels = np.stack([_numbers(table, name, rows, np.float32) for name in DIMENSIONS], axis=1)
+    observed = np.stack([_numbers(table, f"observed_{name}", rows, np.float32) for name in DIMENSIONS], axis=1)
+    start_s = _numbers(table, "start_s", rows, np.float64)
+    split, fold = _texts(table, "split", rows), _texts(table, "fold", rows)
+
+    starts_new = session_ids[1:] != session_ids[:-1]
+    if sequence_by == "speaker":
+        starts_new |= speaker_ids[1:] != speaker_ids[:-1]
+    edges = [0, *(np.flatnonzero(starts_new) + 1), len(rows)]
+    return [
+        Session(
+            session_id=session_ids[a],
+            rows=rows[a:b],
+            utt_ids=utt_ids[a:b],
+            speaker_ids=speaker_ids[a:b],
+            split=_common(split[a:b]),
+            fold=_common(fold[a:b]),
+            streams={name: matrix[a:b] for name, matrix in features.items()},
+            labels=labels[a:b],
+            observed=observed[a:b],
+            start_s=start_s[a:b],
+        )
+        for a, b in itertools.pairwise(edges)
+    ]
+
+
+def _rows_in_order(table: pa.Table, sequence_by: str) -> np.ndarray:
+    """Row numbers of the utterances with status ok: sequences by first appearance, inside them by position."""
+    usable = np.ones(len(table), bool)
+    if "status" in table.column_names:
+        usable = pc.fill_null(pc.equal(table["status"], "ok"), True).to_numpy()
+    keys = [_codes(table, "session_id")]
+    if sequence_by == "speaker" and "speaker_id" in table.column_names:
+        speaker = _codes(table, "speaker_id")
+        # First appearance of the pair, so that both ways of cutting keep the order of the sessions.
+        pair = keys[0] * (int(speaker.max(initial=0)) + 1) + speaker
+        _, first, inverse = np.unique(pair, return_index=True, return_inverse=True)
+        keys.append(first[inverse])
+    position = np.arange(len(table))
+    if "position" in table.column_names:
+        position = pc.fill_null(table["position"], 0).to_numpy()
+    order = np.lexsort([position, *reversed(keys)])
+    return order[usable[order]]
+
+
+def _codes(table: pa.Table, name: str) -> np.ndarray:
+    encoded = table[name].combine_chunks().dictionary_encode()
+    encoded = encoded.combine_chunks() if isinstance(encoded, pa.ChunkedArray) else encoded
+    return encoded.indices.to_numpy().astype(np.int64)
+
+
+def _texts(table: pa.Table, name: str, rows: np.ndarray) -> np.ndarray:
+    if name not in table.column_names:
+        return np.full(len(rows), None, object)
+    return table[name].cast(pa.string()).to_numpy()[rows]
+
+
+def _numbers(table: pa.Table, name: str, rows: np.ndarray, dtype: type) -> np.ndarray:
+    if name not in table.column_names:
+        return np.full(len(rows), np.nan, dtype)
+    return table[name].cast(pa.float64()).to_numpy()[rows].astype(dtype)
+
+
+def _vectors(table: pa.Table, name: str, rows: np.ndarray, utt_ids: np.ndarray) -> np.ndarray:
+    """The vectors of one stream at these rows, (rows, D)."""
+    wanted = np.zeros(len(table), bool)
+    wanted[rows] = True
+    parts, offset = [], 0
+    # Chunk by chunk: joining large list columns first would hold them twice.
+    for chunk in table[name].chunks:
+        kept = chunk.filter(pa.array(wanted[offset : offset + len(chunk)]))
+        offset += len(chunk)
+        parts.append(kept.flatten().to_numpy(zero_copy_only=False))
+    matrix = np.concatenate(parts).astype(np.float32, copy=False).reshape(len(rows), -1)
+    if (np.diff(rows) < 0).any():
+        matrix = matrix[np.searchsorted(np.flatnonzero(wanted), rows)]
+    finite = np.isfinite(matrix).all(axis=1)
+    if not finite.all():
+        raise NonFiniteFeatureError(
+            f"stream '{name}' of utterance '{utt_ids[np.argmin(finite)]}' holds NaN or an infinity, as "
+            f"{int((~finite).sum())} utterances in all; give them finite features or status nan_audio."
+        )
+    return matrix
+
+
+def _common(values: np.ndarray) -> str | None:
+    return values[0] if (values == values[0]).all() else None

@@ -1,0 +1,198 @@
+"""Who is trained on, who is held out: splits and folds of whole sessions, disjoint in speakers.
+
+Reads the id columns of a store, writes nothing. Sessions that share a speaker, directly or through others, form a
+*component*; what is made here keeps components whole, so that neither a session nor a speaker stands on two sides.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from vaemo.config import SplitConfig
+from vaemo.errors import SplitError, UsageError
+from vaemo.units import SPLITS
+
+
+@dataclass(frozen=True, eq=False)
+class Fold:
+    """One way of holding out.
+
+    Attributes:
+        name: What is held out: a fold, a speaker, or a number; empty for a plain split.
+        split: `train`, `dev`, `test`, or None for rows that are not used, one per row of the table, objects.
+        held_out: Rows that this fold is judged by, bool, one per row: those of `test`, for `by=speaker` only the
+            speaker's own.
+    """
+
+    name: str
+    split: np.ndarray
+    held_out: np.ndarray
+
+
+def plain_split(table: pa.Table, config: SplitConfig) -> Fold:
+    """The store's own splits where it has any, else made ones.
+
+    Args:
+        table: Columns `session_id`, `speaker_id`, `split`; every row counts.
+        config: Fractions, seed, and whether speakers may overlap.
+
+    Raises:
+        SplitError: if a session, or a speaker, stands in two splits, a split has an unknown name, or train or dev
+            would be empty.
+    """
+    split = table["split"].to_numpy(zero_copy_only=False)
+    if (split != None).any():  # noqa: E711 -- elementwise
+        _check_names(split)
+    else:
+        split = _made_split(table, config, config.test_fraction)
+    _check_disjoint(table, split, config)
+    return Fold("", split, split == "test")
+
+
+def make_folds(table: pa.Table, how: str, config: SplitConfig) -> list[Fold]:
+    """The folds that `--folds` asks for; the store's own splits are ignored, dev is made from what is not held out.
+
+    Args:
+        table: Columns `session_id`, `speaker_id`, `fold`.
+        how: `by=fold` (one fold each for the values of the column), `by=speaker` (leave one speaker out: sessions
+            in which the speaker takes part are not trained on), or `k=N` (N parts of about equal size).
+        config: The dev fraction, the seed, and whether speakers may overlap.
+
+    Raises:
+        UsageError: for another `how`.
+        SplitError: as `plain_split`; and if the column `fold` is empty, or there are fewer components than folds.
+    """
+    kind, _, value = how.partition("=")
+    if (kind, value) == ("by", "fold"):
+        held_out = _by_column(table, "fold")
+        tested = held_out
+    elif (kind, value) == ("by", "speaker"):
+        held_out = _by_column(table, "speaker_id")
+        tested = {name: _whole_sessions(table, rows) for name, rows in held_out.items()}
+    elif kind == "k" and value.isdecimal() and int(value) >= 2:
+        parts = _deal(table, config, [1.0] * int(value))
+        held_out = tested = {str(number): parts == number for number in range(int(value))}
+    else:
+        raise UsageError(f"--folds {how}: give by=fold, by=speaker, or k=N with N of at least 2.")
+    folds = []
+    for name, rows in held_out.items():
+        if not rows.any() or tested[name].all():
+            raise SplitError(
+                f"fold '{name}' of --folds {how} would hold {int(rows.sum())} of {len(rows)} utterances: sessions that "
+                "share speakers stay together. Give fewer folds, or by=fold."
+            )
+        split = np.full(len(table), "test", object)
+        split[~tested[name]] = _made_split(table.filter(pa.array(~tested[name])), config, 0.0)
+        judged = split.copy()
+        judged[tested[name] & ~rows] = None
+        _check_disjoint(table, judged, config)
+        folds.append(Fold(name, split, rows))
+    return folds
+
+
+def _by_column(table: pa.Table, name: str) -> dict[str, np.ndarray]:
+    values = table[name].to_numpy(zero_copy_only=False)
+    names = sorted({value for value in values if value is not None})
+    if len(names) < 2:
+        raise SplitError(
+            f"the column '{name}' has {len(names)} values; leaving one out at a time takes at least 2. "
+            "Fill the column, or give --folds k=N."
+        )
+    return {value: values == value for value in names}
+
+
+def _whole_sessions(table: pa.Table, rows: np.ndarray) -> np.ndarray:
+    session = _codes(table, "session_id")
+    return np.isin(session, session[rows])
+
+
+def _made_split(table: pa.Table, config: SplitConfig, test_fraction: float) -> np.ndarray:
+    """Names of splits for every row."""
+    shares = [1 - config.dev_fraction - test_fraction, config.dev_fraction, test_fraction]
+    if shares[0] <= 0:
+        raise SplitError(
+            f"splits.dev_fraction is {config.dev_fraction} and splits.test_fraction {test_fraction}: nothing is left "
+            "to train on."
+        )
+    part = _deal(table, config, shares)
+    for number, name in enumerate(SPLITS):
+        if shares[number] and not (part == number).any():
+            raise SplitError(
+                f"no utterance is left for {name}: sessions that share speakers stay together, and there are "
+                f"{len(np.unique(_components(table, config)))} such groups. Fill the column 'split', or set "
+                "splits.allow_speaker_overlap=true."
+            )
+    return np.array(SPLITS, object)[part]
+
+
+def _deal(table: pa.Table, config: SplitConfig, shares: list[float]) -> np.ndarray:
+    """Number of every row's part: components, largest first, each to the part that lacks most of its share."""
+    component = _components(table, config)
+    sizes = np.bincount(component)
+    order = np.random.default_rng(config.seed).permutation(len(sizes))
+    order = order[np.argsort(-sizes[order], kind="stable")]
+    wanted = np.array(shares) / sum(shares) * sizes.sum()
+    lacking = wanted.copy()
+    part = np.full(len(sizes), -1)
+    for left, number in zip(range(len(order), 0, -1), order, strict=True):
+        empty = (lacking == wanted) & (wanted > 0)
+        # The last components go to the parts that have nothing yet.
+        part[number] = np.where(empty, lacking, -np.inf).argmax() if left <= empty.sum() else lacking.argmax()
+        lacking[part[number]] -= sizes[number]
+    return part[component]
+
+
+def _components(table: pa.Table, config: SplitConfig) -> np.ndarray:
+    """Number of the component of every row: sessions alone where speakers may overlap."""
+    session = _codes(table, "session_id")
+    if config.allow_speaker_overlap:
+        return session
+    speaker = _codes(table, "speaker_id")
+    label = np.arange(session.max(initial=-1) + 1)
+    while True:
+        # Every speaker takes the lowest number among its sessions, every session that among its speakers.
+        of_speaker = np.full(speaker.max(initial=-1) + 1, len(label))
+        np.minimum.at(of_speaker, speaker, label[session])
+        lowered = label.copy()
+        np.minimum.at(lowered, session, of_speaker[speaker])
+        lowered = lowered[lowered]
+        if (lowered == label).all():
+            return np.unique(label, return_inverse=True)[1][session]
+        label = lowered
+
+
+def _check_names(split: np.ndarray) -> None:
+    unknown = {name for name in split if name is not None} - set(SPLITS)
+    if unknown:
+        raise SplitError(f"the column 'split' holds '{sorted(unknown)[0]}'; allowed are {', '.join(SPLITS)} and null.")
+
+
+def _check_disjoint(table: pa.Table, split: np.ndarray, config: SplitConfig) -> None:
+    for name in ("train", "dev"):
+        if not (split == name).any():
+            raise SplitError(f"no utterance is in {name}; fill the column 'split', or leave it out to have it made.")
+    columns = ("session_id",) if config.allow_speaker_overlap else ("session_id", "speaker_id")
+    for column in columns:
+        pairs = pa.table({"id": table[column], "split": pa.array(split, pa.string())}).filter(
+            pc.is_valid(pc.field("split"))
+        )
+        counts = pairs.group_by("id").aggregate([("split", "distinct")])
+        several = counts.filter(pc.greater(pc.list_value_length(counts["split_distinct"]), 1))
+        if len(several):
+            what = column.removesuffix("_id")
+            names = ", ".join(f"'{name}'" for name in sorted(several["id"].to_pylist())[:5])
+            cure = (
+                "Keep a session in one split."
+                if what == "session"
+                else "Numbers would not be those of unseen speakers; mend the column 'split', or set "
+                "splits.allow_speaker_overlap=true."
+            )
+            raise SplitError(f"{len(several)} {what}(s) stand in more than one split: {names}. {cure}")
+
+
+def _codes(table: pa.Table, name: str) -> np.ndarray:
+    return table[name].combine_chunks().dictionary_encode().indices.to_numpy().astype(np.int64)
