@@ -173,7 +173,7 @@ def _dimension(parts: Sequence[str], stream: str) -> int:
         type_ = _read_schema(path).field(stream).type
         if pa.types.is_fixed_size_list(type_):
             return type_.list_size
-        lengths = pc.drop_null(pc.list_value_length(files.read_parquet(path, [stream])[stream]))
+        lengths = pc.drop_null(_lengths(files.read_parquet(path, [stream])[stream], stream, path))
         if len(lengths):
             return int(lengths[0].as_py())
     return 0
@@ -183,7 +183,7 @@ def _normalise(table: pa.Table, path: str, dims: Mapping[str, int]) -> pa.Table:
     n = table.num_rows
     columns: dict[str, pa.Array] = {}
     for name, type_ in _COLUMNS.items():
-        columns[name] = _cast(table[name], type_, path) if name in table.column_names else pa.nulls(n, type_)
+        columns[name] = _cast(name, table[name], type_, path) if name in table.column_names else pa.nulls(n, type_)
     for name in ("session_id", "utt_id"):
         if columns[name].null_count:
             row = int(np.flatnonzero(columns[name].is_null().to_numpy(zero_copy_only=False))[0])
@@ -209,7 +209,7 @@ def _normalise(table: pa.Table, path: str, dims: Mapping[str, int]) -> pa.Table:
     return normalised if order is None else normalised.take(pa.array(order))
 
 
-def _cast(column: pa.ChunkedArray, type_: pa.DataType, path: str) -> pa.Array:
+def _cast(name: str, column: pa.ChunkedArray, type_: pa.DataType, path: str) -> pa.Array:
     array = column.combine_chunks()
     if pa.types.is_dictionary(array.type):
         array = array.dictionary_decode()
@@ -219,21 +219,20 @@ def _cast(column: pa.ChunkedArray, type_: pa.DataType, path: str) -> pa.Array:
             array = pc.if_else(pc.is_nan(array), pa.scalar(None, array.type), array)
         return array.cast(type_)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        name = next(name for name, known in _COLUMNS.items() if known is type_ or known == type_)
-        raise ReadStoreError(
-            f"{path}: a column is {array.type} where {type_} is needed (such as {name}): {error}"
-        ) from None
+        raise ReadStoreError(f"{path}: column {name} is {array.type}; it must be {type_} ({error}).") from None
+
+
+def _lengths(array: pa.Array | pa.ChunkedArray, stream: str, path: str) -> pa.Array | pa.ChunkedArray:
+    if not hasattr(array.type, "value_type") or not pa.types.is_floating(array.type.value_type):
+        raise ReadStoreError(f"{path}: column {stream} is {array.type}; it must be a list of float32.")
+    return pc.list_value_length(array)
 
 
 def _vectors(
     column: pa.ChunkedArray, stream: str, dim: int, columns: Mapping[str, pa.Array], path: str
 ) -> pa.FixedSizeListArray:
     array = column.combine_chunks()
-    if not (
-        pa.types.is_list(array.type) or pa.types.is_large_list(array.type) or pa.types.is_fixed_size_list(array.type)
-    ):
-        raise ReadStoreError(f"{path}: column {stream} is {array.type}; it must be a list of float32.")
-    lengths = pc.list_value_length(array)
+    lengths = _lengths(array, stream, path)
     wrong = pc.and_(pc.is_valid(lengths), pc.not_equal(lengths, dim)).fill_null(False)
     if pc.any(wrong).as_py():
         row = wrong.index(True).as_py()

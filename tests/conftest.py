@@ -1,0 +1,19 @@
+"""Settings that hold for every test: offline, no usage reports, no token left behind by a local Ray."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+# A local Ray would otherwise leave ~/.ray/auth_token, which later clients of the machine trip over.
+os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+
+import pytest
+
+
+@pytest.fixture
+def local_ray():
+    """Ray with two logical CPUs, shared by the tests of a run; started anew where another test has ended it."""
+    import ray
+
+    if not ray.is_initialized():
+        ray.init(num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)

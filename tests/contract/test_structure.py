@@ -1,0 +1,126 @@
+"""The tree keeps its promises: who imports whom, what is heavy, how thin the jobs are, what the README says."""
+
+import ast
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "vaemo"
+JOBS = sorted((ROOT / "jobs").glob("*.py"))
+
+RANKS = (
+    {"errors", "units"},
+    {"config", "metrics", "progress"},
+    {"files", "cli", "audio", "vad"},
+    {"features", "shards", "store", "manifest"},
+    {"sessions", "splits", "lanes", "model"},
+    {"train", "extract", "scores", "corpora", "card"},
+    {"score", "evaluate", "personalize", "stream", "report"},
+    {"cluster"},
+    {"demo"},
+)
+"""The data's order. A module imports from its own row and those above it, never from below."""
+
+HEAVY = {"torch", "torchaudio", "transformers", "speechbrain", "opensmile", "silero_vad", "av", "ray", "matplotlib"}
+
+
+def modules():
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def room(path):
+    """The first name under `vaemo`: a module, or the package that holds it."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def rank_of(name):
+    ranks = [rank for rank, names in enumerate(RANKS) if name in names]
+    assert ranks, f"vaemo.{name} has no rank: give it a row in RANKS"
+    return ranks[0]
+
+
+def imports(path, *, top_level_only=False):
+    tree = ast.parse(path.read_text())
+    nodes = tree.body if top_level_only else ast.walk(tree)
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            if node.module == "vaemo":
+                yield from (f"vaemo.{alias.name}" for alias in node.names)
+            else:
+                yield node.module
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_go_one_way(path):
+    if path == PACKAGE / "__init__.py" or room(path) in {"testing", "presets"}:
+        return
+    for name in imports(path):
+        if name.startswith("vaemo."):
+            imported = name.split(".")[1]
+            assert imported != "testing", f"{path.name} imports vaemo.testing"
+            if not imported.startswith("_"):
+                assert rank_of(imported) <= rank_of(room(path)), f"{path.name} imports {name}, which stands below it"
+        if name.split(".")[0] == "ray":
+            assert room(path) == "cluster", f"{path.name} imports ray; only vaemo.cluster may"
+        if room(path) == "model" and name.startswith("vaemo."):
+            assert name.split(".")[1] in {"model", "errors", "units", "config"}, f"{path.name} imports {name}"
+
+
+@pytest.mark.parametrize("name", ["vaemo", "vaemo.config", "vaemo.cli", "vaemo.files", "vaemo.store", "vaemo.manifest"])
+def test_cold_import_is_light(name):
+    code = f"import sys, {name}\nprint(*[module for module in {sorted(HEAVY)!r} if module in sys.modules])"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert loaded == []
+
+
+def test_public_names_load():
+    import vaemo
+
+    for name in vaemo.__all__:
+        assert getattr(vaemo, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = vaemo.nothing
+
+
+@pytest.mark.parametrize("path", JOBS, ids=lambda path: path.name)
+def test_jobs_are_thin_and_executable(path):
+    assert len(path.read_text().splitlines()) <= 60
+    assert os.access(path, os.X_OK)
+    assert path.read_text().startswith("#!/usr/bin/env python\n")
+
+
+@pytest.mark.parametrize("path", JOBS, ids=lambda path: path.name)
+def test_jobs_explain_themselves_and_refuse_nonsense(path):
+    shown = subprocess.run([sys.executable, path, "--help"], capture_output=True, text=True, check=True).stdout
+    assert "--config" in shown
+    assert "--set" in shown
+    refused = subprocess.run([sys.executable, path, "--nonsense"], capture_output=True, text=True)
+    assert refused.returncode == 2
+    assert len(refused.stderr.splitlines()) == 1
+
+
+def test_readme_tree_is_the_disk():
+    tree = re.search(r"<!-- tree -->\s*```text\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    assert tree, "the README has no tree between <!-- tree --> and the next fence"
+    named = {line.split()[0].rstrip("/") for line in tree.group(1).splitlines() if line.startswith("    ")}
+    on_disk = {
+        path.name
+        for path in PACKAGE.iterdir()
+        if path.name not in {"__pycache__", "__init__.py"} and path.suffix != ".pyc"
+    }
+    assert named == on_disk
+
+
+def test_readme_commands_exist():
+    text = (ROOT / "README.md").read_text()
+    for job in set(re.findall(r"jobs/(\w+\.py)", text)):
+        assert (ROOT / "jobs" / job).exists(), f"the README names jobs/{job}"
+    for target in set(re.findall(r"`make ([a-z-]+)", text)):
+        assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.M), f"the README names make {target}"

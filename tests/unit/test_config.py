@@ -1,0 +1,110 @@
+"""Configs load strictly, say what is wrong, and hash what matters."""
+
+import dataclasses
+
+import pytest
+
+from vaemo.config import PRESETS, Config, ConfigValueError, UnknownConfigKeyError
+
+FIELDS = [
+    (section.name, field)
+    for section in dataclasses.fields(Config)
+    for field in dataclasses.fields(getattr(Config(), section.name))
+]
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_load(name):
+    assert isinstance(Config.load(name), Config)
+
+
+def test_default_preset_is_the_dataclasses():
+    assert Config.load("default") == Config()
+
+
+def test_seed_preset_has_the_values_of_the_first_description():
+    seed = Config.load("seed")
+    assert (seed.model.updater, seed.model.feedback, seed.model.feedback_gradient) == ("mamba", "scheduled", True)
+    assert (seed.model.alpha, seed.model.d_c, seed.updater.d_model, seed.updater.d_state) == (0.8, 64, 128, 16)
+    assert (seed.train.window, seed.train.lr, seed.train.encoder_lr, seed.train.clip) == (30, 1e-3, 3e-5, 1.0)
+    assert (seed.train.sampling_hold_fraction, seed.train.sampling_end_fraction) == (0.3, 0.2)
+    assert seed.updater.carry
+
+
+@pytest.mark.parametrize(("section", "field"), FIELDS, ids=lambda value: getattr(value, "name", value))
+def test_every_field_is_documented_and_classified(section, field):
+    assert field.metadata["doc"].endswith(".")
+    assert isinstance(field.metadata["runtime"], bool)
+
+
+def test_round_trip_through_yaml(tmp_path):
+    config = Config.load("seed", ["labels.range=[1, 7]", "model.film=off", "score.channel_roles=[agent, customer]"])
+    path = tmp_path / "run.yaml"
+    path.write_text(config.to_yaml())
+    assert Config.load(path) == config
+    assert Config.from_dict(config.to_dict()) == config
+
+
+def test_overrides_are_converted_to_the_field_type():
+    config = Config.load("default", ["train.lr=1e-4", "model.film=off", "model.alpha_arousal=null", "train.epochs=3"])
+    assert (config.train.lr, config.model.film, config.model.alpha_arousal, config.train.epochs) == (
+        1e-4,
+        "off",
+        None,
+        3,
+    )
+
+
+@pytest.mark.parametrize(
+    ("override", "error", "message"),
+    [
+        (
+            "model.alhpa=1",
+            UnknownConfigKeyError,
+            r"'model\.alhpa'\. Did you mean model\.alpha\? Allowed: model\.updater",
+        ),
+        ("train.alpha=0.9", UnknownConfigKeyError, r"Did you mean model\.alpha\?"),
+        ("modle.alpha=1", UnknownConfigKeyError, r"section 'modle'\. Did you mean model\?"),
+        ("model.alpha=2", ConfigValueError, r"model\.alpha is 2; it must be at most 0\.999"),
+        ("train.lanes=0", ConfigValueError, r"train\.lanes is 0; it must be at least 1"),
+        ("train.lanes=true", ConfigValueError, r"train\.lanes is True; allowed is a whole number"),
+        ("train.lr=.nan", ConfigValueError, r"train\.lr is nan; allowed is a number"),
+        ("model.updater=lstm", ConfigValueError, r"'lstm'; allowed is one of mamba, mamba2, gru, none"),
+        ("labels.range=[1, 7, 9]", ConfigValueError, r"allowed is a list of 2 of a number or null"),
+        ("model.label_range=[0, 2]", ConfigValueError, r"allowed are \[0, 1\] and \[-1, 1\]"),
+        ("train.sampling_hold_fraction=0.9", ConfigValueError, r"together they may be 1 at most"),
+        ("alpha=0.9", ConfigValueError, r"give section\.key=value"),
+        ("model.alpha", ConfigValueError, r"give section\.key=value"),
+        ("model.alpha=[", ConfigValueError, r"is not a YAML value"),
+    ],
+)
+def test_bad_overrides_say_what_is_allowed(override, error, message):
+    overrides = [override]
+    if "hold_fraction" in override:
+        overrides.append("train.sampling_end_fraction=0.2")
+    with pytest.raises(error, match=message):
+        Config.load("default", overrides)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("- a\n", "needs sections"), ("model: 3\n", "takes fields such as model"), ("a: [\n", "is not YAML")],
+)
+def test_bad_files(tmp_path, text, message):
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigValueError, match=message):
+        Config.load(path)
+
+
+def test_missing_file_names_the_presets():
+    with pytest.raises(ConfigValueError, match="one of the presets default, seed"):
+        Config.load("/nowhere/run.yaml")
+
+
+def test_fingerprint_follows_results_only():
+    config = Config()
+    assert config.replace({"extract": {"batch_s": 5.0}}).fingerprint() == config.fingerprint()
+    changed = config.replace({"model": {"d_c": 32}})
+    assert changed.fingerprint() != config.fingerprint()
+    assert changed.fingerprint("features") == config.fingerprint("features")
