@@ -87,6 +87,7 @@ class FeatureConfig:
         None,
         "openSMILE may be used for research freely and commercially only under an agreement with audEERING: "
         "say which applies. It is recorded with the features.",
+        runtime=True,
     )
 
 
@@ -218,6 +219,17 @@ class TrainConfig:
     no_feedback_fraction: float = option(
         0.0, "Share of the optimiser steps at the start in which the middle of the range is fed.", low=0, high=1
     )
+    observed_fraction: float = option(
+        0.0,
+        "Share of the lanes of a window in which labels, a random share of them, are shown as observed.",
+        low=0,
+        high=1,
+    )
+    feature_noise: float = option(
+        0.0,
+        "Noise on the features in training, in deviations of each; keeps a model from learning them by heart.",
+        low=0,
+    )
     weight_averaging: float = option(
         0.0, "Decay per step of the averaged weights that are evaluated and kept; 0 is none.", low=0, high=0.99999
     )
@@ -282,6 +294,19 @@ class ScoreConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class PersonalizeConfig:
+    """How FiLM is fitted to single speakers, everything else frozen."""
+
+    utterances: int = option(10, "First labelled utterances of a speaker that are learned from.", low=4, high=1000)
+    layers: Literal["last", "all"] = option("last", "FiLM's last layer, or all of it.")
+    optim_steps: int = option(60, "Optimiser steps.", low=1, high=1000)
+    lr: float = option(3e-4, "Learning rate of Adam.", low=1e-6, high=1e-1)
+    guard_margin: float = option(
+        0.3, "Share by which the two-fold error must fall for a speaker's change to be kept.", low=0, high=0.9
+    )
+
+
+@dataclasses.dataclass(frozen=True)
 class EvaluateConfig:
     """How intervals are made and which CCC is meant."""
 
@@ -307,6 +332,7 @@ class Config:
     train: TrainConfig = TrainConfig()
     extract: ExtractConfig = ExtractConfig()
     score: ScoreConfig = ScoreConfig()
+    personalize: PersonalizeConfig = PersonalizeConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
 
     @staticmethod
@@ -357,9 +383,13 @@ class Config:
         return dataclasses.replace(self, **changed)
 
     def fingerprint(self, *sections: str) -> str:
-        """SHA-256 (64 hex digits) of the fields of these sections (all when none is named) that change results."""
+        """SHA-256 (64 hex digits) of what `decisive` gives for these sections."""
+        return hashlib.sha256(json.dumps(self.decisive(*sections), sort_keys=True).encode()).hexdigest()
+
+    def decisive(self, *sections: str) -> dict[str, dict[str, Any]]:
+        """The fields of these sections (all when none is named) that change results, as `to_dict` gives them."""
         plain = self.to_dict()
-        kept = {
+        return {
             section: {
                 key: value
                 for key, value in plain[section].items()
@@ -367,7 +397,6 @@ class Config:
             }
             for section in (sections or _SECTIONS)
         }
-        return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
 _SECTIONS: dict[str, type] = {field.name: type(field.default) for field in dataclasses.fields(Config)}

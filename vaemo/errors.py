@@ -25,8 +25,16 @@ class ConfigValueError(UsageError):
     """A config field holds a value of the wrong type or outside its range."""
 
 
+class RolesError(UsageError):
+    """Who speaks is not known, or may not be scored."""
+
+
 class ReadManifestError(VaemoError):
     """A manifest is missing, empty, or one of its lines cannot be used."""
+
+
+class ReadRecordingsError(VaemoError):
+    """A folder of recordings is missing or holds none."""
 
 
 class ReadStoreError(VaemoError):
@@ -54,7 +62,18 @@ class FeatureMismatchError(VaemoError):
 
 
 class NonFiniteFeatureError(VaemoError):
-    """A feature holds NaN or an infinity."""
+    """A feature holds NaN or an infinity.
+
+    Attributes:
+        stream: Which one.
+        lane: Where in the chunk, so that who knows the ids can name the utterance.
+        step: Likewise.
+    """
+
+    def __init__(self, stream: str, lane: int, step: int, utterance: str = ""):
+        self.stream, self.lane, self.step = stream, lane, step
+        where = f"utterance '{utterance}'" if utterance else f"lane {lane}, step {step}"
+        super().__init__(f"{stream} of {where} holds NaN or infinity. Mend the row, or give it another status than ok.")
 
 
 class ShapeError(VaemoError):
@@ -83,3 +102,11 @@ class TooManyFailuresError(VaemoError):
 
 class DivergedError(VaemoError):
     """Training produced a loss that is not a finite number."""
+
+
+def revive(name: str, message: str) -> VaemoError:
+    """The error that was raised in another process, from its class's name and its message."""
+    kind = globals()[name]
+    error = kind.__new__(kind, message)
+    Exception.__init__(error, message)
+    return error

@@ -10,7 +10,7 @@ the model's label range. Further columns may stand in either table, after those 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -132,6 +132,12 @@ def read_utterances(
         ReadScoresError: if the folder has no part, or a part cannot be read or lacks a column of the contract.
     """
     return _read(folder, "utterances", columns, sessions)
+
+
+def scan_utterances(folder: str, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+    """The utterances of a folder of scores, one part at a time: archives do not fit in memory."""
+    for part in _parts(folder, "utterances"):
+        yield _read_part(part, "utterances", columns)
 
 
 def read_sessions(folder: str, columns: Sequence[str] | None = None) -> pa.Table:
@@ -286,26 +292,27 @@ def _floats(column: pa.ChunkedArray) -> np.ndarray:
 
 
 def _read(folder: str, kind: str, columns: Sequence[str] | None, sessions: Iterable[str] | None) -> pa.Table:
+    wanted = None if sessions is None else pc.field("session_id").isin(pa.array(list(sessions), pa.string()))
+    with ThreadPoolExecutor(_READERS) as pool:
+        tables = list(pool.map(lambda part: _read_part(part, kind, columns, wanted), _parts(folder, kind)))
+    return pa.concat_tables(tables, promote_options="permissive")
+
+
+def _parts(folder: str, kind: str) -> list[str]:
     parts = files.list_files(files.join(folder, kind), ".parquet", recursive=True)
     if not parts:
         raise ReadScoresError(f"'{folder}' has no {kind}/part-*.parquet; give a folder that jobs/score.py wrote.")
-    wanted = None if sessions is None else pc.field("session_id").isin(pa.array(list(sessions), pa.string()))
-    schema = _SCHEMAS[kind]
+    return parts
 
-    def read(part: str) -> pa.Table:
-        filesystem, path = files.filesystem_of(part)
-        try:
-            table = pq.read_table(path, filesystem=filesystem, filters=wanted, partitioning=None)
-        except (OSError, pa.ArrowInvalid) as error:
-            raise ReadScoresError(f"'{part}' cannot be read: {' '.join(str(error).split())}") from None
-        missing = [name for name in _REQUIRED[kind] if name not in table.column_names]
-        if missing:
-            raise ReadScoresError(
-                f"'{part}' has no column {', '.join(missing)}; scores need {', '.join(_REQUIRED[kind])}."
-            )
-        table = conform(table, schema)
-        return table if columns is None else table.select(columns)
 
-    with ThreadPoolExecutor(_READERS) as pool:
-        tables = list(pool.map(read, parts))
-    return pa.concat_tables(tables, promote_options="permissive")
+def _read_part(part: str, kind: str, columns: Sequence[str] | None, wanted: pc.Expression | None = None) -> pa.Table:
+    filesystem, path = files.filesystem_of(part)
+    try:
+        table = pq.read_table(path, filesystem=filesystem, filters=wanted, partitioning=None)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise ReadScoresError(f"'{part}' cannot be read: {' '.join(str(error).split())}") from None
+    missing = [name for name in _REQUIRED[kind] if name not in table.column_names]
+    if missing:
+        raise ReadScoresError(f"'{part}' has no column {', '.join(missing)}; scores need {', '.join(_REQUIRED[kind])}.")
+    table = conform(table, _SCHEMAS[kind])
+    return table if columns is None else table.select(columns)

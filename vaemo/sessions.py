@@ -16,8 +16,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from vaemo.config import Config
 from vaemo.errors import NonFiniteFeatureError
-from vaemo.units import DIMENSIONS, STREAMS
+from vaemo.store import FeatureStore, part_schema
+from vaemo.units import DIMENSIONS, STREAMS, LabelScale
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +52,49 @@ class Session:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+
+def read_sessions(
+    store: FeatureStore,
+    config: Config,
+    *,
+    parts: Sequence[str] | None = None,
+    split: np.ndarray | None = None,
+    streams: Sequence[str] = STREAMS,
+) -> list[Session]:
+    """The sessions of a store, labels and observed values on the model's label range.
+
+    A store that says which range its labels are on is believed; one that does not has them on `labels.range`, or on
+    the model's own range where that is null.
+
+    Args:
+        store: Opened.
+        config: Sections `labels`, `model`, `sessions`.
+        parts: Only these files of the store; None is all.
+        split: Takes the place of the store's own splits, one per row.
+        streams: The streams to read; none is enough to look at labels.
+
+    Raises:
+        ReadStoreError: as `FeatureStore.read`.
+        NonFiniteFeatureError: if a feature is NaN or infinite.
+    """
+    columns = [name for name in part_schema(store.dims).names if name not in STREAMS or name in streams]
+    table = store.read(columns, parts)
+    scale, model = label_scale(store, config), LabelScale(*config.model.label_range)
+    if scale != model:
+        for name in (*DIMENSIONS, *(f"observed_{dimension}" for dimension in DIMENSIONS)):
+            mapped = scale.to(model, table[name].to_numpy())
+            table = table.set_column(
+                table.column_names.index(name), name, pa.array(mapped, pa.float32(), from_pandas=True)
+            )
+    if split is not None:
+        table = table.set_column(table.column_names.index("split"), "split", pa.array(split, pa.string()))
+    return assemble_sessions(table, sequence_by=config.sessions.sequence_by, streams=streams)
+
+
+def label_scale(store: FeatureStore, config: Config) -> LabelScale:
+    """The range that a store's labels are on."""
+    return LabelScale(*(store.info.get("label_range") or config.labels.range or config.model.label_range))
 
 
 def assemble_sessions(
@@ -154,10 +199,8 @@ def _vectors(table: pa.Table, name: str, rows: np.ndarray, utt_ids: np.ndarray) 
         matrix = matrix[np.searchsorted(np.flatnonzero(wanted), rows)]
     finite = np.isfinite(matrix).all(axis=1)
     if not finite.all():
-        raise NonFiniteFeatureError(
-            f"stream '{name}' of utterance '{utt_ids[np.argmin(finite)]}' holds NaN or an infinity, as "
-            f"{int((~finite).sum())} utterances in all; give them finite features or status nan_audio."
-        )
+        lane, step = 0, int(np.argmin(finite))
+        raise NonFiniteFeatureError(name, lane, step, utt_ids[step])
     return matrix
 
 

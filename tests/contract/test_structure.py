@@ -93,7 +93,7 @@ def test_public_names_load():
 def test_jobs_are_thin_and_executable(path):
     assert len(path.read_text().splitlines()) <= 60
     assert os.access(path, os.X_OK)
-    assert path.read_text().startswith("#!/usr/bin/env python\n")
+    assert path.read_text().startswith("#!/usr/bin/env python3\n")
 
 
 @pytest.mark.parametrize("path", JOBS, ids=lambda path: path.name)

@@ -158,6 +158,9 @@ def test_parts_come_back_with_their_further_columns(tmp_path):
     assert some.column_names == ["session_id", "valence"]
     assert set(some["session_id"].to_pylist()) == {"call-3"}
     assert some.num_rows == 12
+    parts = list(scores.scan_utterances(folder, ["utt_id"]))
+    assert sorted(part.num_rows for part in parts) == [24, table.num_rows - 24]
+    assert set(pa.concat_tables(parts)["utt_id"].to_pylist()) == set(table["utt_id"].to_pylist())
 
 
 def test_scales_come_from_the_provenance(tmp_path):

@@ -1,0 +1,1 @@
+"""A demonstration on synthetic speech: everything from recordings to a report, in minutes."""

@@ -9,17 +9,18 @@ in a row tell much. Speakers differ in voice, pitch, rate and loudness, and stan
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
 
 from vaemo import files
-from vaemo.demo.speech import speak, tilt, trim
+from vaemo.demo.speech import resample, speak, tilt, trim
 from vaemo.progress import Progress
 from vaemo.units import SAMPLING_RATE_HZ
 
@@ -30,7 +31,7 @@ UTTERANCES = (20, 40)
 DRIFT = 0.96
 """Share of its distance from the session's middle that the latent keeps from one utterance to the next."""
 
-NOISE = 0.30
+NOISE = 0.25
 """Deviation of what an utterance expresses around the label; the labels themselves deviate by about 0.2."""
 
 
@@ -58,23 +59,23 @@ class Voice:
 CORPUS_VOICES = (
     Voice("ada", "en-us+f1", 48, 178, 0.5, "train"),
     Voice("ben", "en-us+m1", 50, 170, -0.5, "train"),
-    Voice("cleo", "en+f2", 54, 186, 0.0, "train"),
-    Voice("dan", "en-us+m3", 42, 165, 1.0, "train"),
-    Voice("eve", "en-us+f4", 50, 174, -1.0, "train"),
-    Voice("finn", "en+m7", 46, 182, 0.5, "train"),
-    Voice("gwen", "en-us+belinda", 52, 169, 0.0, "train"),
-    Voice("hugo", "en-us+michael", 48, 177, -0.5, "train"),
-    Voice("iris", "en-us+f3", 51, 172, 0.5, "dev"),
-    Voice("jack", "en+m2", 47, 179, -0.5, "dev"),
-    Voice("kim", "en-us+linda", 49, 175, 0.0, "test"),
-    Voice("leo", "en-us+m4", 48, 171, 0.5, "test"),
+    Voice("cleo", "en+f2", 52, 186, 0.0, "train"),
+    Voice("dan", "en-us+m3", 45, 166, 1.0, "train"),
+    Voice("eve", "en-us+f5", 50, 174, -1.0, "train"),
+    Voice("finn", "en+m7", 47, 182, 0.5, "train"),
+    Voice("gus", "en-us+m6", 52, 169, 0.0, "train"),
+    Voice("hana", "en-us+f4", 48, 177, -0.5, "dev"),
+    Voice("ivan", "en+m2", 51, 172, 0.5, "dev"),
+    Voice("jane", "en-us+f3", 49, 179, -0.5, "test"),
+    Voice("karl", "en-us+m4", 47, 175, 0.0, "test"),
+    Voice("liam", "en+m5", 51, 171, 0.5, "test"),
 )
 CALLERS = (
-    Voice("caller-1", "en-us+f5", 52, 175, 0.0),
-    Voice("caller-2", "en+m6", 46, 170, 0.0),
+    Voice("caller-1", "en-us+Annie", 50, 175, 0.0),
+    Voice("caller-2", "en-us+m8", 48, 170, 0.0),
     Voice("caller-3", "en-us+steph", 50, 181, 0.5),
 )
-AGENT = Voice("agent-1", "en+m5", 48, 174, 0.0)
+AGENT = Voice("agent-1", "en-us+max", 48, 174, 0.0)
 
 SENTENCES = (
     "I am calling about my order.",
@@ -120,7 +121,7 @@ AGENT_SENTENCES = (
 )
 
 
-def make_corpus(folder: str | Path, *, n_sessions: int = 72, seed: int = 0) -> Path:
+def make_corpus(folder: str | Path, *, n_sessions: int = 84, seed: int = 0) -> Path:
     """Speak the labelled corpus: one 16 kHz WAV per session and `manifest.jsonl`, written last.
 
     The speakers take turns, so every split has its share of the sessions. The same arguments give the same bytes:
@@ -174,18 +175,18 @@ def express(rng: np.random.Generator, text: str, voice: Voice, latent: np.ndarra
     samples, sampling_rate = speak(
         text,
         voice.name,
-        rate=round(voice.rate * 1.18**arousal + rng.normal(0.0, 4.0)),
-        pitch=round(np.clip(voice.pitch + 8.0 * arousal + 5.0 * valence + rng.normal(0.0, 2.0), 0, 100)),
-        pitch_range=round(np.clip(50.0 + 28.0 * valence + 4.0 * arousal + rng.normal(0.0, 4.0), 0, 100)),
+        rate=round(voice.rate * 1.25**arousal + rng.normal(0.0, 4.0)),
+        pitch=round(np.clip(voice.pitch + 10.0 * arousal + 6.0 * valence + rng.normal(0.0, 2.0), 0, 100)),
+        pitch_range=round(np.clip(50.0 + 30.0 * valence + rng.normal(0.0, 4.0), 0, 100)),
     )
-    samples = tilt(trim(samples, sampling_rate), sampling_rate, 1.0 * arousal + 2.0 * valence + rng.normal(0.0, 0.3))
-    level_db = -26.0 + voice.loudness_db + 5.0 * arousal + rng.normal(0.0, 1.0)
+    samples = tilt(trim(samples, sampling_rate), sampling_rate, 1.0 * arousal + 3.0 * valence + rng.normal(0.0, 0.3))
+    level_db = -26.0 + voice.loudness_db + 6.0 * arousal + rng.normal(0.0, 1.0)
     samples = samples * (10.0 ** (level_db / 20.0) / np.sqrt(np.mean(samples**2)))
     return np.clip(samples, -0.99, 0.99).astype(np.float32), sampling_rate
 
 
 def _make_corpus(folder: Path, n_sessions: int, seed: int) -> Path:
-    lines = []
+    lines: list[dict] = []
     progress = Progress("speak", n_sessions, "sessions")
     for index in range(n_sessions):
         voice = CORPUS_VOICES[index % len(CORPUS_VOICES)]
@@ -197,14 +198,14 @@ def _make_corpus(folder: Path, n_sessions: int, seed: int) -> Path:
     return manifest
 
 
-def _speak_session(folder: Path, session_id: str, voice: Voice, rng: np.random.Generator) -> Iterator[dict]:
-    """Write a session's WAV and yield its lines of the manifest."""
+def _speak_session(folder: Path, session_id: str, voice: Voice, rng: np.random.Generator) -> list[dict]:
+    """Write a session's WAV and return its lines of the manifest."""
     latents = draw_latent(rng, int(rng.integers(UTTERANCES[0], UTTERANCES[1] + 1)))
     parts = [_silence(rng, SAMPLING_RATE_HZ, 0.2, 0.5)]
     at = len(parts[0])
     lines = []
     for position, latent in enumerate(latents):
-        samples = _resample(*express(rng, str(rng.choice(SENTENCES)), voice, latent), SAMPLING_RATE_HZ)
+        samples = resample(*express(rng, str(rng.choice(SENTENCES)), voice, latent), SAMPLING_RATE_HZ)
         parts += [samples, _silence(rng, SAMPLING_RATE_HZ, 0.2, 0.6)]
         lines.append(
             {
@@ -225,7 +226,7 @@ def _speak_session(folder: Path, session_id: str, voice: Voice, rng: np.random.G
     path = folder / "audio" / f"{session_id}.wav"
     path.parent.mkdir(parents=True, exist_ok=True)
     soundfile.write(path, np.concatenate(parts), SAMPLING_RATE_HZ, subtype="PCM_16")
-    yield from lines
+    return lines
 
 
 def _make_recordings(folder: Path, n_recordings: int, seed: int) -> Path:
@@ -259,12 +260,12 @@ def _speak_call(rng: np.random.Generator, caller: Voice) -> tuple[np.ndarray, li
 
     neutral = np.array([0.55, 0.5])
     for position, latent in enumerate(latents):
-        who = [(0, caller, SENTENCES, latent)]
+        who: list[tuple[int, Voice, tuple[str, ...], np.ndarray]] = [(0, caller, SENTENCES, latent)]
         if position % 3 == 0:
             who.insert(0, (1, AGENT, AGENT_SENTENCES, neutral))
         for channel, voice, sentences, felt in who:
             add(channel, _silence(rng, TELEPHONE_HZ, 0.5, 1.2))
-            samples = _resample(*express(rng, str(rng.choice(sentences)), voice, felt), TELEPHONE_HZ)
+            samples = resample(*express(rng, str(rng.choice(sentences)), voice, felt), TELEPHONE_HZ)
             turns.append(
                 {
                     "channel": channel,
@@ -286,17 +287,10 @@ def _silence(rng: np.random.Generator, sampling_rate: int, low_s: float, high_s:
     return np.zeros(int(rng.uniform(low_s, high_s) * sampling_rate), np.float32)
 
 
-def _resample(samples: np.ndarray, sampling_rate: int, wanted: int) -> np.ndarray:
-    import torch
-    from torchaudio.functional import resample
-
-    return resample(torch.from_numpy(samples), sampling_rate, wanted).numpy()
-
-
 def _to_jsonl(lines: list[dict]) -> bytes:
     return "".join(json.dumps(line) + "\n" for line in lines).encode()
 
 
-def _in_own_process(function, *arguments) -> Path:
+def _in_own_process(function: Callable[..., Path], *arguments: Any) -> Path:
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(function, *arguments).result()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+from typing import Any
 
 import numpy as np
 
@@ -44,10 +45,10 @@ def speak(
         SpeechError: if espeak-ng is not installed, has no such voice, or says nothing.
     """
     engine = _engine()
-    blocks = engine.synthesise(text, voice, {_RATE: rate, _VOLUME: volume, _PITCH: pitch, _RANGE: pitch_range})
-    if not blocks:
+    samples = engine.synthesise(text, voice, {_RATE: rate, _VOLUME: volume, _PITCH: pitch, _RANGE: pitch_range})
+    if not samples.any():
         raise SpeechError(f"espeak-ng says nothing for the text {text!r}; give words that can be spoken.")
-    return np.concatenate(blocks).astype(np.float32) / 32768.0, engine.sampling_rate
+    return samples, engine.sampling_rate
 
 
 class _Engine:
@@ -67,7 +68,7 @@ class _Engine:
         self._callback = _CALLBACK(self._receive)
         self._library.espeak_SetSynthCallback(self._callback)
 
-    def synthesise(self, text: str, voice: str, parameters: dict[int, int]) -> list[np.ndarray]:
+    def synthesise(self, text: str, voice: str, parameters: dict[int, int]) -> np.ndarray:
         if self._library.espeak_SetVoiceByName(voice.encode()) != 0:
             raise SpeechError(f"espeak-ng has no voice '{voice}'; give a language and variant such as en-us+f3.")
         for parameter, value in parameters.items():
@@ -75,9 +76,9 @@ class _Engine:
         encoded = text.encode()
         self._blocks = []
         self._library.espeak_Synth(encoded, ctypes.c_size_t(len(encoded) + 1), 0, 0, 0, _UTF8, None, None)
-        return self._blocks
+        return np.concatenate([np.zeros(0, np.int16), *self._blocks]).astype(np.float32) / 32768.0
 
-    def _receive(self, samples, n_samples: int, events) -> int:
+    def _receive(self, samples: Any, n_samples: int, events: Any) -> int:
         if samples and n_samples > 0:
             self._blocks.append(np.ctypeslib.as_array(samples, (n_samples,)).copy())
         return 0
@@ -110,3 +111,10 @@ def tilt(samples: np.ndarray, sampling_rate: int, db_per_octave: float, pivot_hz
     if tilted_power == 0.0:
         return samples
     return (tilted * np.sqrt(power / tilted_power)).astype(np.float32)
+
+
+def resample(samples: np.ndarray, sampling_rate: int, wanted_hz: int) -> np.ndarray:
+    """The samples at another rate, band-limited; exact for what fits between the two Nyquist frequencies."""
+    n = round(len(samples) * wanted_hz / sampling_rate)
+    spectrum = np.fft.rfft(samples)[: n // 2 + 1]
+    return (np.fft.irfft(spectrum, n=n) * (n / len(samples))).astype(np.float32)

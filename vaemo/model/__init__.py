@@ -1,0 +1,1 @@
+"""The session model: see `vaemo.model.regressor`."""

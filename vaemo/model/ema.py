@@ -62,7 +62,7 @@ class SessionEma(nn.Module):
 
     @staticmethod
     def step(u: Tensor, c: Tensor, alpha: Tensor | None) -> Tensor:
-        """c after one step.
+        """The state c after one step.
 
         Args:
             u: Updater's output, (L, H).
@@ -72,7 +72,7 @@ class SessionEma(nn.Module):
         return u if alpha is None else torch.lerp(u, c, alpha)
 
     def forward(self, u: Tensor, c: Tensor) -> Tensor:
-        """c after every step of a chunk, (L, T, H), for u (L, T, H) and the state c (L, H) before it."""
+        """The state c after every step of a chunk, (L, T, H), for u (L, T, H) and the state c (L, H) before it."""
         alpha = self.alpha()
         if alpha is None:
             return u

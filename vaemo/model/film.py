@@ -1,4 +1,6 @@
-"""Feature-wise linear modulation of the speech embedding by the speaker embedding.
+"""Feature-wise linear modulation of the speech embedding by the speaker embedding, and its changes for one speaker.
+
+Letters: D widths, S speakers with changes, R utterances.
 
 Source:
     Perez et al. (2018), "FiLM: Visual Reasoning with a General Conditioning Layer"; gamma here is bounded, 1 + tanh,
@@ -7,8 +9,29 @@ Source:
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
+
+import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional
+
+
+@dataclasses.dataclass(frozen=True)
+class FilmDelta:
+    """What some speakers add to FiLM's parameters, and whose utterance each one is.
+
+    Attributes:
+        parameters: By the names of `Film`'s state dict, (S, ...) each; what is absent is unchanged.
+        speaker: Index into S of every utterance, (L, T) or (L,), int64; -1 where nothing is added.
+    """
+
+    parameters: Mapping[str, Tensor]
+    speaker: Tensor
+
+    def steps(self, start: int, stop: int) -> FilmDelta:
+        """The chunk's steps from `start` up to `stop`."""
+        return FilmDelta(self.parameters, self.speaker[:, start:stop])
 
 
 class Film(nn.Module):
@@ -27,7 +50,39 @@ class Film(nn.Module):
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)
 
-    def forward(self, speech: Tensor, speaker: Tensor) -> Tensor:
+    def forward(self, speech: Tensor, speaker: Tensor, delta: FilmDelta | None = None) -> Tensor:
         """The modulated speech embedding, (..., D) as `speech`."""
-        gamma, beta = self.last(F.relu(self.hidden(speaker))).chunk(2, dim=-1)
+        if delta is None:
+            gamma, beta = self.last(functional.relu(self.hidden(speaker))).chunk(2, -1)
+        else:
+            own = _OwnUtterances(delta)
+            hidden = functional.relu(own.add("hidden", speaker, self.hidden(speaker)))
+            gamma, beta = own.add("last", hidden, self.last(hidden)).chunk(2, -1)
         return (1 + gamma.tanh()) * speech + beta
+
+
+class _OwnUtterances:
+    """The utterances of the speakers with changes, gathered by speaker, so that one batched product serves all."""
+
+    def __init__(self, delta: FilmDelta):
+        self.parameters = delta.parameters
+        speaker = delta.speaker.flatten()
+        utterance = (speaker >= 0).nonzero()[:, 0]
+        utterance = utterance[speaker[utterance].argsort(stable=True)]
+        self.present, group, counts = speaker[utterance].unique_consecutive(return_inverse=True, return_counts=True)
+        place = torch.arange(len(utterance), device=speaker.device) - (counts.cumsum(0) - counts)[group]
+        self.utterance, self.group, self.place = utterance, group, place
+        self.longest = int(counts.max()) if len(counts) else 0
+
+    def add(self, layer: str, x: Tensor, y: Tensor) -> Tensor:
+        """The layer's output y (..., D) for its input x, with what the speakers add to it."""
+        weight, bias = self.parameters.get(f"{layer}.weight"), self.parameters.get(f"{layer}.bias")
+        if weight is None or bias is None or not self.longest:
+            return y
+        if len(self.present) < len(weight):
+            weight, bias = weight[self.present], bias[self.present]
+        rows = x.flatten(0, -2)[self.utterance]
+        by_speaker = x.new_zeros(len(weight), self.longest, x.shape[-1])
+        by_speaker = by_speaker.index_put((self.group, self.place), rows)
+        added = torch.baddbmm(bias[:, None], by_speaker, weight.transpose(1, 2))[self.group, self.place]
+        return y.flatten(0, -2).index_add(0, self.utterance, added).view_as(y)

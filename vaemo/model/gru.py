@@ -5,6 +5,8 @@ Letters: L lanes, T steps, H width.
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
@@ -27,11 +29,12 @@ class Gru(nn.Module):
         """Shape of the memory of one lane."""
         return {"hidden": (self.d_model,)}
 
-    def constants(self) -> None:
-        """Nothing is derived from the parameters."""
+    def constants(self) -> tuple[Tensor, ...]:
+        """What `step` needs of the parameters: the weights and biases of input and state."""
+        return cast(tuple[Tensor, ...], self.gru.all_weights[0])
 
     def forward(
-        self, x: Tensor, memory: tuple[Tensor, ...], valid: Tensor, constants: None = None
+        self, x: Tensor, memory: tuple[Tensor, ...], valid: Tensor, constants: tuple[Tensor, ...]
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """The layer over a chunk.
 
@@ -39,7 +42,7 @@ class Gru(nn.Module):
             x: (L, T, H).
             memory: Hidden state (L, H) before the first step.
             valid: (L, T), bool, True for a prefix of every lane.
-            constants: None.
+            constants: What `constants` returned.
 
         Returns:
             y: (L, T, H).
@@ -50,12 +53,11 @@ class Gru(nn.Module):
         return y, (at_length(y, before, valid.sum(1)),)
 
     def step(
-        self, x: Tensor, memory: tuple[Tensor, ...], valid: Tensor | None, constants: None = None
+        self, x: Tensor, memory: tuple[Tensor, ...], valid: Tensor | None, constants: tuple[Tensor, ...]
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """The layer over one step: the arguments of `forward` without T; `valid` None where every lane is."""
         (before,) = memory
-        gru = self.gru
-        y = torch.gru_cell(x, before, gru.weight_ih_l0, gru.weight_hh_l0, gru.bias_ih_l0, gru.bias_hh_l0)
+        y = torch.gru_cell(x, before, *constants)
         return y, (y if valid is None else torch.where(valid[:, None], y, before),)
 
 

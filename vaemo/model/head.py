@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional
 
 
 class Head(nn.Module):
@@ -33,7 +33,7 @@ class Head(nn.Module):
 
     def project(self, z: Tensor) -> Tensor:
         """The hidden layer's share of z, (..., H), with its bias."""
-        return F.linear(z, self.hidden.weight[:, : self.z_dim], self.hidden.bias)
+        return functional.linear(z, self.hidden.weight[:, : self.z_dim], self.hidden.bias)
 
     def weights(self) -> tuple[Tensor, Tensor, Tensor]:
         """What `forward` multiplies by: c's share of the hidden layer (H, d_c), the heads' weight (2, H), bias (2,)."""
@@ -55,7 +55,7 @@ class Head(nn.Module):
             dropout: Scaled mask of the hidden layer, (..., H), or None.
         """
         of_c, last, bias = weights
-        hidden = F.relu(projected if c is None else projected + F.linear(c, of_c))
+        hidden = functional.relu(projected if c is None else projected + functional.linear(c, of_c))
         if dropout is not None:
             hidden = hidden * dropout
-        return self.squash(F.linear(hidden, last, bias))
+        return self.squash(functional.linear(hidden, last, bias))

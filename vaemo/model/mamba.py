@@ -9,13 +9,13 @@ Source:
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional
 
-from vaemo.model.conv import conv_chunk, conv_step
+from vaemo.model.conv import conv_chunk, conv_step, taps_of
 from vaemo.model.scan import resolve_scan, scan_chunk, scan_kernel, scan_reference, scan_step
 
 _SCANS = {"reference": scan_reference, "chunk": scan_chunk, "kernel": scan_kernel}
@@ -25,9 +25,17 @@ DELTA_FLOOR = 1e-4
 
 
 class MambaConstants(NamedTuple):
-    """What is derived from the parameters once per chunk: decay rates (N, E)."""
+    """What is derived from the parameters once per chunk.
+
+    Attributes:
+        A: Decay rates, (N, E), negative, at least float32.
+        taps: Of the convolution, (K, E).
+        bias: Of the convolution.
+    """
 
     A: Tensor
+    taps: Tensor
+    bias: Tensor
 
 
 class Mamba(nn.Module):
@@ -60,8 +68,6 @@ class Mamba(nn.Module):
         nn.init.uniform_(self.dt_proj.weight, -(self.dt_rank**-0.5), self.dt_rank**-0.5)
         with torch.no_grad():
             self.dt_proj.bias.copy_(initial_delta_bias(E))
-        for parameter in (self.A_log, self.D, self.dt_proj.bias):
-            parameter._no_weight_decay = True
 
     def memory_shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of the memory of one lane."""
@@ -69,7 +75,8 @@ class Mamba(nn.Module):
 
     def constants(self) -> MambaConstants:
         """What `forward` and `step` need of the parameters, computed once per chunk."""
-        return MambaConstants(-torch.exp(self.A_log.t().to(torch.promote_types(self.A_log.dtype, torch.float32))))
+        rates = torch.exp(self.A_log.t().to(torch.promote_types(self.A_log.dtype, torch.float32)))
+        return MambaConstants(-rates, taps_of(self.conv1d.weight), cast(Tensor, self.conv1d.bias))
 
     def forward(
         self, x: Tensor, memory: tuple[Tensor, ...], valid: Tensor, constants: MambaConstants
@@ -88,11 +95,11 @@ class Mamba(nn.Module):
         """
         tail, h = memory
         u, gate = self.in_proj(x).chunk(2, -1)
-        u, tail = conv_chunk(u, tail, self.conv1d.weight, self.conv1d.bias, valid)
+        u, tail = conv_chunk(u, tail, constants.taps, constants.bias, valid)
         delta, B, C = self._selection(u)
         delta = delta * valid[..., None]
         y, h = _SCANS[resolve_scan(self.scan, x.device.type)](u, delta, constants.A, B, C, h)
-        return self.out_proj((y + u * self.D) * F.silu(gate)), (tail, h)
+        return self.out_proj((y + u * self.D) * functional.silu(gate)), (tail, h)
 
     def step(
         self, x: Tensor, memory: tuple[Tensor, ...], valid: Tensor | None, constants: MambaConstants
@@ -100,17 +107,21 @@ class Mamba(nn.Module):
         """The block over one step: the arguments of `forward` without T; `valid` None where every lane is."""
         before, h = memory
         u, gate = self.in_proj(x).chunk(2, -1)
-        u, tail = conv_step(u, before, self.conv1d.weight, self.conv1d.bias, valid)
+        u, tail = conv_step(u, before, constants.taps, constants.bias, valid)
         delta, B, C = self._selection(u)
         if valid is not None:
             delta = delta * valid[:, None]
-        y, h = scan_step(u, delta, constants.A, B, C, h)
-        return self.out_proj((y + u * self.D) * F.silu(gate)), (tail, h)
+        if torch.is_grad_enabled():
+            y, h = scan_chunk(u[:, None], delta[:, None], constants.A, B[:, None], C[:, None], h)
+            y = y[:, 0]
+        else:
+            y, h = scan_step(u, delta, constants.A, B, C, h)
+        return self.out_proj((y + u * self.D) * functional.silu(gate)), (tail, h)
 
     def _selection(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Step sizes (..., E), input weights (..., N) and output weights (..., N) of every step."""
         dt, B, C = self.x_proj(u).split([self.dt_rank, self.d_state, self.d_state], -1)
-        return F.softplus(self.dt_proj(dt)), B, C
+        return functional.softplus(self.dt_proj(dt)), B, C
 
 
 def initial_delta_bias(width: int) -> Tensor:

@@ -11,14 +11,14 @@ Source:
 from __future__ import annotations
 
 import importlib
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional
 
 from vaemo.errors import ConfigValueError
-from vaemo.model.conv import conv_chunk, conv_step
+from vaemo.model.conv import conv_chunk, conv_step, taps_of
 from vaemo.model.mamba import initial_delta_bias
 from vaemo.model.scan import Scanned, resolve_scan
 
@@ -99,9 +99,17 @@ _SCANS = {"reference": ssd_reference, "chunk": ssd_chunk, "kernel": ssd_kernel}
 
 
 class Mamba2Constants(NamedTuple):
-    """What is derived from the parameters once per chunk: decay rates (G,)."""
+    """What is derived from the parameters once per chunk.
+
+    Attributes:
+        A: Decay rates, (G,), negative, at least float32.
+        taps: Of the convolution, (K, E + 2N).
+        bias: Of the convolution.
+    """
 
     A: Tensor
+    taps: Tensor
+    bias: Tensor
 
 
 class Mamba2(nn.Module):
@@ -146,8 +154,6 @@ class Mamba2(nn.Module):
         self.D = nn.Parameter(torch.ones(self.heads))
         self.norm = nn.RMSNorm(E, eps=NORM_EPSILON)
         self.out_proj = nn.Linear(E, d_model, bias=False)
-        for parameter in (self.A_log, self.D, self.dt_bias):
-            parameter._no_weight_decay = True
 
     def memory_shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of the memory of one lane."""
@@ -158,7 +164,8 @@ class Mamba2(nn.Module):
 
     def constants(self) -> Mamba2Constants:
         """What `forward` and `step` need of the parameters, computed once per chunk."""
-        return Mamba2Constants(-torch.exp(self.A_log.to(torch.promote_types(self.A_log.dtype, torch.float32))))
+        rates = torch.exp(self.A_log.to(torch.promote_types(self.A_log.dtype, torch.float32)))
+        return Mamba2Constants(-rates, taps_of(self.conv1d.weight), cast(Tensor, self.conv1d.bias))
 
     def forward(
         self, x: Tensor, memory: tuple[Tensor, ...], valid: Tensor, constants: Mamba2Constants
@@ -177,9 +184,9 @@ class Mamba2(nn.Module):
         """
         tail, h = memory
         gate, u, dt = self._project(x)
-        u, tail = conv_chunk(u, tail, self.conv1d.weight, self.conv1d.bias, valid)
+        u, tail = conv_chunk(u, tail, constants.taps, constants.bias, valid)
         u, B, C = u.split([self.d_inner, self.d_state, self.d_state], -1)
-        delta = F.softplus(dt + self.dt_bias) * valid[..., None]
+        delta = functional.softplus(dt + self.dt_bias) * valid[..., None]
         u = u.unflatten(-1, (self.heads, self.headdim))
         y, h = _SCANS[resolve_scan(self.scan, x.device.type, "mamba2")](u, delta, constants.A, B, C, h)
         return self._gated(y + u * self.D[:, None], gate), (tail, h)
@@ -190,9 +197,9 @@ class Mamba2(nn.Module):
         """The block over one step: the arguments of `forward` without T; `valid` None where every lane is."""
         before, h = memory
         gate, u, dt = self._project(x)
-        u, tail = conv_step(u, before, self.conv1d.weight, self.conv1d.bias, valid)
+        u, tail = conv_step(u, before, constants.taps, constants.bias, valid)
         u, B, C = u.split([self.d_inner, self.d_state, self.d_state], -1)
-        delta = F.softplus(dt + self.dt_bias)
+        delta = functional.softplus(dt + self.dt_bias)
         if valid is not None:
             delta = delta * valid[:, None]
         u = u.unflatten(-1, (self.heads, self.headdim))
@@ -204,4 +211,4 @@ class Mamba2(nn.Module):
         return self.in_proj(x).split([self.d_inner, self.d_inner + 2 * self.d_state, self.heads], -1)
 
     def _gated(self, y: Tensor, gate: Tensor) -> Tensor:
-        return self.out_proj(self.norm(y.flatten(-2) * F.silu(gate)))
+        return self.out_proj(self.norm(y.flatten(-2) * functional.silu(gate)))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -69,7 +70,9 @@ class SessionState:
         """
         zeros = {
             name: torch.zeros(
-                (lanes, *shape), dtype=torch.promote_types(dtype, torch.float32) if name == "ssm" else dtype, device=device
+                (lanes, *shape),
+                dtype=torch.promote_types(dtype, torch.float32) if name == "ssm" else dtype,
+                device=device,
             )
             for name, shape in shapes.items()
         }
@@ -84,6 +87,7 @@ class SessionState:
 
     @property
     def lanes(self) -> int:
+        """Sessions side by side."""
         return len(self.n_steps)
 
     @property
@@ -97,7 +101,8 @@ class SessionState:
 
     def map(self, function: Callable[[Tensor], Tensor]) -> SessionState:
         """The state with `function` applied to every tensor."""
-        return dataclasses.replace(self, **{name: function(tensor) for name, tensor in self.tensors().items()})
+        changed: dict[str, Any] = {name: function(tensor) for name, tensor in self.tensors().items()}
+        return dataclasses.replace(self, **changed)
 
     def reset(self, where: Tensor) -> SessionState:
         """The state with the lanes where `where` (L,), bool, is true as fresh ones, and the others untouched."""
@@ -110,7 +115,8 @@ class SessionState:
             fresh = self.middle if name == "last_feedback" else 0
             return torch.where(where.view(-1, *[1] * (tensor.dim() - 1)), torch.full_like(tensor, fresh), tensor)
 
-        return dataclasses.replace(self, **{name: cleared(name, tensor) for name, tensor in self.tensors().items()})
+        changed: dict[str, Any] = {name: cleared(name, tensor) for name, tensor in self.tensors().items()}
+        return dataclasses.replace(self, **changed)
 
     def select(self, lanes: Tensor | slice | list[int]) -> SessionState:
         """The state of some lanes, in the order given."""
@@ -126,9 +132,8 @@ class SessionState:
         first = states[0]
         for other in states[1:]:
             first.check_same_model(other)
-        return dataclasses.replace(
-            first, **{name: torch.cat([getattr(state, name) for state in states]) for name in TENSOR_FIELDS}
-        )
+        joined: dict[str, Any] = {name: torch.cat([getattr(state, name) for state in states]) for name in TENSOR_FIELDS}
+        return dataclasses.replace(first, **joined)
 
     def check_same_model(self, other: SessionState) -> None:
         """Raise StateMismatchError unless `other` has this state's fingerprint, shapes per lane and dtypes."""
@@ -188,4 +193,6 @@ class SessionState:
         return SessionState(**tensors, middle=float(metadata["middle"]), fingerprint=metadata["fingerprint"])
 
 
-TENSOR_FIELDS = tuple(field.name for field in dataclasses.fields(SessionState) if field.name not in {"middle", "fingerprint"})
+TENSOR_FIELDS = tuple(
+    field.name for field in dataclasses.fields(SessionState) if field.name not in {"middle", "fingerprint"}
+)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,7 +40,7 @@ class Streams:
         """The streams with `function` applied to each one that is there."""
         return Streams(**{name: function(features) for name, features in self.items()})
 
-    def to(self, *args, **kwargs) -> Streams:
+    def to(self, *args: Any, **kwargs: Any) -> Streams:
         """The streams on a device or in a dtype, as `Tensor.to` takes them."""
         return self.map(lambda features: features.to(*args, **kwargs))
 

@@ -5,39 +5,78 @@ Letters: L lanes, T steps, D width of z, H width inside (d_model).
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional
 
 from vaemo.config import UpdaterConfig
 from vaemo.model.gru import Gru
 from vaemo.model.mamba import Mamba
 from vaemo.model.mamba2 import Mamba2
 
-Memory = dict[str, Tensor]
-"""conv_tail, ssm, hidden, as `SessionState` holds them: lanes, then layers; width 0 where not used."""
+LayerMemory = tuple[Tensor, ...]
+"""What a block remembers: (conv_tail, ssm) of a Mamba block, (hidden,) of a GRU."""
+
+Memory = list[LayerMemory]
+"""One for every layer."""
 
 MEMORY_FIELDS = ("conv_tail", "ssm", "hidden")
+"""The fields of `SessionState` that hold the memory of all layers."""
+
+
+class Mixer(Protocol):
+    """What mixes steps inside a block; `Mamba`, `Mamba2` and `Gru` are ones."""
+
+    memory: tuple[str, ...]
+
+    def memory_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of the memory of one lane, by the names in `memory`."""
+        ...
+
+    def constants(self) -> Any:
+        """What is derived from the parameters once per chunk."""
+        ...
+
+    def __call__(self, x: Tensor, memory: LayerMemory, valid: Tensor, constants: Any) -> tuple[Tensor, LayerMemory]:
+        """Over a chunk (L, T, H)."""
+        ...
+
+    def step(self, x: Tensor, memory: LayerMemory, valid: Tensor | None, constants: Any) -> tuple[Tensor, LayerMemory]:
+        """Over one step (L, H)."""
+        ...
 
 
 def _mixer(kind: str, config: UpdaterConfig, scan: str) -> nn.Module:
     if kind == "gru":
         return Gru(config.d_model)
-    sizes = {"d_state": config.d_state, "d_conv": config.d_conv, "expand": config.expand, "scan": scan}
+    sizes = {"d_state": config.d_state, "d_conv": config.d_conv, "expand": config.expand}
     if kind == "mamba2":
-        return Mamba2(config.d_model, headdim=config.headdim, **sizes)
-    return Mamba(config.d_model, **sizes)
+        return Mamba2(config.d_model, headdim=config.headdim, scan=scan, **sizes)
+    return Mamba(config.d_model, scan=scan, **sizes)
 
 
 class Block(nn.Module):
-    """x + mixer(norm(x))."""
+    """x + mixer(norm(x)), over a chunk or one step; arguments as the mixer's."""
+
+    mixer: Mixer
 
     def __init__(self, mixer: nn.Module, d_model: int):
         super().__init__()
         self.norm = nn.LayerNorm(d_model)
-        self.mixer = mixer
+        self.mixer = mixer  # type: ignore[assignment]
+
+    def forward(self, x: Tensor, memory: LayerMemory, valid: Tensor, constants: Any) -> tuple[Tensor, LayerMemory]:
+        """Over a chunk (L, T, H)."""
+        y, memory = self.mixer(self.norm(x), memory, valid, constants)
+        return x + y, memory
+
+    def step(self, x: Tensor, memory: LayerMemory, valid: Tensor | None, constants: Any) -> tuple[Tensor, LayerMemory]:
+        """Over one step (L, H)."""
+        y, memory = self.mixer.step(self.norm(x), memory, valid, constants)
+        return x + y, memory
 
 
 class Updater(nn.Module):
@@ -60,11 +99,14 @@ class Updater(nn.Module):
         self.z_dim = z_dim
         self.carry = config.carry
         self.input = nn.Linear(z_dim + feedback_dim, config.d_model)
-        self.blocks = nn.ModuleList(
-            Block(_mixer(kind, config, scan), config.d_model) for _ in range(config.layers)
-        )
+        self.blocks = nn.ModuleList(Block(_mixer(kind, config, scan), config.d_model) for _ in range(config.layers))
         self.output = nn.Linear(config.d_model, d_c)
         self.norm = nn.LayerNorm(d_c)
+
+    @property
+    def layers(self) -> list[Block]:
+        """The residual blocks."""
+        return cast(list[Block], list(self.blocks))
 
     def memory_shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of the memory of one lane; layers first, and width 0 where nothing is carried."""
@@ -72,20 +114,34 @@ class Updater(nn.Module):
         return {name: (len(self.blocks), *shapes[name]) if name in shapes else (0,) for name in MEMORY_FIELDS}
 
     def _mixer_shapes(self) -> dict[str, tuple[int, ...]]:
-        return self.blocks[0].mixer.memory_shapes()
+        return self.layers[0].mixer.memory_shapes()
+
+    def unpack(self, fields: Mapping[str, Tensor]) -> Memory:
+        """The memory by layer, from the fields of a `SessionState`."""
+        if not self.carry:
+            return []
+        names = self.layers[0].mixer.memory
+        return [tuple(fields[name][:, layer] for name in names) for layer in range(len(self.blocks))]
+
+    def pack(self, memory: Memory) -> dict[str, Tensor]:
+        """The fields of a `SessionState` that change, from the memory by layer."""
+        if not self.carry:
+            return {}
+        names = self.layers[0].mixer.memory
+        return {name: torch.stack(layers, 1) for name, layers in zip(names, zip(*memory, strict=True), strict=True)}
 
     def constants(self) -> list[Any]:
         """What every block derives from its parameters, once per chunk."""
-        return [block.mixer.constants() for block in self.blocks]
+        return [block.mixer.constants() for block in self.layers]
 
     def project(self, z: Tensor) -> Tensor:
         """The input's share of z, (..., H), with its bias."""
-        return F.linear(z, self.input.weight[:, : self.z_dim], self.input.bias)
+        return functional.linear(z, self.input.weight[:, : self.z_dim], self.input.bias)
 
     def forward(
         self, projected: Tensor, fed: Tensor | None, memory: Memory, valid: Tensor, constants: list[Any]
     ) -> tuple[Tensor, Memory]:
-        """u over a chunk.
+        """The output u over a chunk.
 
         Args:
             projected: What `project` returned, (L, T, H).
@@ -98,42 +154,34 @@ class Updater(nn.Module):
             u: (L, T, d_c).
             memory: After every lane's last valid step.
         """
-        if not self.carry:
-            u, _ = self.step(
-                projected.flatten(0, 1), None if fed is None else fed.flatten(0, 1), memory, None, constants
-            )
-            return u.unflatten(0, projected.shape[:2]), memory
-        return self._run("forward", projected, fed, memory, valid, constants)
+        if self.carry:
+            return self._run([block.forward for block in self.layers], projected, fed, memory, valid, constants)
+        u, _ = self.step(projected.flatten(0, 1), None if fed is None else fed.flatten(0, 1), [], None, constants)
+        return u.unflatten(0, projected.shape[:2]), memory
 
     def step(
         self, projected: Tensor, fed: Tensor | None, memory: Memory, valid: Tensor | None, constants: list[Any]
     ) -> tuple[Tensor, Memory]:
-        """u of one step: the arguments of `forward` without T; `valid` None where every lane is."""
+        """The output u of one step: the arguments of `forward` without T; `valid` None where every lane is."""
+        steps = [block.step for block in self.layers]
         if self.carry:
-            return self._run("step", projected, fed, memory, valid, constants)
-        forgotten = {
-            name: projected.new_zeros(len(projected), len(self.blocks), *shape)
-            for name, shape in self._mixer_shapes().items()
-        }
-        u, _ = self._run("step", projected, fed, forgotten, None, constants)
+            return self._run(steps, projected, fed, memory, valid, constants)
+        nothing = tuple(projected.new_zeros(len(projected), *shape) for shape in self._mixer_shapes().values())
+        u, _ = self._run(steps, projected, fed, [nothing] * len(steps), None, constants)
         return u, memory
 
     def _run(
         self,
-        form: str,
+        blocks: Sequence[Callable[..., tuple[Tensor, LayerMemory]]],
         projected: Tensor,
         fed: Tensor | None,
         memory: Memory,
         valid: Tensor | None,
         constants: list[Any],
     ) -> tuple[Tensor, Memory]:
-        x = projected if fed is None else projected + F.linear(fed, self.input.weight[:, self.z_dim :])
-        names = self.blocks[0].mixer.memory
+        x = projected if fed is None else projected + functional.linear(fed, self.input.weight[:, self.z_dim :])
         after = []
-        for layer, (block, constant) in enumerate(zip(self.blocks, constants, strict=True)):
-            run = block.mixer if form == "forward" else block.mixer.step
-            y, layer_memory = run(block.norm(x), tuple(memory[name][:, layer] for name in names), valid, constant)
-            x = x + y
+        for block, layer_memory, constant in zip(blocks, memory, constants, strict=True):
+            x, layer_memory = block(x, layer_memory, valid, constant)
             after.append(layer_memory)
-        stacked = (torch.stack(tensors, 1) for tensors in zip(*after, strict=True))
-        return self.norm(self.output(x)), memory | dict(zip(names, stacked, strict=True))
+        return self.norm(self.output(x)), after

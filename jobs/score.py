@@ -1,0 +1,46 @@
+#!/usr/bin/env python
+"""Recordings, a manifest or a feature store to scores: valence and arousal of every utterance and every call."""
+
+from __future__ import annotations
+
+from vaemo import cli
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = cli.JobParser("Score whole sessions; what is there is kept, running again does what is missing.")
+    parser.add_argument(
+        "--input", type=cli.data_path, required=True, help="a feature store, a manifest, or a folder of recordings"
+    )
+    parser.add_argument(
+        "--checkpoint", required=True, metavar="DIR[,DIR...]", help="several give the mean, and *_sd their deviation"
+    )
+    parser.add_argument("--out", type=cli.data_path, required=True, metavar="SCORES", help="the folder of scores")
+    parser.add_argument("--calls", type=cli.data_path, metavar="FILE", help="who speaks on which channel, per call")
+    parser.add_argument("--personal", type=cli.data_path, metavar="DIR", help="what jobs/personalize.py wrote")
+    parser.add_argument(
+        "--roles-unknown", action="store_true", help="score all channels, employees perhaps among them; to evaluate"
+    )
+    parser.add_argument("--limit", type=int, metavar="N", help="only the first N sessions or recordings")
+    parser.add_argument("--dry-run", action="store_true", help="say what would be done")
+    args = parser.parse_args(argv)
+    config = cli.load_config(args)
+
+    from vaemo.cluster.score import Request, score
+
+    checkpoints = tuple(cli.data_path(path) for path in args.checkpoint.split(","))
+    score(
+        Request(
+            args.input,
+            checkpoints,
+            args.out,
+            calls=args.calls,
+            roles_unknown=args.roles_unknown,
+            limit=args.limit,
+            dry_run=args.dry_run,
+        ),
+        config,
+    )
+
+
+if __name__ == "__main__":
+    cli.run(main)

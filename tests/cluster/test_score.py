@@ -1,0 +1,168 @@
+"""Scoring on Ray: as in one process, and as undisturbed when driver, worker or node are killed."""
+
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+from scoring_cases import assert_close, make_checkpoint, make_world, rows_of, run, run_inline, written
+
+from vaemo import files
+from vaemo.cluster import score as job
+from vaemo.scores import read_sessions
+from vaemo.testing import write_store
+
+pytestmark = pytest.mark.ray
+
+JOB = Path(__file__).parents[2] / "jobs" / "score.py"
+PARTS = 24
+SETTINGS = ["score.lanes=4", "score.chunk=16", "score.shard_sessions=4", "extract.shard_recordings=2"]
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory):
+    """A store whose scoring takes some seconds, a checkpoint, and the undisturbed scores."""
+    folder = tmp_path_factory.mktemp("archive")
+    store = write_store(make_world(sessions=10 * PARTS, lengths=(40, 80)), str(folder / "store"), parts=PARTS)
+    checkpoint = make_checkpoint(folder / "checkpoint")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(job, "run_shards", run_inline)
+        patch.setattr(job, "connect", lambda: None)
+        run(store, checkpoint, folder / "undisturbed")
+    return store, checkpoint, folder / "undisturbed"
+
+
+def assert_undisturbed(out, archive):
+    assert_close(rows_of(out), rows_of(archive[2]))
+    order = [("session_id", "ascending")]
+    sessions, expected = (read_sessions(str(folder)).sort_by(order) for folder in (out, archive[2]))
+    names = ["session_id", "role", "n_utterances", "n_scored", "n_failed", "talk_s", "run_id"]
+    assert sessions.select(names).equals(expected.select(names))
+
+
+def start_job(archive, out):
+    """The command in a process of its own, on this process's Ray."""
+    command = [sys.executable, str(JOB), "--input", archive[0], "--checkpoint", archive[1], "--out", str(out)]
+    command += [text for setting in SETTINGS for text in ("--set", setting)]
+    environment = {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def wait_for_parts(out, n, process=None):
+    """Until so many parts are finished."""
+    until = time.monotonic() + 120
+    while len(files.list_files(str(out / "utterances"))) < n:
+        assert time.monotonic() < until, "no part came"
+        assert process is None or process.poll() is None, process.stdout.read()
+        time.sleep(0.01)
+
+
+def own_workers():
+    """Pids of the actors that this process's Ray runs, and nobody else's."""
+    parents, names = {}, {}
+    for status in Path("/proc").glob("[0-9]*/status"):
+        with contextlib.suppress(OSError):
+            facts = dict(line.split(":\t", 1) for line in status.read_text().splitlines() if ":\t" in line)
+            pid = int(facts["Pid"])
+            parents[pid] = int(facts["PPid"])
+            names[pid] = status.with_name("cmdline").read_bytes().decode()
+
+    def is_ours(pid):
+        return pid == os.getpid() or (pid in parents and is_ours(parents[pid]))
+
+    return [pid for pid, name in names.items() if name.startswith("ray::MapWorker") and is_ours(pid)]
+
+
+def test_the_cluster_scores_as_one_process_does(local_ray, archive, tmp_path):
+    run(*archive[:2], tmp_path / "out")
+    assert_undisturbed(tmp_path / "out", archive)
+
+
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 10))])
+def test_a_killed_driver_loses_and_doubles_nothing(local_ray, archive, tmp_path, seed):
+    out = tmp_path / "out"
+    process = start_job(archive, out)
+    wait_for_parts(out, 1, process)
+    time.sleep(random.Random(seed).uniform(0, 1))
+    process.kill()
+    process.wait()
+    # Workers outlive their driver for a moment: what they finish is kept, and not done again.
+    before = written(out / "utterances")
+    again = start_job(archive, out)
+    output, _ = again.communicate(timeout=120)
+    assert again.returncode == 0, output
+    after = written(out / "utterances")
+    assert {path: after[path] for path in before} == before
+    assert_undisturbed(out, archive)
+
+
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 10))])
+def test_a_killed_worker_loses_and_doubles_nothing(local_ray, archive, tmp_path, seed):
+    out, killed = tmp_path / "out", []
+
+    def kill():
+        wait_for_parts(out, 1)
+        time.sleep(random.Random(seed).uniform(0, 0.5))
+        for worker in own_workers()[:1]:
+            os.kill(worker, signal.SIGKILL)
+            killed.append(worker)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    run(*archive[:2], out)
+    killer.join()
+    assert killed
+    assert_undisturbed(out, archive)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(10))
+def test_a_killed_node_loses_and_doubles_nothing(archive, tmp_path, seed):
+    ray.shutdown()
+    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
+    lost = nodes.add_node(num_cpus=2)
+    ray.init(address=nodes.address, logging_level="ERROR", log_to_driver=False)
+    out, killed = tmp_path / "out", []
+
+    def kill():
+        wait_for_parts(out, 1)
+        time.sleep(random.Random(seed).uniform(0, 0.5))
+        lost.kill_raylet()
+        killed.append(lost)
+
+    try:
+        killer = threading.Thread(target=kill)
+        killer.start()
+        run(*archive[:2], out)
+        killer.join()
+        assert killed
+        assert_undisturbed(out, archive)
+    finally:
+        ray.shutdown()
+        nodes.shutdown()
+
+
+def test_the_command_ends_with_the_right_exit_codes(local_ray, archive, tmp_path):
+    def code(*arguments):
+        command = [sys.executable, str(JOB), "--checkpoint", archive[1], "--out", str(tmp_path / "out"), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+        assert "Traceback" not in done.stderr
+        return done.returncode, done.stderr
+
+    assert code("--input", str(tmp_path / "none"))[0] == 2
+    status, message = code("--input", archive[0], "--set", "score.chunks=3")
+    assert status == 2
+    assert message.startswith("score.py: unknown config key 'score.chunks'. Did you mean score.chunk? Allowed: ")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.txt").write_text("mine")
+    status, message = code("--input", archive[0])
+    assert (status, "is not an output folder of this job" in message) == (1, True)
+    assert os.listdir(tmp_path / "out") == ["thesis.txt"]

@@ -1,0 +1,163 @@
+"""Jobs submitted to a running cluster give what they give when run directly, and fail visibly."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from vaemo import files
+from vaemo.demo.corpus import make_corpus
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+
+ROOT = Path(__file__).parents[2]
+RAY = str(Path(sys.executable).with_name("ray"))
+QUICK = ["train.epochs=2", "train.lanes=4", "train.trackers=[]", "evaluate.bootstrap=50"]
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Head:
+    """A Ray head of this test's own, on the loopback, with token authentication on both sides."""
+
+    def __init__(self, folder):
+        token = folder / "token"
+        token.write_text("a" * 64)
+        token.chmod(0o600)
+        self.port = free_port()
+        self.env = {
+            **{name: value for name, value in os.environ.items() if not name.startswith("RAY_ADDRESS")},
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": str(token),
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        }
+        command = [RAY, "start", "--head", "--block", "--num-cpus=2", "--node-ip-address=127.0.0.1"]
+        command += [f"--port={free_port()}", "--dashboard-host=127.0.0.1", f"--dashboard-port={self.port}"]
+        agent_ports = ("dashboard-agent-listen-port", "dashboard-agent-grpc-port", "metrics-export-port")
+        command += [f"--{name}={free_port()}" for name in agent_ports]
+        command += [f"--temp-dir={folder}/r", "--include-dashboard=true", "--disable-usage-stats"]
+        self.log = (folder / "head.log").open("w")
+        self.process = subprocess.Popen(
+            command, env=self.env, stdout=self.log, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        deadline = time.monotonic() + 90
+        while not self.answers():
+            assert self.process.poll() is None, (folder / "head.log").read_text()
+            assert time.monotonic() < deadline, "the head did not come up"
+            time.sleep(0.5)
+
+    @property
+    def address(self):
+        return f"http://127.0.0.1:{self.port}"
+
+    def answers(self):
+        request = urllib.request.Request(f"{self.address}/api/version", headers={"Authorization": f"Bearer {'a' * 64}"})
+        try:
+            with urllib.request.urlopen(request, timeout=2):
+                return True
+        except OSError:
+            return False
+
+    def submit(self, *command, env=None):
+        return subprocess.run(
+            [RAY, "job", "submit", "--address", self.address, "--working-dir", ".", "--", "python", *command],
+            cwd=ROOT,
+            env=env or self.env,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+
+    def stop(self):
+        os.killpg(self.process.pid, signal.SIGTERM)
+        try:
+            self.process.wait(20)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.log.close()
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory):
+    head = Head(tmp_path_factory.mktemp("h"))
+    yield head
+    head.stop()
+
+
+def settings(*pairs):
+    return [word for pair in pairs for word in ("--set", pair)]
+
+
+def pipeline(run, manifest, out):
+    """Extract, train, score; `run` executes one job with its arguments."""
+    run("jobs/extract.py", "--manifest", manifest, "--out", f"{out}/store")
+    run("jobs/train.py", "--store", f"{out}/store", "--out", f"{out}/run", *settings(*QUICK))
+    run("jobs/score.py", "--input", f"{out}/store", "--checkpoint", f"{out}/run/best", "--out", f"{out}/scores")
+
+
+def rows(folder):
+    parts = [files.read_parquet(path) for path in files.list_files(folder, ".parquet", recursive=True)]
+    return sorted((row for part in parts for row in part.to_pylist()), key=lambda row: json.dumps(row, default=str))
+
+
+def metrics(path):
+    lines = [json.loads(line) for line in Path(path).read_text().splitlines()]
+    return [
+        {name: value for name, value in line.items() if "_per_s" not in name and name[-2:] != "_s"} for line in lines
+    ]
+
+
+def test_submitted_jobs_give_what_direct_ones_give(head, tmp_path):
+    manifest = str(make_corpus(tmp_path / "corpus", n_sessions=12))
+
+    def directly(*command):
+        env = {**os.environ, "RAY_AUTH_MODE": "disabled"}
+        done = subprocess.run(
+            [sys.executable, *command], cwd=ROOT, env=env, capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+
+    def submitted(*command):
+        done = head.submit(*command)
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+
+    pipeline(directly, manifest, tmp_path / "direct")
+    pipeline(submitted, manifest, tmp_path / "job")
+    assert rows(tmp_path / "direct" / "store") == rows(tmp_path / "job" / "store")
+    assert metrics(tmp_path / "direct/run/metrics.jsonl") == metrics(tmp_path / "job/run/metrics.jsonl")
+    direct, job = rows(tmp_path / "direct" / "scores"), rows(tmp_path / "job" / "scores")
+    assert len(direct) > 300
+    assert [{**row, "run_id": ""} for row in direct] == [{**row, "run_id": ""} for row in job]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--store", "/nowhere/store", "--out", "/nowhere/run"], "/nowhere/store holds nothing"),
+        (["--store", "store", "--out", "/nowhere/run"], "'store' is a relative path"),
+        (["--store", "/nowhere", "--out", "/nowhere/run", "--set", "model.alhpa=1"], "Did you mean model.alpha"),
+    ],
+)
+def test_a_failing_job_exits_non_zero_and_says_why(head, arguments, message):
+    done = head.submit("jobs/train.py", *arguments)
+    assert done.returncode != 0
+    assert message in done.stdout + done.stderr
+    assert "Traceback" not in done.stdout
+
+
+def test_a_submit_without_the_token_is_refused(head, tmp_path):
+    env = {**head.env, "RAY_AUTH_MODE": "disabled"}
+    done = head.submit("-c", "print('ran')", env=env)
+    assert done.returncode != 0
+    assert "401" in done.stdout + done.stderr or "nauth" in done.stdout + done.stderr

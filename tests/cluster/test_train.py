@@ -1,0 +1,265 @@
+"""Training on a local Ray: workers equal one, whatever dies, and folds hold out every row."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from vaemo import scores
+from vaemo.cluster.train import _train_worker, train
+from vaemo.config import Config
+from vaemo.errors import ClusterError, LabelError, NonFiniteFeatureError, OtherRunError, UsageError, revive
+from vaemo.metrics import ccc
+from vaemo.model.checkpoint import load_checkpoint
+from vaemo.sessions import read_sessions
+from vaemo.store import FeatureStore
+from vaemo.testing import linear_world, write_store
+
+pytestmark = pytest.mark.ray
+
+ROOT = Path(__file__).parents[2]
+SAME_RUN = 1e-6
+"""A run that was killed and went on, against one that was not: the same operations on the same machine."""
+OTHER_WORLD_SIZE = 1e-4
+"""float32 sums in another order, over 3 epochs."""
+
+OVERRIDES = [
+    "model.d_c=8",
+    "model.head_hidden=16",
+    "model.feedback=scheduled",
+    "updater.d_model=16",
+    "train.weight_averaging=0.9",
+    "train.min_labelled=32",
+    "train.epochs=6",
+    "train.lr=3e-3",
+]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    world = linear_world(5, sessions=(120, 12, 6), lengths=(20, 60), features=8, noise=2.0)
+    return write_store(world, str(tmp_path_factory.mktemp("store")))
+
+
+@pytest.fixture(autouse=True)
+def quick_health_checks(monkeypatch):
+    monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+
+
+def config(*overrides):
+    return Config.load("seed", [*OVERRIDES, *overrides])
+
+
+def lines(out):
+    path = Path(out, "metrics.jsonl")
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def assert_same_lines(found, expected, tolerance):
+    assert len(found) == len(expected)
+    for one, other in zip(found, expected, strict=True):
+        assert one.keys() == other.keys()
+        for key in one.keys() - {"utterances_per_s"}:
+            assert one[key] == pytest.approx(other[key], abs=tolerance), (one["epoch"], key)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(store, tmp_path_factory):
+    """A run that nothing happened to."""
+    import ray
+
+    if not ray.is_initialized():
+        ray.init(num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+    out = str(tmp_path_factory.mktemp("undisturbed") / "run")
+    train(store, out, config())
+    return out
+
+
+def test_run_folder(undisturbed, store):
+    checkpoint = load_checkpoint(Path(undisturbed, "best"))
+    summary = json.loads(Path(undisturbed, "summary.json").read_text())
+    kept = lines(undisturbed)[summary["kept_epoch"] - 1]
+    assert checkpoint.metrics == kept
+    assert checkpoint.features is None
+    assert checkpoint.config.train == config().train
+    assert checkpoint.provenance["sequence_by"] == "session"
+    assert checkpoint.provenance["synthetic"] is False
+    assert [line["epoch"] for line in lines(undisturbed)] == list(range(1, 7))
+    assert Path(undisturbed, "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert list(Path(undisturbed, "tensorboard").iterdir())
+    assert kept["dev_ccc_avg"] > 0.5
+
+
+def test_finished_run_is_left_alone(undisturbed, store, capsys):
+    before = Path(undisturbed, "metrics.jsonl").stat().st_mtime_ns
+    summary = train(store, undisturbed, config("train.keep_checkpoints=5"), workers=2)
+    assert summary == json.loads(Path(undisturbed, "summary.json").read_text())
+    assert "is finished" in capsys.readouterr().out
+    assert Path(undisturbed, "metrics.jsonl").stat().st_mtime_ns == before
+
+
+def test_other_settings_are_refused(undisturbed, store):
+    with pytest.raises(OtherRunError, match=r"train.lr was 0.003, is now 0.002"):
+        train(store, undisturbed, config("train.lr=2e-3"))
+
+
+def test_two_workers_equal_one(undisturbed, store, local_ray, tmp_path):
+    out = str(tmp_path / "run")
+    train(store, out, config("train.epochs=6"), workers=2)
+    assert_same_lines(lines(out)[:3], lines(undisturbed)[:3], OTHER_WORLD_SIZE)
+
+
+def kill_a_worker(out, after, delay_s):
+    """SIGKILL one training worker of this process's Ray, `delay_s` into the epoch that follows `after` lines."""
+    deadline = time.monotonic() + 120
+    while len(lines(out)) < after and time.monotonic() < deadline:
+        time.sleep(0.02)
+    time.sleep(delay_s)
+    workers = [pid for pid, command in descendants(os.getpid()).items() if "RayTrainWorker" in command]
+    os.kill(workers[0], signal.SIGKILL)
+
+
+def descendants(root):
+    """Command line of every process that `root` started, directly or not, by pid."""
+    listed = subprocess.run(["ps", "-e", "-o", "pid=,ppid=,args="], capture_output=True, text=True, check=True).stdout
+    processes = [line.split(None, 2) for line in listed.splitlines()]
+    family, found = {root}, {}
+    while True:
+        born = [
+            (int(pid), command)
+            for pid, parent, command in processes
+            if int(parent) in family and int(pid) not in family
+        ]
+        if not born:
+            return found
+        found |= dict(born)
+        family |= dict(born).keys()
+
+
+def survive_worker_kill(undisturbed, store, out, workers, after, delay_s):
+    killer = threading.Thread(target=kill_a_worker, args=(out, after, delay_s))
+    killer.start()
+    train(store, out, config(), workers=workers)
+    killer.join()
+    assert_same_lines(lines(out), lines(undisturbed), SAME_RUN if workers == 1 else OTHER_WORLD_SIZE)
+
+
+def test_worker_killed_within_an_epoch(undisturbed, store, local_ray, tmp_path, capsys):
+    survive_worker_kill(undisturbed, store, str(tmp_path / "run"), workers=1, after=2, delay_s=0.1)
+    assert "going on after epoch " in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("seed", range(10))
+def test_workers_killed_anywhere(undisturbed, store, local_ray, tmp_path, seed):
+    chance = random.Random(seed)
+    survive_worker_kill(
+        undisturbed, store, str(tmp_path / "run"), chance.choice([1, 2]), chance.randrange(0, 5), chance.uniform(0, 1)
+    )
+
+
+def start_job(store, out):
+    command = [sys.executable, str(ROOT / "jobs" / "train.py"), "--config", "seed", "--store", store, "--out", out]
+    command += [part for override in OVERRIDES for part in ("--set", override)]
+    return subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, text=True)
+
+
+def survive_driver_kill(undisturbed, store, out, after, delay_s):
+    job = start_job(store, out)
+    deadline = time.monotonic() + 120
+    while len(lines(out)) < after and time.monotonic() < deadline and job.poll() is None:
+        time.sleep(0.02)
+    time.sleep(delay_s)
+    # The driver alone would take its local Ray down in good order; a machine that fails does not.
+    for pid in [job.pid, *descendants(job.pid)]:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    job.communicate()
+    assert len(lines(out)) < len(lines(undisturbed)), "the run ended before it could be killed"
+
+    again = start_job(store, out)
+    said, _ = again.communicate(timeout=240)
+    assert again.returncode == 0
+    assert_same_lines(lines(out), lines(undisturbed), SAME_RUN)
+    assert "done: dev CCC-avg" in said
+    return said
+
+
+def test_driver_killed_and_job_run_again(undisturbed, store, tmp_path):
+    said = survive_driver_kill(undisturbed, store, str(tmp_path / "run"), after=2, delay_s=0.1)
+    assert "going on after epoch " in said
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("seed", range(10))
+def test_drivers_killed_anywhere(undisturbed, store, tmp_path, seed):
+    chance = random.Random(seed)
+    survive_driver_kill(undisturbed, store, str(tmp_path / "run"), chance.randrange(0, 4), chance.uniform(0, 0.5))
+
+
+def test_folds(store, local_ray, tmp_path):
+    out = str(tmp_path / "run")
+    summary = train(store, out, config("train.epochs=2"), folds="k=2")
+    table = scores.read_utterances(str(Path(out, "oof")))
+    rows = FeatureStore.open(store).read(["utt_id", "valence", "arousal"])
+    assert table["utt_id"].to_pylist() == rows["utt_id"].to_pylist()
+    assert set(table["fold"].to_pylist()) == {"0", "1"}
+    assert set(table["split"].to_pylist()) == {"test"}
+    predictions = np.column_stack([table[name].to_numpy() for name in ("valence", "arousal")])
+    labels = np.column_stack([rows[name].to_numpy() for name in ("valence", "arousal")])
+    assert summary["pooled"]["ccc_avg"] == pytest.approx(ccc(predictions, labels).mean(), abs=1e-6)
+    fold = np.array(table["fold"].to_pylist())
+    means = [ccc(predictions[fold == name], labels[fold == name]).mean() for name in ("0", "1")]
+    assert summary["fold_mean"]["ccc_avg"] == pytest.approx(np.mean(means), abs=1e-6)
+    for name in ("0", "1"):
+        trained_on = {s.session_id for s in read_sessions(FeatureStore.open(store), config())}
+        held_out = set(np.array(table["session_id"].to_pylist())[fold == name])
+        assert 0 < len(held_out) < len(trained_on)
+        assert load_checkpoint(Path(out, f"fold-{name}", "best")).metrics["epoch"] == 2
+    assert train(store, out, config("train.epochs=2"), folds="k=2") == summary
+
+
+def test_labels_are_looked_at_before_the_folder_is_claimed(tmp_path):
+    world = linear_world(5, sessions=(6, 2, 2), lengths=(4, 8), features=3, unlabelled=1.0)
+    store = write_store(world, str(tmp_path / "store"))
+    with pytest.raises(LabelError, match="no utterance of the split 'train' has a label for valence"):
+        train(store, str(tmp_path / "run"), config())
+    assert not Path(tmp_path, "run").exists()
+
+
+def test_mistakes_of_workers_come_home_as_values(tmp_path):
+    world = linear_world(5, sessions=(6, 2, 2), lengths=(4, 8), features=3)
+    speech = world.table["speech"].combine_chunks().flatten().to_numpy().copy()
+    speech[4] = np.nan
+    column = pa.FixedSizeListArray.from_arrays(pa.array(speech), 3)
+    broken = dataclasses.replace(
+        world, table=world.table.set_column(world.table.column_names.index("speech"), "speech", column)
+    )
+    store = write_store(broken, str(tmp_path / "store"))
+    job = {"store": store, "config": config().to_dict(), "out": str(tmp_path / "run"), "folds": None, "fold": ""}
+    found = _train_worker(job)
+    with pytest.raises(NonFiniteFeatureError, match="speech of utterance 's0000-0001' holds NaN"):
+        raise revive(found["error"], found["message"])
+
+
+def test_lanes_must_be_shared_evenly(store, tmp_path):
+    with pytest.raises(UsageError, match=r"train.lanes is 16, which 3 workers cannot share"):
+        train(store, str(tmp_path / "run"), config(), workers=3)
+
+
+def test_too_few_cpus(store, local_ray, tmp_path):
+    with pytest.raises(ClusterError, match="--workers 4 need 4 CPUs; the Ray cluster has 2"):
+        train(store, str(tmp_path / "run"), config(), workers=4)

@@ -1,0 +1,200 @@
+"""Recordings and manifests are scored: customers alone unless somebody says otherwise, every bad file a row."""
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+import soundfile
+from scoring_cases import SINGLE, assert_close, make_audio_checkpoint, make_checkpoint, run, run_inline, write_calls
+
+from vaemo.cluster import score as job
+from vaemo.errors import FeatureMismatchError, OtherRunError, ReadManifestError, RolesError, TooManyFailuresError
+from vaemo.scores import read_provenance, read_sessions
+
+ORDER = {"channel_roles": ["customer", "agent"]}
+
+
+@pytest.fixture(autouse=True)
+def inline(monkeypatch):
+    monkeypatch.setattr(job, "run_shards", run_inline)
+    monkeypatch.setattr(job, "connect", lambda: None)
+    monkeypatch.setattr(job, "gpu_share", lambda extractors: 0.0)
+
+
+@pytest.fixture(scope="module")
+def recordings(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("recordings")
+    return folder, *write_calls(folder)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return make_audio_checkpoint(tmp_path_factory.mktemp("checkpoint") / "best")
+
+
+@pytest.fixture(scope="module")
+def scored(recordings, checkpoint, tmp_path_factory):
+    out = tmp_path_factory.mktemp("scored") / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(job, "run_shards", run_inline)
+        patch.setattr(job, "connect", lambda: None)
+        patch.setattr(job, "gpu_share", lambda extractors: 0.0)
+        return run(recordings[0], checkpoint, out, score=ORDER), out
+
+
+def test_only_customers_are_scored(recordings, scored):
+    rows, out = scored
+    customer = pc.equal(rows["role"], "customer").to_numpy()
+    assert np.array_equal(customer, rows["channel"].to_numpy() == 0)
+    assert set(rows.filter(pa.array(customer))["status"].to_pylist()) == {"ok"}
+    agents = rows.filter(pa.array(~customer))
+    assert set(agents["status"].to_pylist()) == {"not_scored_role"}
+    assert agents["valence"].null_count == agents["arousal"].null_count == len(agents)
+    assert read_provenance(str(out))["roles"] == ["agent", "customer"]
+    sessions = read_sessions(str(out)).to_pylist()
+    assert {(row["role"], row["n_scored"] > 0) for row in sessions} == {("customer", True), ("agent", False)}
+
+
+def test_utterances_are_where_somebody_speaks(recordings, scored):
+    rows = scored[0].to_pylist()
+    for name, turns in recordings[2].items():
+        for channel, start_s, end_s in turns:
+            found = [row for row in rows if row["session_id"] == name and row["channel"] == channel]
+            heard = sum(max(0, min(row["end_s"], end_s) - max(row["start_s"], start_s)) for row in found)
+            assert heard > 0.9 * (end_s - start_s)
+        assert all(row["utt_id"].startswith(f"{name}#c{row['channel']}-") for row in rows if row["session_id"] == name)
+
+
+def test_nothing_without_roles(recordings, checkpoint, tmp_path):
+    with pytest.raises(RolesError, match=r"nothing says who speaks.*--calls with role_ch0"):
+        run(recordings[0], checkpoint, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_table_of_calls_says_it_call_by_call(recordings, checkpoint, scored, tmp_path):
+    folder, names, _ = recordings
+    lines = [
+        {"path": str(folder / names[0]), "role_ch0": "customer", "role_ch1": "agent", "queue": "a"},
+        {"path": names[1], "role_ch0": "agent", "role_ch1": "Customer", "queue": "b"},
+    ]
+    (tmp_path / "calls.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    rows = run(folder, checkpoint, tmp_path / "out", calls=str(tmp_path / "calls.jsonl"))
+
+    def scored_channels(table, name):
+        of_call = table.filter(pc.equal(table["session_id"], name))
+        return set(of_call.filter(pc.equal(of_call["status"], "ok"))["channel"].to_pylist())
+
+    assert [scored_channels(rows, name) for name in names] == [{0}, {1}, set()]
+    unknown = rows.filter(pc.equal(rows["session_id"], names[2]))
+    assert set(unknown["role"].to_pylist()) == {"unknown"}
+    assert set(rows["queue"].to_pylist()) == {"a", "b", None}
+    first = pc.equal(rows["session_id"], names[0])
+    expected = scored[0].filter(pc.equal(scored[0]["session_id"], names[0])).drop(["run_id"])
+    assert_close(rows.filter(first).drop(["run_id", "queue"]), expected)
+    nothing = tmp_path / "nothing.jsonl"
+    nothing.write_text(json.dumps({"path": "elsewhere.wav", "role_ch0": "customer"}))
+    with pytest.raises(RolesError, match="the table of calls names no role of any of them"):
+        run(folder, checkpoint, tmp_path / "out2", calls=str(nothing))
+
+
+def test_roles_unknown_scores_every_channel(recordings, checkpoint, tmp_path):
+    rows = run(recordings[0], checkpoint, tmp_path / "out", roles_unknown=True)
+    assert set(rows["status"].to_pylist()) == {"ok"}
+    assert set(rows["role"].to_pylist()) == {"unknown"}
+    assert "employees may be included" in read_provenance(str(tmp_path / "out"))["notice"]
+
+
+def test_an_exception_scores_agents_or_lets_them_move_the_memory(recordings, checkpoint, scored, tmp_path):
+    folder, names, _ = recordings
+    exception = {**ORDER, "agents_exception": "safety", "agents_exception_reference": "case 4"}
+    everybody = run(folder, checkpoint, tmp_path / "all", score=exception, limit=1)
+    assert set(everybody["status"].to_pylist()) == {"ok"}
+    assert read_provenance(str(tmp_path / "all"))["agents_exception_reference"] == "case 4"
+    heard = run(folder, checkpoint, tmp_path / "heard", score={**exception, "context_roles": ["agent"]}, limit=1)
+    alone = scored[0].filter(pc.equal(scored[0]["session_id"], names[0]))
+    assert heard["status"].equals(alone["status"])
+    customers = pc.equal(heard["role"], "customer")
+    difference = np.abs(heard.filter(customers)["valence"].to_numpy() - alone.filter(customers)["valence"].to_numpy())
+    assert difference[0] < SINGLE < difference[1:].max()
+
+
+def test_one_channel_is_mixed_whatever_was_said(recordings, checkpoint, tmp_path):
+    folder, names, _ = recordings
+    samples, rate = soundfile.read(folder / names[0])
+    (tmp_path / "mono").mkdir()
+    soundfile.write(tmp_path / "mono" / "a.wav", samples.mean(axis=1), rate)
+    (tmp_path / "calls.jsonl").write_text(json.dumps({"path": "a.wav", "role_ch0": "customer", "role_ch1": "agent"}))
+    for number, options in enumerate([{"score": ORDER}, {"calls": str(tmp_path / "calls.jsonl")}]):
+        rows = run(tmp_path / "mono", checkpoint, tmp_path / f"out{number}", **options)
+        assert set(rows["role"].to_pylist()) == {"mixed"}
+        assert set(rows["status"].to_pylist()) == {"not_scored_role"}
+    one = run(tmp_path / "mono", checkpoint, tmp_path / "one", score={"channel_roles": ["customer"]})
+    assert set(one["status"].to_pylist()) == {"ok"}
+
+
+def test_a_bad_recording_is_one_row_and_an_exit_code(recordings, checkpoint, tmp_path, capsys):
+    folder, names, _ = recordings
+    mixed = tmp_path / "mixed"
+    mixed.mkdir()
+    (mixed / "a.wav").symlink_to(folder / names[0])
+    (mixed / "broken.mp3").write_bytes(b"no music")
+    (mixed / "notes.txt").write_text("not audio")
+    with pytest.raises(TooManyFailuresError, match="1 of 4 utterances failed"):
+        run(mixed, checkpoint, tmp_path / "out", score=ORDER)
+    assert "1  undecodable" in capsys.readouterr().out
+    rows = run(mixed, checkpoint, tmp_path / "out", score={**ORDER, "max_failed_fraction": 0.5})
+    (bad,) = rows.filter(pc.equal(rows["session_id"], "broken.mp3")).to_pylist()
+    assert (bad["utt_id"], bad["status"], bad["start_s"], bad["valence"]) == (
+        "broken.mp3#c0-00000", "undecodable", None, None
+    )  # fmt: skip
+    assert "notes.txt" not in rows["session_id"].to_pylist()
+
+
+def test_a_checkpoint_that_does_not_name_its_extractors_is_refused(recordings, tmp_path):
+    with pytest.raises(FeatureMismatchError, match="does not say which extractors"):
+        run(recordings[0], make_checkpoint(tmp_path / "c"), tmp_path / "out", roles_unknown=True)
+
+
+def write_manifest(path, recordings, *, roles=("customer", "agent"), **columns):
+    folder, names, spoken = recordings
+    lines = []
+    for name in names:
+        for index, (channel, start_s, end_s) in enumerate(spoken[name]):
+            line = {"utt_id": f"{name}:{index}", "session_id": name, "speaker_id": f"{name}-{channel}"}
+            line |= {"audio_path": str(folder / name), "start_s": start_s, "end_s": end_s, "channel": channel}
+            line |= {"role": roles[channel]} if roles else {}
+            lines.append(line | {key: values[index] for key, values in columns.items()})
+    path.write_text("\n".join(map(json.dumps, lines)))
+    return path
+
+
+def test_a_manifest_brings_its_own_utterances(recordings, checkpoint, tmp_path):
+    rows = run(write_manifest(tmp_path / "m.jsonl", recordings), checkpoint, tmp_path / "out")
+    assert [row["status"] for row in rows.to_pylist()] == ["ok", "not_scored_role"] * (len(rows) // 2)
+    research = run(write_manifest(tmp_path / "r.jsonl", recordings, roles=None), checkpoint, tmp_path / "research")
+    assert set(research["status"].to_pylist()) == {"ok"}
+    assert read_provenance(str(tmp_path / "research"))["roles"] == "none declared"
+
+
+def test_observed_values_of_a_manifest_are_on_the_corpus_range(recordings, checkpoint, tmp_path):
+    plain = run(write_manifest(tmp_path / "p.jsonl", recordings), checkpoint, tmp_path / "plain")
+    observed = {"observed_valence": [6.5, *[None] * 5], "observed_arousal": [1.5, *[None] * 5]}
+    path = write_manifest(tmp_path / "o.jsonl", recordings, **observed)
+    with pytest.raises(ReadManifestError, match=r"observed_valence runs from 6.5 to 6.5, outside \[0, 1\]"):
+        run(path, checkpoint, tmp_path / "out")
+    rows = run(path, checkpoint, tmp_path / "out2", labels={"range": [1, 7]})
+    first = rows["position"].to_numpy() == 0
+    assert np.array_equal(rows.filter(pa.array(first))["valence"], plain.filter(pa.array(first))["valence"])
+    later = pa.array(~first & pc.equal(rows["status"], "ok").to_numpy())
+    assert (rows.filter(later)["valence"].to_numpy() != plain.filter(later)["valence"].to_numpy()).all()
+
+
+def test_a_changed_manifest_is_refused(recordings, checkpoint, tmp_path):
+    path = write_manifest(tmp_path / "m.jsonl", recordings)
+    run(path, checkpoint, tmp_path / "out", limit=1)
+    run(path, checkpoint, tmp_path / "out")
+    path.write_text(path.read_text().replace('"agent"', '"customer"'))
+    with pytest.raises(OtherRunError, match="its utterances have changed"):
+        run(path, checkpoint, tmp_path / "out")

@@ -1,0 +1,42 @@
+import numpy as np
+import pytest
+from tiny_models import write_speaker_model, write_speech_model
+
+from vaemo.config import FeatureConfig
+from vaemo.errors import ExtractorError
+from vaemo.features import describe, load_extractors
+
+
+def test_the_defaults_need_no_weights():
+    extractors = load_extractors(FeatureConfig())
+    assert {stream: extractor.name for stream, extractor in extractors.items()} == {
+        "speech": "logmel",
+        "prosody": "egemaps",
+        "speaker": "ltas",
+    }
+    described = describe(extractors)
+    assert described["prosody"]["dim"] == 88
+    assert all(set(item) == {"name", "version", "dim", "fingerprint"} for item in described.values())
+
+
+def test_models_in_folders_are_loaded_by_their_path(tmp_path):
+    config = FeatureConfig(
+        speech=str(write_speech_model(tmp_path / "s", "wavlm")),
+        prosody="none",
+        speaker=str(write_speaker_model(tmp_path / "p", "ecapa")),
+        speech_layer=2,
+    )
+    extractors = load_extractors(config, batch_s=10.0)
+    assert list(extractors) == ["speech", "speaker"]
+    samples = np.random.default_rng(0).normal(size=16000).astype(np.float32)
+    assert {stream: extractor([samples]).shape for stream, extractor in extractors.items()} == {
+        "speech": (1, 32),
+        "speaker": (1, 12),
+    }
+
+
+def test_what_is_not_offered_is_refused():
+    with pytest.raises(ExtractorError, match="features.prosody is 'opensmile'; allowed are egemaps, gemaps, compare"):
+        load_extractors(FeatureConfig(prosody="opensmile"))
+    with pytest.raises(ExtractorError, match="all `none`; at least one stream is needed"):
+        load_extractors(FeatureConfig(speech="none", prosody="none", speaker="none"))

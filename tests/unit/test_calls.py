@@ -1,0 +1,81 @@
+"""The table of calls: read from every format, refused where it is ambiguous."""
+
+import json
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+import pytest
+
+from vaemo.calls import Calls, read_calls
+from vaemo.errors import ReadManifestError
+
+ROWS = [
+    {"session_id": "a.wav", "role_ch0": "agent", "role_ch1": "customer", "date": "2026-11-23", "queue": "billing"},
+    {"session_id": "b.wav", "role_ch0": "", "role_ch1": None, "date": "2026-11-24", "queue": None},
+]
+
+
+def write(folder, kind, rows=ROWS):
+    path = str(folder / f"calls.{kind}")
+    if kind == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    elif kind == "csv":
+        pyarrow.csv.write_csv(pa.Table.from_pylist(rows), path)
+    else:
+        (folder / f"calls.{kind}").write_text("\n".join(map(json.dumps, rows)))
+    return path
+
+
+@pytest.mark.parametrize("kind", ["parquet", "csv", "jsonl"])
+def test_every_format_gives_the_same(tmp_path, kind):
+    calls = read_calls(write(tmp_path, kind))
+    assert calls.travel == ["date", "queue"]
+    assert calls.roles == {"a.wav": ("agent", "customer"), "b.wav": (None, None)}
+    assert calls.has_roles
+    assert calls.rows["date"].to_pylist() == ["2026-11-23", "2026-11-24"]
+
+
+@pytest.mark.parametrize("path", ["sub/a.wav", "/rec/sub/a.wav"])
+def test_paths_may_be_whole_or_relative_to_the_folder(tmp_path, path):
+    calls = read_calls(write(tmp_path, "jsonl", [{"path": path, "role_ch1": "customer"}]), "/rec/")
+    assert calls.roles == {"sub/a.wav": (None, "customer")}
+    assert calls.travel == []
+
+
+def test_rows_are_taken_in_order_and_null_where_there_is_none(tmp_path):
+    taken = read_calls(write(tmp_path, "jsonl")).take(["c.wav", "a.wav"])
+    assert taken.rows["session_id"].to_pylist() == ["c.wav", "a.wav"]
+    assert taken.rows["queue"].to_pylist() == [None, "billing"]
+    again = Calls.from_bytes(taken.to_bytes())
+    assert again.rows.equals(taken.rows)
+    assert again.contains(["a.wav", "x"]).tolist() == [True, False]
+
+
+def test_a_table_may_have_no_roles(tmp_path):
+    calls = read_calls(write(tmp_path, "jsonl", [{"session_id": "a", "date": "2026-11-23T10:00:00"}]))
+    assert not calls.has_roles
+    assert calls.rows["date"].to_pylist() == ["2026-11-23"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"call": "a"}], "has neither session_id nor path; it has call"),
+        ([{"session_id": "a"}, {"session_id": None}], "has a row without session_id"),
+        ([{"session_id": "a"}, {"session_id": "a"}], "names the call 'a' more than once"),
+        ([{"session_id": "a", "valence": 0.5}], "has a column valence, which the scores have too"),
+    ],
+)
+def test_tables_that_cannot_be_meant_are_refused(tmp_path, rows, message):
+    with pytest.raises(ReadManifestError, match=message):
+        read_calls(write(tmp_path, "jsonl", rows))
+
+
+@pytest.mark.parametrize("kind", ["parquet", "csv", "jsonl"])
+def test_what_cannot_be_read_is_refused(tmp_path, kind):
+    with pytest.raises(ReadManifestError, match="cannot be read as Parquet, CSV or JSON Lines"):
+        read_calls(str(tmp_path / f"none.{kind}"))
+    (tmp_path / f"bad.{kind}").write_bytes(b"\xff\x00{")
+    with pytest.raises(ReadManifestError, match="cannot be read"):
+        read_calls(str(tmp_path / f"bad.{kind}"))

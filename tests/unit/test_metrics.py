@@ -1,0 +1,135 @@
+"""Metrics against independent formulas, and moments that merge like the pairs they came from."""
+
+import numpy as np
+import pytest
+import torch
+from torchmetrics.functional import concordance_corrcoef, pearson_corrcoef
+
+from vaemo.config import Config
+from vaemo.errors import ShapeError
+from vaemo.loss import window_loss, window_sums
+from vaemo.metrics import Moments, ccc, mae, pearson, rmse
+
+EXACT = 1e-12
+"""float64: two formulas of the same sums."""
+FLOAT32 = 1e-5
+"""torchmetrics computes in the precision of its input."""
+
+
+@pytest.fixture
+def pairs():
+    random = np.random.default_rng(0)
+    label = random.uniform(0, 1, (200, 2))
+    return 0.3 + 0.5 * label + 0.1 * random.standard_normal((200, 2)), label
+
+
+def by_hand(x, y, n_minus=0):
+    covariance = ((x - x.mean()) * (y - y.mean())).sum() / (len(x) - n_minus)
+    spread = x.var(ddof=n_minus) + y.var(ddof=n_minus) + (x.mean() - y.mean()) ** 2
+    return 2 * covariance / spread
+
+
+def test_formulas(pairs):
+    x, y = pairs
+    assert ccc(x, y) == pytest.approx([by_hand(x[:, d], y[:, d]) for d in range(2)], abs=EXACT)
+    assert ccc(x, y, unbiased=True) == pytest.approx([by_hand(x[:, d], y[:, d], 1) for d in range(2)], abs=EXACT)
+    assert pearson(x, y) == pytest.approx([np.corrcoef(x[:, d], y[:, d])[0, 1] for d in range(2)], abs=EXACT)
+    assert rmse(x, y) == pytest.approx(np.sqrt(((x - y) ** 2).mean(axis=0)), abs=EXACT)
+    assert mae(x, y) == pytest.approx(np.abs(x - y).mean(axis=0), abs=EXACT)
+
+
+def test_against_torchmetrics(pairs):
+    x, y = (torch.from_numpy(values).float() for values in pairs)
+    # torchmetrics divides variances by n - 1.
+    assert ccc(*pairs, unbiased=True) == pytest.approx(concordance_corrcoef(x, y).numpy(), abs=FLOAT32)
+    assert pearson(*pairs) == pytest.approx(pearson_corrcoef(x, y).numpy(), abs=FLOAT32)
+
+
+def test_missing_pairs_are_left_out(pairs):
+    x, y = (values.copy() for values in pairs)
+    x[3, 0] = y[50:60, 1] = np.nan
+    keep = [np.delete(np.arange(200), 3), np.r_[0:50, 60:200]]
+    for measure in (ccc, pearson, rmse, mae):
+        expected = [measure(pairs[0][keep[d], d], pairs[1][keep[d], d]) for d in range(2)]
+        assert measure(x, y) == pytest.approx(expected, abs=EXACT)
+
+
+@pytest.mark.parametrize("cuts", [[0], [1, 2], [20, 20, 199], [200]])
+def test_moments_merge_exactly(pairs, cuts):
+    x, y = pairs
+    parts = [Moments.of(a, b) for a, b in zip(np.split(x, cuts), np.split(y, cuts), strict=True)]
+    merged = sum(parts[1:], parts[0])
+    whole = Moments.of(x, y)
+    for measure in ("ccc", "pearson", "rmse"):
+        assert getattr(merged, measure)() == pytest.approx(getattr(whole, measure)(), abs=EXACT)
+    assert np.allclose(merged.sd(), whole.sd(), atol=EXACT)
+
+
+def test_moments_keep_digits_far_from_zero(pairs):
+    x, y = pairs
+    assert ccc(x + 1e6, y + 1e6) == pytest.approx(ccc(x, y), abs=1e-8)
+
+
+def test_special_cases():
+    y = np.array([0.1, 0.4, 0.35, 0.8])
+    still, other = np.full(4, 0.5), np.full(4, 0.2)
+    assert ccc(y, y) == pytest.approx(1)
+    assert ccc(-y + 2 * y.mean(), y) == pytest.approx(-1)
+    assert ccc(still, y) == ccc(y, still) == ccc(still, other) == 0
+    assert np.isnan(ccc(still, still))
+    assert ccc([0.1], [0.2]) == 0
+    assert np.isnan(ccc([0.1], [0.1]))
+    assert np.isnan([ccc([], []), rmse([], []), mae([], []), pearson(still, y)]).all()
+
+
+def test_shapes_must_agree():
+    with pytest.raises(ShapeError, match=r"\(3,\), labels \(2,\)"):
+        ccc([1, 2, 3], [1, 2])
+
+
+# -- the loss is 1 - the metric ------------------------------------------------------------------------------------
+
+
+def train_config(**changes):
+    return Config().replace({"train": {"loss": "ccc_mse", "mse_weight": 0.1, "min_labelled": 64, **changes}}).train
+
+
+def test_loss_agrees_with_the_metric(pairs):
+    x, y = (torch.from_numpy(values).reshape(10, 20, 2) for values in pairs)
+    y[2:4, 5:] = torch.nan
+    expected = 1 - ccc(pairs[0], y.reshape(-1, 2).numpy()).mean()
+    expected += 0.1 * (rmse(pairs[0], y.reshape(-1, 2).numpy()) ** 2).sum()
+    loss = window_loss(window_sums(x, y, 0.5), 200, train_config())
+    # The loss adds an epsilon of 1e-8 to a denominator of about 0.1.
+    assert loss.item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_mse_alone(pairs):
+    x, y = (torch.from_numpy(values).reshape(10, 20, 2) for values in pairs)
+    loss = window_loss(window_sums(x, y, 0.5), 200, train_config(loss="mse"))
+    assert loss.item() == pytest.approx((rmse(*pairs) ** 2).sum(), abs=EXACT)
+
+
+def test_few_labels_give_mse_weighted_by_their_share(pairs):
+    x, y = (torch.from_numpy(values).reshape(10, 20, 2) for values in pairs)
+    y[..., 0].view(-1)[63:] = torch.nan
+    y[..., 1] = torch.nan
+    loss = window_loss(window_sums(x, y, 0.5), 250, train_config())
+    expected = rmse(pairs[0][:63, 0], pairs[1][:63, 0]) ** 2 * 63 / 250
+    assert loss.item() == pytest.approx(expected, abs=EXACT)
+
+
+def test_loss_adds_up_over_parts(pairs):
+    x, y = (torch.from_numpy(values).reshape(10, 20, 2) for values in pairs)
+    whole = window_sums(x, y, 0.5)
+    assert torch.allclose(window_sums(x[::2], y[::2], 0.5) + window_sums(x[1::2], y[1::2], 0.5), whole, atol=EXACT)
+
+
+def test_loss_has_a_gradient_everywhere():
+    label = torch.full((16, 5, 2), 0.5)
+    prediction = torch.full((16, 5, 2), 0.5, requires_grad=True)
+    window_loss(window_sums(prediction, label, 0.5), 80, train_config()).backward()
+    assert prediction.grad.isfinite().all()
+    nothing = torch.full((16, 5, 2), torch.nan)
+    loss = window_loss(window_sums(prediction, nothing, 0.5), 80, train_config())
+    assert loss.item() == 0

@@ -1,0 +1,208 @@
+"""A conversation as it happens has the scores of the batch job, and goes on in another process."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from scoring_cases import SINGLE, make_checkpoint
+
+from vaemo.config import Config, FeatureConfig
+from vaemo.errors import FeatureMismatchError, StateMismatchError
+from vaemo.model.checkpoint import load_checkpoint
+from vaemo.model.regressor import SessionRegressor
+from vaemo.model.streams import Streams
+from vaemo.speakers import running_means
+from vaemo.stream import Stream
+
+RATE = 16_000
+
+
+class Energies:
+    """A small extractor: log energies of so many slices of the utterance."""
+
+    version, uses_gpu = "1", False
+
+    def __init__(self, name, dim, fingerprint="f"):
+        self.name, self.dim, self.fingerprint = name, dim, fingerprint
+
+    def __call__(self, utterances):
+        rows = [[np.log(part.std() + 1e-6) for part in np.array_split(x, self.dim)] for x in utterances]
+        vectors = np.array(rows, np.float32).reshape(len(utterances), self.dim)
+        return vectors if self.name != "picky" else vectors * np.nan
+
+
+EXTRACTORS = {"speech": Energies("energies", 6), "speaker": Energies("voices", 4)}
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    return make_checkpoint(tmp_path / "c", dims={"speech": 6, "speaker": 4})
+
+
+def utterances(n=6, seed=0):
+    random = np.random.default_rng(seed)
+    sizes = random.integers(RATE // 2, 2 * RATE, n)
+    return [(random.uniform(0.01, 0.3) * random.standard_normal(size)).astype(np.float32) for size in sizes]
+
+
+def heard(prediction):
+    return np.array([prediction.valence, prediction.arousal])
+
+
+def push_all(stream, samples, speakers=None):
+    speakers = speakers or [None] * len(samples)
+    return np.array([heard(stream.push(x, RATE, speaker=s)) for x, s in zip(samples, speakers, strict=True)])
+
+
+def predict(model, vectors):
+    """One chunk over all utterances, (T, D) by stream."""
+    features = Streams(**{name: torch.from_numpy(x[None].astype(np.float32)) for name, x in vectors.items()})
+    length = torch.tensor([len(vectors["speech"])])
+    with torch.inference_mode():
+        return model(features, model.fresh_state(1), length)[0][0].numpy()
+
+
+def vectors_of(samples):
+    return {name: extractor(samples) for name, extractor in EXTRACTORS.items()}
+
+
+def config(**sections):
+    return Config().replace(sections)
+
+
+def test_a_stream_is_the_chunk(checkpoint):
+    samples = utterances()
+    expected = predict(SessionRegressor.from_pretrained(checkpoint), vectors_of(samples))
+    for model in (checkpoint, load_checkpoint(checkpoint), SessionRegressor.from_pretrained(checkpoint)):
+        assert np.abs(push_all(Stream(model, EXTRACTORS), samples) - expected).max() < SINGLE
+
+
+def test_a_speaker_may_have_a_memory_of_its_own(checkpoint):
+    samples, speakers = utterances(8), list("abbabaab")
+    both = push_all(
+        Stream(checkpoint, EXTRACTORS, config=config(sessions={"sequence_by": "speaker"})), samples, speakers
+    )
+    for speaker in "ab":
+        own = np.array(speakers) == speaker
+        alone = push_all(Stream(checkpoint, EXTRACTORS), [x for x, kept in zip(samples, own, strict=True) if kept])
+        assert np.abs(both[own] - alone).max() < SINGLE
+    assert np.abs(both - push_all(Stream(checkpoint, EXTRACTORS), samples, speakers)).max() > SINGLE
+
+
+def test_speaker_embeddings_are_averaged_over_the_past(checkpoint):
+    samples, speakers = utterances(8), list("abbabaab")
+    features = {"features": {"speaker_aggregation": "running_mean"}}
+    found = push_all(Stream(checkpoint, EXTRACTORS, config=config(**features)), samples, speakers)
+    vectors = vectors_of(samples)
+    vectors["speaker"] = running_means(vectors["speaker"], np.array(speakers, object))
+    assert np.abs(found - predict(SessionRegressor.from_pretrained(checkpoint), vectors)).max() < SINGLE
+
+
+def test_running_means_are_means_of_the_past_of_one_speaker():
+    random = np.random.default_rng(0)
+    vectors, speakers = random.standard_normal((9, 5)).astype(np.float32), np.array(list("aababbaba"), object)
+    means = running_means(vectors, speakers)
+    for step in range(9):
+        past = vectors[: step + 1][speakers[: step + 1] == speakers[step]].astype(float).mean(axis=0)
+        assert np.allclose(means[step], past / np.linalg.norm(past), atol=1e-6)
+    assert np.array_equal(running_means(np.zeros((2, 3), np.float32), speakers[:2]), np.zeros((2, 3)))
+
+
+def test_what_has_no_prediction_says_why_and_leaves_no_trace(checkpoint):
+    samples = utterances(4)
+    expected = push_all(Stream(checkpoint, EXTRACTORS), samples)
+    stream = Stream(checkpoint, EXTRACTORS)
+    found = []
+    for x in samples:
+        found.append(heard(stream.push(x, RATE)))
+        short, silent, broken = x[:800], np.zeros(RATE, np.float32), np.full(RATE, np.nan, np.float32)
+        for bad, status in ((short, "too_short"), (silent, "silent"), (broken, "nan_audio")):
+            prediction = stream.push(bad, RATE)
+            assert (prediction.valence, prediction.arousal, prediction.status) == (None, None, status)
+            assert prediction.reason
+    assert np.array_equal(found, expected)
+    picky = Stream(checkpoint, {**EXTRACTORS, "speech": Energies("picky", 6)})
+    assert "picky finds nothing to measure" in picky.push(samples[0], RATE).reason
+
+
+def test_observed_values_act_on_the_next_utterance(checkpoint):
+    samples = utterances(4)
+    plain = push_all(Stream(checkpoint, EXTRACTORS), samples)
+    stream = Stream(checkpoint, EXTRACTORS)
+    known = [heard(stream.push(x, RATE, observed=(0.95, None) if i == 1 else None)) for i, x in enumerate(samples)]
+    assert np.array_equal(known[:2], plain[:2])
+    assert (np.array(known[2:]) != plain[2:]).all()
+
+
+def test_other_rates_are_resampled(checkpoint):
+    import torchaudio
+
+    x = np.sin(2 * np.pi * 200 * np.arange(RATE) / RATE).astype(np.float32) * np.hanning(RATE).astype(np.float32)
+    slow = torchaudio.functional.resample(torch.from_numpy(x), RATE, 8000).numpy()
+    found = heard(Stream(checkpoint, EXTRACTORS).push(slow, 8000))
+    assert np.abs(found - heard(Stream(checkpoint, EXTRACTORS).push(x, RATE))).max() < 1e-3  # two resampling filters
+
+
+CONTINUE = """
+import sys
+import numpy as np
+from test_stream import *
+stream = Stream(sys.argv[1], EXTRACTORS, config=config(**SPEAKERS))
+stream.load(sys.argv[2])
+np.save(sys.argv[3], push_all(stream, utterances(8)[4:], list("abbabaab")[4:]))
+"""
+SPEAKERS = {"sessions": {"sequence_by": "speaker"}, "features": {"speaker_aggregation": "running_mean"}}
+
+
+def test_a_stream_goes_on_in_another_process(checkpoint, tmp_path):
+    samples, speakers = utterances(8), list("abbabaab")
+    whole = push_all(Stream(checkpoint, EXTRACTORS, config=config(**SPEAKERS)), samples, speakers)
+    stream = Stream(checkpoint, EXTRACTORS, config=config(**SPEAKERS))
+    push_all(stream, samples[:4], speakers[:4])
+    stream.save(tmp_path / "memory")
+    arguments = [checkpoint, str(tmp_path / "memory"), str(tmp_path / "rest.npy")]
+    paths = ":".join(sys.path)
+    subprocess.run([sys.executable, "-c", CONTINUE, *arguments], check=True, env={"PYTHONPATH": paths, "PATH": ""})
+    assert np.abs(np.load(tmp_path / "rest.npy") - whole[4:]).max() < SINGLE
+
+
+def test_a_fresh_memory_can_be_saved(checkpoint, tmp_path):
+    Stream(checkpoint, EXTRACTORS).save(tmp_path / "memory")
+    stream = Stream(checkpoint, EXTRACTORS)
+    push_all(stream, utterances(2))
+    stream.load(tmp_path / "memory")
+    assert np.array_equal(push_all(stream, utterances(2)), push_all(Stream(checkpoint, EXTRACTORS), utterances(2)))
+
+
+def test_the_memory_of_another_checkpoint_is_refused(checkpoint, tmp_path):
+    stream = Stream(checkpoint, EXTRACTORS)
+    push_all(stream, utterances(2))
+    stream.save(tmp_path / "memory")
+    other = Stream(make_checkpoint(tmp_path / "other", 1, dims={"speech": 6, "speaker": 4}), EXTRACTORS)
+    with pytest.raises(StateMismatchError, match="the memory belongs to the checkpoint"):
+        other.load(tmp_path / "memory")
+    (tmp_path / "text").write_text("hello")
+    with pytest.raises(StateMismatchError, match="cannot be read"):
+        stream.load(tmp_path / "text")
+    stream.push(utterances(1)[0], RATE)
+    SessionRegressor.from_pretrained(checkpoint).fresh_state(1).save(tmp_path / "state")
+    with pytest.raises(StateMismatchError, match=r"is not a memory that Stream.save"):
+        stream.load(tmp_path / "state")
+
+
+def test_extractors_must_be_those_of_the_model(checkpoint, tmp_path):
+    with pytest.raises(FeatureMismatchError, match=r"give them: Stream\(model, extractors\)"):
+        Stream(checkpoint)
+    with pytest.raises(FeatureMismatchError, match="the list of extractors has no stream 'speaker'"):
+        Stream(checkpoint, {"speech": EXTRACTORS["speech"]})
+    marked = make_checkpoint(tmp_path / "m", dims={"speech": 6, "speaker": 4}, feature_fingerprints={"speech": "g"})
+    with pytest.raises(FeatureMismatchError, match="made by the extractor f"):
+        Stream(marked, EXTRACTORS)
+    with pytest.raises(FeatureMismatchError, match="knows no enrolment"):
+        Stream(checkpoint, EXTRACTORS, config=config(features={"speaker_aggregation": "enrolled"}))
+    full = make_checkpoint(
+        tmp_path / "full", features=FeatureConfig(prosody="none"), dims={"speech": 120, "speaker": 64}
+    )
+    assert Stream(full).push(utterances(1)[0], RATE).status == "ok"

@@ -1,0 +1,397 @@
+"""Audio as every stage wants it: mono float32 at 16 kHz, decoded where a bad file can do no harm.
+
+Reads recordings (local, remote, or embedded in a Parquet manifest) whole or in part. What is wrong with a file is
+data, not an error: `AudioProblem` carries the status and the reason of its row. Letters: C channels, n samples.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+import torchaudio
+
+from vaemo import files
+from vaemo.manifest import EMBEDDED
+from vaemo.units import SAMPLING_RATE_HZ
+
+_PROGRAM = Path(__file__).with_name("decode.py")
+
+_BLOCK_VALUES = 4_000_000
+"""Samples, all channels counted, that are decoded at a time: 16 MB."""
+
+_PAST_END_S = 0.1
+"""An utterance may end this much after its recording: times are rounded, and codecs add or drop a frame."""
+
+_FILTER_ZEROS = 16
+"""Zero crossings of the resampling filter on either side."""
+
+_RATIO_LIMIT = 1000
+"""Largest term of a resampling ratio; an odd rate is off by less than a millionth, 4 ms in an hour."""
+
+
+class AudioProblem(Exception):  # noqa: N818 - it becomes a row, not an error
+    """Why an utterance or a recording has no samples.
+
+    Attributes:
+        status: One of `vaemo.units.STATUSES`.
+        reason: What was found, for a person.
+    """
+
+    def __init__(self, status: str, reason: str) -> None:
+        super().__init__(f"{status}: {reason}")
+        self.status = status
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class AudioInfo:
+    """What an open file says of itself; `frames` is None where it does not say."""
+
+    sampling_rate: int
+    channels: int
+    frames: int | None
+
+    @property
+    def duration_s(self) -> float | None:
+        """Length in seconds, as the header has it."""
+        return None if self.frames is None else self.frames / self.sampling_rate
+
+
+class Decoder:
+    """A child process that decodes; its death or its silence becomes an `AudioProblem`.
+
+    It is started at the first request, serves any number of files, and is started again after it died. One thread
+    may use it.
+
+    Args:
+        timeout_s: Seconds that one request may take before the child is ended.
+    """
+
+    def __init__(self, timeout_s: float = 120.0) -> None:
+        self._timeout_s = timeout_s
+        self._child: subprocess.Popen | None = None
+
+    def open(self, path: str) -> AudioInfo:
+        """Open a local file.
+
+        Raises:
+            AudioProblem: missing, unreadable, undecodable or timeout.
+        """
+        answer = self._request({"open": path})
+        return AudioInfo(answer["sampling_rate"], answer["channels"], answer["frames"])
+
+    def read(self, start: int, stop: int, channels: int) -> np.ndarray:
+        """Frames [start, stop) of the open file, fewer where it ends; (n, channels), float32.
+
+        Raises:
+            AudioProblem: undecodable or timeout.
+        """
+        answer = self._request({"read": [start, stop]})
+        samples = np.empty((answer["frames"], channels), np.float32)
+        if samples.size:
+            self._receive(memoryview(samples.data).cast("B"), self._deadline)
+        return samples
+
+    @property
+    def alive(self) -> bool:
+        """Whether the child runs; false before the first request and after it died."""
+        return self._child is not None
+
+    def close(self) -> None:
+        """End the child."""
+        if self._child is not None:
+            self._child.kill()
+            self._child.wait()
+            for pipe in (self._child.stdin, self._child.stdout):
+                if pipe is not None:
+                    with contextlib.suppress(BrokenPipeError):
+                        pipe.close()
+            self._child = None
+
+    def __enter__(self) -> Decoder:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _request(self, message: dict) -> dict:
+        if self._child is None:
+            if "open" not in message:
+                raise AudioProblem("undecodable", "its decoder was lost")
+            self._start()
+        child = self._child
+        assert child is not None
+        assert child.stdin is not None
+        self._deadline = time.monotonic() + self._timeout_s
+        try:
+            child.stdin.write(json.dumps(message).encode() + b"\n")
+            child.stdin.flush()
+        except BrokenPipeError:
+            raise self._died() from None
+        size = bytearray(4)
+        self._receive(memoryview(size), self._deadline)
+        line = bytearray(int.from_bytes(size, "little"))
+        self._receive(memoryview(line), self._deadline)
+        answer = json.loads(line)
+        if "status" in answer:
+            raise AudioProblem(answer["status"], answer["reason"])
+        return answer
+
+    def _start(self) -> None:
+        # By its path: the child must not import the packages that this process has loaded.
+        self._child = subprocess.Popen(
+            [sys.executable, "-P", str(_PROGRAM)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            bufsize=0,
+            env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
+        )
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._child.stdout, selectors.EVENT_READ)  # type: ignore[arg-type]
+
+    def _receive(self, target: memoryview, deadline: float) -> None:
+        assert self._child is not None
+        assert self._child.stdout is not None
+        while len(target):
+            if not self._selector.select(max(deadline - time.monotonic(), 0.0)):
+                self.close()
+                raise AudioProblem("timeout", f"decoding took longer than {self._timeout_s:g} s")
+            n = self._child.stdout.readinto(target)  # type: ignore[attr-defined]
+            if not n:
+                raise self._died()
+            target = target[n:]
+
+    def _died(self) -> AudioProblem:
+        assert self._child is not None
+        code = self._child.wait()
+        self.close()
+        cause = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        return AudioProblem("undecodable", f"decoding it ended the decoder ({cause})")
+
+
+class Recording:
+    """An open recording, read in parts.
+
+    Args:
+        path: Local path, URI, or `EMBEDDED` reference.
+        decoder: The process that decodes; another recording opened on it closes this one.
+        max_recording_s: A longer one is refused.
+
+    Raises:
+        AudioProblem: missing, unreadable, undecodable, too_long or timeout.
+    """
+
+    def __init__(self, path: str, decoder: Decoder, *, max_recording_s: float = 36_000.0) -> None:
+        self._decoder = decoder
+        self._max_s = max_recording_s
+        with _local(path) as local:
+            # The child holds the file open: a temporary copy may lose its name at once.
+            self.info = decoder.open(local)
+        self._refuse_longer(self.info.frames or 0)
+        ratio = Fraction(SAMPLING_RATE_HZ, self.info.sampling_rate).limit_denominator(_RATIO_LIMIT)
+        self._resampler = Resampler(ratio.denominator, ratio.numerator)
+
+    def utterance(
+        self, start_s: float | None = None, end_s: float | None = None, channel: int | None = None
+    ) -> np.ndarray:
+        """The samples of [start_s, end_s), (n,), float32, 16 kHz; the same as when they are cut from the whole.
+
+        Args:
+            start_s: Start in seconds; None is the start of the recording.
+            end_s: End in seconds; None is its end.
+            channel: Counted from 0; None is the mean of all channels.
+
+        Raises:
+            AudioProblem: bad_channel, undecodable (also where the recording ends before the utterance), too_long
+                or timeout.
+        """
+        if channel is not None and channel >= self.info.channels:
+            raise AudioProblem("bad_channel", f"channel {channel} is asked for, it has {self.info.channels}")
+        resampler, rate = self._resampler, self.info.sampling_rate
+        first = round((start_s or 0.0) * SAMPLING_RATE_HZ)
+        last = None if end_s is None else round(end_s * SAMPLING_RATE_HZ)
+        begin = first // resampler.new * resampler.old - resampler.context
+        stop = None if last is None else -(-last // resampler.new) * resampler.old + resampler.context
+        self._refuse_longer((stop or 0) - begin)
+        parts, at = [], max(begin, 0)
+        block = max(_BLOCK_VALUES // self.info.channels, 1)
+        while stop is None or at < stop:
+            wanted = at + block if stop is None else min(at + block, stop)
+            samples = self._decoder.read(at, wanted, self.info.channels)
+            parts.append(samples.mean(axis=1) if channel is None else samples[:, channel])
+            at += len(samples)
+            self._refuse_longer(at - begin)
+            if at < wanted:
+                break
+        native = np.concatenate(parts)
+        end = max(begin, 0) + len(native)
+        available = -(-end * resampler.new // resampler.old)
+        if available <= first:
+            raise AudioProblem("undecodable", f"its audio ends before {start_s or 0.0:.3f} s, where the utterance starts")
+        if last is not None and available + _PAST_END_S * SAMPLING_RATE_HZ < last:
+            raise AudioProblem("undecodable", f"its audio ends at {end / rate:.3f} s, the utterance at {end_s:.3f} s")
+        resampled = resampler.between(native, pad_left=max(-begin, 0))
+        offset = begin // resampler.old * resampler.new
+        return resampled[first - offset : None if last is None else last - offset]
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        """The whole recording, block by block, (C, n), float32, 16 kHz; the last blocks may be empty.
+
+        Raises:
+            AudioProblem: undecodable, too_long or timeout, after the blocks before it.
+        """
+        at, block = 0, max(_BLOCK_VALUES // self.info.channels, 1)
+        stream = self._resampler.stream(self.info.channels)
+        next(stream)
+        while True:
+            samples = self._decoder.read(at, at + block, self.info.channels)
+            at += len(samples)
+            self._refuse_longer(at)
+            yield stream.send(samples.T)
+            if len(samples) < block:
+                yield stream.send(None)
+                return
+
+    def _refuse_longer(self, frames: int) -> None:
+        if frames > self._max_s * self.info.sampling_rate:
+            length = frames / self.info.sampling_rate
+            raise AudioProblem("too_long", f"it lasts {length:.0f} s or more; {self._max_s:.0f} s are allowed")
+
+
+def read_audio(
+    path: str,
+    *,
+    start_s: float | None = None,
+    end_s: float | None = None,
+    channel: int | None = None,
+    max_recording_s: float = 36_000.0,
+    timeout_s: float = 120.0,
+) -> np.ndarray:
+    """One utterance, or a whole recording: see `Recording.utterance`. For many of them keep a `Decoder`."""
+    with Decoder(timeout_s) as decoder:
+        return Recording(path, decoder, max_recording_s=max_recording_s).utterance(start_s, end_s, channel)
+
+
+@contextlib.contextmanager
+def _local(path: str) -> Iterator[str]:
+    """A local file with the content of `path`."""
+    if not files.is_uri(path) and EMBEDDED not in path:
+        yield path
+        return
+    try:
+        if EMBEDDED in path:
+            content = _read_embedded(path)
+        elif path.startswith("file://"):
+            yield files.filesystem_of(path)[1]
+            return
+        else:
+            content = files.read_bytes(path)
+    except FileNotFoundError:
+        raise AudioProblem("missing", "there is no such file") from None
+    except (OSError, ValueError, ImportError, pa.ArrowException) as error:
+        raise AudioProblem("unreadable", " ".join(str(error).split())) from None
+    with tempfile.NamedTemporaryFile(prefix="vaemo-") as copy:
+        copy.write(content)
+        copy.flush()
+        yield copy.name
+
+
+def _read_embedded(path: str) -> bytes:
+    manifest, _, row = path.rpartition("#")
+    group, first = _row_group(manifest, int(row))
+    return _audio_column(manifest, group)[int(row) - first].as_py() or b""
+
+
+@functools.lru_cache(maxsize=64)
+def _row_group(manifest: str, row: int) -> tuple[int, int]:
+    filesystem, inner = files.filesystem_of(manifest)
+    metadata = pq.read_metadata(inner, filesystem=filesystem)
+    first = 0
+    for group in range(metadata.num_row_groups):
+        n = metadata.row_group(group).num_rows
+        if row < first + n:
+            return group, first
+        first += n
+    raise FileNotFoundError(f"{manifest} has no row {row}")
+
+
+@functools.lru_cache(maxsize=1)
+def _audio_column(manifest: str, group: int) -> pa.ChunkedArray:
+    filesystem, inner = files.filesystem_of(manifest)
+    with filesystem.open_input_file(inner) as source:
+        return pq.ParquetFile(source).read_row_group(group, columns=["audio"])["audio"]
+
+
+class Resampler:
+    """Resampling by `new / old` whose result does not depend on where the input is cut.
+
+    Args:
+        old: Samples before, in lowest terms.
+        new: Samples after.
+    """
+
+    def __init__(self, old: int, new: int) -> None:
+        self.old, self.new = old, new
+        self._resample = _resample_module(old, new)
+        # The filter's reach, in whole periods, so that the phase stays.
+        self.context = 0 if old == new else -(-(self._resample.width + old) // old) * old
+
+    def between(self, samples: np.ndarray, *, pad_left: int = 0) -> np.ndarray:
+        """The whole of (n,) as (m,), behind `pad_left` more zeros, m rounded up; there is silence around it."""
+        padded = np.pad(samples, (pad_left, self.context))
+        return self._run(padded)[: -(-(pad_left + len(samples)) * self.new // self.old)]
+
+    def stream(self, channels: int) -> Generator[np.ndarray, np.ndarray | None, None]:
+        """A generator that takes blocks (C, n), at the end None, and gives what of the result is certain, (C, m)."""
+        held = np.zeros((channels, self.context), np.float32)
+        total = given = 0
+        out = np.zeros((channels, 0), np.float32)
+        while True:
+            block = yield out
+            if block is None:
+                n_last = -(-total * self.new // self.old) - given
+                padded = np.pad(held, ((0, 0), (0, self.context + self.old)))
+                yield self._run(padded)[:, self.context // self.old * self.new :][:, :n_last]
+                return
+            total += block.shape[1]
+            held = np.concatenate([held, block], axis=1)
+            ready = (held.shape[1] - 2 * self.context) // self.old * self.old
+            if ready <= 0:
+                out = held[:, :0]
+                continue
+            shift = self.context // self.old * self.new
+            out = self._run(held[:, : ready + 2 * self.context])[:, shift : shift + ready // self.old * self.new]
+            held = held[:, ready:]
+            given += out.shape[1]
+
+    def _run(self, samples: np.ndarray) -> np.ndarray:
+        if self.old == self.new:
+            return samples
+        return self._resample(torch.from_numpy(np.ascontiguousarray(samples, np.float32))).numpy()
+
+
+@functools.lru_cache(maxsize=32)
+def _resample_module(old: int, new: int) -> torchaudio.transforms.Resample:
+    # Steeper than the default, whose images of a telephone band reach up to 5 kHz.
+    return torchaudio.transforms.Resample(old, new, lowpass_filter_width=_FILTER_ZEROS)

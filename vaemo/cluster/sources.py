@@ -1,0 +1,318 @@
+"""What can be scored: a feature store, a manifest, or recordings; listed by the driver, read by the workers.
+
+A source is light and travels to every worker. Its listing (`list`) stays on the driver: the sessions, their keys for
+`vaemo.shards`, and `pack`, which describes some of them to a worker. `read` turns such a description into rows of a
+feature store, whole sessions in order.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.fs as pafs
+
+from vaemo import files
+from vaemo.audio import AudioProblem, Decoder, Recording
+from vaemo.calls import Calls
+from vaemo.cluster.extract import list_recordings
+from vaemo.config import Config
+from vaemo.errors import ReadManifestError, ReadStoreError, UsageError
+from vaemo.extract import extract_recording, extract_utterances
+from vaemo.features import Extractor
+from vaemo.manifest import COLUMNS, read_manifest
+from vaemo.roles import RoleRules, cut_by_vaemo
+from vaemo.sessions import label_scale
+from vaemo.shards import digest
+from vaemo.store import FeatureStore
+from vaemo.units import DIMENSIONS, LabelScale
+
+_OBSERVED = [f"observed_{dimension}" for dimension in DIMENSIONS]
+
+
+@dataclass(frozen=True, eq=False)
+class Listing:
+    """The sessions of a source.
+
+    Attributes:
+        session_ids: All different.
+        contents: Per session, a digest of what may not change once it is scored; may be empty.
+        weights: Per session, what it adds to a shard.
+        pack: Describes the sessions at these indices to a worker: numbers, texts and bytes.
+        unit: What is counted, for people.
+        n_cut: Sessions with speech that vaemo cut, or will cut, from a recording.
+        roles: Distinct roles that the data names.
+    """
+
+    session_ids: Sequence[str]
+    contents: Sequence[str]
+    weights: Sequence[int]
+    pack: Callable[[Sequence[int]], dict[str, Any]]
+    unit: str
+    n_cut: int
+    roles: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Tools:
+    """What a worker needs to compute features: empty for a store."""
+
+    extractors: Mapping[str, Extractor]
+    config: Config
+    decoder: Decoder | None
+    rules: RoleRules
+
+
+class Source(Protocol):
+    """Where sessions come from."""
+
+    needs_features: bool
+    """Whether features are still to be computed."""
+
+    def list(self) -> Listing:
+        """Find the sessions, on the driver."""
+        ...
+
+    def read(self, packed: Mapping[str, Any], tools: Tools, calls: Calls | None) -> pa.Table:
+        """Rows of a feature store for what `pack` described, on a worker."""
+        ...
+
+
+def open_source(path: str) -> Source:
+    """The source that a path names: a file is a manifest, a folder with Parquet files a store, another recordings.
+
+    Raises:
+        UsageError: if there is nothing.
+    """
+    if not files.exists(path):
+        raise UsageError(f"--input {path} does not exist; give a feature store, a manifest or a folder of recordings.")
+    filesystem, inner = files.filesystem_of(path)
+    if filesystem.get_file_info(inner).type == pafs.FileType.File:
+        return ManifestSource(path)
+    if files.list_files(path, ".parquet"):
+        return StoreSource(FeatureStore.open(path))
+    return RecordingsSource(path)
+
+
+@dataclass(frozen=True)
+class StoreSource:
+    """A feature store: shards follow its parts, so that each part is read once, by one worker."""
+
+    store: FeatureStore
+    needs_features = False
+
+    def list(self) -> Listing:
+        """Read the ids of every part; a part's first session carries the weight of all of it."""
+
+        def read(part: str) -> pa.Table:
+            return self.store.read(["session_id", "utt_id", "channel", "role"], [part])
+
+        with ThreadPoolExecutor(8) as pool:
+            counted = list(pool.map(read, self.store.parts))
+        lengths = [table.num_rows for table in counted]
+        table = pa.concat_tables(counted).combine_chunks()
+        starts, session_ids = _runs(table, lengths)
+        if len(set(session_ids)) != len(session_ids):
+            repeated = next(name for name, n in zip(*np.unique(session_ids, return_counts=True), strict=True) if n > 1)
+            raise ReadStoreError(
+                f"session '{repeated}' stands in two parts of {self.store.path}; a session must be whole within one."
+            )
+        part = np.searchsorted(np.cumsum(lengths), starts, side="right")
+        sessions_in = np.bincount(part, minlength=len(lengths))
+        firsts = np.r_[True, part[1:] != part[:-1]]
+        weights = np.where(firsts, sessions_in[part], 0)
+
+        def pack(indices: Sequence[int]) -> dict[str, Any]:
+            parts, n_picked = np.unique(part[list(indices)], return_counts=True)
+            whole = (n_picked == sessions_in[parts]).all()
+            return {
+                "parts": json.dumps([self.store.parts[number] for number in parts]),
+                "only": "" if whole else json.dumps([session_ids[index] for index in indices]),
+            }
+
+        cut = cut_by_vaemo(table)
+        return Listing(
+            session_ids=session_ids,
+            contents=_digests(table["utt_id"].to_pylist(), starts),
+            weights=weights.tolist(),
+            pack=pack,
+            unit="sessions",
+            n_cut=int(np.add.reduceat(cut, starts).astype(bool).sum()) if len(starts) else 0,
+            roles=tuple(pc.unique(table["role"]).drop_null().to_pylist()),
+        )
+
+    def read(self, packed: Mapping[str, Any], tools: Tools, calls: Calls | None) -> pa.Table:
+        """The rows of the parts; roles that are missing come from the calls, or the channels' fixed order."""
+        table = self.store.read(parts=json.loads(packed["parts"]))
+        if packed["only"]:
+            table = table.filter(pc.is_in(table["session_id"], pa.array(json.loads(packed["only"]))))
+        scale, model = label_scale(self.store, tools.config), LabelScale(*tools.config.model.label_range)
+        for name in _OBSERVED if scale != model else ():
+            mapped = pa.array(scale.to(model, table[name].to_numpy()), pa.float32(), from_pandas=True)
+            table = table.set_column(table.column_names.index(name), name, mapped)
+        return _with_roles(table, tools.rules, calls)
+
+
+@dataclass(frozen=True)
+class ManifestSource:
+    """A manifest: its utterances are cut and their features computed."""
+
+    path: str
+    needs_features = True
+
+    def list(self) -> Listing:
+        """Read the manifest."""
+        table = read_manifest(self.path)
+        starts, session_ids = _runs(table, [table.num_rows])
+        sizes = np.diff(np.r_[starts, table.num_rows])
+        texts = [pc.fill_null(table[name].cast(pa.string()), "") for name in COLUMNS if name not in ("split", "fold")]
+        lines = pc.binary_join_element_wise(*texts, "\t").to_pylist()
+        cut = cut_by_vaemo(table)
+
+        def pack(indices: Sequence[int]) -> dict[str, Any]:
+            return {"rows": to_bytes(pa.concat_tables([table.slice(starts[i], sizes[i]) for i in indices]))}
+
+        return Listing(
+            session_ids=session_ids,
+            contents=_digests(lines, starts),
+            weights=[1] * len(session_ids),
+            pack=pack,
+            unit="sessions",
+            n_cut=int(np.add.reduceat(cut, starts).astype(bool).sum()),
+            roles=tuple(pc.unique(table["role"]).drop_null().to_pylist()),
+        )
+
+    def read(self, packed: Mapping[str, Any], tools: Tools, calls: Calls | None) -> pa.Table:
+        """Features of the rows."""
+        rows = from_bytes(packed["rows"])
+        _check_observed(rows, tools.config, self.path)
+        table = extract_utterances(rows, extractors=tools.extractors, config=tools.config, decoder=tools.decoder)
+        return _with_roles(table, tools.rules, calls)
+
+
+@dataclass(frozen=True)
+class RecordingsSource:
+    """A folder of recordings: utterances are found in each, channel by channel."""
+
+    path: str
+    needs_features = True
+
+    def list(self) -> Listing:
+        """List the files that may be audio; nothing is opened."""
+        found = list_recordings(self.path)
+
+        def pack(indices: Sequence[int]) -> dict[str, Any]:
+            return {"recordings": json.dumps([found[index] for index in indices])}
+
+        return Listing(found, [""] * len(found), [1] * len(found), pack, "recordings", len(found), ())
+
+    def read(self, packed: Mapping[str, Any], tools: Tools, calls: Calls | None) -> pa.Table:
+        """Find the utterances and compute the features of those that may be heard."""
+        return pa.concat_tables(
+            self._read_one(name, tools, calls.roles.get(name, ()) if calls else ())
+            for name in json.loads(packed["recordings"])
+        )
+
+    def _read_one(self, name: str, tools: Tools, said: Sequence[str | None]) -> pa.Table:
+        path = files.join(self.path, name)
+        try:
+            assert tools.decoder is not None
+            info = Recording(path, tools.decoder, max_recording_s=tools.config.audio.max_recording_s).info
+            roles = tools.rules.of_channels(info.channels, said)
+        except AudioProblem:
+            roles = ()  # what is wrong with it becomes its row below
+        unheard = [
+            channel
+            for channel, role in enumerate(roles)
+            if not (tools.rules.scores(role, cut=True) or role in tools.rules.context)
+        ]
+        return extract_recording(
+            path,
+            name,
+            extractors=tools.extractors,
+            config=tools.config,
+            decoder=tools.decoder,
+            roles=roles,
+            skip_channels=unheard,
+        )
+
+
+def to_bytes(table: pa.Table) -> bytes:
+    """A table for `from_bytes`."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue().to_pybytes()
+
+
+def from_bytes(content: bytes) -> pa.Table:
+    """The table that `to_bytes` packed."""
+    return pa.ipc.open_stream(content).read_all()
+
+
+def _runs(table: pa.Table, part_lengths: Sequence[int]) -> tuple[np.ndarray, list[str]]:
+    """Where each session starts, and its id; a new part starts a new one."""
+    n = table.num_rows
+    if not n:
+        return np.zeros(0, np.int64), []
+    ids = table["session_id"].combine_chunks().dictionary_encode()
+    codes = ids.indices.to_numpy()
+    new = np.r_[True, codes[1:] != codes[:-1]]
+    part_starts = np.cumsum([0, *part_lengths[:-1]])
+    new[part_starts[part_starts < n]] = True
+    starts = np.flatnonzero(new)
+    return starts, table["session_id"].take(pa.array(starts)).to_pylist()
+
+
+def _digests(lines: list[str], starts: np.ndarray) -> list[str]:
+    edges = [*starts.tolist(), len(lines)]
+    return [digest(*lines[a:b])[:16] for a, b in itertools.pairwise(edges)]
+
+
+def _with_roles(table: pa.Table, rules: RoleRules, calls: Calls | None) -> pa.Table:
+    """Fill in the roles that rows with a channel lack, from the calls or the channels' fixed order.
+
+    How many channels a recording had is only known from its rows here: where the last channels were silent all
+    along, `rules.of_channels` finds fewer than were said, and names none of them.
+    """
+    cut = cut_by_vaemo(table)
+    if not table["role"].null_count or not (cut.any() or calls or rules.channel_roles):
+        return table
+    starts, session_ids = _runs(table, [table.num_rows])
+    channel = table["channel"].cast(pa.int64()).fill_null(-1).to_numpy()
+    n_channels = np.maximum.reduceat(channel, starts) + 1
+    from_calls = calls.roles if calls else {}
+    by_session = [
+        rules.of_channels(int(n), from_calls.get(name, ())) if n else ()
+        for name, n in zip(session_ids, n_channels, strict=True)
+    ]
+    session = np.repeat(np.arange(len(starts)), np.diff(np.r_[starts, table.num_rows]))
+    given = table["role"].to_pylist()
+    roles = [
+        given[row] or (_known(by_session[session[row]][channel[row]], cut[row]) if channel[row] >= 0 else None)
+        for row in range(table.num_rows)
+    ]
+    return table.set_column(table.column_names.index("role"), "role", pa.array(roles, pa.string()))
+
+
+def _known(role: str, cut: bool) -> str | None:
+    """A role that nobody said is null where somebody declared the utterance: that is research data."""
+    return role if cut or role not in ("unknown", "mixed") else None
+
+
+def _check_observed(rows: pa.Table, config: Config, path: str) -> None:
+    scale = LabelScale(*(config.labels.range or config.model.label_range))
+    for name in _OBSERVED:
+        low, high = (bound.as_py() for bound in pc.min_max(rows[name]).values())
+        if low is not None and not (scale.contains(low) and scale.contains(high)):
+            raise ReadManifestError(
+                f"{path}: {name} runs from {low:g} to {high:g}, outside [{scale.low:g}, {scale.high:g}]. "
+                "Say the corpus's own range in labels.range."
+            )

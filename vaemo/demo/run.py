@@ -1,0 +1,228 @@
+"""The demonstration: everything vaemo does, on speech that it makes, in minutes.
+
+OUT/corpus        the labelled sessions, and two-channel recordings of other speakers
+OUT/store         features of the sessions; OUT/test-store those of the test sessions alone
+OUT/run           the trained model (run/best); OUT/baselines: other seeds, and the same without memory
+OUT/scores        of the test sessions and of the recordings
+OUT/evaluation    against the labels of the test sessions, compared with the model without memory
+OUT/report        of the recordings; OUT/report-test of the test sessions
+OUT/summary.json  the table that is printed at the end
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.json
+
+from vaemo import files, scores
+from vaemo.cluster import extract
+from vaemo.cluster.score import Request, score
+from vaemo.cluster.train import train
+from vaemo.config import Config
+from vaemo.demo.corpus import make_corpus, make_recordings
+from vaemo.evaluate import evaluate, measure, table_of
+from vaemo.manifest import read_manifest
+from vaemo.metrics import ccc, rmse
+from vaemo.pairs import read_pairs
+from vaemo.progress import duration, say
+from vaemo.report.write import write_report
+from vaemo.shards import claim_folder, digest
+from vaemo.store import INFO, FeatureStore, write_part
+from vaemo.units import DIMENSIONS
+
+SESSIONS = 84
+SEEDS = (0, 1, 2)
+MODELS: Mapping[str, dict[str, dict[str, Any]]] = {"vaemo": {}, "no-memory": {"model": {"updater": "none"}}}
+"""What is compared: the model, and the same model without a memory."""
+
+METRICS = ("ccc_valence", "ccc_arousal", "ccc_avg", "rmse_avg")
+STEPS = 6
+
+
+def run_demo(out: str, config: Config) -> dict[str, Any]:
+    """Make speech, extract, train, score, evaluate and report; what an earlier run finished is not done again.
+
+    Args:
+        out: The folder for all of it, local.
+        config: Of every stage.
+
+    Returns:
+        The content of `summary.json`: per model the mean and the deviation of CCC over the seeds, and how much of the
+        recordings' speech was found.
+
+    Raises:
+        OtherRunError: if `out` holds something else, or a demonstration with other settings.
+    """
+    start = time.monotonic()
+    # What this demonstration is for is research; espeak-ng's voices are nobody's.
+    config = config.replace({"features": {"opensmile_license": "research"}})
+    settings = {"config": config.to_dict(), "sessions": SESSIONS, "seeds": list(SEEDS)}
+    claim_folder(out, "_demo.json", digest(config.fingerprint(), str(SESSIONS), str(SEEDS)), {"settings": settings})
+
+    _step(1, "speak a labelled corpus and telephone calls")
+    corpus = files.join(out, "corpus")
+    manifest, recordings = files.join(corpus, "manifest.jsonl"), files.join(corpus, "recordings")
+    if not files.exists(manifest):
+        make_corpus(corpus, n_sessions=SESSIONS)
+    calls = files.join(corpus, "calls.jsonl")
+    if not files.exists(calls):
+        make_recordings(corpus)
+
+    _step(2, "extract features")
+    store, test_store = files.join(out, "store"), files.join(out, "test-store")
+    extract.run(config, store, manifest=manifest, about={"synthetic": True})
+    _keep_split(store, test_store, "test")
+
+    _step(3, f"train with and without memory, {len(SEEDS)} seeds each")
+    for model, changes in MODELS.items():
+        for seed in SEEDS:
+            say(f"train {model}, seed {seed}")
+            train(store, _run_of(out, model, seed), config.replace({**changes, "train": {"seed": seed}}))
+
+    _step(4, "score the test sessions and the recordings")
+    for model in MODELS:
+        for seed in SEEDS:
+            checkpoint = files.join(_run_of(out, model, seed), "best")
+            score(Request(test_store, (checkpoint,), _scores_of(out, model, seed)), config)
+    checkpoint = files.join(out, "run", "best")
+    score(Request(recordings, (checkpoint,), files.join(out, "scores", "recordings"), calls=calls), config)
+
+    _step(5, "evaluate against the labels")
+    with_memory, without = (_scores_of(out, model, SEEDS[0]) for model in MODELS)
+    result = evaluate(with_memory, test_store, files.join(out, "evaluation"), config, compare=without)
+    say(table_of(result))
+
+    _step(6, "report")
+    write_report(files.join(out, "scores", "recordings"), files.join(out, "report"), config, audio=recordings)
+    write_report(
+        with_memory,
+        files.join(out, "report-test"),
+        config,
+        labels=test_store,
+        audio=files.join(corpus, "audio"),
+    )
+    summary = _summarise(out, manifest, test_store, config)
+    summary["compare"] = result["compare"]["ccc_avg"]
+    files.write_json(files.join(out, "summary.json"), summary)
+    say(f"\n{_table(summary)}\n")
+    say(f"Done in {duration(time.monotonic() - start)}. Look at:")
+    for name, what in (
+        ("report/index.html", "the telephone calls, with their sound"),
+        ("report-test/index.html", "the test sessions, with their labels"),
+        ("evaluation/metrics.json", "the evaluation; pictures beside it"),
+        ("run/best", "the model"),
+    ):
+        say(f"  {files.join(out, name):<50} {what}")
+    return summary
+
+
+def speech_found(truth: pa.Table, utterances: pa.Table, grid_s: float = 0.01) -> tuple[float, float]:
+    """How well utterances found in recordings match who really speaks when.
+
+    Args:
+        truth: `session_id`, `channel`, `start_s`, `end_s` of all speech.
+        utterances: The same columns, of what was found.
+        grid_s: Resolution.
+
+    Returns:
+        found: The share of the speech that was found.
+        speech: The share of what was found that is speech.
+    """
+    both = real = heard = 0
+    keys = {(row["session_id"], row["channel"]) for row in truth.to_pylist()}
+    for session, channel in sorted(keys):
+        marks = []
+        for table in (truth, utterances):
+            own = table.filter((pc.field("session_id") == session) & (pc.field("channel") == channel))
+            end = max((row["end_s"] for row in own.to_pylist()), default=0.0)
+            mark = np.zeros(int(end / grid_s) + 1, bool)
+            for row in own.to_pylist():
+                mark[int(row["start_s"] / grid_s) : int(row["end_s"] / grid_s)] = True
+            marks.append(mark)
+        shorter = min(map(len, marks))
+        both += int((marks[0][:shorter] & marks[1][:shorter]).sum())
+        real, heard = real + int(marks[0].sum()), heard + int(marks[1].sum())
+    return both / max(real, 1), both / max(heard, 1)
+
+
+def _step(number: int, what: str) -> None:
+    say(f"\n[{number} of {STEPS}] {what}")
+
+
+def _run_of(out: str, model: str, seed: int) -> str:
+    if (model, seed) == ("vaemo", SEEDS[0]):
+        return files.join(out, "run")
+    return files.join(out, "baselines", f"{model}-seed-{seed}")
+
+
+def _scores_of(out: str, model: str, seed: int) -> str:
+    return files.join(out, "scores", f"test-{model}-seed-{seed}")
+
+
+def _keep_split(store: str, target: str, split: str) -> None:
+    """A store of the sessions of one split."""
+    opened = FeatureStore.open(store)
+    table = opened.read()
+    write_part(target, f"part-{split}.parquet", table.filter(pc.equal(table["split"], split)))
+    files.write_json(files.join(target, INFO), dict(opened.info))
+
+
+def _summarise(out: str, manifest: str, test_store: str, config: Config) -> dict[str, Any]:
+    """CCC of every model and seed on the test sessions, and the speech found in the recordings."""
+    quick = config.replace({"evaluate": {"bootstrap": 0}})
+    models: dict[str, dict[str, list[float]]] = {}
+    for model in MODELS:
+        measured = [measure(read_pairs(_scores_of(out, model, seed), test_store, quick), quick) for seed in SEEDS]
+        models[model] = {name: [each[name] for each in measured] for name in METRICS}
+    models["mean"] = _mean_predictor(manifest)
+    columns = ["session_id", "channel", "start_s", "end_s"]
+    found = scores.read_utterances(files.join(out, "scores", "recordings"), columns)
+    truth = pyarrow.json.read_json(files.join(out, "corpus", "truth.jsonl")).select(columns)
+    share_found, share_speech = speech_found(truth, found.filter(pc.is_valid(found["start_s"])))
+    return {"seeds": list(SEEDS), "models": models, "speech_found": share_found, "found_is_speech": share_speech}
+
+
+def _mean_predictor(manifest: str) -> dict[str, list[float]]:
+    """The metrics of saying the training labels' mean for every utterance of the test sessions."""
+    table = read_manifest(manifest)
+    splits = {name: table.filter(pc.equal(table["split"], name)) for name in ("train", "test")}
+    train_labels, label = (np.stack([rows[name].to_numpy() for name in DIMENSIONS], axis=1) for rows in splits.values())
+    prediction = np.broadcast_to(train_labels.mean(axis=0), label.shape)
+    valence, arousal = map(float, ccc(prediction, label))
+    values = (valence, arousal, (valence + arousal) / 2, float(rmse(prediction, label).mean()))
+    return {name: [value] for name, value in zip(METRICS, values, strict=True)}
+
+
+def _table(summary: Mapping[str, Any]) -> str:
+    """The table of models, and what was found in the recordings, as lines of text."""
+    titles = {"vaemo": "vaemo", "no-memory": "the same without memory", "mean": "mean of the training labels"}
+    n_seeds = len(summary["seeds"])
+    lines = [
+        f"Test sessions, speakers never heard before; mean and deviation over {n_seeds} seeds:",
+        "",
+        f"{'':<30}{'CCC valence':<18}{'CCC arousal':<18}{'CCC average':<18}RMSE",
+    ]
+    for model, values in summary["models"].items():
+        cells = (_mean_and_deviation(values[name]) for name in METRICS)
+        lines.append(f"{titles[model]:<30}" + "".join(f"{cell:<18}" for cell in cells).rstrip())
+    compared = summary["compare"]
+    low, high = compared["ci95"]
+    lines += [
+        "",
+        f"Memory adds {compared['difference']:.3f} to the average CCC of seed {summary['seeds'][0]} "
+        f"(95 % interval {low:.3f} to {high:.3f}, sessions resampled).",
+        f"In the recordings {summary['speech_found']:.0%} of the speech was found; "
+        f"{summary['found_is_speech']:.0%} of what was found is speech.",
+    ]
+    return "\n".join(lines)
+
+
+def _mean_and_deviation(values: Sequence[float]) -> str:
+    text = f"{np.mean(values):.3f}"
+    return text if len(values) < 2 else f"{text} ± {np.std(values, ddof=1):.3f}"

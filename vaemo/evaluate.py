@@ -1,0 +1,282 @@
+"""Scores against labels: agreement in all and by group, with intervals over sessions; two sets of scores compared.
+
+Reads a folder of scores and the labels of a store or a manifest, writes `metrics.json`, `groups.parquet` and pictures.
+The headline is *pooled*: one CCC over all utterances, as in training. CCC is defined in `metrics`, on biased
+variances unless `evaluate.variance` says otherwise; intervals in `bootstrap`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from vaemo import files, pictures
+from vaemo.bootstrap import METRICS, SessionSums, interval, metrics_of
+from vaemo.config import Config
+from vaemo.pairs import Pairs, choose_split, in_common, leave_out, read_pairs
+from vaemo.units import DIMENSIONS, SPLITS
+
+NAMES = (*DIMENSIONS, "avg")
+GROUPS = ("session_id", "speaker_id", "role", "split", "fold", "position")
+POSITIONS = (0, 5, 10, 20, 40)
+"""Where a range of positions in the session begins; the last has no end."""
+
+MIN_PER_SESSION = 5
+"""A session with fewer labelled utterances has no CCC of its own worth averaging."""
+
+
+def evaluate(
+    scored: str,
+    labels: str,
+    out: str,
+    config: Config,
+    *,
+    split: str | None = None,
+    exclude: str | None = None,
+    compare: str | None = None,
+) -> dict[str, Any]:
+    """Evaluate a folder of scores and write what was found.
+
+    Args:
+        scored: The folder of scores.
+        labels: A store (folder) or a manifest (file).
+        out: Where `metrics.json`, `groups.parquet` (every metric of every group), `calibration.png` and
+            `error_over_session.png` go.
+        config: `evaluate`, and `labels.range` where the labels are a manifest's on their own scale.
+        split: Only this split. Left out: `test` where any row has it, else all rows, with a warning.
+        exclude: A Parquet file with `utt_id` (and `session_id`) of utterances to leave out.
+        compare: Another folder of scores, to be compared on the utterances that both have.
+
+    Returns:
+        The content of `metrics.json`; `measure` says what a set of metrics is.
+
+    Raises:
+        LabelError, ReadScoresError: as `read_pairs`, `choose_split`, `leave_out`, `in_common`.
+    """
+    pairs = read_pairs(scored, labels, config)
+    if exclude is not None:
+        pairs = leave_out(pairs, exclude)
+    chosen, tested = choose_split(pairs, split)
+    splits = {name: pairs.select(pairs.column("split") == name) for name in SPLITS}
+    per_fold = per_group(tested, "fold", config)
+    result: dict[str, Any] = {
+        "scores": str(scored),
+        "labels": str(labels),
+        "split": chosen,
+        "variance": config.evaluate.variance,
+        "label_range": [pairs.scale.low, pairs.scale.high],
+        "native_range": [pairs.native.low, pairs.native.high] if pairs.native else None,
+        "not_scored": pairs.not_scored,
+        "pooled": measure(tested, config),
+        "per_session": _over_sessions(tested, config),
+        "fold_mean": _mean_of(per_fold),
+        "per_split": {name: measure(each, config) for name, each in splits.items() if len(each)},
+        "per_fold": per_fold,
+        "per_role": per_group(tested, "role", config),
+        "per_position": per_group(tested, "position", config),
+    }
+    if compare is not None:
+        both = in_common(tested, read_pairs(compare, labels, config))
+        result["compare"] = {"scores": str(compare), **compare_pairs(*both, config)}
+    files.write_json(files.join(out, "metrics.json"), result)
+    tables = [_group_table(tested, by, config) for by in GROUPS]
+    files.write_parquet_whole(files.join(out, "groups.parquet"), pa.concat_tables(tables))
+    files.write_whole(
+        files.join(out, "calibration.png"), pictures.calibration(tested.prediction, tested.label, tested.scale)
+    )
+    files.write_whole(
+        files.join(out, "error_over_session.png"),
+        pictures.error_over_session(tested.prediction, tested.label, tested.order_in_session()),
+    )
+    return result
+
+
+def measure(pairs: Pairs, config: Config) -> dict[str, Any]:
+    """Every metric of these utterances.
+
+    Returns:
+        `n`, `n_sessions`, and for each metric (`ccc`, `pearson`, `rmse`, `mae`, `bias`) `ccc_valence`, `ccc_arousal`
+        and their mean `ccc_avg`; RMSE also as `rmse_native_valence`, ... where the corpus has a range of its own.
+        `ci95`: [low, high] of each, where there are two sessions or more. What is not defined is None.
+    """
+    session, _ = pairs.codes("session_id")
+    session = np.unique(session, return_inverse=True)[1]
+    sums = SessionSums.of(pairs.prediction, pairs.label, session)
+    variance = config.evaluate.variance
+    values = metrics_of(sums.total(), variance)
+    result: dict[str, Any] = {
+        "n": int((~np.isnan(pairs.label)).any(axis=1).sum()),
+        "n_sessions": len(sums.values),
+        **_named(values, pairs),
+    }
+    if config.evaluate.bootstrap and len(sums.values) > 1:
+        draws = metrics_of(sums.resample(config.evaluate.bootstrap, config.evaluate.seed), variance)
+        left_out = metrics_of(sums.leave_one_out(), variance)
+        bounds = {name: interval(name, values[name], draws[name], left_out[name]) for name in METRICS}
+        low = _named({name: bound[0] for name, bound in bounds.items()}, pairs)
+        high = _named({name: bound[1] for name, bound in bounds.items()}, pairs)
+        result["ci95"] = {name: [low[name], high[name]] for name in low}
+    return result
+
+
+def per_group(pairs: Pairs, by: str, config: Config) -> dict[str, dict[str, Any]]:
+    """`measure` for each value of a column of `place`, or each range of positions; null values are left out."""
+    return {name: measure(pairs.select(rows), config) for name, rows in _rows_by(pairs, by)}
+
+
+def compare_pairs(first: Pairs, second: Pairs, config: Config) -> dict[str, Any]:
+    """The difference, first less second, of two sets of scores on the same utterances, by paired bootstrap.
+
+    The same sessions are drawn for both. `p` is twice the share of draws in which the sign is the other one.
+
+    Returns:
+        `n`, `n_sessions`, and per metric, as `ccc_avg`: `first`, `second`, `difference`, `ci95`, `p`.
+    """
+    variance, draws, seed = config.evaluate.variance, config.evaluate.bootstrap, config.evaluate.seed
+    session, _ = first.codes("session_id")
+    sums = [SessionSums.of(pairs.prediction, pairs.label, session) for pairs in (first, second)]
+    values = [metrics_of(each.total(), variance) for each in sums]
+    drawn = [metrics_of(each.resample(draws, seed), variance) for each in sums]
+    left_out = [metrics_of(each.leave_one_out(), variance) for each in sums]
+    result: dict[str, Any] = {"n": len(first), "n_sessions": len(sums[0].values)}
+    for metric in METRICS:
+        difference = values[0][metric] - values[1][metric]
+        differences = drawn[0][metric] - drawn[1][metric]
+        low, high = interval("difference", difference, differences, left_out[0][metric] - left_out[1][metric])
+        other_side = np.minimum((differences <= 0).sum(axis=0), (differences >= 0).sum(axis=0))
+        p = np.minimum(1.0, 2 * (other_side + 1) / (draws + 1))
+        for k, name in enumerate(NAMES):
+            result[f"{metric}_{name}"] = {
+                "first": _number(values[0][metric][k]),
+                "second": _number(values[1][metric][k]),
+                "difference": _number(difference[k]),
+                "ci95": [_number(low[k]), _number(high[k])],
+                "p": _number(p[k]),
+            }
+    return result
+
+
+def table_of(result: Mapping[str, Any]) -> str:
+    """What a person reads first: the pooled metrics with intervals, the splits, the comparison, as lines of text."""
+    pooled = result["pooled"]
+    lines = [
+        f"{pooled['n']:,} utterances of {pooled['n_sessions']:,} sessions, split: {result['split']} "
+        f"(CCC on {result['variance']} variances; 95 % intervals over sessions)",
+        "",
+        " " * 22 + "".join(f"{name:<26}" for name in ("valence", "arousal", "average")),
+    ]
+    shown = {"CCC": "ccc", "Pearson's r": "pearson", "RMSE": "rmse", "MAE": "mae", "bias": "bias"}
+    if result["native_range"]:
+        low, high = result["native_range"]
+        shown[f"RMSE on [{low:g}, {high:g}]"] = "rmse_native"
+    lines += [_line(title, pooled, metric) for title, metric in shown.items()]
+    if len(result["per_split"]) > 1:
+        lines += ["", *(_line(f"CCC {split}", each, "ccc") for split, each in result["per_split"].items())]
+    if "compare" in result:
+        compared = result["compare"]
+        lines += ["", f"less {compared['scores']}, on the same {compared['n']:,} utterances:"]
+        for title, metric in (("difference of CCC", "ccc"), ("difference of RMSE", "rmse")):
+            cells = (compared[f"{metric}_{name}"] for name in NAMES)
+            lines.append(f"{title:<22}" + "".join(f"{_cell(c['difference'], c['ci95']):<26}" for c in cells))
+    if result["not_scored"]:
+        missing = ", ".join(f"{count:,} {status}" for status, count in result["not_scored"].items())
+        lines += ["", f"labelled but without a score: {missing}"]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _named(values: Mapping[str, np.ndarray], pairs: Pairs) -> dict[str, float | None]:
+    named = {f"{metric}_{name}": value[k] for metric, value in values.items() for k, name in enumerate(NAMES)}
+    if pairs.native is not None:
+        wider = pairs.native.width / pairs.scale.width
+        named |= {f"rmse_native_{name}": values["rmse"][k] * wider for k, name in enumerate(NAMES)}
+    return {name: _number(value) for name, value in named.items()}
+
+
+def _rows_by(pairs: Pairs, by: str) -> Iterator[tuple[str, np.ndarray]]:
+    numbers, names = _group_codes(pairs, by)
+    for number, name in enumerate(names):
+        if (numbers == number).any():
+            yield name, numbers == number
+
+
+def _group_codes(pairs: Pairs, by: str) -> tuple[np.ndarray, list[str]]:
+    if by != "position":
+        return pairs.codes(by)
+    ends = [f"-{end}" for end in POSITIONS[1:]] + ["-"]
+    names = [f"{start + 1}{end}" for start, end in zip(POSITIONS, ends, strict=True)]
+    return np.searchsorted(POSITIONS, pairs.order_in_session(), side="right") - 1, names
+
+
+def _group_sums(pairs: Pairs, by: str) -> tuple[SessionSums, list[str], np.ndarray]:
+    """The sums of every group, its name, and its number of sessions, without a loop over groups."""
+    numbers, names = _group_codes(pairs, by)
+    some = pairs.select(numbers >= 0)
+    numbers = numbers[numbers >= 0]
+    sums = SessionSums.of(some.prediction, some.label, numbers)
+    session, _ = some.codes("session_id")
+    group_of_pair = np.unique(np.stack([numbers, session]), axis=1)[0]
+    return sums, names[: len(sums.values)], np.bincount(group_of_pair, minlength=len(sums.values))
+
+
+def _group_table(pairs: Pairs, by: str, config: Config) -> pa.Table:
+    """One row per group: `by`, `group`, `n`, `n_sessions` and the metrics."""
+    sums, names, n_sessions = _group_sums(pairs, by)
+    values = metrics_of(sums.values, config.evaluate.variance)
+    columns: dict[str, Any] = {
+        "by": pa.array([by] * len(names), pa.string()),
+        "group": pa.array(names, pa.string()),
+        "n": pa.array(sums.values[..., 0].max(axis=1).astype(np.int64)),
+        "n_sessions": pa.array(n_sessions, pa.int64()),
+    }
+    columns |= {
+        f"{metric}_{name}": pa.array(value[:, k], pa.float64(), from_pandas=True)
+        for metric, value in values.items()
+        for k, name in enumerate(NAMES)
+    }
+    table = pa.table(columns)
+    return table.filter(pa.array(n_sessions > 0))
+
+
+def _over_sessions(pairs: Pairs, config: Config) -> dict[str, Any]:
+    """Mean and median of the sessions' own metrics, and how many sessions are long enough to have them."""
+    sums, _, _ = _group_sums(pairs, "session_id")
+    long = sums.values[..., 0].min(axis=1) >= MIN_PER_SESSION
+    values = metrics_of(sums.values[long], config.evaluate.variance)
+    result: dict[str, Any] = {"n_sessions": int(long.sum()), "min_utterances": MIN_PER_SESSION}
+    for statistic, summarise in (("mean", np.mean), ("median", np.median)):
+        result[statistic] = {}
+        for metric, value in values.items():
+            for k, name in enumerate(NAMES):
+                finite = value[np.isfinite(value[:, k]), k]
+                result[statistic][f"{metric}_{name}"] = _number(summarise(finite)) if len(finite) else None
+    return result
+
+
+def _mean_of(groups: Mapping[str, Mapping[str, Any]]) -> dict[str, float | None] | None:
+    """The plain mean of every metric over groups; None where there is no group."""
+    if not groups:
+        return None
+    names = [name for name in next(iter(groups.values())) if name not in ("n", "n_sessions", "ci95")]
+    known = {name: [group[name] for group in groups.values() if group[name] is not None] for name in names}
+    return {name: _number(np.mean(values)) if values else None for name, values in known.items()}
+
+
+def _number(value: Any) -> float | None:
+    """A float fit for JSON."""
+    return float(value) if np.isfinite(value) else None
+
+
+def _line(title: str, measured: Mapping[str, Any], metric: str) -> str:
+    bounds = measured.get("ci95", {})
+    cells = (_cell(measured[f"{metric}_{name}"], bounds.get(f"{metric}_{name}")) for name in NAMES)
+    return f"{title:<22}" + "".join(f"{cell:<26}" for cell in cells)
+
+
+def _cell(value: float | None, bounds: list | None) -> str:
+    text = "-" if value is None else f"{value:.3f}"
+    if bounds and None not in bounds:
+        text += f" [{bounds[0]:.3f}, {bounds[1]:.3f}]"
+    return text

@@ -1,0 +1,309 @@
+"""From audio to rows of the feature store: the functions that a worker applies to its shard.
+
+Reads rows of a manifest, or recordings in which utterances are still to be found; returns a table with the columns of
+the store's contract. Every utterance is a row: what has no features has a status and a reason. Nothing here knows of
+Ray, shards or folders.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from vaemo.acoustics import bandwidth_hz, require_usable, simulate_telephone
+from vaemo.audio import AudioProblem, Decoder, Recording
+from vaemo.config import Config
+from vaemo.features import Extractor
+from vaemo.store import part_schema
+from vaemo.units import DIMENSIONS, SAMPLING_RATE_HZ, LabelScale
+from vaemo.vad import UtteranceFinder
+
+AUDIO_SUFFIXES = (
+    *(".wav", ".w64", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".spx", ".aif", ".aiff", ".au", ".snd", ".caf"),
+    *(".m4a", ".mp4", ".aac", ".webm", ".mka", ".amr", ".awb", ".3gp", ".wma", ".gsm", ".g722", ".g729"),
+)
+"""Ends of the names that are taken for recordings in a folder; other files are passed over."""
+
+_BUFFER_S = 600.0
+"""Seconds of speech that wait for the extractors: enough to batch utterances of like length."""
+
+
+def extract_utterances(
+    rows: pa.Table, *, extractors: Mapping[str, Extractor], config: Config, decoder: Decoder | None = None
+) -> pa.Table:
+    """Features of the utterances of a manifest.
+
+    A recording that many rows cut from is opened once. Labels and observed values go from the corpus's own range
+    (`labels.range`) to the model's.
+
+    Args:
+        rows: As `read_manifest` returns them.
+        extractors: By stream.
+        config: Sections audio, features, labels, model.label_range and extract.
+        decoder: The process that decodes; None starts one for this call.
+
+    Returns:
+        The same rows in the same order: the columns of `part_schema`, then the manifest's others (`audio_path`
+        and unknown ones). A row without features has null vectors, a status and a reason.
+    """
+    work = _Work(extractors, config, rows.num_rows)
+    paths = rows["audio_path"].to_pylist()
+    start_s, end_s, channels = (rows[name].to_pylist() for name in ("start_s", "end_s", "channel"))
+    with _decoding(decoder, config) as open_decoder:
+        path, recording, lost = None, None, None
+        for row in sorted(range(rows.num_rows), key=lambda row: (paths[row], start_s[row] or 0.0)):
+            try:
+                if paths[row] != path:
+                    path, recording, lost = paths[row], None, None
+                    recording = Recording(path, open_decoder, max_recording_s=config.audio.max_recording_s)
+                if lost or recording is None:
+                    raise lost or AudioProblem("undecodable", "it cannot be opened")
+                work.add(row, recording.utterance(start_s[row], end_s[row], channels[row]))
+            except AudioProblem as problem:
+                work.fail(row, problem)
+                if recording is None or not open_decoder.alive:
+                    # What cannot be opened, or ends its decoder, is not tried again for every utterance in it.
+                    lost = problem
+    result = work.finish()
+    return _joined(_on_model_scale(rows, config), result, extractors)
+
+
+def extract_recording(
+    path: str,
+    session_id: str,
+    *,
+    extractors: Mapping[str, Extractor],
+    config: Config,
+    decoder: Decoder | None = None,
+    roles: Sequence[str | None] = (),
+    skip_channels: Collection[int] = (),
+) -> pa.Table:
+    """Find the utterances of a recording, channel by channel, and compute their features.
+
+    `utt_id` is `{session_id}#c{channel}-{index:05d}`, `speaker_id` the session with the channel. A recording that
+    cannot be read is one row with null times, its status and its reason; one that breaks off has that row beside the
+    utterances before; one without speech has that row with status `silent`.
+
+    Args:
+        path: Local path, URI, or `audio.EMBEDDED` reference.
+        session_id: Id of the recording.
+        extractors: By stream.
+        config: Sections audio, vad, features and extract.
+        decoder: The process that decodes; None starts one for this call.
+        roles: Of each channel, as far as known.
+        skip_channels: Channels whose utterances are listed with status `not_scored_role`, without any feature.
+
+    Returns:
+        The columns of `part_schema` and `audio_path`, rows by start, then channel.
+    """
+    work = _Work(extractors, config)
+    found: list[tuple[int | None, float | None, float | None]] = []
+    with _decoding(decoder, config) as open_decoder:
+        try:
+            recording = Recording(path, open_decoder, max_recording_s=config.audio.max_recording_s)
+            finder = UtteranceFinder(recording.info.channels, config.vad)
+            for utterance in _utterances(recording, finder):
+                found.append((utterance.channel, utterance.start_s, utterance.end_s))
+                if utterance.channel in skip_channels:
+                    role = roles[utterance.channel] if utterance.channel < len(roles) else None
+                    work.fail(
+                        len(found) - 1, AudioProblem("not_scored_role", f"role {role or 'unknown'} is not scored")
+                    )
+                else:
+                    work.try_add(len(found) - 1, utterance.samples)
+            if not found:
+                raise AudioProblem("silent", "no speech was found in it")
+        except AudioProblem as problem:
+            found.append((None, None, None))
+            work.fail(len(found) - 1, problem)
+    return _joined(_found_rows(path, session_id, found, roles), work.finish(), extractors, by_start=True)
+
+
+def failed_rows(table: pa.Table) -> pa.ChunkedArray:
+    """Which rows have no features although they should."""
+    return pc.invert(pc.is_in(table["status"], pa.array(["ok", "not_scored_role"])))
+
+
+def failures(table: pa.Table) -> int:
+    """How many rows have no features although they should."""
+    return pc.sum(failed_rows(table)).as_py() or 0
+
+
+def reasons(table: pa.Table) -> list[str]:
+    """Lines of a table: how many rows have each failed status, and the first of them with its reason."""
+    failed = table.filter(failed_rows(table)).select(["status", "utt_id", "reason"])
+    groups = failed.group_by("status", use_threads=False).aggregate(
+        [("status", "count"), ("utt_id", "first"), ("reason", "first")]
+    )
+    lines = sorted(groups.to_pylist(), key=lambda group: -group["status_count"])
+    return [
+        f"  {group['status_count']:>8,}  {group['status']:<12} such as {group['utt_id_first']}: {group['reason_first']}"
+        for group in lines
+    ]
+
+
+def _utterances(recording: Recording, finder: UtteranceFinder) -> Any:
+    for block in recording.blocks():
+        if not np.isfinite(block).all():
+            raise AudioProblem("nan_audio", "it holds samples that are NaN or infinite")
+        yield from finder.push(block)
+    yield from finder.finish()
+
+
+def _found_rows(
+    path: str,
+    session_id: str,
+    found: Sequence[tuple[int | None, float | None, float | None]],
+    roles: Sequence[str | None],
+) -> pa.Table:
+    counts: dict[int, int] = {}
+    utt_ids = []
+    for channel, _, _ in found:
+        index = counts.get(channel or 0, 0)
+        counts[channel or 0] = index + 1
+        utt_ids.append(f"{session_id}#c{channel or 0}-{index:05d}")
+    channels = [channel for channel, _, _ in found]
+    return pa.table(
+        {
+            "session_id": pa.array([session_id] * len(found), pa.string()),
+            "utt_id": pa.array(utt_ids, pa.string()),
+            "speaker_id": pa.array([session_id if c is None else f"{session_id}#c{c}" for c in channels], pa.string()),
+            "channel": pa.array(channels, pa.int32()),
+            "role": pa.array([_role(roles, c) for c in channels], pa.string()),
+            "start_s": pa.array([start_s for _, start_s, _ in found], pa.float64()),
+            "end_s": pa.array([end_s for _, _, end_s in found], pa.float64()),
+            "audio_path": pa.array([path] * len(found), pa.string()),
+        }
+    )
+
+
+def _role(roles: Sequence[str | None], channel: int | None) -> str | None:
+    return None if channel is None or channel >= len(roles) else roles[channel]
+
+
+class _Work:
+    """Utterances on their way through the extractors, by row number; samples are held for `_BUFFER_S` at most."""
+
+    def __init__(self, extractors: Mapping[str, Extractor], config: Config, n_rows: int = 0) -> None:
+        self._extractors = extractors
+        self._min_s = config.features.min_utterance_s
+        self._telephone = config.audio.simulate_telephone
+        self._problems: dict[int, AudioProblem] = {}
+        self._duration_s: dict[int, float] = {}
+        self._bandwidth_hz: dict[int, float] = {}
+        self._vectors: dict[str, dict[int, np.ndarray]] = {stream: {} for stream in extractors}
+        self._waiting: list[tuple[int, np.ndarray]] = []
+        self._waiting_s = 0.0
+        self._n_rows = n_rows
+
+    def add(self, row: int, samples: np.ndarray) -> None:
+        """Take an utterance; AudioProblem where it cannot be used."""
+        self._n_rows = max(self._n_rows, row + 1)
+        self._duration_s[row] = len(samples) / SAMPLING_RATE_HZ
+        require_usable(samples, self._min_s)
+        heard = simulate_telephone(samples) if self._telephone else samples
+        self._bandwidth_hz[row] = bandwidth_hz(heard)
+        self._waiting.append((row, heard))
+        self._waiting_s += self._duration_s[row]
+        if self._waiting_s >= _BUFFER_S:
+            self._run()
+
+    def try_add(self, row: int, samples: np.ndarray) -> None:
+        """Take an utterance, or note why not."""
+        try:
+            self.add(row, samples)
+        except AudioProblem as problem:
+            self.fail(row, problem)
+
+    def fail(self, row: int, problem: AudioProblem) -> None:
+        """Note that a row has no features."""
+        self._n_rows = max(self._n_rows, row + 1)
+        self._problems[row] = problem
+
+    def finish(self) -> dict[str, pa.Array]:
+        """Columns `duration_s`, `bandwidth_hz`, `status`, `reason` and the streams, by row number."""
+        self._run()
+        rows = range(self._n_rows)
+        problems = [self._problems.get(row) for row in rows]
+        columns: dict[str, pa.Array] = {
+            "duration_s": pa.array([self._duration_s.get(row) for row in rows], pa.float64()),
+            "bandwidth_hz": pa.array([self._bandwidth_hz.get(row) for row in rows], pa.float32()),
+            "status": pa.array([problem.status if problem else "ok" for problem in problems], pa.string()),
+            "reason": pa.array([problem.reason if problem else None for problem in problems], pa.string()),
+        }
+        for stream, extractor in self._extractors.items():
+            matrix = np.zeros((self._n_rows, extractor.dim), np.float32)
+            for row, vector in self._vectors[stream].items():
+                matrix[row] = vector
+            absent = pa.array([problem is not None for problem in problems], pa.bool_())
+            columns[stream] = pa.FixedSizeListArray.from_arrays(
+                pa.array(matrix.reshape(-1)), type=pa.list_(pa.float32(), extractor.dim), mask=absent
+            )
+        return columns
+
+    def _run(self) -> None:
+        rows = [row for row, _ in self._waiting]
+        utterances = [samples for _, samples in self._waiting]
+        self._waiting, self._waiting_s = [], 0.0
+        for stream, extractor in self._extractors.items() if rows else ():
+            vectors = extractor(utterances)
+            for row, vector in zip(rows, vectors, strict=True):
+                if np.isfinite(vector).all():
+                    self._vectors[stream][row] = vector
+                elif row not in self._problems:
+                    reason = f"{extractor.name} finds nothing to measure in {self._duration_s[row]:.3f} s"
+                    self.fail(row, AudioProblem("too_short", reason))
+
+
+class _decoding:  # noqa: N801 - reads as a verb where it is used
+    """The decoder that is given, or one that ends with the block."""
+
+    def __init__(self, decoder: Decoder | None, config: Config) -> None:
+        self._given, self._timeout_s = decoder, config.extract.decode_timeout_s
+
+    def __enter__(self) -> Decoder:
+        self._own = self._given or Decoder(self._timeout_s)
+        return self._own
+
+    def __exit__(self, *_: object) -> None:
+        if self._given is None:
+            self._own.close()
+
+
+def _on_model_scale(rows: pa.Table, config: Config) -> pa.Table:
+    model = LabelScale(*config.model.label_range)
+    native = LabelScale(*config.labels.range) if config.labels.range else model
+    for name in [*DIMENSIONS, *(f"observed_{name}" for name in DIMENSIONS)]:
+        column = rows[name].cast(pa.float64())
+        values = native.to(model, column.to_numpy())
+        scaled = pa.array(values, pa.float32(), mask=column.is_null().to_numpy())
+        rows = rows.set_column(rows.column_names.index(name), name, scaled)
+    return rows
+
+
+def _joined(
+    rows: pa.Table, result: Mapping[str, pa.Array], extractors: Mapping[str, Extractor], *, by_start: bool = False
+) -> pa.Table:
+    """What is known of the rows and what was computed, as the store's contract has it."""
+    known = {name: rows[name] for name in rows.column_names}
+    if by_start:
+        start_s = rows["start_s"].fill_null(np.inf).to_numpy()
+        order = np.lexsort((rows["channel"].fill_null(-1).to_numpy(), start_s))
+        known = {name: column.take(pa.array(order)) for name, column in known.items()}
+        result = {name: column.take(pa.array(order)) for name, column in result.items()}
+        known["position"] = pa.array(np.arange(rows.num_rows, dtype=np.int32))
+    columns = {**known, **result}
+    schema = part_schema({stream: extractor.dim for stream, extractor in extractors.items()})
+    contract = [
+        columns[field.name].cast(field.type) if field.name in columns else pa.nulls(rows.num_rows, field.type)
+        for field in schema
+    ]
+    others = [name for name in columns if name not in schema.names]
+    return pa.table(
+        [*contract, *(columns[name] for name in others)],
+        names=[*schema.names, *others],
+    )

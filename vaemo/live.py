@@ -1,0 +1,193 @@
+"""A conversation as it comes over the wire: raw packets in, utterances found, their valence and arousal out.
+
+Letters: C channels, n samples.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Generator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from vaemo.config import VadConfig
+from vaemo.errors import ShapeError, StateMismatchError
+from vaemo.stream import Prediction, Stream, read_memory, resampler_from
+from vaemo.units import SAMPLING_RATE_HZ
+from vaemo.vad import FRAME, Utterance, UtteranceFinder
+
+
+class LiveSession:
+    """A conversation as raw packets: finds the utterances of every channel and predicts them as they end.
+
+    The packets may have any length. What is found, and in which order it is heard, is what the batch job finds in a
+    recording of them: an utterance waits for those that began before it.
+
+    Args:
+        stream: Where the utterances go; its memory is this session's.
+        sampling_rate: Of the packets, in Hz.
+        channels: C.
+        listen: Channels that are heard; None is all. The others serve to tell crosstalk.
+        speakers: Name of the speaker on each channel; None is `c0`, `c1`, ...
+        vad: How utterances are found; None is the default.
+    """
+
+    def __init__(
+        self,
+        stream: Stream,
+        sampling_rate: int,
+        *,
+        channels: int = 1,
+        listen: Sequence[int] | None = None,
+        speakers: Sequence[str] | None = None,
+        vad: VadConfig | None = None,
+    ) -> None:
+        self._stream, self._channels = stream, channels
+        self._listen = frozenset(range(channels) if listen is None else listen)
+        self._speakers = list(speakers or (f"c{channel}" for channel in range(channels)))
+        self._finder = _Finder(channels, vad or VadConfig())
+        self._resampler = _LiveResampler(sampling_rate, channels)
+        self._waiting: list[Utterance] = []
+
+    def push(self, packet: np.ndarray) -> list[Prediction]:
+        """Take the next packet, (C, n) or with one channel (n,): int16, or float in [-1, 1]. Gives what it ends."""
+        block = np.atleast_2d(packet)
+        if len(block) != self._channels:
+            raise ShapeError(f"a packet has {len(block)} channels; the session was opened with {self._channels}.")
+        block = block / np.float32(32768) if block.dtype == np.int16 else block.astype(np.float32)
+        return self._hear(self._finder.push(self._resampler.push(block)), self._finder.earliest_s(self._listen))
+
+    def finish(self) -> list[Prediction]:
+        """The utterances that the end of the conversation ends."""
+        last = self._finder.push(self._resampler.finish())
+        return self._hear([*last, *self._finder.finish()], np.inf)
+
+    def save(self, path: str | Path) -> None:
+        """Write everything that goes on, as safetensors: the stream's memory, and the last seconds of audio."""
+        tensors, metadata = self._stream.memory()
+        live = {
+            "finder": self._finder.memory(),
+            "tail": self._resampler.tail,
+            "waiting": list(map(vars, self._waiting)),
+        }
+        tree = _flatten(live, "live", tensors)
+        save_file(tensors, path, metadata={**metadata, "live": json.dumps(tree)})
+
+    def load(self, path: str | Path) -> None:
+        """Go on from what `save` wrote, in a session opened with the same arguments.
+
+        Raises:
+            StateMismatchError: if the file is no such memory, or belongs to another checkpoint.
+        """
+        tensors, metadata = read_memory(path)
+        if "live" not in metadata:
+            raise StateMismatchError(
+                f"'{path}' is the memory of a Stream, not of a LiveSession; load it with Stream.load."
+            )
+        live = _unflatten(json.loads(metadata["live"]), tensors)
+        self._stream.restore(tensors, metadata)
+        self._finder.restore(live["finder"])
+        self._resampler.restore(live["tail"])
+        self._waiting = [Utterance(**facts) for facts in live["waiting"]]
+
+    def _hear(self, found: list[Utterance], earliest_s: float) -> list[Prediction]:
+        """Predict, by start, what nothing can begin before any more."""
+        waiting = self._waiting + [utterance for utterance in found if utterance.channel in self._listen]
+        waiting.sort(key=lambda utterance: (utterance.start_s, utterance.channel))
+        ready = [utterance for utterance in waiting if utterance.start_s < earliest_s]
+        self._waiting = waiting[len(ready) :]
+        return [self._predict(utterance) for utterance in ready]
+
+    def _predict(self, utterance: Utterance) -> Prediction:
+        speaker = self._speakers[utterance.channel]
+        prediction = self._stream.push(utterance.samples, SAMPLING_RATE_HZ, speaker=speaker)
+        return replace(prediction, channel=utterance.channel, start_s=utterance.start_s, end_s=utterance.end_s)
+
+
+class _Finder(UtteranceFinder):
+    """An `UtteranceFinder` whose memory can be taken out and put back."""
+
+    def earliest_s(self, channels: Collection[int]) -> float:
+        """Before this no utterance of these channels can begin any more."""
+        frame = min(cutter.needed_frame for number, cutter in enumerate(self._cutters) if number in channels)
+        return frame * FRAME / SAMPLING_RATE_HZ - self._config.pad_s
+
+    def memory(self) -> dict[str, Any]:
+        return {**_without(vars(self), "_config", "_detector"), "_cutters": [
+            _without(vars(cutter), "_config") for cutter in self._cutters
+        ]}  # fmt: skip
+
+    def restore(self, memory: dict[str, Any]) -> None:
+        for cutter, held in zip(self._cutters, memory.pop("_cutters"), strict=True):
+            vars(cutter).update(held)
+        vars(self).update(memory)
+
+
+class _LiveResampler:
+    """`Resampler.stream` that can go on in another process: it is fed again with the little that its filter reaches.
+
+    Attributes:
+        tail: The last native samples, from a whole period of the ratio on, (C, n).
+    """
+
+    tail: np.ndarray
+
+    def __init__(self, sampling_rate: int, channels: int) -> None:
+        self._resampler = resampler_from(sampling_rate)
+        self._reach = 3 * self._resampler.context + 2 * self._resampler.old
+        self.restore(np.zeros((channels, 0), np.float32))
+
+    def push(self, block: np.ndarray) -> np.ndarray:
+        """What is certain after this block, (C, m), 16 kHz."""
+        self.tail = np.concatenate([self.tail, block], axis=1)
+        old = self._resampler.old
+        self.tail = self.tail[:, max(self.tail.shape[1] - self._reach, 0) // old * old :]
+        return self._generator.send(block)
+
+    def finish(self) -> np.ndarray:
+        """The rest."""
+        return self._generator.send(None)
+
+    def restore(self, tail: np.ndarray) -> None:
+        """Go on after these last native samples, whose results were given."""
+        self.tail = tail
+        self._generator: Generator[np.ndarray, np.ndarray | None, None] = self._resampler.stream(len(tail))
+        next(self._generator)
+        self._generator.send(tail)
+
+
+def _flatten(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
+    """A tree of plain values fit for JSON; arrays move to `tensors` under the path of their place."""
+    if isinstance(value, np.ndarray):
+        tensors[name] = torch.from_numpy(np.ascontiguousarray(value))
+        return {"array": name}
+    if isinstance(value, Tensor):
+        tensors[name] = value.contiguous()
+        return {"tensor": name}
+    if isinstance(value, dict):
+        return {"dict": {key: _flatten(item, f"{name}.{key}", tensors) for key, item in value.items()}}
+    if isinstance(value, (list, tuple)):
+        return [_flatten(item, f"{name}.{index}", tensors) for index, item in enumerate(value)]
+    return value
+
+
+def _unflatten(tree: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """What `_flatten` took apart; tuples come back as lists."""
+    if isinstance(tree, list):
+        return [_unflatten(item, tensors) for item in tree]
+    if not isinstance(tree, dict):
+        return tree
+    ((kind, held),) = tree.items()
+    if kind == "dict":
+        return {key: _unflatten(item, tensors) for key, item in held.items()}
+    return tensors[held].numpy() if kind == "array" else tensors[held]
+
+
+def _without(facts: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    return {name: value for name, value in facts.items() if name not in names}

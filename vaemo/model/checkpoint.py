@@ -1,0 +1,166 @@
+"""A trained model in a folder: weights, config, metrics and provenance; written whole or not at all, never pickled.
+
+Writes and reads `model.safetensors`, `config.yaml` (with the `features` section of the store that it was trained on,
+so that recordings can be scored; without one, only stores can), `metrics.json` and `provenance.json`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+
+from vaemo import files
+from vaemo.config import Config, FeatureConfig
+from vaemo.errors import ReadCheckpointError, UsageError
+from vaemo.model.regressor import SessionRegressor
+
+WEIGHTS, CONFIG, METRICS, PROVENANCE = "model.safetensors", "config.yaml", "metrics.json", "provenance.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """What `load_checkpoint` returns.
+
+    Attributes:
+        model: With its weights, statistics and fingerprint, in float32 or float64 as saved, on the CPU.
+        config: Resolved config of the run that trained it.
+        features: Extractors of its features; None where they are unknown, and recordings cannot be scored.
+        metrics: As evaluated when it was saved.
+        provenance: Code version, data fingerprints, seed, roles, `sequence_by`, `synthetic`.
+        fingerprint: SHA-256 over weights and everything of the config that changes predictions.
+    """
+
+    model: SessionRegressor
+    config: Config
+    features: FeatureConfig | None
+    metrics: dict[str, Any]
+    provenance: dict[str, Any]
+    fingerprint: str
+
+
+def save_checkpoint(
+    path: str | Path,
+    model: SessionRegressor,
+    config: Config | None = None,
+    *,
+    features: FeatureConfig | None = None,
+    metrics: Mapping[str, Any] | None = None,
+    provenance: Mapping[str, Any] | None = None,
+) -> str:
+    """Write a checkpoint folder, in place of one that stands there, and return its fingerprint.
+
+    Args:
+        path: The folder.
+        model: What to keep.
+        config: Config of the run; None takes the defaults beside the model's own sections.
+        features: Extractors of the store that it was trained on; None if the store does not say.
+        metrics: Plain values.
+        provenance: Plain values.
+    """
+    config = dataclasses.replace(config or Config(), model=model.config, updater=model.updater_config)
+    sections = config.to_dict()
+    if features is None:
+        del sections["features"]
+    else:
+        sections["features"] = dataclasses.replace(config, features=features).to_dict()["features"]
+    weights = save({name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()})
+    fingerprint = _fingerprint(weights, config, features)
+    contents = {
+        WEIGHTS: weights,
+        CONFIG: yaml.safe_dump(sections, sort_keys=False, allow_unicode=True).encode(),
+        METRICS: json.dumps(dict(metrics or {}), indent=1).encode(),
+        PROVENANCE: json.dumps({**(provenance or {}), "fingerprint": fingerprint}, indent=1).encode(),
+    }
+    _write_folder(path, contents)
+    return fingerprint
+
+
+def load_checkpoint(path: str | Path) -> Checkpoint:
+    """The checkpoint in a folder.
+
+    Raises:
+        ReadCheckpointError: if a file is missing or broken, the files do not belong together, or the weights do not
+            fit the config.
+    """
+    weights = _read(path, WEIGHTS)
+    try:
+        sections = yaml.safe_load(_read(path, CONFIG))
+        metrics, provenance = json.loads(_read(path, METRICS)), json.loads(_read(path, PROVENANCE))
+        tensors = load(weights)
+        config = Config.from_dict(sections)
+    except (yaml.YAMLError, json.JSONDecodeError, SafetensorError, UsageError, TypeError, AttributeError) as error:
+        raise ReadCheckpointError(f"checkpoint '{path}' is damaged: {error}") from None
+    features = config.features if "features" in sections else None
+    fingerprint = _fingerprint(weights, config, features)
+    if provenance.get("fingerprint") != fingerprint:
+        raise ReadCheckpointError(
+            f"checkpoint '{path}' holds files of different checkpoints, or one was changed by hand: its fingerprint is "
+            f"{fingerprint[:12]}, its provenance says {str(provenance.get('fingerprint'))[:12]}. Copy it anew."
+        )
+    dims = {
+        name.split(".")[1]: len(tensor)
+        for name, tensor in tensors.items()
+        if name.startswith("standardize.") and name.endswith(".mean")
+    }
+    model = SessionRegressor(config.model, config.updater, dims)
+    model.to(tensors["label_deviation"].dtype)
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise ReadCheckpointError(
+            f"checkpoint '{path}' has weights that do not fit its config: {' '.join(str(error).split())[:300]}"
+        ) from None
+    model.fingerprint = fingerprint
+    return Checkpoint(model, config, features, metrics, provenance, fingerprint)
+
+
+def _fingerprint(weights: bytes, config: Config, features: FeatureConfig | None) -> str:
+    named = dataclasses.replace(config, features=features or FeatureConfig())
+    parts = [named.fingerprint("model", "updater", "sessions"), named.fingerprint("features") if features else ""]
+    return hashlib.sha256(weights + json.dumps(parts).encode()).hexdigest()
+
+
+def _read(folder: str | Path, name: str) -> bytes:
+    try:
+        return files.read_bytes(files.join(folder, name))
+    except OSError as error:
+        raise ReadCheckpointError(
+            f"'{folder}' is not a whole checkpoint: {name} cannot be read ({error.__class__.__name__}). "
+            f"It holds {WEIGHTS}, {CONFIG}, {METRICS} and {PROVENANCE}."
+        ) from None
+
+
+def _write_folder(path: str | Path, contents: Mapping[str, bytes]) -> None:
+    """The files under a temporary name, renamed when all are written.
+
+    An object store has no renaming: there one file follows the other, and the fingerprint in the provenance keeps a
+    reader from taking files of two checkpoints for one.
+    """
+    if files.is_uri(path):
+        for name, content in contents.items():
+            files.write_whole(files.join(path, name), content)
+        return
+    folder = Path(path)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    new = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
+    old = new.with_name(new.name + ".old")
+    try:
+        for name, content in contents.items():
+            files.write_whole(new / name, content)
+        if folder.exists():
+            os.rename(folder, old)
+        os.rename(new, folder)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)

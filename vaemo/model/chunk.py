@@ -1,0 +1,114 @@
+"""What a chunk is to the recurrent part of the model, once everything that needs no feedback is computed.
+
+Letters: L lanes, T steps, H width.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from vaemo.model.updater import Memory
+
+
+@dataclasses.dataclass(frozen=True)
+class Dropout:
+    """Dropout masks of a chunk, drawn beforehand and scaled by 1 / (1 - p).
+
+    Attributes:
+        updater: Mask of u, (L, T, d_c).
+        head: Mask of the head's hidden layer, (L, T, head_hidden).
+    """
+
+    updater: Tensor
+    head: Tensor
+
+    def select(self, lanes: Tensor | slice | list[int]) -> Dropout:
+        """The masks of some lanes."""
+        return Dropout(self.updater[lanes], self.head[lanes])
+
+    def steps(self, start: int, stop: int) -> Dropout:
+        """The masks of the chunk's steps from `start` up to `stop`."""
+        return Dropout(self.updater[:, start:stop], self.head[:, start:stop])
+
+    def to(self, *args: Any, **kwargs: Any) -> Dropout:
+        """The masks on a device or in a dtype, as `Tensor.to` takes them."""
+        return Dropout(self.updater.to(*args, **kwargs), self.head.to(*args, **kwargs))
+
+
+@dataclasses.dataclass
+class Diagnostics:
+    """How a chunk was computed; pass one to `SessionRegressor.forward` to have it filled.
+
+    Attributes:
+        solved_by: `known` (nothing predicted is fed back), `loop`, `parallel`, or `fallback` (parallel, then loop).
+        n_passes: Passes over the chunk until the predictions fed back stood still; 0 unless it was tried.
+        c: Session state after every step, (L, T, d_c), detached; None without memory.
+    """
+
+    solved_by: str = ""
+    n_passes: int = 0
+    c: Tensor | None = None
+
+
+class Weights(NamedTuple):
+    """What is derived from the parameters once per chunk."""
+
+    updater: list[Any]
+    alpha: Tensor | None
+    head: tuple[Tensor, Tensor, Tensor]
+
+
+class Carried(NamedTuple):
+    """What goes from step to step beside the feedback: the updater's memory by layer, and c (L, d_c)."""
+
+    memory: Memory
+    c: Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class Chunk:
+    """A chunk before its feedback is known.
+
+    Attributes:
+        to_updater: The updater's input but for the feedback, (L, T, H); None without updater.
+        to_head: The head's hidden layer but for c, (L, T, H).
+        valid: True for real steps, a prefix of every lane, (L, T).
+        lengths: Valid steps of every lane, (L,).
+        shortest: Steps that all lanes have.
+        observed: Known valence and arousal of every utterance, (L, T, 2), NaN where unknown; None if nothing is.
+        dropout: Masks, or None.
+    """
+
+    to_updater: Tensor | None
+    to_head: Tensor
+    valid: Tensor
+    lengths: Tensor
+    shortest: int
+    observed: Tensor | None
+    dropout: Dropout | None
+
+    @property
+    def n_steps(self) -> int:
+        """Steps of the longest lane."""
+        return self.to_head.shape[1]
+
+
+def replace_observed(prediction: Tensor, observed: Tensor | None) -> tuple[Tensor, Tensor]:
+    """What an utterance feeds to the next: the observed value where there is one, else the prediction.
+
+    Args:
+        prediction: (..., 2).
+        observed: (..., 2), NaN where unknown, or None.
+
+    Returns:
+        values: (..., 2).
+        known: True where the value was observed, (..., 2).
+    """
+    if observed is None:
+        return prediction, torch.zeros_like(prediction, dtype=torch.bool)
+    known = ~observed.isnan()
+    return torch.where(known, observed, prediction), known

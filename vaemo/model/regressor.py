@@ -1,0 +1,402 @@
+"""The session model: features of a chunk and the session's state in, valence and arousal and the next state out.
+
+`forward` over a chunk and `step` over one utterance are one function: any cutting of a session into chunks, from any
+state, gives the same predictions, state and gradients. Nothing is remembered outside `SessionState`.
+
+Letters: L lanes, T steps, D features of a stream, H width of a hidden layer.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from vaemo.config import ModelConfig, UpdaterConfig
+from vaemo.errors import FeatureMismatchError
+from vaemo.model.checks import check_features, check_finite, check_lengths, check_observed, used_streams
+from vaemo.model.chunk import Carried, Chunk, Diagnostics, Dropout, Weights, replace_observed
+from vaemo.model.ema import SessionEma
+from vaemo.model.feedback import Fed, run_known, run_loop, run_parallel
+from vaemo.model.film import Film, FilmDelta
+from vaemo.model.gru import at_length
+from vaemo.model.head import Head
+from vaemo.model.scan import resolve_scan
+from vaemo.model.standardize import Standardize
+from vaemo.model.state import SessionState
+from vaemo.model.streams import Streams
+from vaemo.model.updater import MEMORY_FIELDS, Updater
+from vaemo.units import LabelScale
+
+
+class SessionRegressor(nn.Module):
+    """Valence and arousal of every utterance of a session, online, from a fixed-size memory.
+
+    Args:
+        model: What is combined, remembered and fed back.
+        updater: Sizes of the recurrent part.
+        dims: Width of every stream that the features have. What needs an absent stream switches itself off.
+
+    Attributes:
+        dims: Width of the streams that the model uses; others are ignored.
+        film_kind: `film`, `concat` or `off`, as the streams allow.
+        feedback_gradient: Whether gradients flow through predictions that are fed back.
+        fingerprint: Checkpoint that the model was loaded from; empty otherwise.
+
+    Raises:
+        FeatureMismatchError: if the streams leave nothing to predict from.
+
+    Example:
+        >>> model = SessionRegressor(ModelConfig(), UpdaterConfig(), {"speech": 40})
+        >>> prediction, state = model.step(Streams(speech=torch.randn(1, 40)), model.fresh_state(1))
+        >>> prediction.shape
+        torch.Size([1, 2])
+    """
+
+    label_deviation: Tensor
+
+    def __init__(self, model: ModelConfig, updater: UpdaterConfig, dims: Mapping[str, int]):
+        super().__init__()
+        self.config, self.updater_config = model, updater
+        self.film_kind, self.dims = used_streams(model, dims)
+        self.feedback_gradient = model.feedback_gradient
+        self.fingerprint = ""
+        self.standardize = nn.ModuleDict({name: Standardize(dim) for name, dim in self.dims.items()})
+        self.register_buffer("label_deviation", torch.ones(2))
+        if self.film_kind == "film":
+            self.film = Film(self.dims["speaker"], self.dims["speech"], model.film_hidden)
+        if "prosody" in self.dims:
+            self.prosody = nn.Sequential(
+                nn.Linear(self.dims["prosody"], model.prosody_hidden),
+                nn.ReLU(),
+                nn.Linear(model.prosody_hidden, model.prosody_dim),
+            )
+        z_dim = self.dims.get("speech", 0) + (model.prosody_dim if "prosody" in self.dims else 0)
+        z_dim += self.dims["speaker"] if self.film_kind == "concat" else 0
+        self.norm_z = nn.LayerNorm(z_dim) if model.norm_z else nn.Identity()
+        self.has_memory = model.updater != "none"
+        self.has_feedback = self.has_memory and model.feedback != "none"
+        if self.has_memory:
+            feedback_dim = (4 if model.feedback_flag else 2) if self.has_feedback else 0
+            self.updater = Updater(model.updater, updater, z_dim, feedback_dim, model.d_c, model.scan)
+            self.ema = SessionEma(model.ema, model.d_c, model.alpha, model.alpha_arousal)
+        self.head = Head(z_dim, model.d_c if self.has_memory else 0, model.head_hidden, model.label_range)
+
+    @staticmethod
+    def from_config(model: ModelConfig, updater: UpdaterConfig, dims: Mapping[str, int]) -> SessionRegressor:
+        """A model with new weights for features of these widths."""
+        return SessionRegressor(model, updater, dims)
+
+    @staticmethod
+    def from_pretrained(path: str | Path) -> SessionRegressor:
+        """The model of a checkpoint folder.
+
+        Raises:
+            ReadCheckpointError: if the folder is not a whole checkpoint.
+        """
+        from vaemo.model.checkpoint import load_checkpoint
+
+        return load_checkpoint(path).model
+
+    def save_pretrained(self, path: str | Path, **contents: Any) -> None:
+        """Write a checkpoint folder; keywords as in `vaemo.model.checkpoint.save_checkpoint`."""
+        from vaemo.model.checkpoint import save_checkpoint
+
+        save_checkpoint(path, self, **contents)
+
+    # -- state -------------------------------------------------------------------------------------------------------
+
+    def state_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape per lane of what the model remembers; width 0 for what it does not use."""
+        memory = self.updater.memory_shapes() if self.has_memory else dict.fromkeys(MEMORY_FIELDS, (0,))
+        return {**memory, "c": (self.config.d_c if self.has_memory else 0,)}
+
+    def fresh_state(self, lanes: int) -> SessionState:
+        """The state of `lanes` sessions before their first utterance."""
+        return SessionState.fresh(
+            lanes,
+            self.state_shapes(),
+            middle=LabelScale(*self.config.label_range).middle,
+            fingerprint=self.fingerprint,
+            dtype=self.label_deviation.dtype,
+            device=self.label_deviation.device,
+        )
+
+    def set_statistics(self, streams: Mapping[str, tuple[Any, Any]], label_deviation: Any) -> None:
+        """Take the statistics of the training split.
+
+        Args:
+            streams: Mean and deviation, (D,) each, of every stream in `dims`; others are ignored.
+            label_deviation: Deviations of valence and arousal, (2,), on the label range.
+
+        Raises:
+            FeatureMismatchError: if a stream is absent, has another width, or a statistic is not finite.
+        """
+        for name, dim in self.dims.items():
+            if name not in streams:
+                raise FeatureMismatchError(f"statistics of the stream '{name}' are missing; the model uses it.")
+            mean, deviation = (torch.as_tensor(values).to(self.label_deviation) for values in streams[name])
+            if mean.shape != (dim,) or deviation.shape != (dim,):
+                raise FeatureMismatchError(
+                    f"statistics of the stream '{name}' have shapes {tuple(mean.shape)} and {tuple(deviation.shape)}; "
+                    f"the model takes ({dim},) each."
+                )
+            if not (mean.isfinite().all() and deviation.isfinite().all()):
+                raise FeatureMismatchError(
+                    f"statistics of the stream '{name}' hold NaN or infinity. Mend or drop these rows of the store."
+                )
+            cast(Standardize, self.standardize[name]).set(mean, deviation)
+        self.label_deviation.copy_(torch.as_tensor(label_deviation))
+
+    def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
+        """Parameters for an optimiser: decayed ones, and biases, norms and the scan's own, which are not."""
+        decayed: list[nn.Parameter] = []
+        kept: list[nn.Parameter] = []
+        for name, parameter in self.named_parameters():
+            (kept if parameter.dim() < 2 or name.endswith("A_log") else decayed).append(parameter)
+        return [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
+
+    def scan_used(self, device: torch.device | str) -> str:
+        """Form of the scan on a device, for provenance: `reference`, `chunk`, `kernel`, or `none` without a scan."""
+        if self.config.updater not in ("mamba", "mamba2"):
+            return "none"
+        return resolve_scan(self.config.scan, torch.device(device).type, self.config.updater)
+
+    def draw_dropout(self, lanes: int, steps: int, generator: torch.Generator | None = None) -> Dropout | None:
+        """Masks for a chunk of (lanes, steps), on the generator's device; None where the config drops nothing."""
+        keep = 1 - self.config.dropout
+        if keep == 1:
+            return None
+        device = generator.device if generator is not None else torch.device("cpu")
+
+        def draw(width: int) -> Tensor:
+            mask = torch.empty(lanes, steps, width, dtype=self.label_deviation.dtype, device=device)
+            return mask.bernoulli_(keep, generator=generator).div_(keep)
+
+        return Dropout(draw(self.config.d_c if self.has_memory else 0), draw(self.config.head_hidden))
+
+    # -- one chunk, one step -----------------------------------------------------------------------------------------
+
+    def forward(
+        self,
+        features: Streams,
+        state: SessionState,
+        lengths: Tensor,
+        *,
+        observed: Tensor | None = None,
+        dropout: Dropout | None = None,
+        film_delta: FilmDelta | None = None,
+        diagnostics: Diagnostics | None = None,
+    ) -> tuple[Tensor, SessionState]:
+        """Predictions for a chunk, and the state after it.
+
+        With gradients, a chunk whose predictions are fed back may be solved by parallel passes
+        (`model.parallel_feedback`); without, it is always the loop, so that scores of a session do not depend on who
+        shares its batch.
+
+        Args:
+            features: (L, T, D) per stream, as extracted; content beyond `lengths` is ignored. T may be 0.
+            state: Memory before the first step, L lanes. Not modified.
+            lengths: Valid steps per lane, (L,), int64, 0 <= lengths <= T.
+            observed: Known valence and arousal of these utterances on the label range, (L, T, 2), NaN where unknown.
+                They replace the prediction that is fed back: they act from the next step on.
+            dropout: Masks from `draw_dropout`; None drops nothing.
+            film_delta: What speakers add to FiLM's parameters (`vaemo.personalize`), by utterance (L, T).
+            diagnostics: Filled, where given.
+
+        Returns:
+            prediction: (L, T, 2), on the label range, valence before arousal; zero beyond `lengths`.
+            state: Memory after each lane's last valid step.
+
+        Raises:
+            ShapeError: if lanes, steps, dtypes or lengths disagree.
+            FeatureMismatchError: if a stream is missing or has another width.
+            NonFiniteFeatureError: if a valid step holds NaN or infinity.
+            StateMismatchError: if the state belongs to another model.
+        """
+        dtype = self.label_deviation.dtype
+        T = check_features(features, self.dims, lanes=state.lanes, n_axes=3, dtype=dtype)
+        self._check_state(state)
+        shortest, longest = check_lengths(lengths, lanes=state.lanes, steps=T)
+        check_observed(observed, (state.lanes, T, 2))
+        diagnostics = diagnostics if diagnostics is not None else Diagnostics()
+        if longest == 0:
+            return self.label_deviation.new_zeros(state.lanes, T, 2), state
+        lengths = lengths.to(self.label_deviation.device)
+        valid = torch.arange(longest, device=lengths.device) < lengths[:, None]
+        features = Streams(**{name: _cut(getattr(features, name), valid, shortest) for name in self.dims})
+        check_finite(features)
+        to_updater, to_head = self._encode(features, None if film_delta is None else film_delta.steps(0, longest))
+        chunk = Chunk(
+            to_updater,
+            to_head,
+            valid,
+            lengths,
+            shortest,
+            None if observed is None else observed[:, :longest].to(to_head),
+            None if dropout is None else dropout.steps(0, longest),
+        )
+        carried = Carried(self._unpack(state), state.c)
+        run = self._runner(chunk)
+        prediction, carried = run(self, chunk, self._weights(), carried, self._first(state), diagnostics)
+        prediction = prediction.masked_fill(~valid[..., None], 0)
+        values, known = replace_observed(prediction, chunk.observed)
+        after = self._pack(
+            state,
+            carried,
+            (at_length(values, state.last_feedback, lengths), at_length(known, state.last_observed, lengths)),
+            lengths,
+        )
+        return functional.pad(prediction, (0, 0, 0, T - longest)), after
+
+    def step(
+        self,
+        features: Streams,
+        state: SessionState,
+        *,
+        observed: Tensor | None = None,
+        film_delta: FilmDelta | None = None,
+    ) -> tuple[Tensor, SessionState]:
+        """Predictions for one utterance per lane, and the state after it: `forward` at T = 1, all lanes valid.
+
+        Args:
+            features: (L, D) per stream.
+            state: Memory before the utterance, L lanes. Not modified.
+            observed: Known valence and arousal of this utterance, (L, 2), NaN where unknown; acts on the next one.
+            film_delta: As in `forward`, by utterance (L,).
+
+        Returns:
+            prediction: (L, 2), on the label range.
+            state: Memory after the utterance.
+
+        Raises:
+            As `forward`.
+        """
+        check_features(features, self.dims, lanes=state.lanes, n_axes=2, dtype=self.label_deviation.dtype)
+        self._check_state(state)
+        check_observed(observed, (state.lanes, 2))
+        features = Streams(**{name: getattr(features, name) for name in self.dims})
+        check_finite(features)
+        to_updater, to_head = self._encode(features, film_delta)
+        carried = Carried(self._unpack(state), state.c)
+        prediction, carried = self.advance(to_updater, to_head, self._weights(), carried, self._first(state), None)
+        fed = replace_observed(prediction, None if observed is None else observed.to(prediction))
+        return prediction, self._pack(state, carried, fed, torch.ones_like(state.n_steps))
+
+    def evaluate(
+        self,
+        chunk: Chunk,
+        weights: Weights,
+        carried: Carried,
+        fed: Fed | None,
+        diagnostics: Diagnostics | None = None,
+    ) -> tuple[Tensor, Carried]:
+        """Predictions of a chunk (L, T, 2), whose feedback is known, and what is carried on."""
+        drop_u, drop_head = (chunk.dropout.updater, chunk.dropout.head) if chunk.dropout else (None, None)
+        if chunk.to_updater is None:
+            return self.head(chunk.to_head, None, weights.head, drop_head), carried
+        u, memory = self.updater(
+            chunk.to_updater, self._feedback_input(fed), carried.memory, chunk.valid, weights.updater
+        )
+        c = self.ema(u if drop_u is None else u * drop_u, carried.c)
+        if diagnostics is not None:
+            diagnostics.c = c.detach()
+        prediction = self.head(chunk.to_head, c, weights.head, drop_head)
+        return prediction, Carried(memory, at_length(c, carried.c, chunk.lengths))
+
+    def advance(
+        self,
+        to_updater: Tensor | None,
+        to_head: Tensor,
+        weights: Weights,
+        carried: Carried,
+        fed: Fed,
+        valid: Tensor | None,
+        dropout: tuple[Tensor | None, Tensor | None] | list[Tensor | None] = (None, None),
+    ) -> tuple[Tensor, Carried]:
+        """Predictions of one step (L, 2) and what is carried on; `valid` (L,), or None where every lane is."""
+        if to_updater is None:
+            return self.head(to_head, None, weights.head, dropout[1]), carried
+        u, memory = self.updater.step(to_updater, self._feedback_input(fed), carried.memory, valid, weights.updater)
+        c = self.ema.step(u if dropout[0] is None else u * dropout[0], carried.c, weights.alpha)
+        if valid is not None:
+            c = torch.where(valid[:, None], c, carried.c)
+        return self.head(to_head, c, weights.head, dropout[1]), Carried(memory, c)
+
+    # -- parts -------------------------------------------------------------------------------------------------------
+
+    def _encode(self, features: Streams, delta: FilmDelta | None) -> tuple[Tensor | None, Tensor]:
+        """What needs no feedback: the updater's and the head's shares of z, (..., d_model) and (..., H)."""
+        standard = {name: self.standardize[name](x) for name, x in features.items()}
+        parts = []
+        if "speech" in standard:
+            speech = standard["speech"]
+            film = self.film_kind == "film"
+            parts.append(self.film(speech, standard["speaker"], delta) if film else speech)
+        if "prosody" in standard:
+            parts.append(self.prosody(standard["prosody"]))
+        if self.film_kind == "concat":
+            parts.append(standard["speaker"])
+        z = self.norm_z(torch.cat(parts, -1) if len(parts) > 1 else parts[0])
+        return (self.updater.project(z) if self.has_memory else None), self.head.project(z)
+
+    def _weights(self) -> Weights:
+        if not self.has_memory:
+            return Weights([], None, self.head.weights())
+        return Weights(self.updater.constants(), self.ema.per_channel(self.label_deviation), self.head.weights())
+
+    def _feedback_input(self, fed: Fed | None) -> Tensor | None:
+        if fed is None or not self.has_feedback:
+            return None
+        values = fed[0] if self.feedback_gradient else fed[0].detach()
+        return torch.cat([values, fed[1].to(values)], -1) if self.config.feedback_flag else values
+
+    def _runner(self, chunk: Chunk) -> Callable[..., tuple[Tensor, Carried]]:
+        """How this chunk is computed: see `vaemo.model.feedback`."""
+        if not self.has_feedback:
+            return run_known
+        if not torch.is_grad_enabled():
+            return run_loop
+        unknown = chunk.valid[:, 1:, None]
+        if chunk.observed is not None:
+            unknown = unknown & chunk.observed[:, :-1].isnan()
+        if not unknown.any():
+            return run_known
+        choice = self.config.parallel_feedback
+        return run_parallel if choice == "always" or (choice == "auto" and self._passes_are_cheap()) else run_loop
+
+    def _passes_are_cheap(self) -> bool:
+        """Whether a pass over a chunk is not itself a loop over its steps, as Mamba-1 and GRU are on a CPU."""
+        scan = self.scan_used(self.label_deviation.device)
+        return scan == "kernel" or (scan == "chunk" and self.config.updater == "mamba2")
+
+    def _check_state(self, state: SessionState) -> None:
+        self.fresh_state(0).check_same_model(state)
+
+    def _first(self, state: SessionState) -> Fed:
+        return state.last_feedback, state.last_observed
+
+    def _unpack(self, state: SessionState) -> list[tuple[Tensor, ...]]:
+        return self.updater.unpack(state.tensors()) if self.has_memory else []
+
+    def _pack(self, state: SessionState, carried: Carried, fed: Fed, lengths: Tensor) -> SessionState:
+        memory: dict[str, Any] = self.updater.pack(carried.memory) if self.has_memory else {}
+        return dataclasses.replace(
+            state,
+            **memory,
+            c=carried.c,
+            last_feedback=fed[0],
+            last_observed=fed[1],
+            n_steps=state.n_steps + lengths,
+        )
+
+
+def _cut(x: Tensor, valid: Tensor, shortest: int) -> Tensor:
+    """The steps that any lane has, with zeros for padding: whatever stood there, it cannot spread."""
+    x = x[:, : valid.shape[1]]
+    return x if shortest == valid.shape[1] else x.masked_fill(~valid[..., None], 0)

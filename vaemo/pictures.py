@@ -1,0 +1,179 @@
+"""Pictures as PNG bytes: one style for evaluation and report, no window system, no global state of matplotlib."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vaemo.units import DIMENSIONS, LabelScale
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COLOURS = {"valence": "#2a7f9e", "arousal": "#d9662b"}
+"""Told apart by the colour-blind too; the report uses the same."""
+
+GREY = "#8a8f98"
+_BINS = 10
+_PLACES = 20
+_SPEAKERS = ("#1f7a99", "#b4479a", "#5a8a1f", "#8a5cd1", "#b8860b", "#707a8a")
+_STYLE: dict[Any, Any] = {
+    "axes.edgecolor": "#b9bec7",
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "font.size": 10,
+    "grid.color": "#e7e9ed",
+    "legend.frameon": False,
+}
+
+
+@contextmanager
+def figure(width_in: float, height_in: float, columns: int = 1) -> Iterator[tuple[Figure, list[Axes]]]:
+    """A figure in the house style with axes side by side."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(_STYLE):
+        made = Figure(figsize=(width_in, height_in), layout="constrained")
+        yield made, list(made.subplots(1, columns, squeeze=False)[0])
+
+
+def to_png(drawn: Figure) -> bytes:
+    """The picture as the content of a PNG file."""
+    buffer = io.BytesIO()
+    drawn.savefig(buffer, format="png", dpi=130)
+    return buffer.getvalue()
+
+
+def calibration(prediction: np.ndarray, label: np.ndarray, scale: LabelScale) -> bytes:
+    """Mean label against mean prediction in tenths of the predictions, with the labels' spread.
+
+    Args:
+        prediction: (n, 2).
+        label: (n, 2), NaN = not labelled.
+        scale: Both axes' range.
+    """
+    with figure(9, 4.4, 2) as (drawn, axes):
+        for k, (name, axis) in enumerate(zip(DIMENSIONS, axes, strict=True)):
+            known = ~np.isnan(label[:, k])
+            x, y = prediction[known, k], label[known, k]
+            axis.plot([scale.low, scale.high], [scale.low, scale.high], color=GREY, linewidth=1, linestyle="--")
+            axis.scatter(x, y, s=6, color=COLOURS[name], alpha=min(0.35, 300 / max(len(x), 1)), linewidth=0)
+            parts = [part for part in np.array_split(np.argsort(x, kind="stable"), _BINS) if len(part)]
+            axis.errorbar(
+                [x[part].mean() for part in parts],
+                [y[part].mean() for part in parts],
+                [y[part].std() for part in parts],
+                color=COLOURS[name],
+                marker="o",
+                capsize=3,
+            )
+            axis.set(xlim=(scale.low, scale.high), ylim=(scale.low, scale.high), aspect="equal")
+            axis.set(title=name.capitalize(), xlabel="predicted", ylabel="label")
+        return to_png(drawn)
+
+
+def error_over_session(prediction: np.ndarray, label: np.ndarray, order: np.ndarray) -> bytes:
+    """Root mean squared error against the utterance's place in its session, with two standard errors.
+
+    Args:
+        prediction: (n, 2).
+        label: (n, 2), NaN = not labelled.
+        order: (n,) place in the session, from 0.
+    """
+    with figure(8, 3.8) as (drawn, (axis,)):
+        for k, name in enumerate(DIMENSIONS):
+            known = ~np.isnan(label[:, k])
+            squared, at = (prediction[known, k] - label[known, k]) ** 2, order[known]
+            # Ranges of places that hold about as many utterances each.
+            parts = np.searchsorted(np.quantile(at, np.linspace(0, 1, _PLACES + 1)[1:-1]), at, side="left")
+            middle, mean, error = [], [], []
+            for part in np.unique(parts):
+                inside = squared[parts == part]
+                middle.append(at[parts == part].mean() + 1)
+                mean.append(np.sqrt(inside.mean()))
+                # The delta method takes the error of a mean to that of its root: half of it, of which two are shown.
+                error.append(inside.std() / np.sqrt(len(inside)) / max(mean[-1], 1e-12))
+            lower, upper = np.subtract(mean, error), np.add(mean, error)
+            axis.plot(middle, mean, color=COLOURS[name], marker="o", markersize=4, label=name)
+            axis.fill_between(middle, lower, upper, color=COLOURS[name], alpha=0.15, linewidth=0)
+        axis.set(title="Error over the session", xlabel="utterance of the session", ylabel="RMSE", ylim=(0, None))
+        axis.legend()
+        return to_png(drawn)
+
+
+def distributions(histogram: np.ndarray, scale: LabelScale) -> bytes:
+    """How many utterances have which score.
+
+    Args:
+        histogram: (2, bins) counts over equal parts of the range.
+        scale: The range.
+    """
+    edges = np.linspace(scale.low, scale.high, histogram.shape[1] + 1)
+    with figure(9, 3.2, 2) as (drawn, axes):
+        for name, counts, axis in zip(DIMENSIONS, histogram, axes, strict=True):
+            axis.bar(edges[:-1], counts, width=np.diff(edges) * 0.92, align="edge", color=COLOURS[name])
+            axis.set(title=name.capitalize(), xlabel="score", ylabel="utterances", xlim=(scale.low, scale.high))
+            axis.grid(visible=False, axis="x")
+        return to_png(drawn)
+
+
+def plane(counts: np.ndarray, scale: LabelScale) -> bytes:
+    """The valence-arousal plane, darker where more utterances are.
+
+    Args:
+        counts: (cells, cells), arousal upwards in rows, valence in columns.
+        scale: Both axes' range.
+    """
+    with figure(4.8, 4.4) as (drawn, (axis,)):
+        extent = (scale.low, scale.high, scale.low, scale.high)
+        axis.imshow(np.sqrt(counts), origin="lower", extent=extent, cmap="Blues", aspect="equal")
+        axis.axhline(scale.middle, color=GREY, linewidth=0.8)
+        axis.axvline(scale.middle, color=GREY, linewidth=0.8)
+        axis.grid(visible=False)
+        axis.set(title="Valence-arousal plane", xlabel="valence", ylabel="arousal")
+        return to_png(drawn)
+
+
+def call(title: str, curve: Mapping[str, Any], scale: LabelScale) -> bytes:
+    """Valence and arousal of one call over time, who speaks by colour, the lowest score ringed, labels dotted.
+
+    Args:
+        title: What to call it.
+        curve: As `vaemo.report.overview.curves` gives it.
+        scale: The range of the scores.
+    """
+    with figure(12, 3.6, 2) as (drawn, axes):
+        at = np.add(curve["start"], curve["end"]) / 2 / (60 if curve["timed"] else 1)
+        speaks = np.array(curve["speaks"])
+        for name, axis in zip(DIMENSIONS, axes, strict=True):
+            values = np.array(curve[name], np.float64)
+            known = np.isfinite(values)
+            for index, who in enumerate(curve["who"]):
+                own = known & (speaks == index)
+                if own.any():
+                    colour = _SPEAKERS[index % len(_SPEAKERS)]
+                    axis.plot(at[own], values[own], color=colour, linewidth=1.4, marker="o", markersize=4, label=who)
+            if f"label_{name}" in curve:
+                label = np.array(curve[f"label_{name}"], np.float64)
+                axis.plot(at, label, color=GREY, linewidth=1.4, linestyle=":", label="label")
+            if known.any():
+                lowest = np.nanargmin(values)
+                axis.plot(at[lowest], values[lowest], "o", color="black", markersize=11, fillstyle="none")
+            axis.set(title=name.capitalize(), ylim=(scale.low, scale.high))
+            axis.set_xlabel("minutes" if curve["timed"] else "utterance")
+        axes[-1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+        drawn.suptitle(title, x=0.01, ha="left", fontsize=10)
+        return to_png(drawn)

@@ -1,0 +1,104 @@
+// The first page: the archive in numbers, distributions, the calls to look at first, what failed, and all calls.
+function tile(figure, what, more) {
+  return h("div", { class: "card tile" }, h("div", { class: "what" }, what), h("div", { class: "figure" }, figure), h("div", { class: "more" }, more || ""));
+}
+
+function tiles(data) {
+  const o = data.overview;
+  const share = (part, all) => (all ? `${((100 * part) / all).toFixed(part && part / all < 0.01 ? 2 : 1)} %` : "–");
+  const all = o.n_scored + o.n_failed;
+  const skipped = o.n_not_scored_role ? `${whole(o.n_not_scored_role)} more by roles not scored` : "";
+  const row = [
+    tile(whole(data.n_calls), "calls", data.n_drawn < data.n_calls ? `${whole(data.n_drawn)} of them drawn` : "all of them drawn"),
+    tile(whole(o.n_scored), "utterances scored", skipped),
+    tile(length(o.speech_s), "of speech", ""),
+    tile(number(o.mean.valence), "mean valence", ""),
+    tile(number(o.mean.arousal), "mean arousal", ""),
+    tile(share(o.n_failed, all), "failed", o.n_failed ? plural(o.n_failed, "utterance") : "nothing failed"),
+  ];
+  const a = data.agreement;
+  if (a) {
+    const ci = a.ci95 && a.ci95.ccc_avg;
+    const where = a.split === "all" ? plural(a.n, "labelled utterance") : `${a.split} split, n = ${whole(a.n)}`;
+    row.push(tile(number(a.ccc_avg), "CCC with the labels", (ci && ci[0] !== null ? `${number(ci[0])} to ${number(ci[1])}, ` : "") + where));
+  }
+  return h("section", { class: "tiles", "aria-label": "In numbers" }, row);
+}
+
+function ranking(title, note, data, column, format, wanted) {
+  const calls = data.calls, indices = calls.session_id.map((_, i) => i)
+    .filter((i) => calls[column][i] !== null && wanted(i))
+    .sort((i, j) => calls[column][i] - calls[column][j])
+    .slice(0, 7);
+  const dimension = column.split("_")[0];
+  const items = indices.map((i) => h("li", {},
+    h("a", { href: callLink(calls.session_id[i]), title: calls.session_id[i] }, calls.session_id[i]),
+    sparkline(data.curves[calls.session_id[i]], dimension, data.overview.low, data.overview.high),
+    h("span", { class: `value ${dimension}` }, format(calls[column][i]))));
+  return h("section", { class: "card span-4" }, h("h2", {}, title), h("p", { class: "note" }, note),
+    items.length ? h("ol", { class: "ranking" }, items) : h("p", { class: "note" }, "There is none."));
+}
+
+function failures(data) {
+  const list = data.overview.failures, most = Math.max(...list.map((f) => f.n), 1);
+  const items = list.map((f) => h("li", {},
+    h("b", {}, f.status), ` ${whole(f.n)}`,
+    h("span", { class: "bar", style: `width:${Math.max((100 * f.n) / most, 1)}%` }),
+    h("small", {}, f.reasons.join(" · "))));
+  return h("section", { class: "card span-4" }, h("h2", {}, "Failures by reason"),
+    h("p", { class: "note" }, list.length ? "Utterances, or whole recordings, without a score." : "Every utterance has a score."),
+    h("ul", { class: "fails" }, items));
+}
+
+function overTime(width, points, low, high) {
+  const height = 220, left = 40, bottom = 26, top = 12;
+  const x = linear(0, Math.max(points.length - 1, 1), left + 14, width - 20), y = linear(low, high, height - bottom, top);
+  const picture = s("svg", { viewBox: `0 0 ${width} ${height}`, width, height, role: "img", "aria-label": "Mean valence and arousal of the calls over time" });
+  for (const tick of ticks(low, high, 5)) {
+    picture.append(s("line", { x1: left, x2: width, y1: y(tick), y2: y(tick), class: "grid-line" }));
+    picture.append(s("text", { x: left - 8, y: y(tick) + 4, "text-anchor": "end" }, number(tick, 1)));
+  }
+  const every = Math.ceil(points.length / Math.max(Math.floor(width / 90), 1));
+  points.forEach((point, i) => {
+    const anchor = x(i) > width - 45 ? "end" : "middle";
+    if (i % every === 0) picture.append(s("text", { x: anchor === "end" ? width : x(i), y: height - 7, "text-anchor": anchor }, point.period));
+  });
+  for (const name of DIMENSIONS) {
+    picture.append(s("polyline", { points: points.map((p, i) => `${x(i)},${y(p[name])}`).join(" "), fill: "none", stroke: `var(--${name})`, "stroke-width": 2 }));
+    points.forEach((p, i) => picture.append(s("circle", { cx: x(i), cy: y(p[name]), r: 3.5, fill: `var(--${name})` },
+      s("title", {}, `${p.period}: ${name} ${number(p[name])}, ${plural(p.n, "call")}`))));
+  }
+  return picture;
+}
+
+function overviewPage(data) {
+  const o = data.overview;
+  const chart = (draw) => responsive(h("div", {}), draw);
+  const page = [h("h1", {}, "Valence and arousal of the calls")];
+  page.push(tiles(data));
+  page.push(h("div", { class: "grid" },
+    ...DIMENSIONS.map((name) => h("section", { class: "card span-4" },
+      h("h2", {}, name[0].toUpperCase() + name.slice(1)),
+      h("p", { class: "note" }, name === "valence" ? "Unpleasant to pleasant; utterances by score." : "Calm to excited; utterances by score."),
+      chart((width) => histogram(width, o.histogram[name], o.low, o.high, name, data.low_at[name])))),
+    h("section", { class: "card span-4" }, h("h2", {}, "Valence and arousal together"),
+      h("p", { class: "note" }, "Darker where more utterances are."),
+      chart((width) => density(Math.min(width, 290), o.plane, o.low, o.high)))));
+  page.push(h("div", { class: "grid" },
+    ranking("Lowest calls", "Mean valence, longer utterances counting more.", data, "valence_mean", (v) => number(v), () => true),
+    ranking("Most falling calls", `Change of valence per minute, from ${data.min_scored} utterances on.`, data, "valence_slope_per_min", (v) => signed(v, 2),
+      (i) => data.calls.n_scored[i] >= data.min_scored && data.calls.valence_slope_per_min[i] < 0),
+    ranking("Worst endings", `Valence weighted to the end (half-life ${data.half_life_s} s).`, data, "valence_end_weighted", (v) => number(v), () => true)));
+  const time = data.over_time.length > 1
+    ? h("section", { class: "card span-8" }, h("h2", {}, "Calls over time"), legend(DIMENSIONS.map((name) => [name, `var(--${name})`])),
+      chart((width) => overTime(width, data.over_time, o.low, o.high)))
+    : null;
+  if (time || o.failures.length) page.push(h("div", { class: "grid" }, time, o.failures.length ? failures(data) : null));
+  page.push(callsTable(data));
+  return page;
+}
+
+function legend(entries) {
+  return h("ul", { class: "legend" }, entries.map(([name, colour, dashed]) =>
+    h("li", {}, h("i", { style: `border-color:${colour}`, class: dashed ? "dashed" : "" }), name)));
+}

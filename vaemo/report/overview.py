@@ -1,0 +1,259 @@
+"""The numbers of a report: the archive in aggregate, one line per call and role, the curves of the calls drawn.
+
+Reads a folder of scores part by part, so that an archive need not fit in memory. Nothing is ever grouped by a column
+of the table of calls, which may name employees: only by role, date and status.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from vaemo import scores
+from vaemo.units import DIMENSIONS, LabelScale
+
+BINS = 24
+"""Bars of a distribution, and cells of the plane along each side."""
+
+EXAMPLES = 3
+"""Reasons that are shown for one status."""
+
+MIN_SCORED = 5
+"""A call with fewer scored utterances is not called one that falls."""
+
+COLUMNS = (
+    "n_utterances",
+    "n_scored",
+    "n_failed",
+    "talk_s",
+    *(
+        f"{dimension}_{name}"
+        for dimension in DIMENSIONS
+        for name in ("mean", "min", "min_at_s", "slope_per_min", "below_s", "end_weighted")
+    ),
+)
+"""Numbers of a call that the table of calls can be sorted by."""
+
+_RANKINGS = (
+    ("valence_mean", "ascending"),
+    ("valence_slope_per_min", "ascending"),
+    ("valence_end_weighted", "ascending"),
+    ("arousal_mean", "descending"),
+)
+
+
+@dataclass
+class Overview:
+    """The archive in aggregate, added up part by part.
+
+    Attributes:
+        scale: The range of the scores.
+        histogram: (2, BINS) scored utterances by valence and by arousal.
+        plane: (BINS, BINS) scored utterances by arousal (rows, upwards) and valence.
+        statuses: Utterances by status.
+        reasons: Of each failed status, how often each reason was given.
+        speech_s: Length of all scored utterances that have times.
+        n_scored: Scored utterances.
+        totals: (2,) sums of their valence and arousal.
+    """
+
+    scale: LabelScale
+    histogram: np.ndarray = field(default_factory=lambda: np.zeros((2, BINS), np.int64))
+    plane: np.ndarray = field(default_factory=lambda: np.zeros((BINS, BINS), np.int64))
+    statuses: Counter[str] = field(default_factory=Counter)
+    reasons: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+    speech_s: float = 0.0
+    n_scored: int = 0
+    totals: np.ndarray = field(default_factory=lambda: np.zeros(2))
+
+    @staticmethod
+    def of(folder: str) -> Overview:
+        """All of a folder of scores."""
+        overview = Overview(scores.read_scales(folder)[0])
+        columns = ["valence", "arousal", "start_s", "end_s", "status", "reason"]
+        for part in scores.scan_utterances(folder, columns):
+            overview.add(part)
+        return overview
+
+    def add(self, part: pa.Table) -> None:
+        """Count the utterances of one part."""
+        self.statuses.update({item["values"]: item["counts"] for item in part["status"].value_counts().to_pylist()})
+        failed = part.filter(pc.invert(pc.is_in(part["status"], pa.array(["ok", "not_scored_role"]))))
+        for row in failed.group_by(["status", "reason"]).aggregate([([], "count_all")]).to_pylist():
+            self.reasons[row["status"]][row["reason"] or ""] += row["count_all"]
+        scored = part.filter(pc.is_valid(part["valence"]))
+        values = [scored[name].to_numpy() for name in DIMENSIONS]
+        cells = [self._cell(value) for value in values]
+        for k in range(2):
+            self.histogram[k] += np.bincount(cells[k], minlength=BINS)
+        self.plane += np.bincount(cells[1] * BINS + cells[0], minlength=BINS * BINS).reshape(BINS, BINS)
+        self.n_scored += scored.num_rows
+        self.totals += [value.sum(dtype=np.float64) for value in values]
+        self.speech_s += pc.sum(pc.subtract(scored["end_s"], scored["start_s"])).as_py() or 0.0
+
+    def to_plain(self) -> dict[str, Any]:
+        """What the page is given."""
+        failures = {status: n for status, n in self.statuses.items() if status not in ("ok", "not_scored_role")}
+        return {
+            "low": self.scale.low,
+            "high": self.scale.high,
+            "histogram": dict(zip(DIMENSIONS, self.histogram.tolist(), strict=True)),
+            "plane": self.plane.tolist(),
+            "mean": {
+                name: round(total / self.n_scored, 4) if self.n_scored else None
+                for name, total in zip(DIMENSIONS, self.totals.tolist(), strict=True)
+            },
+            "n_scored": self.n_scored,
+            "n_failed": sum(failures.values()),
+            "n_not_scored_role": self.statuses["not_scored_role"],
+            "speech_s": round(self.speech_s, 1),
+            "failures": [
+                {
+                    "status": status,
+                    "n": n,
+                    "reasons": [reason for reason, _ in self.reasons[status].most_common(EXAMPLES) if reason],
+                }
+                for status, n in sorted(failures.items(), key=lambda item: -item[1])
+            ],
+        }
+
+    def _cell(self, values: np.ndarray) -> np.ndarray:
+        share = (values.astype(np.float64) - self.scale.low) / self.scale.width
+        return np.clip((share * BINS).astype(np.int64), 0, BINS - 1)
+
+
+def choose_calls(sessions: pa.Table, top: int) -> list[str]:
+    """The calls that are drawn: all where there are at most `top`, else the first of each ranking in turn.
+
+    The rankings: lowest mean valence, steepest fall of valence, lowest valence at the end, highest mean arousal.
+
+    Returns:
+        Session ids, in the order of `sessions`.
+    """
+    distinct = sessions["session_id"].unique()
+    if len(distinct) <= top:
+        return distinct.to_pylist()
+    rankings = []
+    for column, order in _RANKINGS:
+        some = sessions.filter(pc.is_valid(sessions[column]))
+        if column == "valence_slope_per_min":
+            some = some.filter(pc.greater_equal(some["n_scored"], MIN_SCORED))
+        # Each ranking in full could be needed only if the others held nothing else.
+        indices = pc.select_k_unstable(some, k=min(top, some.num_rows), sort_keys=[(column, order)])
+        rankings.append(some["session_id"].take(indices).to_pylist())
+    chosen: dict[str, None] = {}
+    for place in range(top):
+        for ranking in rankings:
+            if place < len(ranking) and len(chosen) < top:
+                chosen.setdefault(ranking[place])
+    return [name for name in distinct.to_pylist() if name in chosen]
+
+
+def calls_table(sessions: pa.Table, drawn: list[str]) -> dict[str, list[Any]]:
+    """The rows of the table of calls, column by column: those of the calls drawn."""
+    kept = sessions.filter(pc.is_in(sessions["session_id"], pa.array(drawn, pa.string())))
+    table: dict[str, list[Any]] = {
+        "session_id": kept["session_id"].to_pylist(),
+        "role": kept["role"].to_pylist(),
+    }
+    if "date" in kept.column_names:
+        table["date"] = [None if value is None else str(value) for value in kept["date"].to_pylist()]
+    for name in COLUMNS:
+        table[name] = [None if value is None else round(value, 4) for value in kept[name].to_pylist()]
+    return table
+
+
+def over_time(sessions: pa.Table, most: int = 60) -> list[dict[str, Any]]:
+    """Calls and their mean valence and arousal by day, or by month or year where there are more than `most`."""
+    if "date" not in sessions.column_names:
+        return []
+    dates = pc.utf8_slice_codeunits(sessions["date"].cast(pa.string()), 0, 10)
+    for length in (10, 7, 4):
+        period = pc.utf8_slice_codeunits(dates, 0, length)
+        if len(period.unique()) <= most:
+            break
+    grouped = (
+        pa.table({"period": period, **{name: sessions[f"{name}_mean"] for name in DIMENSIONS}})
+        .filter(pc.is_valid(sessions["valence_mean"]))
+        .group_by("period")
+        .aggregate([("valence", "mean"), ("arousal", "mean"), ([], "count_all")])
+        .sort_by("period")
+    )
+    return [
+        {
+            "period": row["period"],
+            "n": row["count_all"],
+            **{name: round(row[f"{name}_mean"], 4) for name in DIMENSIONS},
+        }
+        for row in grouped.to_pylist()
+        if row["period"] is not None
+    ]
+
+
+def curves(utterances: pa.Table, labels: pa.Table | None) -> dict[str, dict[str, Any]]:
+    """The utterances of each call drawn.
+
+    Args:
+        utterances: Of those calls, with the columns of `scores.UTTERANCE_SCHEMA`.
+        labels: `session_id`, `utt_id`, `valence`, `arousal` on the scale of the scores, or None.
+
+    Returns:
+        By session: `who` (names of those who speak: roles, else speakers, else channels), `timed` (whether `start`
+        and `end` are seconds, or places in the session), and per utterance `id`, `speaks` (index into `who`),
+        `start`, `end`, `valence`, `arousal`, `status`, and `label_valence`, `label_arousal` where there are labels.
+    """
+    table = utterances.append_column("row", pa.array(np.arange(utterances.num_rows)))
+    if labels is not None:
+        named = labels.select(["session_id", "utt_id", *DIMENSIONS])
+        named = named.rename_columns(["session_id", "utt_id", *(f"label_{name}" for name in DIMENSIONS)])
+        table = table.join(named, keys=["session_id", "utt_id"], join_type="left outer").sort_by("row")
+    by_session: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for row in table.to_pylist():
+        by_session[row["session_id"]].append(row)
+    return {session: _curve(rows) for session, rows in by_session.items()}
+
+
+def _curve(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    timed = all(row["start_s"] is not None and row["end_s"] is not None for row in rows if row["status"] == "ok")
+    timed = timed and any(row["start_s"] is not None for row in rows)
+    if timed:
+        rows = sorted((row for row in rows if row["start_s"] is not None), key=lambda row: row["start_s"])
+    speaking = [_who(row) for row in rows]
+    # Those with scores first: the first colours are theirs.
+    who = list(
+        dict.fromkeys(
+            name
+            for with_score in (True, False)
+            for name, row in zip(speaking, rows, strict=True)
+            if (row["valence"] is not None) == with_score
+        )
+    )
+    curve: dict[str, Any] = {
+        "who": who,
+        "timed": timed,
+        "id": [row["utt_id"] for row in rows],
+        "speaks": [who.index(name) for name in speaking],
+        "start": [round(row["start_s"], 2) if timed else place + 1 for place, row in enumerate(rows)],
+        "end": [round(row["end_s"], 2) if timed else place + 1 for place, row in enumerate(rows)],
+        "status": [row["status"] for row in rows],
+    }
+    for name in (*DIMENSIONS, *(f"label_{name}" for name in DIMENSIONS)):
+        values = [row.get(name) for row in rows]
+        if name in DIMENSIONS or any(value is not None for value in values):
+            curve[name] = [None if value is None else round(value, 4) for value in values]
+    return curve
+
+
+def _who(row: Mapping[str, Any]) -> str:
+    """Who speaks. A role hides the speaker's name, which may be an employee's."""
+    if row["role"]:
+        return row["role"]
+    if row["speaker_id"]:
+        return row["speaker_id"]
+    return "speaker" if row["channel"] is None else f"channel {row['channel']}"

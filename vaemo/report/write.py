@@ -1,0 +1,145 @@
+"""Make a report: `index.html` and `pictures/`, from scores, labels where there are, and audio beside them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import vaemo
+from vaemo import files, pictures, scores
+from vaemo.config import Config
+from vaemo.errors import ReadScoresError
+from vaemo.evaluate import measure
+from vaemo.pairs import choose_split, read_labels, read_pairs
+from vaemo.report.overview import MIN_SCORED, Overview, calls_table, choose_calls, curves, over_time
+from vaemo.report.page import build_page
+
+TOP = 500
+"""Calls that are drawn where there are more of them."""
+
+PICTURES = 12
+"""Calls that are drawn as PNG too: those with the lowest mean valence."""
+
+AUDIO_SUFFIXES = ("", ".wav", ".flac", ".mp3", ".m4a", ".ogg", ".opus", ".webm")
+
+
+def write_report(
+    scored: str,
+    out: str,
+    config: Config,
+    *,
+    labels: str | None = None,
+    audio: str | None = None,
+    top: int = TOP,
+) -> dict[str, int]:
+    """Write `OUT/index.html` and `OUT/pictures/*.png`.
+
+    Args:
+        scored: The folder of scores.
+        out: Where to write.
+        config: `score` for what counts as low; `labels` and `evaluate` where labels are given.
+        labels: A store or a manifest; its labels are drawn beside the scores, and the agreement is given.
+        audio: The folder of recordings; the page links the files, relative where it can, and plays utterances.
+        top: Calls drawn in full; the overview counts all of them.
+
+    Returns:
+        `calls`, `drawn` and `with_audio`: how many there are.
+
+    Raises:
+        ReadScoresError: if there are no scores, or none of the calls has a recording in `audio`.
+        LabelError: if labels are given and none of them belongs to these scores.
+    """
+    sessions = scores.read_sessions(scored)
+    overview = Overview.of(scored)
+    drawn = choose_calls(sessions, top)
+    utterances = scores.read_utterances(scored, sessions=drawn)
+    known = read_labels(labels, config, overview.scale)[0] if labels is not None else None
+    drawn_curves = curves(utterances, known)
+    links = _audio_links(drawn, audio, out) if audio is not None else {}
+    calls = calls_table(sessions, drawn)
+    page: dict[str, Any] = {
+        "version": vaemo.__version__,
+        "notices": _notices(scores.read_provenance(scored)),
+        "n_calls": len(sessions["session_id"].unique()),
+        "n_drawn": len(drawn),
+        "low_at": {"valence": config.score.low_valence, "arousal": config.score.low_arousal},
+        "min_scored": MIN_SCORED,
+        "half_life_s": config.score.end_half_life_s,
+        "overview": overview.to_plain(),
+        "over_time": over_time(sessions),
+        "agreement": _agreement(scored, labels, config) if labels is not None else None,
+        "calls": calls,
+        "curves": drawn_curves,
+        "audio": links,
+    }
+    files.write_whole(files.join(out, "index.html"), build_page(page))
+    _draw(out, overview, calls, drawn_curves)
+    return {"calls": page["n_calls"], "drawn": len(drawn), "with_audio": len(links)}
+
+
+def _notices(provenance: Mapping[str, Any]) -> list[dict[str, str]]:
+    """What a reader must know before any number: synthetic training data, who was scored, and on what ground."""
+    notices = []
+    if provenance.get("synthetic"):
+        notices.append(
+            {
+                "kind": "warning",
+                "text": "The model was trained on synthetic speech. Its scores of real people mean nothing.",
+            }
+        )
+    if provenance.get("notice"):
+        notices.append({"kind": "warning", "text": provenance["notice"]})
+    if provenance.get("agents_exception"):
+        reference = provenance.get("agents_exception_reference")
+        notices.append(
+            {
+                "kind": "warning",
+                "text": f"Employees were scored under the exception '{provenance['agents_exception']}' "
+                f"(reference: {reference}).",
+            }
+        )
+    return notices
+
+
+def _agreement(scored: str, labels: str, config: Config) -> dict[str, Any]:
+    """The metrics of the split that is to be judged by."""
+    split, pairs = choose_split(read_pairs(scored, labels, config), None)
+    return {"split": split, **measure(pairs, config)}
+
+
+def _audio_links(drawn: Sequence[str], audio: str, out: str) -> dict[str, str]:
+    """Where the page finds the recording of a call: the file of its id below the folder, with or without a suffix."""
+    there = {path[len(audio.rstrip("/")) + 1 :]: path for path in files.list_files(audio, recursive=True)}
+    links = {}
+    for session in drawn:
+        path = next((there[session + suffix] for suffix in AUDIO_SUFFIXES if session + suffix in there), None)
+        if path is not None:
+            links[session] = path if files.is_uri(path) else _local_link(path, out)
+    if not links:
+        raise ReadScoresError(
+            f"none of the {len(drawn):,} calls has a recording in {audio}: a call such as '{drawn[0]}' would be the "
+            "file of that name, with or without a suffix such as .wav. Give the folder that was scored."
+        )
+    return links
+
+
+def _local_link(path: str, out: str) -> str:
+    if files.is_uri(out):
+        return Path(path).resolve().as_uri()
+    return quote(os.path.relpath(path, out))
+
+
+def _draw(out: str, overview: Overview, calls: Mapping[str, list[Any]], drawn: Mapping[str, Mapping[str, Any]]) -> None:
+    folder = files.join(out, "pictures")
+    files.write_whole(
+        files.join(folder, "distributions.png"), pictures.distributions(overview.histogram, overview.scale)
+    )
+    files.write_whole(files.join(folder, "plane.png"), pictures.plane(overview.plane, overview.scale))
+    means = zip(calls["valence_mean"], calls["session_id"], strict=True)
+    lowest = [session for mean, session in sorted(pair for pair in means if pair[0] is not None)]
+    for number, session in enumerate(list(dict.fromkeys(lowest))[:PICTURES], 1):
+        picture = pictures.call(session, drawn[session], overview.scale)
+        files.write_whole(files.join(folder, f"call-{number:02d}.png"), picture)

@@ -1,0 +1,111 @@
+"""The folder of a training run: the checkpoint to keep, a line per epoch, and the state to go on from.
+
+    RUN/_run.json       whose folder it is
+    RUN/best/           the checkpoint (`vaemo.model.checkpoint`)
+    RUN/metrics.jsonl   one line per epoch
+    RUN/curves.png      their picture
+    RUN/summary.json    the last thing that is written: the run is finished
+
+The resumable state is two files in a folder of its own, safetensors and JSON: nothing that is read back can run code.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+import vaemo
+from vaemo import files
+from vaemo.config import Config, FeatureConfig
+from vaemo.model.checkpoint import save_checkpoint
+from vaemo.model.regressor import SessionRegressor
+from vaemo.store import FeatureStore
+from vaemo.train import Trainer
+
+MARKER, SUMMARY, METRICS, CURVES, BEST = "_run.json", "summary.json", "metrics.jsonl", "curves.png", "best"
+_TENSORS, _PROGRESS = "state.safetensors", "state.json"
+
+
+def save_state(trainer: Trainer, folder: str | Path) -> None:
+    """Write what a run needs to go on after the epoch that it has just finished."""
+    save_file({name: tensor.cpu() for name, tensor in trainer.tensors().items()}, Path(folder, _TENSORS))
+    Path(folder, _PROGRESS).write_text(json.dumps(trainer.progress()))
+
+
+def restore_state(trainer: Trainer, folder: str | Path) -> None:
+    """Bring a new trainer, made from the same config and data, to where `save_state` was called."""
+    with safe_open(Path(folder, _TENSORS), framework="pt", device=str(trainer.device)) as held:
+        tensors = {name: held.get_tensor(name) for name in held.keys()}  # noqa: SIM118 -- not a mapping
+    trainer.restore(tensors, json.loads(Path(folder, _PROGRESS).read_text()))
+
+
+def keep(
+    out: str,
+    model: SessionRegressor,
+    config: Config,
+    store: FeatureStore,
+    metrics: Mapping[str, Any],
+    provenance: Mapping[str, Any],
+) -> None:
+    """Write RUN/best, in place of an older one.
+
+    Args:
+        out: The run folder, a path or URI.
+        model: What is kept.
+        config: Of the run.
+        store: What it was trained on; the extractors that it names make the checkpoint fit for recordings.
+        metrics: Line of the epoch.
+        provenance: See `provenance_of`.
+    """
+    settings = store.info.get("settings", {})
+    features: FeatureConfig | None = None
+    if "features" in settings:
+        config = config.replace(
+            {section: settings[section] for section in ("audio", "features", "vad") if section in settings}
+        )
+        features = config.features
+    save_checkpoint(files.join(out, BEST), model, config, features=features, metrics=metrics, provenance=provenance)
+
+
+def provenance_of(
+    store: FeatureStore, config: Config, data: str, model: SessionRegressor, device: str
+) -> dict[str, Any]:
+    """What a checkpoint says of its origin.
+
+    Args:
+        store: What it was trained on.
+        config: Of the run.
+        data: Digest of ids, labels and splits.
+        model: The trained model.
+        device: Where it was trained, `cpu` or `cuda`.
+    """
+    return {
+        "version": vaemo.__version__,
+        "seed": config.train.seed,
+        "data_fingerprint": data,
+        "feature_fingerprints": {
+            stream: extractor.get("fingerprint") for stream, extractor in store.info.get("extractors", {}).items()
+        },
+        "native_range": store.info.get("native_range") or config.labels.range,
+        "roles": store.info.get("roles"),
+        "sequence_by": config.sessions.sequence_by,
+        "scan": model.scan_used(device),
+        "synthetic": bool(store.info.get("synthetic", False)),
+    }
+
+
+def write_metrics(out: str, history: Sequence[Mapping[str, Any]]) -> None:
+    """Write RUN/metrics.jsonl: all lines, so that a run that goes on leaves none twice."""
+    lines = "".join(json.dumps(line) + "\n" for line in history)
+    files.write_whole(files.join(out, METRICS), lines.encode())
+
+
+def finished(out: str) -> dict[str, Any] | None:
+    """The summary of a finished run; None while it is not."""
+    path = files.join(out, SUMMARY)
+    return files.read_json(path) if files.exists(path) else None

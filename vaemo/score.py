@@ -1,0 +1,202 @@
+"""Sessions replayed through trained models: rows of features in, the same rows with valence and arousal out.
+
+Takes a table of the feature store's contract and gives one of the scores' contract; knows no files and no Ray.
+Letters: U utterances of all sessions, L lanes, T steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+
+from vaemo.errors import FeatureMismatchError
+from vaemo.model.regressor import SessionRegressor
+from vaemo.model.state import SessionState
+from vaemo.scores import UTTERANCE_SCHEMA, conform
+from vaemo.sessions import assemble_sessions
+from vaemo.speakers import with_running_means
+from vaemo.units import DIMENSIONS, STREAMS, LabelScale
+from vaemo.windows import PackedSessions
+
+BLOCK_SESSIONS = 1024
+"""Sessions whose states are held at once; bounds memory, not results."""
+
+
+@torch.inference_mode()
+def predict_sessions(model: SessionRegressor, sessions: PackedSessions, *, lanes: int, chunk: int) -> np.ndarray:
+    """Predict every utterance of every session from a fresh state, feeding back predictions or what is observed.
+
+    A session runs in chunks of `chunk` steps while it has so many left, then in one of half as many, and so on down
+    to 1. So no step is padding, and every call has a shape that follows from the session alone, never from those in
+    the other lanes: with a fixed number of lanes they change no bit of its predictions.
+
+    Args:
+        model: As loaded; predicts without dropout.
+        sessions: On the model's device and in its dtype.
+        lanes: Sessions side by side, L; lanes without a session are idle (`lengths` 0).
+        chunk: Most steps of one call.
+
+    Returns:
+        Predictions on the model's label range, (U, 2), in the order of the packed sessions.
+    """
+    predictions = np.empty((int(sessions.lengths.sum()), 2), np.float64)
+    for first in range(0, len(sessions.lengths), BLOCK_SESSIONS):
+        block = slice(first, first + BLOCK_SESSIONS)
+        left, row = sessions.lengths[block].copy(), sessions.offsets[block].copy()
+        memory = model.fresh_state(len(left))
+        steps = chunk
+        while steps:
+            for picked in _calls(left // steps, lanes):
+                n = len(picked)
+                lane = np.concatenate([picked, np.zeros(lanes - n, np.int64)])
+                index = torch.from_numpy(row[lane, None] + np.arange(steps)).to(sessions.observed.device)
+                # An idle lane repeats rows of another, which `lengths` hides.
+                lengths = torch.from_numpy(np.where(np.arange(lanes) < n, steps, 0))
+                prediction, state = model(
+                    sessions.features.select(index),
+                    memory.select(torch.from_numpy(lane)),
+                    lengths,
+                    observed=sessions.observed[index],
+                )
+                predictions[row[picked, None] + np.arange(steps)] = prediction[:n].double().cpu().numpy()
+                left[picked] -= steps
+                row[picked] += steps
+                _remember(memory, picked, state, left)
+            steps //= 2
+    return predictions
+
+
+def _calls(n_chunks: np.ndarray, lanes: int) -> Iterator[np.ndarray]:
+    """Which sessions each call takes, so that session i is taken `n_chunks[i]` times, never twice by one call.
+
+    McNaughton's wrap-around rule: the fewest calls that there can be.
+    """
+    items = np.repeat(np.arange(len(n_chunks)), n_chunks)
+    n_calls = max(int(n_chunks.max(initial=0)), -(-len(items) // lanes))
+    for call in range(n_calls):
+        yield items[call::n_calls]
+
+
+def _remember(memory: SessionState, picked: np.ndarray, state: SessionState, left: np.ndarray) -> None:
+    """Write the first lanes of a call's state back to the sessions it served, where they go on."""
+    goes_on = np.flatnonzero(left[picked])
+    if not len(goes_on):
+        return
+    source, target = torch.from_numpy(goes_on), torch.from_numpy(picked[goes_on])
+    for name, tensor in memory.tensors().items():
+        tensor[target] = getattr(state, name)[source]
+
+
+def score_table(
+    table: pa.Table,
+    models: Sequence[SessionRegressor],
+    *,
+    lanes: int,
+    chunk: int,
+    sequence_by: Literal["session", "speaker"] = "session",
+    speaker_means: bool = False,
+    context: np.ndarray | None = None,
+) -> pa.Table:
+    """Score whole sessions: the columns of the utterances of a score folder but `run_id`, row for row.
+
+    Rows with a status other than `ok` keep it and their reason, have no scores and do not move the state. What stands
+    in `observed_valence` and `observed_arousal` is fed back instead of the prediction; labels never are.
+
+    Args:
+        table: Rows of a feature store.
+        models: At least one, all on one label range. Several give the mean, and the deviation (n - 1) in
+            `valence_sd` and `arousal_sd`.
+        lanes: As for `predict_sessions`.
+        chunk: As for `predict_sessions`.
+        sequence_by: One memory for a session, or one for each speaker of it.
+        speaker_means: Average the speaker embeddings over the past of the session (`running_mean`).
+        context: Rows (bool) that move the state and are not scored, whatever their status: nothing is predicted of
+            them, and the middle of the label range is fed back behind them.
+
+    Raises:
+        NonFiniteFeatureError: if a feature is NaN or infinite.
+    """
+    heard = table if context is None else _with_context(table, context, models[0])
+    streams = [name for name in STREAMS if any(name in model.dims for model in models)]
+    sessions = assemble_sessions(heard, sequence_by=sequence_by, streams=streams)
+    found = np.full((len(models), table.num_rows, 2), np.nan)
+    if speaker_means and "speaker" in streams:
+        sessions = [with_running_means(session) for session in sessions]
+    if sessions:
+        rows = np.concatenate([session.rows for session in sessions])
+        for number, model in enumerate(models):
+            like = model.label_deviation
+            packed = PackedSessions.of(sessions, dtype=like.dtype, device=like.device)
+            found[number, rows] = predict_sessions(model, packed, lanes=lanes, chunk=chunk)
+    if context is not None:
+        found[:, context] = np.nan
+    kept = [name for name in UTTERANCE_SCHEMA.names if name in table.column_names and name not in DIMENSIONS]
+    columns: dict[str, Any] = {name: table[name] for name in kept}
+    for axis, dimension in enumerate(DIMENSIONS):
+        columns[dimension] = _floats(found[:, :, axis].mean(axis=0))
+    scored = conform(pa.table(columns))
+    if len(models) > 1:
+        for axis, dimension in enumerate(DIMENSIONS):
+            scored = scored.append_column(f"{dimension}_sd", _floats(found[:, :, axis].std(axis=0, ddof=1)))
+    return scored
+
+
+def check_features(
+    model: SessionRegressor,
+    trained_on: Mapping[str, str | None],
+    dims: Mapping[str, int],
+    made_by: Mapping[str, str | None],
+    where: str,
+) -> None:
+    """Refuse features that the model was not made for.
+
+    Args:
+        model: What needs them.
+        trained_on: By stream, the fingerprint of the extractor of its training features, where that is known.
+        dims: Dimension of each stream that there is.
+        made_by: By stream, the fingerprint of the extractor that made it, where that is known.
+        where: Whose features these are, for the message.
+
+    Raises:
+        FeatureMismatchError: if a stream is missing, has another dimension, or comes from another extractor.
+    """
+    for stream, dim in model.dims.items():
+        if stream not in dims:
+            raise FeatureMismatchError(
+                f"{where} has no stream '{stream}', which the checkpoint uses; it has {', '.join(dims) or 'none'}. "
+                "Extract it with the checkpoint's features."
+            )
+        if dims[stream] != dim:
+            raise FeatureMismatchError(
+                f"the stream '{stream}' of {where} has {dims[stream]} numbers; the checkpoint was made for {dim}. "
+                "Extract it with the checkpoint's features."
+            )
+        made, wanted = made_by.get(stream), trained_on.get(stream)
+        if made and wanted and made != wanted:
+            raise FeatureMismatchError(
+                f"the stream '{stream}' of {where} was made by the extractor {made[:12]}; the checkpoint was trained "
+                f"on features of {wanted[:12]}. Extract it with the checkpoint's features."
+            )
+
+
+def _with_context(table: pa.Table, context: np.ndarray, model: SessionRegressor) -> pa.Table:
+    """The table with context rows as usable ones, after which the middle of the range is fed back."""
+    middle = LabelScale(*model.config.label_range).middle
+    where = pa.array(context)
+    changed = {"status": "ok", **{f"observed_{dimension}": middle for dimension in DIMENSIONS}}
+    for name, value in changed.items():
+        index = table.column_names.index(name)
+        field = table.schema.field(index)
+        column = pc.if_else(where, pa.scalar(value, field.type), table[name])
+        table = table.set_column(index, field, column)
+    return table
+
+
+def _floats(values: np.ndarray) -> pa.Array:
+    """Float32, null where NaN."""
+    return pa.array(values.astype(np.float32), mask=np.isnan(values))

@@ -1,0 +1,224 @@
+"""One conversation, utterance by utterance: samples in, valence and arousal out, a memory that can be saved.
+
+The scores are those that the batch job gives for the same utterances. `vaemo.live` finds the utterances too.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from vaemo.acoustics import require_usable, simulate_telephone
+from vaemo.audio import AudioProblem, Resampler
+from vaemo.config import Config
+from vaemo.errors import FeatureMismatchError, StateMismatchError
+from vaemo.features import Extractor, describe, load_extractors
+from vaemo.model.checkpoint import Checkpoint, load_checkpoint
+from vaemo.model.regressor import SessionRegressor
+from vaemo.model.state import TENSOR_FIELDS, SessionState
+from vaemo.model.streams import Streams
+from vaemo.score import check_features
+from vaemo.speakers import unit
+from vaemo.units import SAMPLING_RATE_HZ
+
+_RATIO_LIMIT = 1000
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What was heard in an utterance.
+
+    Attributes:
+        valence: On the model's label range; None unless `status` is `ok`.
+        arousal: Likewise.
+        status: `ok`, or why there is no prediction (`vaemo.units.STATUSES`).
+        reason: What was found, where there is none.
+        channel: Where it was found; None for an utterance that was pushed.
+        start_s: Since the first packet; None for an utterance that was pushed.
+        end_s: Likewise.
+    """
+
+    valence: float | None
+    arousal: float | None
+    status: str = "ok"
+    reason: str | None = None
+    channel: int | None = None
+    start_s: float | None = None
+    end_s: float | None = None
+
+
+class Stream:
+    """A conversation, utterance by utterance.
+
+    Args:
+        model: A model, a checkpoint, or the path of one.
+        extractors: By stream; None loads those that the checkpoint names.
+        config: Sections sessions (one memory for the conversation, or one per speaker), features (the shortest
+            utterance, how speaker embeddings are averaged) and audio; None takes the checkpoint's, or the defaults.
+
+    Raises:
+        FeatureMismatchError: if the extractors are not those that the model was made for, or none are known.
+
+    Example:
+        >>> stream = Stream("runs/demo/best")                                   # doctest: +SKIP
+        >>> stream.push(samples, 8000, speaker="caller").valence                # doctest: +SKIP
+        0.41
+    """
+
+    def __init__(
+        self,
+        model: SessionRegressor | Checkpoint | str | Path,
+        extractors: Mapping[str, Extractor] | None = None,
+        *,
+        config: Config | None = None,
+    ) -> None:
+        checkpoint = load_checkpoint(model) if isinstance(model, (str, Path)) else model
+        trained_on: Mapping[str, str | None] = {}
+        if isinstance(checkpoint, Checkpoint):
+            config = config or checkpoint.config
+            trained_on = checkpoint.provenance.get("feature_fingerprints", {})
+            if extractors is None and checkpoint.features is not None:
+                extractors = load_extractors(checkpoint.features)
+        if extractors is None:
+            raise FeatureMismatchError(
+                "the model does not say which extractors its features come from; give them: Stream(model, extractors)."
+            )
+        self._model = (checkpoint.model if isinstance(checkpoint, Checkpoint) else checkpoint).eval()
+        self._config = config or Config()
+        described = describe(dict(extractors))
+        dims = {stream: facts["dim"] for stream, facts in described.items()}
+        made_by = {stream: facts["fingerprint"] for stream, facts in described.items()}
+        check_features(self._model, trained_on, dims, made_by, "the list of extractors")
+        if self._config.features.speaker_aggregation == "enrolled" and "speaker" in self._model.dims:
+            raise FeatureMismatchError(
+                "the model was trained on enrolled speaker embeddings (features.speaker_aggregation), and a stream "
+                "knows no enrolment; score a store that holds them."
+            )
+        self._extractors = {stream: extractors[stream] for stream in self._model.dims}
+        self._states: dict[str, SessionState] = {}
+        self._sums: dict[str, np.ndarray] = {}
+
+    def push(
+        self,
+        samples: np.ndarray,
+        sampling_rate: int,
+        *,
+        speaker: str | None = None,
+        observed: Sequence[float | None] | None = None,
+    ) -> Prediction:
+        """Hear the next utterance.
+
+        What has no prediction (too short, silent, NaN) does not move the memory, as in the batch job.
+
+        Args:
+            samples: (n,), float in [-1, 1], mono.
+            sampling_rate: Of the samples, in Hz.
+            speaker: Who speaks; tells memories and speaker means apart where these are kept per speaker.
+            observed: Valence and arousal of this utterance on the model's label range where somebody knows them, None
+                where not; they act from the next utterance on.
+        """
+        name = speaker or ""
+        try:
+            features = self._features(_resampled(samples, sampling_rate), name)
+        except AudioProblem as problem:
+            return Prediction(None, None, problem.status, problem.reason)
+        key = name if self._config.sessions.sequence_by == "speaker" else ""
+        known = [np.nan if value is None else float(value) for value in observed or (None, None)]
+        like = self._model.label_deviation
+        with torch.inference_mode():
+            prediction, self._states[key] = self._model.step(
+                features.to(like.device, like.dtype),
+                self._states.get(key) or self._model.fresh_state(1),
+                observed=torch.tensor([known], dtype=like.dtype, device=like.device),
+            )
+        valence, arousal = prediction[0].tolist()
+        return Prediction(valence, arousal)
+
+    def save(self, path: str | Path) -> None:
+        """Write the memory as safetensors: states, speaker means, the checkpoint's fingerprint. No audio is in it."""
+        tensors, metadata = self.memory()
+        save_file(tensors, path, metadata=metadata)
+
+    def load(self, path: str | Path) -> None:
+        """Go on from the memory that `save` wrote, in this process or another.
+
+        Raises:
+            StateMismatchError: if the file is no such memory, or belongs to another checkpoint.
+        """
+        self.restore(*read_memory(path))
+
+    def _features(self, samples: np.ndarray, speaker: str) -> Streams:
+        """Features of an utterance, (1, D) each; AudioProblem where it has none."""
+        require_usable(samples, self._config.features.min_utterance_s)
+        heard = simulate_telephone(samples) if self._config.audio.simulate_telephone else samples
+        vectors = {stream: extractor([heard])[0] for stream, extractor in self._extractors.items()}
+        for stream, vector in vectors.items():
+            if not np.isfinite(vector).all():
+                seconds = len(samples) / SAMPLING_RATE_HZ
+                name = self._extractors[stream].name
+                raise AudioProblem("too_short", f"{name} finds nothing to measure in {seconds:.3f} s")
+        if "speaker" in vectors and self._config.features.speaker_aggregation == "running_mean":
+            self._sums[speaker] = self._sums.get(speaker, 0.0) + vectors["speaker"].astype(np.float64)
+            vectors["speaker"] = unit(self._sums[speaker])
+        return Streams(**{stream: torch.from_numpy(vector[None]) for stream, vector in vectors.items()})
+
+    def memory(self) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """Tensors and texts that `restore` takes: states, speaker means, the checkpoint's fingerprint."""
+        fresh = self._model.fresh_state(0)
+        states = SessionState.stack([fresh, *self._states.values()])
+        tensors = {f"state.{name}": tensor.cpu().contiguous() for name, tensor in states.tensors().items()}
+        tensors |= {f"sum.{number}": torch.from_numpy(total) for number, total in enumerate(self._sums.values())}
+        names = {"states": list(self._states), "sums": list(self._sums)}
+        return tensors, {"names": json.dumps(names), "fingerprint": fresh.fingerprint}
+
+    def restore(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+        """Go on from what `memory` gave; errors as `load`."""
+        fresh = self._model.fresh_state(0)
+        if metadata["fingerprint"] != fresh.fingerprint:
+            raise StateMismatchError(
+                f"the memory belongs to the checkpoint '{metadata['fingerprint'][:12] or 'none'}', not to "
+                f"'{fresh.fingerprint[:12] or 'none'}'. Continue it with its own checkpoint, or start afresh."
+            )
+        fields = {name: tensors[f"state.{name}"] for name in TENSOR_FIELDS}
+        states = SessionState(**fields, middle=fresh.middle, fingerprint=fresh.fingerprint)
+        fresh.check_same_model(states)
+        states = states.to(self._model.label_deviation.device)
+        names = json.loads(metadata["names"])
+        self._states = {name: states.select([number]) for number, name in enumerate(names["states"])}
+        self._sums = {name: tensors[f"sum.{number}"].numpy() for number, name in enumerate(names["sums"])}
+
+
+def resampler_from(sampling_rate: int) -> Resampler:
+    """What turns samples at this rate into 16 kHz, as for recordings."""
+    ratio = Fraction(SAMPLING_RATE_HZ, sampling_rate).limit_denominator(_RATIO_LIMIT)
+    return Resampler(ratio.denominator, ratio.numerator)
+
+
+def _resampled(samples: np.ndarray, sampling_rate: int) -> np.ndarray:
+    """The samples at 16 kHz, as a recording that holds nothing else."""
+    stream = resampler_from(sampling_rate).stream(1)
+    next(stream)
+    block = np.asarray(samples, np.float32).reshape(1, -1)
+    return np.concatenate([stream.send(block), stream.send(None)], axis=1)[0]
+
+
+def read_memory(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and texts of a memory file; errors as `Stream.load`."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 -- not a mapping
+    except (OSError, SafetensorError) as error:
+        raise StateMismatchError(f"the memory '{path}' cannot be read: {error}") from None
+    if not {"names", "fingerprint"} <= metadata.keys():
+        raise StateMismatchError(f"'{path}' is not a memory that Stream.save or LiveSession.save wrote.")
+    return tensors, metadata

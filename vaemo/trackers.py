@@ -1,0 +1,89 @@
+"""Where metrics go beside the run folder: TensorBoard, MLflow, Weights & Biases, each through its own client."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from types import ModuleType
+from typing import Any
+
+from vaemo import files
+from vaemo.errors import UsageError
+
+
+class Trackers:
+    """The trackers of one run, opened; each epoch's metrics are logged to all of them.
+
+    Args:
+        names: Of `tensorboard`, `mlflow`, `wandb`. MLflow and W&B take their addresses and keys from their own
+            environment variables.
+        out: The run folder; TensorBoard's files lie in it.
+        run: Name of the run.
+        settings: The resolved config, shown beside the metrics.
+        first_epoch: Where the run goes on; TensorBoard drops what an interrupted run wrote from there on.
+
+    Raises:
+        UsageError: for an unknown tracker, or one whose package is not installed.
+    """
+
+    def __init__(
+        self, names: Sequence[str], out: str, run: str, settings: Mapping[str, Any], first_epoch: int = 0
+    ) -> None:
+        openers = {"tensorboard": _tensorboard, "mlflow": _mlflow, "wandb": _wandb}
+        unknown = [name for name in names if name not in openers]
+        if unknown:
+            raise UsageError(f"train.trackers names '{unknown[0]}'; allowed are {', '.join(openers)}.")
+        opened = [openers[name](out, run, settings, first_epoch) for name in names]
+        self._log = [log for log, _ in opened]
+        self._close = [close for _, close in opened]
+
+    def log(self, metrics: Mapping[str, Any]) -> None:
+        """Log the numbers of one epoch; `epoch` is where they stand."""
+        numbers = {key: value for key, value in metrics.items() if isinstance(value, (int, float))}
+        for log in self._log:
+            log(numbers, metrics["epoch"])
+
+    def close(self) -> None:
+        """Write what is still held back."""
+        for close in self._close:
+            close()
+
+
+_Opened = tuple[Callable[[Mapping[str, float], int], Any], Callable[[], Any]]
+
+
+def _tensorboard(out: str, run: str, settings: Mapping[str, Any], first_epoch: int) -> _Opened:
+    writer = _client("torch.utils.tensorboard", "tensorboard").SummaryWriter(
+        files.join(out, "tensorboard"), purge_step=first_epoch + 1
+    )
+
+    def log(numbers: Mapping[str, float], epoch: int) -> None:
+        for name, value in numbers.items():
+            writer.add_scalar(name, value, epoch)
+        writer.flush()
+
+    return log, writer.close
+
+
+def _mlflow(out: str, run: str, settings: Mapping[str, Any], first_epoch: int) -> _Opened:
+    mlflow = _client("mlflow", "mlflow")
+    mlflow.start_run(run_name=run)
+    mlflow.log_params(
+        {f"{section}.{key}": value for section, fields in settings.items() for key, value in fields.items()}
+    )
+    return lambda numbers, epoch: mlflow.log_metrics(dict(numbers), step=epoch), mlflow.end_run
+
+
+def _wandb(out: str, run: str, settings: Mapping[str, Any], first_epoch: int) -> _Opened:
+    opened = _client("wandb", "wandb").init(name=run, id=run, resume="allow", config=dict(settings))
+    return lambda numbers, epoch: opened.log(dict(numbers), step=epoch), opened.finish
+
+
+def _client(module: str, package: str) -> ModuleType:
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        raise UsageError(
+            f"train.trackers names '{package}', which is not installed. Install it, or leave it out: "
+            "--set train.trackers=[]."
+        ) from None

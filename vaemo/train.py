@@ -1,0 +1,395 @@
+"""Truncated backpropagation through time over lanes of sessions: one loop, in one process or in many.
+
+Takes sessions and a config, gives a metrics line per epoch, a model to keep, and a state to go on from. Knows no
+folders of runs and no Ray: `cluster.train` adds those. Letters: L lanes over all workers, T steps of a window.
+
+How W workers equal one: every worker computes the lane schedule, the dropout masks and the draws of all lanes, and
+takes lanes r, r + W, ... The sums that make up the loss are added over the workers, and each one's gradient flows
+through its own share of them; the gradients are then added too. No average is taken anywhere.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
+
+from vaemo.config import Config, TrainConfig
+from vaemo.errors import DivergedError, LabelError
+from vaemo.group import Group
+from vaemo.lanes import LaneSchedule, schedule_lanes
+from vaemo.loss import window_loss, window_sums
+from vaemo.model.chunk import Diagnostics
+from vaemo.model.regressor import SessionRegressor
+from vaemo.model.state import SessionState
+from vaemo.progress import duration, say
+from vaemo.replay import replay
+from vaemo.sampling import FeedbackDraws, add_noise, counts_from, label_probability, step_generator
+from vaemo.sessions import Session
+from vaemo.units import DIMENSIONS, LabelScale
+from vaemo.windows import PackedSessions, Window
+
+SHOWN_EVERY_S = 10.0
+
+STILL = 0.1
+"""Predictions that vary less than this share of the labels' deviation have collapsed."""
+
+STILL_STATE = 1e-3
+"""A session state that varies less than this is as good as constant: LayerNorm gives u a deviation of about 1."""
+
+COPYING, LEANING = 0.15, 0.1
+"""Feedback gain, and CCC lost without labels, above which a model leans on its feedback: pure label feeding reaches
+0.3 and 0.25 on acted dialogues, a model trained on its own predictions 0.01 and 0."""
+
+
+class Trainer:
+    """A training run: iterate over it for one metrics line per epoch.
+
+    Between two epochs `kept` is the model that would be kept, `improved` says whether it is to be kept now, and
+    `tensors` and `progress` are what `restore` needs to go on as if nothing had happened.
+
+    Args:
+        train: Sessions to train on.
+        dev: Sessions to judge by.
+        config: Sections `model`, `updater`, `train`.
+        group: The workers.
+        device: Where this worker computes.
+        say: Where the progress within an epoch is shown, a line every `SHOWN_EVERY_S`.
+
+    Raises:
+        LabelError: if a split has no labels in a dimension, constant ones, or some outside the label range.
+    """
+
+    def __init__(
+        self,
+        train: Sequence[Session],
+        dev: Sequence[Session],
+        config: Config,
+        *,
+        group: Group | None = None,
+        device: torch.device | str = "cpu",
+        say: Callable[[str], None] = say,
+    ) -> None:
+        self.config = config
+        self.group = group or Group()
+        self.device = torch.device(device)
+        self._say = say
+        dtype = getattr(torch, config.train.dtype)
+        for name, sessions in (("train", train), ("dev", dev)):
+            check_labels(sessions, name, LabelScale(*config.model.label_range))
+        self._train = PackedSessions.of(train, dtype=dtype, device=self.device)
+        self._dev = PackedSessions.of(dev, dtype=dtype, device=self.device)
+        self._deviation = torch.from_numpy(np.nanstd(self._train.labels.double().cpu().numpy(), axis=0))
+        self._deviation = self._deviation.to(self.device, dtype)
+
+        # The global generator is left as it was: who calls may have plans of their own for it.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.train.seed)
+            dims = {name: features.shape[-1] for name, features in self._train.features.items()}
+            self.model = SessionRegressor.from_config(config.model, config.updater, dims).to(self.device, dtype)
+        statistics = self._train.statistics()
+        self.model.set_statistics(statistics, self._deviation)
+        self._noise = {
+            name: (config.train.feature_noise * deviation).to(self.device, dtype)
+            for name, (_, deviation) in statistics.items()
+        }
+        self._averaged = (
+            AveragedModel(self.model, multi_avg_fn=moving_average(config.train.weight_averaging))
+            if config.train.weight_averaging
+            else None
+        )
+        self._optimizer = torch.optim.AdamW(
+            self.model.parameter_groups(config.train.weight_decay), lr=config.train.lr, fused=True
+        )
+        self._schedules = [self._schedule(epoch) for epoch in range(config.train.epochs)]
+        self.total_steps = sum(map(len, self._schedules))
+        self._lanes = torch.arange(self.group.rank, config.train.lanes, self.group.size)
+        self.step = 0
+        self.history: list[dict[str, Any]] = []
+        self.improved = False
+        self.warnings: list[str] = []
+        # CCC is at least -1, so that the first epoch that counts is always an improvement.
+        self._best, self._kept_epoch, self._stale = -2.0, 0, 0
+        self._epoch_s = 0.0
+
+    @property
+    def kept(self) -> SessionRegressor:
+        """The model of the last epoch as it would be kept: with averaged weights where they are averaged."""
+        return cast(SessionRegressor, self._averaged.module) if self._averaged else self.model
+
+    @property
+    def finished(self) -> bool:
+        """Whether all epochs are done, or the dev results have not improved for `train.patience` epochs."""
+        train = self.config.train
+        return len(self.history) >= train.epochs or self._stale >= train.patience
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        while not self.finished:
+            epoch = len(self.history)
+            started = time.perf_counter()
+            metrics = {"epoch": epoch + 1, **self._train_epoch(epoch), **self._judge()}
+            self._epoch_s = time.perf_counter() - started
+            self.history.append(metrics)
+            self._select(metrics["dev_ccc_avg"])
+            self.warnings = signs_of_collapse(metrics, self._deviation.tolist())
+            yield metrics
+
+    def line(self) -> str:
+        """The last epoch in words, with what it warns of."""
+        metrics, train = self.history[-1], self.config.train
+        left_s = (train.epochs - len(self.history)) * self._epoch_s
+        parts = [
+            f"epoch {metrics['epoch']} of {train.epochs}: loss {metrics['train_loss']:.3f}",
+            f"dev CCC {metrics['dev_ccc_avg']:.3f} (valence {metrics['dev_ccc_valence']:.3f}, "
+            f"arousal {metrics['dev_ccc_arousal']:.3f})",
+            f"RMSE {metrics['dev_rmse_valence']:.3f} and {metrics['dev_rmse_arousal']:.3f}",
+            f"p {metrics['p']:.2f}",
+            f"{metrics['padded_share']:.0%} padded",
+            f"{metrics['utterances_per_s']:,.0f} utterances/s",
+            *(["kept"] if self.improved else []),
+            *([f"{duration(left_s)} left at most"] if not self.finished else []),
+        ]
+        return "\n".join([", ".join(parts), *(f"  warning: {sign}" for sign in self.warnings)])
+
+    def summary(self) -> dict[str, Any]:
+        """How the run ended: epochs done, and the line of the epoch that was kept."""
+        line = self.history[self._kept_epoch - 1]
+        shown = {key: value for key, value in line.items() if key.startswith(("dev_", "gap_", "feedback_gain_"))}
+        return {"epochs": len(self.history), "kept_epoch": self._kept_epoch, **shown}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Weights, averaged weights and the optimiser's moments, by name."""
+        found = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        if self._averaged:
+            found |= {f"averaged.{name}": tensor for name, tensor in self._averaged.state_dict().items()}
+        for number, moments in self._optimizer.state_dict()["state"].items():
+            found |= {f"optimizer.{number}.{name}": tensor for name, tensor in moments.items()}
+        return {name: tensor.detach().clone().contiguous() for name, tensor in found.items()}
+
+    def progress(self) -> dict[str, Any]:
+        """Everything else that the next epoch depends on, fit for JSON."""
+        return {
+            "step": self.step,
+            "history": self.history,
+            "best": self._best,
+            "kept_epoch": self._kept_epoch,
+            "stale": self._stale,
+        }
+
+    def restore(self, tensors: dict[str, Tensor], progress: dict[str, Any]) -> None:
+        """Go on from what `tensors` and `progress` gave after some epoch of a run with the same config and data."""
+
+        def part(prefix: str) -> dict[str, Tensor]:
+            return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+        self.model.load_state_dict(part("model."))
+        if self._averaged:
+            self._averaged.load_state_dict(part("averaged."))
+        moments: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in part("optimizer.").items():
+            number, _, field = name.partition(".")
+            moments.setdefault(int(number), {})[field] = tensor
+        groups = self._optimizer.state_dict()["param_groups"]
+        self._optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        self.step = progress["step"]
+        self.history = list(progress["history"])
+        self._best, self._kept_epoch, self._stale = progress["best"], progress["kept_epoch"], progress["stale"]
+
+    def _schedule(self, epoch: int) -> LaneSchedule:
+        train = self.config.train
+        return schedule_lanes(self._train.lengths, train.lanes, train.window, seed=train.seed, epoch=epoch)
+
+    def _train_epoch(self, epoch: int) -> dict[str, Any]:
+        schedule = self._schedules[epoch]
+        before = self.step
+        losses, passes = [], []
+        state = self.model.fresh_state(len(self._lanes))
+        ends, n_utterances = np.cumsum(schedule.lengths.sum(axis=1)), int(schedule.lengths.sum())
+        started = shown = time.perf_counter()
+        for number, window in enumerate(self._train.windows(schedule, self._lanes.numpy())):
+            loss, state, n_passes = self._train_window(window, state)
+            losses.append(loss)
+            passes.append(n_passes)
+            if not math.isfinite(loss):
+                self._diverged(epoch, schedule.session[number])
+            now = time.perf_counter()
+            if self.group.rank == 0 and now - shown > SHOWN_EVERY_S:
+                shown, rate = now, ends[number] / (now - started)
+                left_s = (n_utterances - ends[number]) / rate
+                self._say(
+                    f"epoch {epoch + 1} of {self.config.train.epochs}: {ends[number]:,} of {n_utterances:,} "
+                    f"utterances, {rate:,.0f}/s, loss {loss:.3f}, {duration(left_s)} left of it"
+                )
+        elapsed_s = time.perf_counter() - started
+        return {
+            "step": self.step,
+            "p": label_probability(before, self.total_steps, self.config),
+            "lr": self._optimizer.param_groups[0]["lr"],
+            "train_loss": float(np.mean(losses)),
+            "padded_share": schedule.padded_share,
+            "passes": float(np.mean(passes)),
+            "utterances_per_s": n_utterances / elapsed_s,
+        }
+
+    def _train_window(self, window: Window, state: SessionState) -> tuple[float, SessionState, int]:
+        """One optimiser step; the loss, the state to carry on, and passes of the parallel solve."""
+        config, train = self.config, self.config.train
+        steps = window.labels.shape[1]
+        generator = step_generator(train.seed, self.step)
+        draws = FeedbackDraws(train.lanes, steps, generator)
+        dropout = self.model.draw_dropout(train.lanes, steps, generator)
+        observed = draws.observed(window.labels, self._lanes, self.step, self.total_steps, config, self._deviation)
+        state = state.detach().reset(window.fresh)
+        features = window.features
+        if train.feature_noise:
+            features = add_noise(features, self._noise, train.lanes, self._lanes, generator)
+        diagnostics = Diagnostics()
+        prediction, state = self.model(
+            features,
+            state,
+            window.lengths,
+            observed=observed,
+            dropout=None if dropout is None else dropout.select(self._lanes).to(self.device),
+            diagnostics=diagnostics,
+        )
+        own = window_sums(prediction, window.labels, LabelScale(*config.model.label_range).middle)
+        total = self.group.add(own.detach().clone())
+        # The value of all workers' sums, the gradient of this worker's.
+        loss = window_loss(own + (total - own.detach()), train.lanes * steps, train)
+        self._optimizer.zero_grad()
+        if loss.requires_grad:
+            loss.backward()
+        self._add_gradients()
+        for group in self._optimizer.param_groups:
+            group["lr"] = train.lr * lr_factor(self.step, self.total_steps, train)
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), train.clip)
+        value = loss.item()
+        if math.isfinite(value):
+            self._optimizer.step()
+            if self._averaged:
+                self._averaged.update_parameters(self.model)
+        self.step += 1
+        return value, state, diagnostics.n_passes
+
+    def _add_gradients(self) -> None:
+        """Sum of the workers' gradients, in one message."""
+        if self.group.size == 1:
+            return
+        parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        flat = self.group.add(torch.cat([gradient.flatten() for gradient in gradients]))
+        for parameter, gradient in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+            parameter.grad = gradient.view_as(parameter)
+
+    def _judge(self) -> dict[str, Any]:
+        """Dev results of the model that would be kept: running free as at inference, and fed labels beside it."""
+        free = replay(self.kept, self._dev, group=self.group, window=self.config.train.window)
+        measured = free.moments(self._dev.labels)
+        metrics: dict[str, Any] = {}
+        for number, name in enumerate(DIMENSIONS):
+            metrics[f"dev_ccc_{name}"] = float(measured.ccc()[number])
+            metrics[f"dev_rmse_{name}"] = float(measured.rmse()[number])
+            metrics[f"prediction_sd_{name}"] = float(measured.sd()[0][number])
+        metrics["dev_ccc_avg"] = float(measured.ccc().mean())
+        metrics["state_sd"] = free.state_sd
+        if self.config.model.feedback != "none":
+            fed = replay(
+                self.kept, self._dev, group=self.group, window=self.config.train.window, observed=self._dev.labels
+            )
+            metrics["gap_ccc_avg"] = float(fed.moments(self._dev.labels).ccc().mean()) - metrics["dev_ccc_avg"]
+            for name, gain in zip(DIMENSIONS, free.feedback_gain, strict=True):
+                metrics[f"feedback_gain_{name}"] = gain
+        return metrics
+
+    def _select(self, dev_ccc_avg: float) -> None:
+        counts = self.step >= counts_from(self.total_steps, self.config)
+        self.improved = self.config.train.select == "last" or (counts and dev_ccc_avg > self._best)
+        if self.improved:
+            self._best, self._kept_epoch, self._stale = dev_ccc_avg, len(self.history), 0
+        elif counts:
+            self._stale += 1
+
+    def _diverged(self, epoch: int, sessions: np.ndarray) -> None:
+        names = ", ".join(f"'{self._train.session_ids[session]}'" for session in sessions if session >= 0)
+        raise DivergedError(
+            f"the loss is not a finite number at epoch {epoch + 1}, optimiser step {self.step}, in a window of the "
+            f"sessions {names}. Look at their features and labels, or lower train.lr ({self.config.train.lr}) or "
+            f"train.clip ({self.config.train.clip}). What was kept before is untouched."
+        )
+
+
+def lr_factor(step: int, total: int, train: TrainConfig) -> float:
+    """Learning rate at one of `total` optimiser steps over its peak: a linear rise, then constant or half a cosine."""
+    rise = train.warmup_fraction * total
+    if step < rise:
+        return (step + 1) / (rise + 1)
+    if train.lr_schedule == "constant":
+        return 1.0
+    return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(total - rise, 1)))
+
+
+def moving_average(decay: float) -> Callable[[Any, Any, Any], None]:
+    """The update of `AveragedModel`: an exponential average that, while young, is one of all steps so far.
+
+    Without that the weights of the first steps would weigh on it for 1 / (1 - decay) steps, which on a small corpus
+    is most of the training.
+    """
+
+    def update(averaged: list[Tensor], current: list[Tensor], n_averaged: Tensor) -> None:
+        n = int(n_averaged)
+        torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + n) / (10 + n)))
+
+    return update
+
+
+def check_labels(sessions: Sequence[Session], split: str, scale: LabelScale) -> None:
+    """Raise LabelError unless a split has labels in both dimensions that vary and lie in the label range."""
+    for number, name in enumerate(DIMENSIONS):
+        values = np.concatenate([session.labels[:, number] for session in sessions] or [np.zeros(0)])
+        known = values[~np.isnan(values)]
+        if not len(known):
+            raise LabelError(f"no utterance of the split '{split}' has a label for {name}; training needs some in it.")
+        outside = np.flatnonzero((values < scale.low) | (values > scale.high))
+        if len(outside):
+            utt_id = np.concatenate([session.utt_ids for session in sessions])[outside[0]]
+            raise LabelError(
+                f"{name} of utterance '{utt_id}' is {values[outside[0]]:g}, outside the model's range "
+                f"[{scale.low:g}, {scale.high:g}]. Say the corpus's own range in labels.range, such as [1, 7]."
+            )
+        if known.min() == known.max():
+            raise LabelError(f"all {name} labels of the split '{split}' are {known[0]:g}; CCC needs labels that vary.")
+
+
+def signs_of_collapse(metrics: Mapping[str, Any], label_deviation: Sequence[float]) -> list[str]:
+    """What a metrics line warns of, and what to try; empty where all is well.
+
+    Args:
+        metrics: Of one epoch.
+        label_deviation: Of the training labels, valence and arousal.
+    """
+    signs = []
+    for name, deviation in zip(DIMENSIONS, label_deviation, strict=True):
+        spread = metrics[f"prediction_sd_{name}"]
+        if spread < STILL * deviation:
+            signs.append(
+                f"predictions of {name} hardly vary (deviation {spread:.4f}, labels {deviation:.4f}): "
+                "try a lower train.lr with train.warmup_fraction=0.1, and look at the features."
+            )
+        gain = metrics.get(f"feedback_gain_{name}")
+        if gain is not None and gain > COPYING and metrics["gap_ccc_avg"] > LEANING:
+            signs.append(
+                f"{name} copies what is fed back (gain {gain:.2f}), and the model is {metrics['gap_ccc_avg']:.2f} CCC "
+                "worse without labels: try model.feedback=model, or model.feedback_noise=1.2."
+            )
+    if metrics["state_sd"] is not None and metrics["state_sd"] < STILL_STATE:
+        signs.append(
+            f"the session state stands still (deviation {metrics['state_sd']:.5f}): try a smaller model.alpha, "
+            "a higher train.lr, or a longer train.window."
+        )
+    return signs
