@@ -15,8 +15,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--split", help="only this split; 'test' where any row has it, else all rows, with a warning")
     parser.add_argument("--exclude", type=path, metavar="PARQUET", help="leave out the utterances listed there")
     parser.add_argument("--compare", type=path, metavar="SCORES", help="other scores of the same utterances, paired")
+    parser.add_argument("--card", type=path, metavar="CHECKPOINT", help="put the result into its model card")
     args = parser.parse_args(argv)
 
+    from vaemo.card import write_card
     from vaemo.evaluate import evaluate, table_of
 
     result = evaluate(
@@ -28,6 +30,8 @@ def main(argv: list[str] | None = None) -> None:
         exclude=args.exclude,
         compare=args.compare,
     )
+    if args.card:
+        write_card(args.card, result)
     print(f"{table_of(result)}\n\nsee {args.out}/metrics.json", flush=True)
 
 

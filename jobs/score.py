@@ -25,7 +25,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     config = cli.load_config(args)
 
-    from vaemo.cluster.score import Request, score
+    from vaemo.cluster.prepare import Request
+    from vaemo.cluster.score import score
 
     checkpoints = tuple(cli.data_path(path) for path in args.checkpoint.split(","))
     score(
@@ -34,6 +35,7 @@ def main(argv: list[str] | None = None) -> None:
             checkpoints,
             args.out,
             calls=args.calls,
+            personal=args.personal,
             roles_unknown=args.roles_unknown,
             limit=args.limit,
             dry_run=args.dry_run,

@@ -10,7 +10,7 @@ import types
 
 import transformers.models.mamba.modeling_mamba as hf_mamba
 import transformers.models.mamba2.modeling_mamba2 as hf_mamba2
-from transformers import Mamba2Config, MambaConfig
+from transformers import DynamicCache, Mamba2Config, MambaConfig
 
 sys.modules.setdefault("selective_scan_cuda", types.ModuleType("selective_scan_cuda"))
 
@@ -45,3 +45,8 @@ def hf_mamba2_mixer(d_model: int, d_state: int, headdim: int, d_conv: int = 4, e
         use_bias=False,
     )
     return hf_mamba2.Mamba2Mixer(config, 0).eval()
+
+
+def cache_of(mixer):
+    """The cache with which a mixer of transformers goes on step by step."""
+    return DynamicCache(config=mixer.config)

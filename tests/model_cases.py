@@ -29,7 +29,7 @@ UPDATERS = {
     "none": ({"updater": "none"}, {}),
 }
 
-FEEDBACKS = ("none", "label", "scheduled", "model")
+FEEDBACKS = ("none", "observed", "label", "scheduled", "model")
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def make_observed(feedback: str, lanes=LANES, steps=STEPS, *, seed=2, dtype=torc
         return None
     generator = torch.Generator().manual_seed(seed)
     labels = torch.rand(lanes, steps, 2, generator=generator, dtype=dtype)
-    if feedback == "scheduled":
+    if feedback in ("scheduled", "observed"):
         labels[torch.rand(lanes, steps, 2, generator=generator) < 0.5] = torch.nan
     return labels
 

@@ -8,7 +8,8 @@ import torch
 import torchaudio
 
 from vaemo import files
-from vaemo.cluster.score import Request, score
+from vaemo.cluster.prepare import Request
+from vaemo.cluster.score import score
 from vaemo.config import Config, FeatureConfig
 from vaemo.demo.speech import speak, trim
 from vaemo.features import describe, load_extractors
@@ -58,10 +59,11 @@ def make_audio_checkpoint(path, seed=0, **provenance):
     )
 
 
-def run(source, checkpoint, out, *, roles_unknown=False, calls=None, limit=None, dry_run=False, **sections):
+def run(source, checkpoint, out, **options):
     """The job; returns the utterances in the order of sessions."""
     config = Config().replace(SMALL).replace({"score": {"shard_sessions": 4}, "extract": {"shard_recordings": 2}})
-    request = Request(str(source), tuple(checkpoint.split(",")), str(out), calls, roles_unknown, limit, dry_run)
+    sections = {name: options.pop(name) for name in ("score", "sessions", "labels", "extract") if name in options}
+    request = Request(str(source), tuple(checkpoint.split(",")), str(out), **options)
     score(request, config.replace(sections))
     return rows_of(out)
 
@@ -84,7 +86,7 @@ def written(out):
     return {path: os.stat(path).st_mtime_ns for path in files.list_files(str(out), recursive=True)}
 
 
-def write_calls(folder, *, seed=0, utterances=6, formats=("wav", "flac", "mp3")):
+def write_calls(folder, *, seed=0, utterances=4, formats=("wav", "flac", "mp3")):
     """Two-channel telephone calls, caller and agent by turns; returns their names and when who speaks."""
     random = np.random.default_rng(seed)
     words = ["seven", "old", "ships", "sail", "past", "the", "harbour", "wall", "while", "nobody", "is", "looking"]

@@ -8,19 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
-import os
-import selectors
-import signal
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass
 from fractions import Fraction
-from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 import pyarrow as pa
@@ -29,10 +19,11 @@ import torch
 import torchaudio
 
 from vaemo import files
+from vaemo.decoder import AudioInfo, AudioProblem, Decoder
 from vaemo.manifest import EMBEDDED
 from vaemo.units import SAMPLING_RATE_HZ
 
-_PROGRAM = Path(__file__).with_name("decode.py")
+__all__ = ["AudioInfo", "AudioProblem", "Decoder", "Recording", "Resampler", "read_audio"]
 
 _BLOCK_VALUES = 4_000_000
 """Samples, all channels counted, that are decoded at a time: 16 MB."""
@@ -45,149 +36,6 @@ _FILTER_ZEROS = 16
 
 _RATIO_LIMIT = 1000
 """Largest term of a resampling ratio; an odd rate is off by less than a millionth, 4 ms in an hour."""
-
-
-class AudioProblem(Exception):  # noqa: N818 - it becomes a row, not an error
-    """Why an utterance or a recording has no samples.
-
-    Attributes:
-        status: One of `vaemo.units.STATUSES`.
-        reason: What was found, for a person.
-    """
-
-    def __init__(self, status: str, reason: str) -> None:
-        super().__init__(f"{status}: {reason}")
-        self.status = status
-        self.reason = reason
-
-
-@dataclass(frozen=True)
-class AudioInfo:
-    """What an open file says of itself; `frames` is None where it does not say."""
-
-    sampling_rate: int
-    channels: int
-    frames: int | None
-
-    @property
-    def duration_s(self) -> float | None:
-        """Length in seconds, as the header has it."""
-        return None if self.frames is None else self.frames / self.sampling_rate
-
-
-class Decoder:
-    """A child process that decodes; its death or its silence becomes an `AudioProblem`.
-
-    It is started at the first request, serves any number of files, and is started again after it died. One thread
-    may use it.
-
-    Args:
-        timeout_s: Seconds that one request may take before the child is ended.
-    """
-
-    def __init__(self, timeout_s: float = 120.0) -> None:
-        self._timeout_s = timeout_s
-        self._child: subprocess.Popen | None = None
-
-    def open(self, path: str) -> AudioInfo:
-        """Open a local file.
-
-        Raises:
-            AudioProblem: missing, unreadable, undecodable or timeout.
-        """
-        answer = self._request({"open": path})
-        return AudioInfo(answer["sampling_rate"], answer["channels"], answer["frames"])
-
-    def read(self, start: int, stop: int, channels: int) -> np.ndarray:
-        """Frames [start, stop) of the open file, fewer where it ends; (n, channels), float32.
-
-        Raises:
-            AudioProblem: undecodable or timeout.
-        """
-        answer = self._request({"read": [start, stop]})
-        samples = np.empty((answer["frames"], channels), np.float32)
-        if samples.size:
-            self._receive(memoryview(samples.data).cast("B"), self._deadline)
-        return samples
-
-    @property
-    def alive(self) -> bool:
-        """Whether the child runs; false before the first request and after it died."""
-        return self._child is not None
-
-    def close(self) -> None:
-        """End the child."""
-        if self._child is not None:
-            self._child.kill()
-            self._child.wait()
-            for pipe in (self._child.stdin, self._child.stdout):
-                if pipe is not None:
-                    with contextlib.suppress(BrokenPipeError):
-                        pipe.close()
-            self._child = None
-
-    def __enter__(self) -> Decoder:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def _request(self, message: dict) -> dict:
-        if self._child is None:
-            if "open" not in message:
-                raise AudioProblem("undecodable", "its decoder was lost")
-            self._start()
-        child = self._child
-        assert child is not None
-        assert child.stdin is not None
-        self._deadline = time.monotonic() + self._timeout_s
-        try:
-            child.stdin.write(json.dumps(message).encode() + b"\n")
-            child.stdin.flush()
-        except BrokenPipeError:
-            raise self._died() from None
-        size = bytearray(4)
-        self._receive(memoryview(size), self._deadline)
-        line = bytearray(int.from_bytes(size, "little"))
-        self._receive(memoryview(line), self._deadline)
-        answer = json.loads(line)
-        if "status" in answer:
-            raise AudioProblem(answer["status"], answer["reason"])
-        return answer
-
-    def _start(self) -> None:
-        # By its path: the child must not import the packages that this process has loaded.
-        self._child = subprocess.Popen(
-            [sys.executable, "-P", str(_PROGRAM)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            bufsize=0,
-            env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
-        )
-        self._selector = selectors.DefaultSelector()
-        self._selector.register(self._child.stdout, selectors.EVENT_READ)  # type: ignore[arg-type]
-
-    def _receive(self, target: memoryview, deadline: float) -> None:
-        assert self._child is not None
-        assert self._child.stdout is not None
-        while len(target):
-            if not self._selector.select(max(deadline - time.monotonic(), 0.0)):
-                self.close()
-                raise AudioProblem("timeout", f"decoding took longer than {self._timeout_s:g} s")
-            n = self._child.stdout.readinto(target)  # type: ignore[attr-defined]
-            if not n:
-                raise self._died()
-            target = target[n:]
-
-    def _died(self) -> AudioProblem:
-        assert self._child is not None
-        code = self._child.wait()
-        self.close()
-        cause = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-        return AudioProblem("undecodable", f"decoding it ended the decoder ({cause})")
 
 
 class Recording:
@@ -248,7 +96,7 @@ class Recording:
         end = max(begin, 0) + len(native)
         available = -(-end * resampler.new // resampler.old)
         if available <= first:
-            raise AudioProblem("undecodable", f"its audio ends before {start_s or 0.0:.3f} s, where the utterance starts")
+            raise AudioProblem("undecodable", f"its audio ends before {start_s or 0.0:.3f} s, where it starts")
         if last is not None and available + _PAST_END_S * SAMPLING_RATE_HZ < last:
             raise AudioProblem("undecodable", f"its audio ends at {end / rate:.3f} s, the utterance at {end_s:.3f} s")
         resampled = resampler.between(native, pad_left=max(-begin, 0))
@@ -265,7 +113,14 @@ class Recording:
         stream = self._resampler.stream(self.info.channels)
         next(stream)
         while True:
-            samples = self._decoder.read(at, at + block, self.info.channels)
+            try:
+                samples = self._decoder.read(at, at + block, self.info.channels)
+            except AudioProblem:
+                if block == self.info.sampling_rate or not self._decoder.alive:
+                    raise
+                # It is broken somewhere in this block: second by second up to there.
+                block = self.info.sampling_rate
+                continue
             at += len(samples)
             self._refuse_longer(at)
             yield stream.send(samples.T)

@@ -128,10 +128,11 @@ class ModelConfig:
     updater: Literal["mamba", "mamba2", "gru", "none"] = option(
         "mamba", "The recurrent part; `none` predicts from the utterance alone."
     )
-    feedback: Literal["none", "label", "scheduled", "model"] = option(
-        "scheduled",
-        "What the updater gets as the previous valence and arousal in training: nothing, labels, "
-        "labels with a falling probability, or the model's own predictions. Always predictions at inference.",
+    feedback: Literal["none", "observed", "label", "scheduled", "model"] = option(
+        "observed",
+        "What the updater gets as the previous valence and arousal: nothing; observed values, where somebody knows "
+        "them, and else nothing; or, in training, labels, labels with a falling probability, or the model's own "
+        "predictions, and at inference observed values and else predictions.",
     )
     feedback_gradient: bool = option(True, "Let gradients flow through the predictions that are fed back.")
     feedback_noise: float = option(
@@ -199,13 +200,20 @@ class TrainConfig:
 
     seed: int = option(0, "Seed of weights, lanes, dropout and sampling.", low=0)
     epochs: int = option(30, "Most epochs.", low=1)
-    patience: int = option(10, "Epochs without a better dev CCC, after the sampling schedule's end, to stop.", low=1)
+    patience: int = option(
+        10, "Epochs without a better dev CCC, after the sampling schedule's end, to stop; for select `best`.", low=1
+    )
     lanes: int = option(16, "Sessions side by side, over all workers; divisible by the workers.", low=1)
     window: int = option(30, "Steps that gradients flow through (T).", low=1)
     lr: float = option(1e-3, "Peak learning rate above the encoder.", low=1e-7, high=1)
-    lr_schedule: Literal["constant", "cosine"] = option("constant", "Course of the learning rate after warm-up.")
-    warmup_fraction: float = option(0.0, "Share of the optimiser steps with a rising learning rate.", low=0, high=1)
-    weight_decay: float = option(0.01, "AdamW's, not applied to norms, biases and the scan's own parameters.", low=0)
+    lr_schedule: Literal["constant", "cosine"] = option("cosine", "Course of the learning rate after warm-up.")
+    warmup_fraction: float = option(0.05, "Share of the optimiser steps with a rising learning rate.", low=0, high=1)
+    weight_decay: float = option(
+        5.0,
+        "AdamW's, times the learning rate per step; not applied to norms, biases and the scan's own parameters. High, "
+        "because a session model learns a corpus of usual size by heart within a few epochs.",
+        low=0,
+    )
     clip: float = option(1.0, "Largest norm of the gradient.", low=1e-6)
     loss: Literal["ccc_mse", "mse"] = option("ccc_mse", "1 - mean CCC + mse_weight * MSE, or MSE alone.")
     mse_weight: float = option(0.1, "Weight of the summed MSE in ccc_mse.", low=0)
@@ -220,20 +228,23 @@ class TrainConfig:
         0.0, "Share of the optimiser steps at the start in which the middle of the range is fed.", low=0, high=1
     )
     observed_fraction: float = option(
-        0.0,
-        "Share of the lanes of a window in which labels, a random share of them, are shown as observed.",
+        0.5,
+        "Share of the lanes of a window in which labels, a random share of them, are shown as observed values; for "
+        "feedback `observed`, or any with feedback_flag.",
         low=0,
         high=1,
     )
     feature_noise: float = option(
-        0.0,
+        0.5,
         "Noise on the features in training, in deviations of each; keeps a model from learning them by heart.",
         low=0,
     )
     weight_averaging: float = option(
-        0.0, "Decay per step of the averaged weights that are evaluated and kept; 0 is none.", low=0, high=0.99999
+        0.99, "Decay per step of the averaged weights that are evaluated and kept; 0 is none.", low=0, high=0.99999
     )
-    select: Literal["best", "last"] = option("best", "Keep the epoch with the best dev CCC, or the last one.")
+    select: Literal["best", "last"] = option(
+        "last", "Keep the epoch with the best dev CCC (and stop by patience), or the last one (and run all epochs)."
+    )
     dtype: Literal["float32", "float64"] = option("float32", "Precision of the model.")
     keep_checkpoints: int = option(2, "Resumable checkpoints that are kept.", low=1, runtime=True)
     encoder: Literal["frozen", "last_k", "all"] = option("frozen", "Which layers of the speech encoder are trained.")
@@ -301,8 +312,12 @@ class PersonalizeConfig:
     layers: Literal["last", "all"] = option("last", "FiLM's last layer, or all of it.")
     optim_steps: int = option(60, "Optimiser steps.", low=1, high=1000)
     lr: float = option(3e-4, "Learning rate of Adam.", low=1e-6, high=1e-1)
-    guard_margin: float = option(
-        0.3, "Share by which the two-fold error must fall for a speaker's change to be kept.", low=0, high=0.9
+    applied_share: float = option(
+        0.4,
+        "Share of the learned change that is applied. A few utterances mislead: less than half of the change brings "
+        "most of its gain at less than half of its risk.",
+        low=0.01,
+        high=1,
     )
 
 

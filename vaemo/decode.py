@@ -1,6 +1,6 @@
 """The child process that decodes audio: what a foreign file can do to it is not done to the job.
 
-`vaemo.audio.Decoder` starts this file as a program and talks with it over two pipes. A request is one line of JSON:
+`vaemo.decoder.Decoder` starts this file as a program and talks with it over two pipes. A request is one line of JSON:
 `{"open": PATH}` or `{"read": [START, STOP]}` (frames of the file that is open). An answer is JSON behind its length (4
 bytes, little end first); that of a read is followed by its samples, float32, frame after frame. soundfile decodes
 what it can, PyAV (FFmpeg) the rest. Nothing of vaemo and no torch is imported, so that the child starts in a moment.
@@ -71,6 +71,8 @@ class SoundFile:
                 return np.zeros((0, self.channels), np.float32)
             samples = self._file.read(stop - start, dtype="float32", always_2d=True)
         except self._error as error:
+            # What it has read of the broken part stays broken.
+            self._file, self._position = self._open(), 0
             raise DecodeError(str(error)) from None
         self._position = start + len(samples)
         return samples
@@ -93,7 +95,7 @@ class SoundFile:
 
 
 class AvFile:
-    """What FFmpeg reads beyond that: MP3, M4A, WebM, AMR, G.729 and others; forward only, with jumps where it can seek."""
+    """What FFmpeg reads beyond that: MP3, M4A, WebM, AMR, G.729; forward, with jumps where it can seek."""
 
     def __init__(self, path: str) -> None:
         import av

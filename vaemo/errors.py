@@ -37,6 +37,10 @@ class ReadRecordingsError(VaemoError):
     """A folder of recordings is missing or holds none."""
 
 
+class ReadCorpusError(VaemoError):
+    """A corpus's folder is not laid out as that corpus is distributed."""
+
+
 class ReadStoreError(VaemoError):
     """A feature store is missing, empty, or does not follow the contract."""
 

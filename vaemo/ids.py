@@ -5,19 +5,32 @@ The key comes from the environment variable VAEMO_ID_KEY and is never stored.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from vaemo.errors import UsageError
+from vaemo.errors import UsageError, VaemoError
 
 VARIABLE = "VAEMO_ID_KEY"
 FEWEST_CHARACTERS = 16
+
+
+@contextlib.contextmanager
+def hidden_errors(key: IdKey | None) -> Iterator[None]:
+    """Errors raised inside are raised with what they quote hashed; as they are without a key."""
+    try:
+        yield
+    except VaemoError as error:
+        if key is None:
+            raise
+        hidden = VaemoError(key.scrub(str(error)))
+        hidden.exit_code = error.exit_code
+        raise hidden from None
 
 
 class IdKey:
@@ -62,35 +75,39 @@ class IdKey:
         """The message with everything that stands in quotes hashed: messages quote ids."""
         return re.sub(r"'([^']+)'", lambda quoted: f"'{self.hash(quoted[1])}'", message)
 
-    def hide(self, table: pa.Table, names: Sequence[str] = ("utt_id", "speaker_id")) -> pa.Table:
-        """Rows with `session_id` and `names` hashed, also where they stand in `reason` or in `audio_path`.
+    def hide(self, scored: pa.Table, audio_paths: pa.ChunkedArray | None = None) -> pa.Table:
+        """Scored utterances with all ids hashed, also where they stand in `reason`.
 
         An id that begins with that of its session, as those that vaemo makes, keeps the rest.
+
+        Args:
+            scored: Rows of `vaemo.scores.UTTERANCE_SCHEMA`.
+            audio_paths: Of the same rows, where there are: reasons name files.
         """
-        sessions = table["session_id"].to_pylist()
-        hashed = {session: self.hash(session) for session in dict.fromkeys(sessions)}
-        columns = {"session_id": [hashed[session] for session in sessions]}
-        for name in names:
-            columns[name] = [
-                None if value is None else self._within(value, session, hashed[session])
-                for value, session in zip(table[name].to_pylist(), sessions, strict=True)
+        names = ("session_id", "utt_id", "speaker_id")
+        shown = {name: scored[name].to_pylist() for name in names}
+        sessions = {session: self.hash(session) for session in dict.fromkeys(shown["session_id"])}
+        hidden = {
+            name: [
+                None if value is None else self._within(value, session, sessions[session])
+                for value, session in zip(values, shown["session_id"], strict=True)
             ]
-        columns["reason"] = self._reasons(table, columns)
-        for name, values in columns.items():
-            table = table.set_column(table.column_names.index(name), name, pa.array(values, pa.string()))
-        return table
+            for name, values in shown.items()
+        }
+        reasons = scored["reason"].to_pylist()
+        for row, reason in enumerate(reasons):
+            if reason is not None:
+                path = audio_paths[row].as_py() if audio_paths is not None else None
+                told = [(path, hidden["session_id"][row])] if path else []
+                told += [(shown[name][row], hidden[name][row]) for name in ("utt_id", "speaker_id", "session_id")]
+                for value, hashed in told:
+                    reason = reason.replace(value, hashed) if value else reason
+                reasons[row] = reason
+        for name, values in {**hidden, "reason": reasons}.items():
+            scored = scored.set_column(scored.column_names.index(name), name, pa.array(values, pa.string()))
+        return scored
 
     def _within(self, value: str, session: str, hashed: str) -> str:
         if value == session or value.startswith(f"{session}#"):
             return hashed + value[len(session) :]
         return self.hash(value)
-
-    def _reasons(self, table: pa.Table, columns: dict[str, list]) -> list[str | None]:
-        reasons = table["reason"].to_pylist()
-        told = pc.is_valid(table["reason"]).to_numpy().nonzero()[0]
-        for row in told:
-            for name in ("audio_path", "utt_id", "session_id", "speaker_id"):
-                value = table[name][row].as_py() if name in table.column_names else None
-                if value:
-                    reasons[row] = reasons[row].replace(value, columns[name if name in columns else "session_id"][row])
-        return reasons

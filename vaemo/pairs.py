@@ -5,7 +5,6 @@ Reads a folder of scores and a store or a manifest; what is evaluated and what a
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +16,7 @@ from vaemo import files, scores
 from vaemo.config import Config
 from vaemo.errors import LabelError, ReadManifestError, ReadScoresError
 from vaemo.manifest import read_manifest
+from vaemo.progress import say
 from vaemo.store import FeatureStore
 from vaemo.units import DIMENSIONS, LabelScale
 
@@ -159,7 +159,7 @@ def choose_split(pairs: Pairs, split: str | None) -> tuple[str, Pairs]:
     """
     column = pairs.column("split")
     if split is None and not (column == "test").any():
-        warnings.warn("no utterance is in a split 'test': all are evaluated, also those trained on.", stacklevel=3)
+        say("warning: no utterance is in a split 'test': all are evaluated, also those trained on.")
         return "all", pairs
     name = split or "test"
     if not (column == name).any():

@@ -171,7 +171,7 @@ def personalize(
         if not quiet:
             shown.advance(len(group))
     mse_before, mse_after = np.concatenate(before), np.concatenate(after)
-    kept = mse_after < (1 - config.guard_margin) * mse_before
+    kept = mse_after < mse_before
     index = {speakers[row].speaker_id: place for place, row in enumerate(np.flatnonzero(kept))}
     stacked = {name: torch.cat([part[name] for part in fitted])[torch.from_numpy(kept)] for name in fitted[0]}
     table = pa.table(
@@ -359,6 +359,8 @@ def _fit(
         errors(lanes.learned, change).sum().backward()
         optimizer.step()
     with torch.no_grad():
+        for delta in deltas.values():
+            delta *= config.applied_share
         before, after = (
             errors(lanes.held_out, used).view(3, -1)[[FIRST_HALF, SECOND_HALF]].mean(0).double().numpy()
             for used in (None, change)

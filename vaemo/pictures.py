@@ -171,7 +171,9 @@ def call(title: str, curve: Mapping[str, Any], scale: LabelScale) -> bytes:
                 axis.plot(at, label, color=GREY, linewidth=1.4, linestyle=":", label="label")
             if known.any():
                 lowest = np.nanargmin(values)
-                axis.plot(at[lowest], values[lowest], "o", color="black", markersize=11, fillstyle="none")
+                axis.plot(
+                    at[lowest], values[lowest], "o", color="black", markersize=11, fillstyle="none", clip_on=False
+                )
             axis.set(title=name.capitalize(), ylim=(scale.low, scale.high))
             axis.set_xlabel("minutes" if curve["timed"] else "utterance")
         axes[-1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5))

@@ -91,7 +91,7 @@ def replay(
             prediction[part.index[part.valid]] = out[part.valid].double()
             c = state.c[part.lengths > 0].double()
             spread[:, : c.shape[1]] += torch.stack([torch.full_like(c[0], len(c)), c.sum(dim=0), (c * c).sum(dim=0)])
-            if model.has_feedback and observed is None:
+            if model.feeds_predictions and observed is None:
                 gain += _gain(model, part, before, out[:, 0])
     group.add(prediction)
     n, total, squares = group.add(spread).cpu().numpy()

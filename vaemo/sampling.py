@@ -26,7 +26,7 @@ def step_generator(seed: int, step: int) -> torch.Generator:
 def label_probability(step: int, total: int, config: Config) -> float:
     """Probability with which the label of an utterance is fed back, at one of `total` optimiser steps.
 
-    `label` feeds them always, `none` and `model` never. `scheduled` feeds them always at first, then with a
+    `label` feeds them always, `none`, `observed` and `model` never. `scheduled` feeds them always at first, then with a
     probability that falls linearly to 0, then never.
     """
     if config.model.feedback != "scheduled":
@@ -101,10 +101,14 @@ class FeedbackDraws:
         if model.feedback == "none":
             return None
         if step < train.no_feedback_fraction * total:
+            if model.feedback == "observed":
+                return None
             return torch.full_like(labels, sum(model.label_range) / 2)
         probability = label_probability(step, total, config)
-        # A lane in which labels are observed shows a share of them, evenly spread between none and all.
-        share = torch.where(self.shown < train.observed_fraction, self.share, 0).clamp(min=probability)
+        # A lane in which labels are observed shows a share of them, evenly spread between none and all. Only a model
+        # that can tell them from predictions is shown any.
+        fraction = train.observed_fraction if model.feedback == "observed" or model.feedback_flag else 0.0
+        share = torch.where(self.shown < fraction, self.share, 0).clamp(min=probability)
         if not (share > 0).any():
             return None
         fed = labels

@@ -7,7 +7,7 @@ Letters: U utterances of all sessions, L lanes, T steps.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 import torch
 
 from vaemo.errors import FeatureMismatchError
+from vaemo.model.film import FilmDelta
 from vaemo.model.regressor import SessionRegressor
 from vaemo.model.state import SessionState
 from vaemo.scores import UTTERANCE_SCHEMA, conform
@@ -23,12 +24,22 @@ from vaemo.speakers import with_running_means
 from vaemo.units import DIMENSIONS, STREAMS, LabelScale
 from vaemo.windows import PackedSessions
 
+if TYPE_CHECKING:
+    from vaemo.personalize import Personal
+
 BLOCK_SESSIONS = 1024
 """Sessions whose states are held at once; bounds memory, not results."""
 
 
 @torch.inference_mode()
-def predict_sessions(model: SessionRegressor, sessions: PackedSessions, *, lanes: int, chunk: int) -> np.ndarray:
+def predict_sessions(
+    model: SessionRegressor,
+    sessions: PackedSessions,
+    *,
+    lanes: int,
+    chunk: int,
+    film_delta: FilmDelta | None = None,
+) -> np.ndarray:
     """Predict every utterance of every session from a fresh state, feeding back predictions or what is observed.
 
     A session runs in chunks of `chunk` steps while it has so many left, then in one of half as many, and so on down
@@ -40,6 +51,7 @@ def predict_sessions(model: SessionRegressor, sessions: PackedSessions, *, lanes
         sessions: On the model's device and in its dtype.
         lanes: Sessions side by side, L; lanes without a session are idle (`lengths` 0).
         chunk: Most steps of one call.
+        film_delta: What speakers add to FiLM's parameters, by utterance (U,).
 
     Returns:
         Predictions on the model's label range, (U, 2), in the order of the packed sessions.
@@ -62,6 +74,7 @@ def predict_sessions(model: SessionRegressor, sessions: PackedSessions, *, lanes
                     memory.select(torch.from_numpy(lane)),
                     lengths,
                     observed=sessions.observed[index],
+                    film_delta=film_delta and FilmDelta(film_delta.parameters, film_delta.speaker[index]),
                 )
                 predictions[row[picked, None] + np.arange(steps)] = prediction[:n].double().cpu().numpy()
                 left[picked] -= steps
@@ -100,6 +113,7 @@ def score_table(
     chunk: int,
     sequence_by: Literal["session", "speaker"] = "session",
     speaker_means: bool = False,
+    personal: Personal | None = None,
     context: np.ndarray | None = None,
 ) -> pa.Table:
     """Score whole sessions: the columns of the utterances of a score folder but `run_id`, row for row.
@@ -115,6 +129,7 @@ def score_table(
         chunk: As for `predict_sessions`.
         sequence_by: One memory for a session, or one for each speaker of it.
         speaker_means: Average the speaker embeddings over the past of the session (`running_mean`).
+        personal: Deltas of FiLM by speaker, of the one model.
         context: Rows (bool) that move the state and are not scored, whatever their status: nothing is predicted of
             them, and the middle of the label range is fed back behind them.
 
@@ -129,10 +144,12 @@ def score_table(
         sessions = [with_running_means(session) for session in sessions]
     if sessions:
         rows = np.concatenate([session.rows for session in sessions])
+        speaker_ids = np.concatenate([session.speaker_ids for session in sessions])
+        film_delta = personal.delta(speaker_ids) if personal else None
         for number, model in enumerate(models):
             like = model.label_deviation
             packed = PackedSessions.of(sessions, dtype=like.dtype, device=like.device)
-            found[number, rows] = predict_sessions(model, packed, lanes=lanes, chunk=chunk)
+            found[number, rows] = predict_sessions(model, packed, lanes=lanes, chunk=chunk, film_delta=film_delta)
     if context is not None:
         found[:, context] = np.nan
     kept = [name for name in UTTERANCE_SCHEMA.names if name in table.column_names and name not in DIMENSIONS]

@@ -316,3 +316,10 @@ def _read_part(part: str, kind: str, columns: Sequence[str] | None, wanted: pc.E
         raise ReadScoresError(f"'{part}' has no column {', '.join(missing)}; scores need {', '.join(_REQUIRED[kind])}.")
     table = conform(table, _SCHEMAS[kind])
     return table if columns is None else table.select(columns)
+
+
+if __name__ == "__main__":
+    import runpy
+
+    # The command `erase` stands below this module, which only lends it its name.
+    runpy.run_module("vaemo.erase", run_name="__main__")

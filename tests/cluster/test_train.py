@@ -260,6 +260,11 @@ def test_lanes_must_be_shared_evenly(store, tmp_path):
         train(store, str(tmp_path / "run"), config(), workers=3)
 
 
+def test_speech_is_not_in_a_store(store, tmp_path):
+    with pytest.raises(UsageError, match=r"train.encoder is 'all'; a feature store holds pooled features"):
+        train(store, str(tmp_path / "run"), config("train.encoder=all"))
+
+
 def test_too_few_cpus(store, local_ray, tmp_path):
     with pytest.raises(ClusterError, match="--workers 4 need 4 CPUs; the Ray cluster has 2"):
         train(store, str(tmp_path / "run"), config(), workers=4)

@@ -141,9 +141,11 @@ def test_a_bad_recording_is_one_row_and_an_exit_code(recordings, checkpoint, tmp
     (mixed / "a.wav").symlink_to(folder / names[0])
     (mixed / "broken.mp3").write_bytes(b"no music")
     (mixed / "notes.txt").write_text("not audio")
-    with pytest.raises(TooManyFailuresError, match="1 of 4 utterances failed"):
+    with pytest.raises(TooManyFailuresError, match="1 of 3 utterances failed"):
         run(mixed, checkpoint, tmp_path / "out", score=ORDER)
     assert "1  undecodable" in capsys.readouterr().out
+    with pytest.raises(TooManyFailuresError, match="1 of 2 sessions failed"):
+        run(mixed, checkpoint, tmp_path / "out", score={**ORDER, "max_failed_fraction": 0.4})
     rows = run(mixed, checkpoint, tmp_path / "out", score={**ORDER, "max_failed_fraction": 0.5})
     (bad,) = rows.filter(pc.equal(rows["session_id"], "broken.mp3")).to_pylist()
     assert (bad["utt_id"], bad["status"], bad["start_s"], bad["valence"]) == (
@@ -180,7 +182,7 @@ def test_a_manifest_brings_its_own_utterances(recordings, checkpoint, tmp_path):
 
 def test_observed_values_of_a_manifest_are_on_the_corpus_range(recordings, checkpoint, tmp_path):
     plain = run(write_manifest(tmp_path / "p.jsonl", recordings), checkpoint, tmp_path / "plain")
-    observed = {"observed_valence": [6.5, *[None] * 5], "observed_arousal": [1.5, *[None] * 5]}
+    observed = {"observed_valence": [6.5, *[None] * 3], "observed_arousal": [1.5, *[None] * 3]}
     path = write_manifest(tmp_path / "o.jsonl", recordings, **observed)
     with pytest.raises(ReadManifestError, match=r"observed_valence runs from 6.5 to 6.5, outside \[0, 1\]"):
         run(path, checkpoint, tmp_path / "out")

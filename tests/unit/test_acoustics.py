@@ -12,9 +12,9 @@ def test_what_cannot_be_used_has_a_status():
     require_usable(NOISE, 0.1)
     with pytest.raises(AudioProblem, match="nan_audio: 2 of 16000 samples are NaN or infinite"):
         require_usable(np.r_[NOISE[:-2], np.float32([np.nan, np.inf])], 0.1)
-    with pytest.raises(AudioProblem, match="too_short: it lasts 0.050 s; 0.1 s are needed"):
+    with pytest.raises(AudioProblem, match=r"too_short: it lasts 0.050 s; 0.1 s are needed"):
         require_usable(NOISE[:800], 0.1)
-    with pytest.raises(AudioProblem, match="too_short: it lasts 0.000 s"):
+    with pytest.raises(AudioProblem, match=r"too_short: it lasts 0.000 s"):
         require_usable(NOISE[:0], 0.1)
     with pytest.raises(AudioProblem, match="silent: its level is -200 dB of full scale"):
         require_usable(np.zeros(16000, np.float32), 0.1)

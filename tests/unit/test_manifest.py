@@ -129,7 +129,7 @@ def test_what_is_written_is_read_again(written, tmp_path, name):
 BROKEN = {
     "utt_id 'a' already stands in line 1": [line("a"), line("b"), line("a")],
     "line 3: utt_id": [line("a"), line("b"), line("a")],
-    "line 2: lacks the key 'speaker_id'": [line("a"), {key: "x" for key in ("utt_id", "session_id", "audio_path")}],
+    "line 2: lacks the key 'speaker_id'": [line("a"), dict.fromkeys(("utt_id", "session_id", "audio_path"), "x")],
     "line 1: lacks the key 'utt_id'": [line("")],
     "line 2: end_s is 1.0, not after start_s, which is 2.0": [line("a"), line("b", start_s=2.0, end_s=1.0)],
     "line 1: end_s is 0.0, not after start_s, which is 0.0": [line("a", end_s=0.0)],
@@ -140,7 +140,7 @@ BROKEN = {
     "line 1: observed_arousal is 0.0, outside": [line("a", observed_arousal=0.0)],
     "line 2: is not JSON in UTF-8": [line("a"), '{"utt_id": '],
     "line 2: is list; one JSON object": [line("a"), "[1]"],
-    "line 2: valence is \"high\"; it must be a number": [line("a", valence=2), line("b", valence="high")],
+    'line 2: valence is "high"; it must be a number': [line("a", valence=2), line("b", valence="high")],
     "line 1: utt_id is 7; it must be text": [line(7)],
     "line 1: channel is 0.5; it must be a whole number": [line("a", channel=0.5)],
     "line 1: start_s is true; it must be a number": [line("a", start_s=True)],
@@ -161,7 +161,7 @@ def test_line_numbers_count_blank_lines(written):
 
 
 def test_a_mistake_in_parquet_names_the_row(written):
-    with pytest.raises(ReadManifestError, match="row 1: end_s is 1.0"):
+    with pytest.raises(ReadManifestError, match=r"row 1: end_s is 1.0"):
         read_manifest(written([line("a", start_s=0.0, end_s=1.0), line("b", start_s=2.0, end_s=1.0)], "m.parquet"))
 
 

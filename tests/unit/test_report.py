@@ -173,6 +173,14 @@ def test_curves_are_in_order_of_time_and_carry_labels():
     assert curve["valence"][1] == pytest.approx(first["valence"], abs=1e-4)
 
 
+def test_several_models_give_a_deviation():
+    table = make_scores(n_sessions=1)
+    spread = pa.array([0.05] * table.num_rows, pa.float32())
+    curve = curves(table.append_column("valence_sd", spread), None)["call-000.wav"]
+    assert curve["valence_sd"] == [0.05] * 8
+    assert "arousal_sd" not in curve
+
+
 def test_without_times_a_curve_goes_by_place():
     table = make_scores(n_sessions=1, start_s=None, end_s=None, role=None, speaker_id=None, channel=1)
     curve = curves(table, None)["call-000.wav"]

@@ -284,10 +284,15 @@ def test_other_modes():
 
 
 def test_observed_fraction_shows_some_lanes_a_share_of_their_labels():
-    _, observed = draw(feedback("model", observed_fraction=0.5), 3, lanes=400)
+    _, observed = draw(feedback("observed", observed_fraction=0.5), 3, lanes=400)
     share = (~observed[..., 0].isnan()).float().mean(dim=1)[1:]
     assert (share == 0).float().mean().item() == pytest.approx(0.5, abs=0.1)
     assert share[share > 0].mean().item() == pytest.approx(0.5, abs=0.1)
+    # A model that cannot tell them from predictions sees none.
+    assert draw(feedback("model", observed_fraction=0.5), 3)[1] is None
+    warm = feedback("observed", observed_fraction=1.0, no_feedback_fraction=0.5)
+    assert draw(warm, 10)[1] is None
+    assert draw(warm, 60)[1] is not None
 
 
 def test_learning_rate():

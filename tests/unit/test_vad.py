@@ -1,12 +1,13 @@
 import dataclasses
 import importlib.util
+import itertools
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-
 from speech_cases import call, overlap, sentence
+
 from vaemo.acoustics import simulate_telephone
 from vaemo.config import VadConfig
 from vaemo.units import SAMPLING_RATE_HZ
@@ -27,7 +28,9 @@ def test_the_detector_gives_the_packaged_models_probabilities():
     packaged = torch.jit.load(folder / "data" / "silero_vad.jit")
     signal = torch.from_numpy(samples[:, :n])
     with torch.no_grad():
-        expected = torch.cat([packaged(frame.contiguous(), SAMPLING_RATE_HZ) for frame in signal.split(FRAME, dim=1)], 1)
+        expected = torch.cat(
+            [packaged(frame.contiguous(), SAMPLING_RATE_HZ) for frame in signal.split(FRAME, dim=1)], 1
+        )
     found, _ = SpeechDetector()(torch.nn.functional.pad(signal, (64, 0)))
     torch.testing.assert_close(found, expected, atol=PROBABILITY, rtol=0)
     assert found.max() > 0.9
@@ -56,7 +59,7 @@ def test_utterances_carry_their_own_samples_and_do_not_overlap():
         assert len(utterance.samples) == round((utterance.end_s - utterance.start_s) * SAMPLING_RATE_HZ)
     for channel in (0, 1):
         mine = [utterance for utterance in found if utterance.channel == channel]
-        assert all(a.end_s <= b.start_s for a, b in zip(mine, mine[1:], strict=False))
+        assert all(a.end_s <= b.start_s for a, b in itertools.pairwise(mine))
 
 
 @pytest.mark.parametrize("block", [320, 4001, 100_000])
@@ -94,7 +97,7 @@ def test_long_speech_is_cut_where_it_is_quiet():
     assert max(lengths) <= 6.0
     recall, _ = overlap(spans(found), [(0, 0.0, speech.shape[1] / SAMPLING_RATE_HZ)], 1)
     assert recall > 0.9
-    cuts = [b.start_s for a, b in zip(found, found[1:], strict=False) if a.end_s == b.start_s]
+    cuts = [b.start_s for a, b in itertools.pairwise(found) if a.end_s == b.start_s]
     levels = [np.abs(speech[0, int(s * 16000) - 800 : int(s * 16000) + 800]).mean() for s in cuts]
     assert cuts
     assert np.mean(levels) < 0.5 * np.abs(speech).mean()

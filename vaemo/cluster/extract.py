@@ -193,7 +193,7 @@ def extract_missing(work: Work, out: str, config: Config, extractors: Mapping[st
     def detail(elapsed_s: float) -> str:
         return f"{audio_s / 3600:.2f} h of audio at {audio_s / elapsed_s:.0f} x real time, {failed:.0f} failed"
 
-    for counts in run_shards(ExtractWorker, arguments, work.shards, gpus=_gpu_share(extractors)):
+    for counts in run_shards(ExtractWorker, arguments, work.shards, gpus=gpu_share(extractors)):
         audio_s += counts["audio_s"]
         failed += counts["failed"]
         progress.advance(counts["units"], detail)
@@ -209,7 +209,7 @@ def retry_failed(out: str, config: Config, extractors: Mapping[str, Extractor]) 
     progress = Progress("retry", len(parts), "parts")
     arguments = {"config": config.to_dict(), "out": out}
     shards = [{"path": path} for path in parts]
-    for counts in run_shards(RetryWorker, arguments, shards, gpus=_gpu_share(extractors)):
+    for counts in run_shards(RetryWorker, arguments, shards, gpus=gpu_share(extractors)):
         progress.advance(1, f"{counts['mended']} of {counts['failed']} mended in the last")
     progress.close()
 
@@ -338,7 +338,7 @@ def _unpack(content: bytes) -> pa.Table:
     return pa.ipc.open_stream(content).read_all()
 
 
-def _gpu_share(extractors: Mapping[str, Extractor]) -> float:
+def gpu_share(extractors: Mapping[str, Extractor]) -> float:
     """Share of a GPU for each worker: as many workers share one as there are CPUs to decode for it."""
     resources = ray.cluster_resources()
     gpus, cpus = resources.get("GPU", 0.0), resources.get("CPU", 1.0)

@@ -1,31 +1,162 @@
-"""What is settled before anything is scored: models, extractors, roles, and the run's provenance.
+"""What is settled before anything is scored: models, extractors, roles, ids, and the run's fingerprint.
 
-Called by `vaemo.cluster.score` on the driver; reads checkpoints and what a source says of itself, writes nothing.
+Runs on the driver; reads checkpoints and what a source says of itself, writes nothing.
 """
 
 from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
 import vaemo
-from vaemo.calls import Calls
-from vaemo.cluster.sources import Listing, Source, StoreSource
+from vaemo import files
+from vaemo.calls import Calls, read_calls
+from vaemo.cluster.sources import Listing, Source, StoreSource, open_source
 from vaemo.config import Config
-from vaemo.errors import FeatureMismatchError
+from vaemo.erase import Tombstones
+from vaemo.errors import FeatureMismatchError, UsageError
 from vaemo.features import describe, load_extractors
-from vaemo.model.checkpoint import Checkpoint
+from vaemo.ids import IdKey, hidden_errors
+from vaemo.model.checkpoint import Checkpoint, load_checkpoint
+from vaemo.personalize import PROVENANCE as PERSONAL_PROVENANCE
+from vaemo.personalize import Personal
 from vaemo.progress import say
-from vaemo.roles import RoleRules
-from vaemo.score import check_features as require_features
+from vaemo.roles import NOT_KNOWN, RoleRules
+from vaemo.score import check_features
 from vaemo.shards import digest
 
 
-def config_of(config: Config, checkpoints: Sequence[Checkpoint], source: Source, where: str) -> Config:
-    """The config of the job with the checkpoints' model and, where features are to be computed, their extractors."""
+@dataclass(frozen=True)
+class Request:
+    """What the command asks for.
+
+    Attributes:
+        source: A feature store, a manifest or a folder of recordings.
+        checkpoints: Folders of checkpoints; several give mean and deviation.
+        out: The folder of scores.
+        calls: Table of calls, or None.
+        personal: Folder of personal deltas, or None.
+        roles_unknown: Score speech of recordings whose role nobody knows.
+        limit: Only the first sessions; None is all.
+        dry_run: Say what would be done.
+    """
+
+    source: str
+    checkpoints: tuple[str, ...]
+    out: str
+    calls: str | None = None
+    personal: str | None = None
+    roles_unknown: bool = False
+    limit: int | None = None
+    dry_run: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A run of scoring, checked.
+
+    Attributes:
+        request: As given.
+        config: The job's, with the checkpoints' label range and extractors.
+        checkpoints: Loaded.
+        source: Opened.
+        listing: Its sessions, without those that were erased.
+        rules: Who may be scored.
+        calls: The table of calls, or None.
+        extractors: What is known of them, by stream.
+        key: Hides ids, or None.
+    """
+
+    request: Request
+    config: Config
+    checkpoints: Sequence[Checkpoint]
+    source: Source
+    listing: Listing
+    rules: RoleRules
+    calls: Calls | None
+    extractors: dict[str, dict[str, Any]]
+    key: IdKey | None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Everything that decides results, and nothing else: neither where things lie nor how many there are."""
+        sections = ["score", "sessions"]
+        sections += ["audio", "vad", "features", "labels"] if self.source.needs_features else []
+        personal = self.request.personal
+        return {
+            **self.config.decisive(*sections),
+            "checkpoints": [checkpoint.fingerprint for checkpoint in self.checkpoints],
+            "extractors": {stream: facts.get("fingerprint") for stream, facts in self.extractors.items()},
+            "personal": files.read_json(files.join(personal, PERSONAL_PROVENANCE))["fingerprint"] if personal else None,
+            "roles_unknown": self.rules.score_unknown,
+            "id_key": self.key.check if self.key else None,
+        }
+
+    def provenance(self) -> tuple[str, dict[str, Any]]:
+        """The run's fingerprint, and what `_provenance.json` says beside it."""
+        settings, first = self.settings, self.checkpoints[0]
+        fingerprint = digest(json.dumps(settings, sort_keys=True))
+        named = [*self.listing.roles, *(self.rules.channel_roles or ())]
+        if self.calls:
+            named += [role for roles in self.calls.roles.values() for role in roles if role]
+        return fingerprint, {
+            "run_id": fingerprint[:12],
+            "settings": settings,
+            "config_fingerprint": self.config.fingerprint("score", "sessions", "audio", "vad", "features", "labels"),
+            "checkpoints": [
+                {"fingerprint": checkpoint.fingerprint, "provenance": checkpoint.provenance}
+                for checkpoint in self.checkpoints
+            ],
+            "extractors": self.extractors,
+            "scan": first.model.scan_used("cpu"),
+            "label_range": list(first.config.model.label_range),
+            "native_range": first.provenance.get("native_range"),
+            "synthetic": _synthetic(self.checkpoints),
+            **self.rules.provenance(named),
+            "versions": {
+                "vaemo": vaemo.__version__,
+                "python": platform.python_version(),
+                **{name: version(name) for name in ("torch", "numpy", "pyarrow", "ray")},
+            },
+        }
+
+
+def prepare(request: Request, config: Config) -> Run:
+    """Check a request; warn of what is unusual in it.
+
+    Raises:
+        RolesError: if recordings are to be scored and nobody says who speaks.
+        FeatureMismatchError: if the features are not those that the checkpoints were trained on.
+        UsageError: if there is nothing to score, or a key for ids is needed and not there.
+        VaemoError: if a checkpoint, the source or the table of calls cannot be read.
+    """
+    rules = RoleRules.of(config.score, roles_unknown=request.roles_unknown)
+    key = IdKey.from_environment("score.hash_ids") if config.score.hash_ids else None
+    checkpoints = [load_checkpoint(path) for path in request.checkpoints]
+    if request.personal:
+        _check_personal(request.personal, checkpoints)
+    source = open_source(request.source)
+    config = _with_checkpoints(config, checkpoints, source, request.source)
+    extractors = _check_extractors(checkpoints, source, config)
+    calls = read_calls(request.calls, request.source) if request.calls else None
+    with hidden_errors(key):
+        listing = source.list()
+    known = bool(calls and calls.has_roles and calls.contains(listing.session_ids).any())
+    known |= bool(set(listing.roles) - set(NOT_KNOWN))
+    rules.require_roles(n_cut=listing.n_cut, known=known, calls=calls is not None)
+    listing = listing.without(Tombstones.read(request.out).erased(listing.session_ids))
+    if request.limit is not None:
+        listing = listing.select(range(min(request.limit, len(listing.session_ids))))
+    run = Run(request, config, checkpoints, source, listing, rules, calls, extractors, key)
+    _warn(run)
+    return run
+
+
+def _with_checkpoints(config: Config, checkpoints: Sequence[Checkpoint], source: Source, where: str) -> Config:
     first = checkpoints[0]
     for other in checkpoints[1:]:
         if other.config.model.label_range != first.config.model.label_range or other.features != first.features:
@@ -51,98 +182,52 @@ def config_of(config: Config, checkpoints: Sequence[Checkpoint], source: Source,
     return config.replace(sections)
 
 
-def check_features(checkpoints: Sequence[Checkpoint], source: Source, config: Config) -> dict[str, Any]:
-    """Refuse features that do not fit; returns what is known of the extractors, by stream."""
+def _check_personal(personal: str, checkpoints: Sequence[Checkpoint]) -> None:
+    if len(checkpoints) > 1:
+        raise UsageError(
+            f"--personal belongs to one checkpoint, and {len(checkpoints)} are given; score with that one alone."
+        )
+    Personal.load(personal, fingerprint=checkpoints[0].fingerprint)
+
+
+def _check_extractors(checkpoints: Sequence[Checkpoint], source: Source, config: Config) -> dict[str, dict[str, Any]]:
+    """What is known of the extractors, by stream; refused where it does not fit."""
     if isinstance(source, StoreSource):
         described, dims = dict(source.store.info.get("extractors", {})), dict(source.store.dims)
         where = f"the store {source.store.path}"
     else:
         described = describe(load_extractors(config.features))
-        dims = {stream: extractor["dim"] for stream, extractor in described.items()}
+        dims = {stream: facts["dim"] for stream, facts in described.items()}
         where = "the checkpoint's own list of extractors"
-    made_by = {stream: extractor.get("fingerprint") for stream, extractor in described.items()}
+    made_by = {stream: facts.get("fingerprint") for stream, facts in described.items()}
     for checkpoint in checkpoints:
         trained_on = checkpoint.provenance.get("feature_fingerprints", {})
-        require_features(checkpoint.model, trained_on, dims, made_by, where)
+        check_features(checkpoint.model, trained_on, dims, made_by, where)
     return described
 
 
-def warn(
-    checkpoints: Sequence[Checkpoint],
-    source: Source,
-    config: Config,
-    rules: RoleRules,
-    calls: Calls | None,
-    listing: Listing,
-) -> None:
-    sequence_by = config.sessions.sequence_by
-    for checkpoint in checkpoints:
+def _warn(run: Run) -> None:
+    sequence_by, listing = run.config.sessions.sequence_by, run.listing
+    for checkpoint in run.checkpoints:
         trained = checkpoint.config.sessions.sequence_by
         if trained != sequence_by:
             say(
                 f"warning: sessions.sequence_by is {sequence_by}, the checkpoint was trained with {trained}; "
                 f"--set sessions.sequence_by={trained} scores as it was trained."
             )
-    if _synthetic(checkpoints) and not _synthetic_source(source):
+    made_up = isinstance(run.source, StoreSource) and run.source.store.info.get("synthetic")
+    if _synthetic(run.checkpoints) and not made_up:
         say(
             "warning: the checkpoint was trained on synthetic speech (provenance: synthetic). Its scores of real "
             "recordings mean nothing; train on labelled speech."
         )
-    if rules.score_unknown and listing.n_cut:
+    if run.rules.score_unknown and listing.n_cut:
         say("warning: --roles-unknown scores all channels of recordings; employees may be included.")
-    if calls:
-        absent = int((~calls.contains(listing.session_ids)).sum())
+    if run.calls:
+        absent = int((~run.calls.contains(listing.session_ids)).sum())
         if absent:
             say(f"warning: {absent:,} of {len(listing.session_ids):,} {listing.unit} are not in the table of calls.")
 
 
 def _synthetic(checkpoints: Sequence[Checkpoint]) -> bool:
     return any(checkpoint.provenance.get("synthetic") for checkpoint in checkpoints)
-
-
-def _synthetic_source(source: Source) -> bool:
-    return isinstance(source, StoreSource) and bool(source.store.info.get("synthetic"))
-
-
-def provenance(
-    checkpoints: Sequence[Checkpoint],
-    source: Source,
-    config: Config,
-    rules: RoleRules,
-    described: Mapping[str, Any],
-    listing: Listing,
-    calls: Calls | None,
-) -> tuple[str, dict[str, Any]]:
-    """The run's fingerprint, and what `_provenance.json` says beside it."""
-    sections = ["score", "sessions"] + (["audio", "vad", "features", "labels"] if source.needs_features else [])
-    features = {stream: extractor.get("fingerprint") for stream, extractor in described.items()}
-    settings = {
-        **config.decisive(*sections),
-        "checkpoints": [checkpoint.fingerprint for checkpoint in checkpoints],
-        "features_used": features,
-        "roles_unknown": rules.score_unknown,
-    }
-    fingerprint = digest(json.dumps(settings, sort_keys=True))
-    first = checkpoints[0]
-    named = [*listing.roles, *(rules.channel_roles or ())]
-    if calls:
-        named += {role for roles in calls.roles.values() for role in roles if role}
-    return fingerprint, {
-        "run_id": fingerprint[:12],
-        "settings": settings,
-        "config_fingerprint": config.fingerprint(*sections),
-        "checkpoints": [
-            {"fingerprint": checkpoint.fingerprint, "provenance": checkpoint.provenance} for checkpoint in checkpoints
-        ],
-        "extractors": dict(described),
-        "scan": first.model.scan_used("cpu"),
-        "label_range": list(first.config.model.label_range),
-        "native_range": first.provenance.get("native_range"),
-        "synthetic": _synthetic(checkpoints),
-        **rules.provenance(named),
-        "versions": {
-            "vaemo": vaemo.__version__,
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("torch", "numpy", "pyarrow", "ray")},
-        },
-    }

@@ -8,105 +8,73 @@ from __future__ import annotations
 
 import itertools
 import json
-import platform
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from importlib.metadata import version
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-import vaemo
 from vaemo import files
 from vaemo.audio import Decoder
-from vaemo.calls import DATE, Calls, read_calls
-from vaemo.cluster.extract import _gpu_share as gpu_share
+from vaemo.calls import DATE, Calls
+from vaemo.cluster.extract import gpu_share
+from vaemo.cluster.prepare import Request, Run, prepare
 from vaemo.cluster.runtime import connect, run_shards
-from vaemo.cluster.sources import Listing, Source, StoreSource, Tools, open_source
+from vaemo.cluster.sources import Source, Tools
 from vaemo.config import Config
-from vaemo.errors import FeatureMismatchError, TooManyFailuresError
-from vaemo.features import describe, load_extractors
-from vaemo.model.checkpoint import Checkpoint, load_checkpoint
+from vaemo.errors import TooManyFailuresError
+from vaemo.features import load_extractors
+from vaemo.ids import IdKey, hidden_errors
+from vaemo.model.checkpoint import load_checkpoint
+from vaemo.personalize import Personal
 from vaemo.progress import Progress, say
-from vaemo.roles import NOT_KNOWN, RoleRules
-from vaemo.score import check_features, score_table
+from vaemo.roles import RoleRules
+from vaemo.score import score_table
 from vaemo.scores import PROVENANCE, write_part
-from vaemo.shards import Shard, claim_folder, digest, plan_missing, tag_keys
+from vaemo.shards import Shard, claim_folder, plan_missing, tag_keys
 
-
-@dataclass(frozen=True)
-class Request:
-    """What the command asks for.
-
-    Attributes:
-        source: A feature store, a manifest or a folder of recordings.
-        checkpoints: Folders of checkpoints; several give mean and deviation.
-        out: The folder of scores.
-        calls: Table of calls, or None.
-        roles_unknown: Score speech of recordings whose role nobody knows.
-        limit: Only the first sessions; None is all.
-        dry_run: Say what would be done.
-    """
-
-    source: str
-    checkpoints: tuple[str, ...]
-    out: str
-    calls: str | None = None
-    roles_unknown: bool = False
-    limit: int | None = None
-    dry_run: bool = False
+NO_DATE = "__HIVE_DEFAULT_PARTITION__"
+"""What readers of partitioned folders take for null."""
 
 
 def score(request: Request, config: Config) -> None:
     """Score what is missing, on the cluster, with one line of progress and a table of failures at the end.
 
     Raises:
-        RolesError: if recordings are to be scored and nobody says who speaks.
-        FeatureMismatchError: if the features are not those that the checkpoints were trained on.
         OtherRunError: if the folder of scores holds another run.
         TooManyFailuresError: if more than `score.max_failed_fraction` of what may be scored has failed.
+        VaemoError: as `prepare`.
     """
-    rules = RoleRules.of(config.score, roles_unknown=request.roles_unknown)
-    checkpoints = [load_checkpoint(path) for path in request.checkpoints]
-    source = open_source(request.source)
-    config = _config_of(config, checkpoints, source, request.source)
-    described = _check_features(checkpoints, source, config)
-    calls = read_calls(request.calls, request.source) if request.calls else None
-    listing = source.list()
-    known = bool(calls and calls.has_roles and calls.contains(listing.session_ids).any())
-    known |= bool(set(listing.roles) - set(NOT_KNOWN))
-    rules.require_roles(n_cut=listing.n_cut, known=known, calls=calls is not None)
-    _warn(checkpoints, source, config, rules, calls, listing)
-
-    fingerprint, provenance = _provenance(checkpoints, source, config, rules, described, listing, calls)
-    # Features cost a thousand times a replay: where they are computed, parts are small.
-    target = config.extract.shard_recordings if source.needs_features else config.score.shard_sessions
-    work = _plan(request.out, listing, calls, target, request.limit)
+    run = prepare(request, config)
+    fingerprint, provenance = run.provenance()
+    n_sessions, unit = len(run.listing.session_ids), run.listing.unit
+    shards, n_missing = plan(run)
     if request.dry_run:
-        say(f"would score {work.n_missing:,} of {work.n_sessions:,} {listing.unit} in {len(work.shards):,} parts")
+        say(f"would score {n_missing:,} of {n_sessions:,} {unit} in {len(shards):,} parts")
         return
     claim_folder(request.out, PROVENANCE, fingerprint, provenance)
-    statuses = _statuses(request.out) if work.n_missing < work.n_sessions else Counter()
-    arguments = {
-        "checkpoints": request.checkpoints,
-        "source": source,
-        "config": config.to_dict(),
-        "rules": rules,
-        "out": request.out,
-        "run_id": fingerprint[:12],
-    }
-    if work.shards:
+    tally = _tally_finished(request.out)
+    if shards:
         connect()
-        gpus = gpu_share(load_extractors(config.features)) if source.needs_features else 0.0
-        progress = Progress("score", work.n_sessions, listing.unit, done=work.n_sessions - work.n_missing)
-        for counts in run_shards(ScoreWorker, arguments, work.shards, gpus=gpus):
-            statuses.update(counts["statuses"])
-            progress.advance(counts["sessions"], f"{sum(statuses.values()):,} utterances")
+        arguments = {
+            "checkpoints": request.checkpoints,
+            "source": run.source,
+            "config": run.config.to_dict(),
+            "rules": run.rules,
+            "out": request.out,
+            "run_id": fingerprint[:12],
+            "personal": request.personal,
+            "key": run.key,
+        }
+        gpus = gpu_share(load_extractors(run.config.features)) if run.source.needs_features else 0.0
+        progress = Progress("score", n_sessions, unit, done=n_sessions - n_missing)
+        for counts in run_shards(ScoreWorker, arguments, shards, gpus=gpus):
+            tally.update(counts["tally"])
+            progress.advance(counts["sessions"], f"{_n_utterances(tally):,} utterances")
         progress.close()
-    _summarise(request.out, statuses, config)
+    _summarise(request.out, tally, run.config.score.max_failed_fraction)
 
 
 class ScoreWorker:
@@ -115,10 +83,12 @@ class ScoreWorker:
     Args:
         checkpoints: Folders.
         source: Reads what a shard describes.
-        config: As `Config.to_dict` gives it, with the checkpoint's features.
+        config: As `Config.to_dict` gives it, with the checkpoints' features.
         rules: Who may be scored.
         out: The folder of scores.
         run_id: Marks every row.
+        personal: Folder of personal deltas.
+        key: Hides ids.
     """
 
     def __init__(
@@ -129,14 +99,17 @@ class ScoreWorker:
         rules: RoleRules,
         out: str,
         run_id: str,
+        personal: str | None = None,
+        key: IdKey | None = None,
     ) -> None:
         # One worker has one CPU, whatever the machine has.
         torch.set_num_threads(1)
-        self._models = [load_checkpoint(path).model.eval() for path in checkpoints]
-        self._source, self._rules, self._out, self._run_id = source, rules, out, run_id
+        loaded = [load_checkpoint(path) for path in checkpoints]
+        self._models = [checkpoint.model.eval() for checkpoint in loaded]
+        self._personal = Personal.load(personal, fingerprint=loaded[0].fingerprint) if personal else None
+        self._source, self._rules, self._out, self._run_id, self._key = source, rules, out, run_id, key
         self._config = Config.from_dict(config)
-        extract = self._config.extract
-        features = source.needs_features
+        extract, features = self._config.extract, source.needs_features
         self._tools = Tools(
             load_extractors(self._config.features, batch_s=extract.batch_s) if features else {},
             self._config,
@@ -146,11 +119,13 @@ class ScoreWorker:
 
     def __call__(self, shard: Mapping[str, Any]) -> dict[str, Any]:
         """Score and write one shard; counts of it."""
-        keys = tuple(json.loads(shard["keys"]))
+        with hidden_errors(self._key):
+            return self._score(shard)
+
+    def _score(self, shard: Mapping[str, Any]) -> dict[str, Any]:
+        settings, keys = self._config.score, tuple(json.loads(shard["keys"]))
         calls = Calls.from_bytes(shard["calls"]) if shard["calls"] else None
-        table = self._source.read(shard, self._tools, calls)
-        table, context = self._rules.judge(table)
-        settings = self._config.score
+        table, context = self._rules.judge(self._source.read(shard, self._tools, calls))
         scored = score_table(
             table,
             self._models,
@@ -158,67 +133,69 @@ class ScoreWorker:
             chunk=settings.chunk,
             sequence_by=self._config.sessions.sequence_by,
             speaker_means=self._config.features.speaker_aggregation == "running_mean",
+            personal=self._personal,
             context=context if context.any() else None,
         )
         run_id = pa.repeat(self._run_id, scored.num_rows)
         scored = scored.set_column(scored.column_names.index("run_id"), "run_id", run_id)
         if calls:
             scored = _with_travelling(scored, calls)
+        if self._key:
+            scored = self._key.hide(scored, table["audio_path"] if "audio_path" in table.column_names else None)
         scored = tag_keys(scored, Shard(shard["name"], keys, ()))
         write_part(self._out, shard["name"], scored, settings, calls.travel if calls else ())
-        statuses = {item["values"]: item["counts"] for item in scored["status"].value_counts().to_pylist()}
-        return {"sessions": len(keys), "statuses": statuses}
+        return {"sessions": len(keys), "tally": _tally(scored)}
 
 
-@dataclass(frozen=True)
-class _Work:
-    shards: list[dict[str, Any]]
-    n_sessions: int
-    n_missing: int
-
-
-def _plan(out: str, listing: Listing, calls: Calls | None, target: int, limit: int | None) -> _Work:
-    """The shards that are missing, date by date where the calls have one."""
-    n = len(listing.session_ids) if limit is None else min(limit, len(listing.session_ids))
-    calls = calls.take(listing.session_ids) if calls else None
-    roles = [calls.roles[name] for name in listing.session_ids] if calls else [()] * n
+def plan(run: Run) -> tuple[list[dict[str, Any]], int]:
+    """The shards that are missing, date by date where the calls have one, and how many sessions they hold."""
+    listing = run.listing
+    calls = run.calls.take(listing.session_ids) if run.calls else None
+    said = [calls.roles[name] for name in listing.session_ids] if calls else itertools.repeat(())
     keys = [
-        # Who speaks where decides what is scored, so it belongs to a session's content.
-        "\t".join((name, content + "".join(f",{role or ''}" for role in said))).rstrip("\t")
-        for name, content, said in zip(listing.session_ids[:n], listing.contents, roles, strict=False)
+        _key(run.key, session_id, content, roles)
+        for session_id, content, roles in zip(listing.session_ids, listing.contents, said, strict=False)
     ]
+    # Features cost a thousand times a replay: where they are computed, parts are small.
+    config = run.config
+    target = config.extract.shard_recordings if run.source.needs_features else config.score.shard_sessions
     shards, n_missing = [], 0
-    for folder, indices in _by_date(calls, n):
+    for folder, indices in _by_date(calls, len(keys)):
         missing, n_done = plan_missing(
-            files.join(out, "utterances", folder) if folder else files.join(out, "utterances"),
+            files.join(run.request.out, "utterances", *folder),
             [keys[index] for index in indices],
-            [listing.weights[index] for index in indices],
+            # A part of a store that is heavier than a shard is one shard.
+            [min(listing.weights[index], target) for index in indices],
             target,
         )
         n_missing += len(indices) - n_done
         for shard in missing:
             picked = [indices[index] for index in shard.indices]
-            shards.append(
-                {
-                    "name": files.join(folder, shard.name) if folder else shard.name,
-                    "keys": json.dumps(shard.keys),
-                    "calls": Calls(calls.rows.take(pa.array(picked))).to_bytes() if calls else b"",
-                    **listing.pack(picked),
-                }
-            )
-    return _Work(shards, n, n_missing)
+            described = {
+                "name": "/".join((*folder, shard.name)),
+                "keys": json.dumps(shard.keys),
+                "calls": Calls(calls.rows.take(pa.array(picked))).to_bytes() if calls else b"",
+            }
+            shards.append(described | listing.pack(picked))
+    return shards, n_missing
 
 
-def _by_date(calls: Calls | None, n: int) -> list[tuple[str, Sequence[int]]]:
+def _key(hidden: IdKey | None, session_id: str, content: str, roles: Sequence[str | None]) -> str:
+    """What must be the same for a session's scores to be the same: who speaks where decides what is scored."""
+    if any(roles):
+        content += "," + ",".join(role or "" for role in roles)
+    if hidden:
+        session_id, content = hidden.hash(session_id), hidden.hash(content)
+    return f"{session_id}\t{content}" if content else session_id
+
+
+def _by_date(calls: Calls | None, n: int) -> list[tuple[tuple[str, ...], Sequence[int]]]:
     """Sessions by the folder that their date gives, in the order of dates."""
     if calls is None or DATE not in calls.travel:
-        return [("", range(n))]
-    dates = calls.rows[DATE].to_pylist()[:n]
-    order = sorted(range(n), key=lambda index: (dates[index] or "", index))
-    return [
-        (f"date={date or '__HIVE_DEFAULT_PARTITION__'}", list(indices))
-        for date, indices in itertools.groupby(order, key=lambda index: dates[index])
-    ]
+        return [((), range(n))]
+    dates = [date or NO_DATE for date in calls.rows[DATE].to_pylist()]
+    order = sorted(range(n), key=dates.__getitem__)
+    return [((f"date={date}",), list(group)) for date, group in itertools.groupby(order, key=dates.__getitem__)]
 
 
 def _with_travelling(scored: pa.Table, calls: Calls) -> pa.Table:
@@ -231,25 +208,43 @@ def _with_travelling(scored: pa.Table, calls: Calls) -> pa.Table:
     return scored
 
 
-def _statuses(out: str) -> Counter[str]:
-    """How many utterances of the finished parts have each status."""
-    found: Counter[str] = Counter()
+_HEARD, _LOST = "sessions heard", "sessions lost"
+"""Sessions in which something may be scored, and those of them in which all of that has failed."""
+
+
+def _tally(table: pa.Table) -> dict[str, int]:
+    """Utterances by status, and sessions heard and lost."""
+    tally = {item["values"]: item["counts"] for item in table["status"].value_counts().to_pylist()}
+    scored = pc.equal(table["status"], "ok")
+    failed = pc.invert(pc.or_(scored, pc.equal(table["status"], "not_scored_role")))
+    well, ill = (set(table["session_id"].filter(rows).unique().to_pylist()) for rows in (scored, failed))
+    return tally | {_HEARD: len(well | ill), _LOST: len(ill - well)}
+
+
+def _tally_finished(out: str) -> Counter[str]:
+    tally: Counter[str] = Counter()
     for path in files.list_files(files.join(out, "utterances"), ".parquet", recursive=True):
-        for item in files.read_parquet(path, ["status"])["status"].value_counts().to_pylist():
-            found[item["values"]] += item["counts"]
-    return found
+        tally.update(_tally(files.read_parquet(path, ["session_id", "status"])))
+    return tally
 
 
-def _summarise(out: str, statuses: Mapping[str, int], config: Config) -> None:
-    scored, refused = statuses.get("ok", 0), statuses.get("not_scored_role", 0)
-    failed = sum(statuses.values()) - scored - refused
+def _n_utterances(tally: Counter[str]) -> int:
+    return tally.total() - tally[_HEARD] - tally[_LOST]
+
+
+def _summarise(out: str, tally: Counter[str], limit: float) -> None:
+    """Print what became of everything, and refuse to be content where too much has failed."""
+    scored, refused = tally["ok"], tally["not_scored_role"]
+    failed = _n_utterances(tally) - scored - refused
     say(f"{out}: {scored:,} utterances scored, {refused:,} not scored for their role, {failed:,} failed")
-    for status, count in sorted(statuses.items(), key=lambda item: -item[1]):
-        if status not in ("ok", "not_scored_role"):
+    for status, count in tally.most_common():
+        if status not in ("ok", "not_scored_role", _HEARD, _LOST):
             say(f"  {count:>8,}  {status}")
-    if failed > config.score.max_failed_fraction * (scored + failed):
-        raise TooManyFailuresError(
-            f"{failed:,} of {scored + failed:,} utterances failed ({failed / (scored + failed):.1%}); "
-            f"score.max_failed_fraction allows {config.score.max_failed_fraction:.1%}. Every one is listed in "
-            f"{files.join(out, 'utterances')} with its reason."
-        )
+    # A recording that cannot be read is one row: by rows alone an archive of them would go unnoticed.
+    shares = (("utterances", failed, scored + failed), ("sessions", tally[_LOST], tally[_HEARD]))
+    for unit, lost, heard in shares:
+        if lost > limit * heard:
+            raise TooManyFailuresError(
+                f"{lost:,} of {heard:,} {unit} failed ({lost / heard:.1%}); score.max_failed_fraction allows "
+                f"{limit:.1%}. Every one is listed in {files.join(out, 'utterances')} with its reason."
+            )

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -58,6 +58,23 @@ class Listing:
     unit: str
     n_cut: int
     roles: tuple[str, ...]
+
+    def select(self, indices: Sequence[int]) -> Listing:
+        """The sessions at these indices."""
+        return replace(
+            self,
+            session_ids=[self.session_ids[index] for index in indices],
+            contents=[self.contents[index] for index in indices],
+            weights=[self.weights[index] for index in indices],
+            pack=lambda picked: self.pack([indices[index] for index in picked]),
+        )
+
+    def without(self, indices: Collection[int]) -> Listing:
+        """The other sessions."""
+        if not indices:
+            return self
+        gone = frozenset(indices)
+        return self.select([index for index in range(len(self.session_ids)) if index not in gone])
 
 
 @dataclass(frozen=True, eq=False)

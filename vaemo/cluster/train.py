@@ -31,7 +31,7 @@ from vaemo.metrics import Moments
 from vaemo.model.checkpoint import load_checkpoint
 from vaemo.progress import say
 from vaemo.replay import replay
-from vaemo.sessions import label_scale, read_sessions
+from vaemo.sessions import Session, label_scale, read_sessions
 from vaemo.shards import claim_folder, digest
 from vaemo.splits import Fold, make_folds, plain_split
 from vaemo.store import FeatureStore
@@ -71,6 +71,11 @@ def train(store: str, out: str, config: Config, *, workers: int = 1, folds: str 
             f"train.lanes is {config.train.lanes}, which {workers} workers cannot share evenly; "
             "give --workers that divide it."
         )
+    if config.train.encoder != "frozen":
+        raise UsageError(
+            f"train.encoder is '{config.train.encoder}'; a feature store holds pooled features, not speech, so only "
+            "'frozen' can be trained on it."
+        )
     opened = FeatureStore.open(store)
     table = opened.read(_LIGHT)
     usable = table["status"].to_numpy() == "ok"
@@ -101,7 +106,7 @@ def train(store: str, out: str, config: Config, *, workers: int = 1, folds: str 
     with Console() as console:
         job["lines"] = console.lines
         if not folds:
-            _say_split(parts[0], usable)
+            _say_split(parts[0], usable, labelled, config)
             job |= {"out": out, "fold": "", "name": f"train-{fingerprint[:12]}", "storage": files.join(out, "_ray")}
             summary = _fit(job)
         else:
@@ -300,6 +305,12 @@ def _headline(summary: Mapping[str, Any]) -> str:
     return f"dev CCC-avg {summary['dev_ccc_avg']:.3f} at epoch {summary['kept_epoch']} of {summary['epochs']}"
 
 
-def _say_split(fold: Fold, usable: np.ndarray) -> None:
+def _say_split(fold: Fold, usable: np.ndarray, sessions: Sequence[Session], config: Config) -> None:
     counts = ", ".join(f"{int(((fold.split == name) & usable).sum()):,} {name}" for name in SPLITS)
     say(f"utterances: {counts}")
+    n_train = sum(fold.split[session.rows[0]] == "train" for session in sessions)
+    if n_train < config.train.lanes:
+        say(
+            f"{n_train} training sessions are fewer than the {config.train.lanes} lanes: the others stay idle. "
+            "A smaller train.lanes makes more optimiser steps of them."
+        )

@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.json
 
 from vaemo import files, scores
+from vaemo.card import write_card
 from vaemo.cluster import extract
 from vaemo.cluster.score import Request, score
 from vaemo.cluster.train import train
@@ -60,66 +61,96 @@ def run_demo(out: str, config: Config) -> dict[str, Any]:
         OtherRunError: if `out` holds something else, or a demonstration with other settings.
     """
     start = time.monotonic()
-    # What this demonstration is for is research; espeak-ng's voices are nobody's.
     config = config.replace({"features": {"opensmile_license": "research"}})
     settings = {"config": config.to_dict(), "sessions": SESSIONS, "seeds": list(SEEDS)}
     claim_folder(out, "_demo.json", digest(config.fingerprint(), str(SESSIONS), str(SEEDS)), {"settings": settings})
-
-    _step(1, "speak a labelled corpus and telephone calls")
-    corpus = files.join(out, "corpus")
-    manifest, recordings = files.join(corpus, "manifest.jsonl"), files.join(corpus, "recordings")
-    if not files.exists(manifest):
-        make_corpus(corpus, n_sessions=SESSIONS)
-    calls = files.join(corpus, "calls.jsonl")
-    if not files.exists(calls):
-        make_recordings(corpus)
-
-    _step(2, "extract features")
-    store, test_store = files.join(out, "store"), files.join(out, "test-store")
-    extract.run(config, store, manifest=manifest, about={"synthetic": True})
-    _keep_split(store, test_store, "test")
-
-    _step(3, f"train with and without memory, {len(SEEDS)} seeds each")
-    for model, changes in MODELS.items():
-        for seed in SEEDS:
-            say(f"train {model}, seed {seed}")
-            train(store, _run_of(out, model, seed), config.replace({**changes, "train": {"seed": seed}}))
-
-    _step(4, "score the test sessions and the recordings")
-    for model in MODELS:
-        for seed in SEEDS:
-            checkpoint = files.join(_run_of(out, model, seed), "best")
-            score(Request(test_store, (checkpoint,), _scores_of(out, model, seed)), config)
-    checkpoint = files.join(out, "run", "best")
-    score(Request(recordings, (checkpoint,), files.join(out, "scores", "recordings"), calls=calls), config)
-
-    _step(5, "evaluate against the labels")
-    with_memory, without = (_scores_of(out, model, SEEDS[0]) for model in MODELS)
-    result = evaluate(with_memory, test_store, files.join(out, "evaluation"), config, compare=without)
-    say(table_of(result))
-
-    _step(6, "report")
-    write_report(files.join(out, "scores", "recordings"), files.join(out, "report"), config, audio=recordings)
-    write_report(
-        with_memory,
-        files.join(out, "report-test"),
-        config,
-        labels=test_store,
-        audio=files.join(corpus, "audio"),
-    )
-    summary = _summarise(out, manifest, test_store, config)
-    summary["compare"] = result["compare"]["ccc_avg"]
-    files.write_json(files.join(out, "summary.json"), summary)
+    _speak(out)
+    _extract(out, config)
+    _train(out, config)
+    _score(out, config)
+    summary = _evaluate(out, config)
+    _report(out, config)
     say(f"\n{_table(summary)}\n")
     say(f"Done in {duration(time.monotonic() - start)}. Look at:")
     for name, what in (
         ("report/index.html", "the telephone calls, with their sound"),
         ("report-test/index.html", "the test sessions, with their labels"),
         ("evaluation/metrics.json", "the evaluation; pictures beside it"),
-        ("run/best", "the model"),
+        ("run/best", "the model, with its card"),
     ):
         say(f"  {files.join(out, name):<50} {what}")
     return summary
+
+
+def _speak(out: str) -> None:
+    _step(1, "speak a labelled corpus and telephone calls")
+    # Each of the two writes its list last.
+    if not files.exists(_manifest(out)):
+        make_corpus(files.join(out, "corpus"), n_sessions=SESSIONS)
+    if not files.exists(files.join(out, "corpus", "calls.jsonl")):
+        make_recordings(files.join(out, "corpus"))
+
+
+def _extract(out: str, config: Config) -> None:
+    _step(2, "extract features")
+    store = files.join(out, "store")
+    extract.run(config, store, manifest=_manifest(out), about={"synthetic": True})
+    # The test sessions alone, so that nothing else is scored.
+    opened = FeatureStore.open(store)
+    table = opened.read()
+    write_part(files.join(out, "test-store"), "part-test.parquet", table.filter(pc.equal(table["split"], "test")))
+    files.write_json(files.join(out, "test-store", INFO), dict(opened.info))
+
+
+def _train(out: str, config: Config) -> None:
+    _step(3, f"train with and without memory, {len(SEEDS)} seeds each")
+    for model, changes in MODELS.items():
+        for seed in SEEDS:
+            say(f"train {model}, seed {seed}")
+            changed = config.replace({**changes, "train": {"seed": seed}})
+            train(files.join(out, "store"), _run_of(out, model, seed), changed)
+
+
+def _score(out: str, config: Config) -> None:
+    _step(4, "score the test sessions and the recordings")
+    for model in MODELS:
+        for seed in SEEDS:
+            best = files.join(_run_of(out, model, seed), "best")
+            score(Request(files.join(out, "test-store"), (best,), _scores_of(out, model, seed)), config)
+    corpus, best = files.join(out, "corpus"), files.join(out, "run", "best")
+    request = Request(
+        files.join(corpus, "recordings"),
+        (best,),
+        files.join(out, "scores", "recordings"),
+        calls=files.join(corpus, "calls.jsonl"),
+    )
+    score(request, config)
+
+
+def _evaluate(out: str, config: Config) -> dict[str, Any]:
+    """Evaluate, put the result into the model's card, and return the summary."""
+    _step(5, "evaluate against the labels")
+    labels = files.join(out, "test-store")
+    first, second = (_scores_of(out, model, SEEDS[0]) for model in MODELS)
+    result = evaluate(first, labels, files.join(out, "evaluation"), config, compare=second)
+    say(table_of(result))
+    write_card(files.join(out, "run", "best"), result)
+    summary = {**_summarise(out, config), "compare": result["compare"]["ccc_avg"]}
+    files.write_json(files.join(out, "summary.json"), summary)
+    return summary
+
+
+def _report(out: str, config: Config) -> None:
+    _step(6, "report")
+    corpus, recordings = files.join(out, "corpus"), files.join(out, "scores", "recordings")
+    write_report(recordings, files.join(out, "report"), config, audio=files.join(corpus, "recordings"))
+    write_report(
+        _scores_of(out, "vaemo", SEEDS[0]),
+        files.join(out, "report-test"),
+        config,
+        labels=files.join(out, "test-store"),
+        audio=files.join(corpus, "audio"),
+    )
 
 
 def speech_found(truth: pa.Table, utterances: pa.Table, grid_s: float = 0.01) -> tuple[float, float]:
@@ -155,6 +186,10 @@ def _step(number: int, what: str) -> None:
     say(f"\n[{number} of {STEPS}] {what}")
 
 
+def _manifest(out: str) -> str:
+    return files.join(out, "corpus", "manifest.jsonl")
+
+
 def _run_of(out: str, model: str, seed: int) -> str:
     if (model, seed) == ("vaemo", SEEDS[0]):
         return files.join(out, "run")
@@ -165,22 +200,15 @@ def _scores_of(out: str, model: str, seed: int) -> str:
     return files.join(out, "scores", f"test-{model}-seed-{seed}")
 
 
-def _keep_split(store: str, target: str, split: str) -> None:
-    """A store of the sessions of one split."""
-    opened = FeatureStore.open(store)
-    table = opened.read()
-    write_part(target, f"part-{split}.parquet", table.filter(pc.equal(table["split"], split)))
-    files.write_json(files.join(target, INFO), dict(opened.info))
-
-
-def _summarise(out: str, manifest: str, test_store: str, config: Config) -> dict[str, Any]:
+def _summarise(out: str, config: Config) -> dict[str, Any]:
     """CCC of every model and seed on the test sessions, and the speech found in the recordings."""
     quick = config.replace({"evaluate": {"bootstrap": 0}})
     models: dict[str, dict[str, list[float]]] = {}
     for model in MODELS:
-        measured = [measure(read_pairs(_scores_of(out, model, seed), test_store, quick), quick) for seed in SEEDS]
+        pairs = (read_pairs(_scores_of(out, model, seed), files.join(out, "test-store"), quick) for seed in SEEDS)
+        measured = [measure(each, quick) for each in pairs]
         models[model] = {name: [each[name] for each in measured] for name in METRICS}
-    models["mean"] = _mean_predictor(manifest)
+    models["mean"] = _mean_predictor(_manifest(out))
     columns = ["session_id", "channel", "start_s", "end_s"]
     found = scores.read_utterances(files.join(out, "scores", "recordings"), columns)
     truth = pyarrow.json.read_json(files.join(out, "corpus", "truth.jsonl")).select(columns)

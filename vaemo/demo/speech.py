@@ -62,8 +62,6 @@ class _Engine:
         self._library = ctypes.CDLL(espeakng_loader.get_library_path())
         data = str(espeakng_loader.get_data_path()).encode()
         self.sampling_rate = self._library.espeak_Initialize(_SYNCHRONOUS, 0, data, _DONT_EXIT)
-        if self.sampling_rate <= 0:
-            raise SpeechError(f"espeak-ng cannot read its voices in {data.decode()}; install espeakng-loader again.")
         self._blocks: list[np.ndarray] = []
         self._callback = _CALLBACK(self._receive)
         self._library.espeak_SetSynthCallback(self._callback)

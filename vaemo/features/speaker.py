@@ -142,5 +142,7 @@ def _build(settings: str, folder: Path, name: str, device: torch.device) -> list
         parts[2].load_state_dict(torch.load(folder / _WEIGHTS, map_location="cpu", weights_only=True))
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         reason = str(error).strip().partition("\n")[0]
-        raise ExtractorError(f"{name}/{_WEIGHTS} does not hold this encoder's weights, and nothing else: {reason}") from None
+        raise ExtractorError(
+            f"{name}/{_WEIGHTS} does not hold this encoder's weights, and nothing else: {reason}"
+        ) from None
     return [part.eval().requires_grad_(False).to(device) for part in parts]

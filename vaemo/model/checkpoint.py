@@ -99,7 +99,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         metrics, provenance = json.loads(_read(path, METRICS)), json.loads(_read(path, PROVENANCE))
         tensors = load(weights)
         config = Config.from_dict(sections)
-    except (yaml.YAMLError, json.JSONDecodeError, SafetensorError, UsageError, TypeError, AttributeError) as error:
+    except (yaml.YAMLError, ValueError, SafetensorError, UsageError, TypeError, AttributeError) as error:
         raise ReadCheckpointError(f"checkpoint '{path}' is damaged: {error}") from None
     features = config.features if "features" in sections else None
     fingerprint = _fingerprint(weights, config, features)

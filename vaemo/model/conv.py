@@ -5,9 +5,33 @@ Letters: L lanes, T steps, K convolution width, E channels.
 
 from __future__ import annotations
 
+import functools
+import importlib
+import logging
+
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+log = logging.getLogger(__name__)
+
+
+@functools.cache
+def resolve_conv(scan: str) -> bool:
+    """Whether chunks use `causal-conv1d`: beside a scan on kernels, where it imports; decided and logged once.
+
+    Args:
+        scan: What `vaemo.model.scan.resolve_scan` chose.
+    """
+    if scan != "kernel":
+        return False
+    try:
+        importlib.import_module("causal_conv1d")
+    except Exception as error:  # a kernel package built for another torch fails in many ways
+        log.info("convolution: plain (causal_conv1d cannot be imported: %s: %s)", error.__class__.__name__, error)
+        return False
+    log.info("convolution: causal_conv1d")
+    return True
 
 
 def taps_of(weight: Tensor) -> Tensor:
@@ -15,7 +39,9 @@ def taps_of(weight: Tensor) -> Tensor:
     return weight[:, 0].t().contiguous()
 
 
-def conv_chunk(x: Tensor, tail: Tensor, taps: Tensor, bias: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+def conv_chunk(
+    x: Tensor, tail: Tensor, taps: Tensor, bias: Tensor, valid: Tensor, *, kernel: bool = False
+) -> tuple[Tensor, Tensor]:
     """The depthwise causal convolution through a silu, and the tail after every lane's last valid step.
 
     Written as K shifted products: at these widths faster than a grouped convolution, and channels stay last.
@@ -26,6 +52,7 @@ def conv_chunk(x: Tensor, tail: Tensor, taps: Tensor, bias: Tensor, valid: Tenso
         taps: (K, E).
         bias: (E,).
         valid: (L, T), bool, True for a prefix of every lane.
+        kernel: Use `causal-conv1d`, on CUDA; see `resolve_conv`.
 
     Returns:
         y: (L, T, E).
@@ -33,11 +60,18 @@ def conv_chunk(x: Tensor, tail: Tensor, taps: Tensor, bias: Tensor, valid: Tenso
     """
     T, K = x.shape[1], len(taps)
     padded = torch.cat([tail, x], 1)
+    last = valid.sum(1)[:, None] + torch.arange(K - 1, device=x.device)
+    after = padded.gather(1, last[..., None].expand(-1, -1, x.shape[-1]))
+    if kernel:
+        causal_conv1d = importlib.import_module("causal_conv1d")
+        y = causal_conv1d.causal_conv1d_fn(
+            x.transpose(1, 2), taps.t(), bias, initial_states=tail.transpose(1, 2), activation="silu"
+        )
+        return y.transpose(1, 2), after
     y = torch.addcmul(bias, padded[:, :T], taps[0])
     for k in range(1, K):
         y = torch.addcmul(y, padded[:, k : k + T], taps[k])
-    last = valid.sum(1)[:, None] + torch.arange(K - 1, device=x.device)
-    return functional.silu(y), padded.gather(1, last[..., None].expand(-1, -1, x.shape[-1]))
+    return functional.silu(y), after
 
 
 def conv_step(x: Tensor, tail: Tensor, taps: Tensor, bias: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -33,6 +33,11 @@ class FilmDelta:
         """The chunk's steps from `start` up to `stop`."""
         return FilmDelta(self.parameters, self.speaker[:, start:stop])
 
+    def to(self, device: torch.device | str) -> FilmDelta:
+        """The changes on a device."""
+        moved = {name: parameter.to(device) for name, parameter in self.parameters.items()}
+        return FilmDelta(moved, self.speaker.to(device))
+
 
 class Film(nn.Module):
     """gamma * h + beta with (gamma, beta) = MLP(s): two layers, ReLU, gamma = 1 + tanh.

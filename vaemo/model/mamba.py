@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vaemo.model.conv import conv_chunk, conv_step, taps_of
+from vaemo.model.conv import conv_chunk, conv_step, resolve_conv, taps_of
 from vaemo.model.scan import resolve_scan, scan_chunk, scan_kernel, scan_reference, scan_step
 
 _SCANS = {"reference": scan_reference, "chunk": scan_chunk, "kernel": scan_kernel}
@@ -95,10 +95,11 @@ class Mamba(nn.Module):
         """
         tail, h = memory
         u, gate = self.in_proj(x).chunk(2, -1)
-        u, tail = conv_chunk(u, tail, constants.taps, constants.bias, valid)
+        scan = resolve_scan(self.scan, x.device.type)
+        u, tail = conv_chunk(u, tail, constants.taps, constants.bias, valid, kernel=resolve_conv(scan))
         delta, B, C = self._selection(u)
         delta = delta * valid[..., None]
-        y, h = _SCANS[resolve_scan(self.scan, x.device.type)](u, delta, constants.A, B, C, h)
+        y, h = _SCANS[scan](u, delta, constants.A, B, C, h)
         return self.out_proj((y + u * self.D) * functional.silu(gate)), (tail, h)
 
     def step(

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vaemo.errors import ConfigValueError
-from vaemo.model.conv import conv_chunk, conv_step, taps_of
+from vaemo.model.conv import conv_chunk, conv_step, resolve_conv, taps_of
 from vaemo.model.mamba import initial_delta_bias
 from vaemo.model.scan import Scanned, resolve_scan
 
@@ -184,11 +184,12 @@ class Mamba2(nn.Module):
         """
         tail, h = memory
         gate, u, dt = self._project(x)
-        u, tail = conv_chunk(u, tail, constants.taps, constants.bias, valid)
+        scan = resolve_scan(self.scan, x.device.type, "mamba2")
+        u, tail = conv_chunk(u, tail, constants.taps, constants.bias, valid, kernel=resolve_conv(scan))
         u, B, C = u.split([self.d_inner, self.d_state, self.d_state], -1)
         delta = functional.softplus(dt + self.dt_bias) * valid[..., None]
         u = u.unflatten(-1, (self.heads, self.headdim))
-        y, h = _SCANS[resolve_scan(self.scan, x.device.type, "mamba2")](u, delta, constants.A, B, C, h)
+        y, h = _SCANS[scan](u, delta, constants.A, B, C, h)
         return self._gated(y + u * self.D[:, None], gate), (tail, h)
 
     def step(

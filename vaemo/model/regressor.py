@@ -45,6 +45,7 @@ class SessionRegressor(nn.Module):
     Attributes:
         dims: Width of the streams that the model uses; others are ignored.
         film_kind: `film`, `concat` or `off`, as the streams allow.
+        feeds_predictions: Whether predictions are fed back where nothing is observed.
         feedback_gradient: Whether gradients flow through predictions that are fed back.
         fingerprint: Checkpoint that the model was loaded from; empty otherwise.
 
@@ -81,8 +82,10 @@ class SessionRegressor(nn.Module):
         self.norm_z = nn.LayerNorm(z_dim) if model.norm_z else nn.Identity()
         self.has_memory = model.updater != "none"
         self.has_feedback = self.has_memory and model.feedback != "none"
+        self.feeds_predictions = self.has_feedback and model.feedback != "observed"
         if self.has_memory:
-            feedback_dim = (4 if model.feedback_flag else 2) if self.has_feedback else 0
+            flagged = model.feedback_flag or not self.feeds_predictions
+            feedback_dim = (4 if flagged else 2) if self.has_feedback else 0
             self.updater = Updater(model.updater, updater, z_dim, feedback_dim, model.d_c, model.scan)
             self.ema = SessionEma(model.ema, model.d_c, model.alpha, model.alpha_arousal)
         self.head = Head(z_dim, model.d_c if self.has_memory else 0, model.head_hidden, model.label_range)
@@ -337,7 +340,7 @@ class SessionRegressor(nn.Module):
         if "speech" in standard:
             speech = standard["speech"]
             film = self.film_kind == "film"
-            parts.append(self.film(speech, standard["speaker"], delta) if film else speech)
+            parts.append(self.film(speech, standard["speaker"], delta and delta.to(speech.device)) if film else speech)
         if "prosody" in standard:
             parts.append(self.prosody(standard["prosody"]))
         if self.film_kind == "concat":
@@ -353,12 +356,17 @@ class SessionRegressor(nn.Module):
     def _feedback_input(self, fed: Fed | None) -> Tensor | None:
         if fed is None or not self.has_feedback:
             return None
+        if not self.feeds_predictions:
+            # In deviations, so that a label weighs about as much as a feature; 0 says nothing, and so does its flag.
+            middle = LabelScale(*self.config.label_range).middle
+            values = torch.where(fed[1], (fed[0] - middle) / self.label_deviation, 0)
+            return torch.cat([values, fed[1].to(values)], -1)
         values = fed[0] if self.feedback_gradient else fed[0].detach()
         return torch.cat([values, fed[1].to(values)], -1) if self.config.feedback_flag else values
 
     def _runner(self, chunk: Chunk) -> Callable[..., tuple[Tensor, Carried]]:
         """How this chunk is computed: see `vaemo.model.feedback`."""
-        if not self.has_feedback:
+        if not self.feeds_predictions:
             return run_known
         if not torch.is_grad_enabled():
             return run_loop

@@ -156,8 +156,9 @@ def choose_calls(sessions: pa.Table, top: int) -> list[str]:
 
 
 def calls_table(sessions: pa.Table, drawn: list[str]) -> dict[str, list[Any]]:
-    """The rows of the table of calls, column by column: those of the calls drawn."""
-    kept = sessions.filter(pc.is_in(sessions["session_id"], pa.array(drawn, pa.string())))
+    """The rows of the table of calls, column by column: those of the calls drawn, less roles that nobody scored."""
+    of_interest = pc.greater(pc.add(sessions["n_scored"], sessions["n_failed"]), 0)
+    kept = sessions.filter(pc.and_(of_interest, pc.is_in(sessions["session_id"], pa.array(drawn, pa.string()))))
     table: dict[str, list[Any]] = {
         "session_id": kept["session_id"].to_pylist(),
         "role": kept["role"].to_pylist(),
@@ -206,7 +207,8 @@ def curves(utterances: pa.Table, labels: pa.Table | None) -> dict[str, dict[str,
     Returns:
         By session: `who` (names of those who speak: roles, else speakers, else channels), `timed` (whether `start`
         and `end` are seconds, or places in the session), and per utterance `id`, `speaks` (index into `who`),
-        `start`, `end`, `valence`, `arousal`, `status`, and `label_valence`, `label_arousal` where there are labels.
+        `start`, `end`, `valence`, `arousal`, `status`; where there are labels `label_valence`, `label_arousal`, and
+        where several models scored `valence_sd`, `arousal_sd`.
     """
     table = utterances.append_column("row", pa.array(np.arange(utterances.num_rows)))
     if labels is not None:
@@ -243,7 +245,8 @@ def _curve(rows: list[dict[str, Any]]) -> dict[str, Any]:
         "end": [round(row["end_s"], 2) if timed else place + 1 for place, row in enumerate(rows)],
         "status": [row["status"] for row in rows],
     }
-    for name in (*DIMENSIONS, *(f"label_{name}" for name in DIMENSIONS)):
+    further = (form.format(name) for form in ("label_{}", "{}_sd") for name in DIMENSIONS)
+    for name in (*DIMENSIONS, *further):
         values = [row.get(name) for row in rows]
         if name in DIMENSIONS or any(value is not None for value in values):
             curve[name] = [None if value is None else round(value, 4) for value in values]

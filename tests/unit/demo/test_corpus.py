@@ -51,7 +51,7 @@ def test_the_manifest_is_one_and_its_utterances_hold_speech(corpus):
 def test_speakers_stand_in_one_split_and_every_split_has_some():
     splits = {voice.speaker_id: voice.split for voice in CORPUS_VOICES}
     assert len(splits) == len(CORPUS_VOICES) == 12
-    assert {voice.name for voice in CORPUS_VOICES}.__len__() == 12
+    assert len({voice.name for voice in CORPUS_VOICES}) == 12
     assert set(splits.values()) == set(SPLITS)
 
 

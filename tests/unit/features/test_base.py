@@ -36,7 +36,7 @@ def test_models_in_folders_are_loaded_by_their_path(tmp_path):
 
 
 def test_what_is_not_offered_is_refused():
-    with pytest.raises(ExtractorError, match="features.prosody is 'opensmile'; allowed are egemaps, gemaps, compare"):
+    with pytest.raises(ExtractorError, match=r"features.prosody is 'opensmile'; allowed are egemaps, gemaps, compare"):
         load_extractors(FeatureConfig(prosody="opensmile"))
     with pytest.raises(ExtractorError, match="all `none`; at least one stream is needed"):
         load_extractors(FeatureConfig(speech="none", prosody="none", speaker="none"))

@@ -75,7 +75,7 @@ def test_a_checkpoint_cannot_bring_code(models, tmp_path, tag):
     folder = write_speaker_model(tmp_path / "evil", "ecapa")
     text = (folder / "hyperparams.yaml").read_text()
     (folder / "hyperparams.yaml").write_text(f"{text}\nextra: {tag} ['touch {tmp_path}/ran']\n")
-    with pytest.raises(ExtractorError, match="only layers of SpeechBrain and torch.nn are built"):
+    with pytest.raises(ExtractorError, match=r"only layers of SpeechBrain and torch.nn are built"):
         SpeakerEncoder(str(folder))
     assert not (tmp_path / "ran").exists()
 
@@ -93,7 +93,7 @@ class _Evil:
 
 
 def test_what_is_no_encoder_is_refused(tmp_path):
-    with pytest.raises(ExtractorError, match="features.speaker is 'no/where', and no model can be loaded"):
+    with pytest.raises(ExtractorError, match=r"features.speaker is 'no/where', and no model can be loaded"):
         SpeakerEncoder("no/where")
     folder = write_speaker_model(tmp_path / "a", "ecapa")
     text = (folder / "hyperparams.yaml").read_text()
@@ -107,5 +107,5 @@ def test_what_is_no_encoder_is_refused(tmp_path):
     with pytest.raises(ExtractorError, match="has no 'compute_features'"):
         SpeakerEncoder(str(folder))
     (folder / "embedding_model.ckpt").unlink()
-    with pytest.raises(ExtractorError, match="which has no embedding_model.ckpt"):
+    with pytest.raises(ExtractorError, match=r"which has no embedding_model.ckpt"):
         SpeakerEncoder(str(folder))

@@ -40,7 +40,7 @@ def test_logmel_tells_loudness_and_ltas_does_not(utterances):
     mel = LogMel()
     rise = mel(louder)[:, : mel.bands] - mel(utterances)[:, : mel.bands]
     # Four times as loud is 12.04 dB; the floor takes a little of it from the quietest bands.
-    assert np.median(rise) == pytest.approx(20 * np.log10(4), abs=0.05)
+    assert np.median(rise) == pytest.approx(20 * np.log10(4), abs=0.2)
     spectrum = LongTermSpectrum()
     np.testing.assert_allclose(spectrum(louder), spectrum(utterances), atol=1e-4)
 

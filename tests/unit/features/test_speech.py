@@ -1,3 +1,4 @@
+import itertools
 import json
 
 import numpy as np
@@ -82,7 +83,7 @@ def test_parts_of_every_length_cover_the_utterance(models):
         assert parts[0][0] == 0
         assert parts[-1][-1] == n - 1
         assert max(map(len, parts)) <= 48_000
-        assert all(a[-1] >= b[0] for a, b in zip(parts, parts[1:], strict=False))
+        assert all(a[-1] >= b[0] for a, b in itertools.pairwise(parts))
 
 
 def test_batches_hold_at_most_their_seconds_padding_included(models, utterances):
@@ -114,17 +115,17 @@ def test_the_fingerprint_follows_what_vectors_depend_on(models, tmp_path):
 
 
 def test_what_is_no_encoder_is_refused(models, tmp_path):
-    with pytest.raises(ExtractorError, match="features.speech is 'no/where', and no model can be loaded"):
+    with pytest.raises(ExtractorError, match=r"features.speech is 'no/where', and no model can be loaded"):
         SpeechEncoder("no/where")
-    with pytest.raises(ExtractorError, match="speech_layer is 9, and .* has 3 layers; give 0 to 3"):
+    with pytest.raises(ExtractorError, match=r"speech_layer is 9, and .* has 3 layers; give 0 to 3"):
         SpeechEncoder(models["wavlm"], layer=9)
     folder = write_speech_model(tmp_path / "a", "wavlm")
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    with pytest.raises(ExtractorError, match="has no model.safetensors"):
+    with pytest.raises(ExtractorError, match=r"has no model.safetensors"):
         SpeechEncoder(str(folder))
     folder = write_speech_model(tmp_path / "b", "wavlm")
     (folder / "preprocessor_config.json").unlink()
-    with pytest.raises(ExtractorError, match="has no preprocessor_config.json"):
+    with pytest.raises(ExtractorError, match=r"has no preprocessor_config.json"):
         SpeechEncoder(str(folder))
 
 
@@ -147,7 +148,7 @@ def test_weights_that_are_not_whole_are_refused(tmp_path):
     weights = load_file(folder / "model.safetensors")
     del weights["encoder.layers.1.attention.k_proj.weight"]
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ExtractorError, match="has no weights for encoder.layers.1.attention.k_proj.weight"):
+    with pytest.raises(ExtractorError, match=r"has no weights for encoder.layers.1.attention.k_proj.weight"):
         SpeechEncoder(str(folder))([np.zeros(16000, np.float32)])
 
 

@@ -17,6 +17,7 @@ function callPage(data, session) {
     }
     const when = curve.timed ? `${clock(curve.start[i])} to ${clock(curve.end[i])}` : `utterance ${curve.start[i]}`;
     const value = (name) => h("span", { class: name }, `${name} `, h("b", {}, number(curve[name][i])),
+      curve[`${name}_sd`] ? ` ± ${number(curve[`${name}_sd`][i])}` : "",
       curve[`label_${name}`] && curve[`label_${name}`][i] !== null ? ` (label ${number(curve[`label_${name}`][i])})` : "");
     now.replaceChildren(h("b", {}, when), h("span", {}, curve.who[curve.speaks[i]]),
       ...(curve.valence[i] === null ? [h("span", {}, curve.status[i])] : DIMENSIONS.map(value)),
@@ -96,6 +97,9 @@ function timeChart(width, { data, curve, scored, colour, state, select, chart })
       if (!own.length) return;
       picture.append(s("polyline", { points: own.map((i) => `${middle(i)},${y(curve[name][i])}`).join(" "), fill: "none", stroke: colour(own[0]), "stroke-opacity": 0.45, "stroke-width": 1.5, "stroke-linejoin": "round" }));
       for (const i of own) {
+        const spread = curve[`${name}_sd`] ? curve[`${name}_sd`][i] : null;
+        if (spread !== null) picture.append(s("line", { x1: middle(i), x2: middle(i), y1: y(Math.max(curve[name][i] - spread, o.low)), y2: y(Math.min(curve[name][i] + spread, o.high)), stroke: colour(i), "stroke-opacity": 0.35, "stroke-width": 5 },
+          s("title", {}, `deviation over the models: ${number(spread)}`)));
         if (curve.timed) picture.append(s("line", { x1: x(curve.start[i]), x2: x(curve.end[i]), y1: y(curve[name][i]), y2: y(curve[name][i]), stroke: colour(i), "stroke-width": 3, "stroke-linecap": "round", "stroke-opacity": 0.8 }));
         picture.append(s("circle", { cx: middle(i), cy: y(curve[name][i]), r: 3.4, fill: colour(i) }));
       }

@@ -48,7 +48,7 @@ function timeTicks(low, high, wanted) {
   return found;
 }
 
-// Draw into a card as wide as it is, and again whenever its width changes.
+// Draw into a card as wide as it is, once it stands on the page and again whenever its width changes.
 function responsive(node, draw) {
   let width = 0;
   const fit = () => {
@@ -57,6 +57,7 @@ function responsive(node, draw) {
   };
   // In a frame of its own: drawing while sizes are being observed would start the observation anew.
   new ResizeObserver(() => requestAnimationFrame(fit)).observe(node);
+  queueMicrotask(fit);
   return node;
 }
 

@@ -1,0 +1,120 @@
+"""How fast a store is replayed, and recordings are scored.
+
+Rates are those of the running pool: from the end of the first part to the end of the last, Ray's start and the loading
+of models excluded. Ratios are taken within one run.
+"""
+
+import multiprocessing
+import time
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from scoring_cases import make_audio_checkpoint, make_checkpoint, run, write_calls
+
+from vaemo import files
+from vaemo.audio import Decoder
+from vaemo.cluster import score as job
+from vaemo.cluster.sources import RecordingsSource, Tools
+from vaemo.config import Config
+from vaemo.features import load_extractors
+from vaemo.model.checkpoint import load_checkpoint
+from vaemo.model.streams import Streams
+from vaemo.roles import RoleRules
+from vaemo.score import score_table
+
+pytestmark = [pytest.mark.perf, pytest.mark.ray]
+
+DIMS = {"speech": 768, "prosody": 88, "speaker": 192}
+SESSIONS, STEPS, PARTS = 96, 50, 12
+
+
+@pytest.fixture
+def timed(monkeypatch):
+    """Notes when each part was finished, and how many sessions it held."""
+    ends, run_shards = [], job.run_shards
+
+    def timing(*args, **options):
+        for counts in run_shards(*args, **options):
+            ends.append((time.perf_counter(), counts["sessions"]))
+            yield counts
+
+    monkeypatch.setattr(job, "run_shards", timing)
+
+    def rate():
+        return sum(n for _, n in ends[1:]) / (ends[-1][0] - ends[0][0])
+
+    return rate
+
+
+def write_wide_store(path):
+    """Sessions with the dimensions of WavLM, eGeMAPS and ECAPA."""
+    random = np.random.default_rng(0)
+    for part in range(PARTS):
+        n = SESSIONS * STEPS
+        columns = {
+            "session_id": [f"s{part}-{row // STEPS}" for row in range(n)],
+            "utt_id": [f"u{part}-{row}" for row in range(n)],
+        }
+        for stream, dim in DIMS.items():
+            vectors = random.standard_normal(n * dim).astype(np.float32)
+            columns[stream] = pa.FixedSizeListArray.from_arrays(pa.array(vectors), dim)
+        files.write_parquet_whole(files.join(str(path), f"part-{part:03d}.parquet"), pa.table(columns))
+    return str(path)
+
+
+def steps_per_second(model, threads, n=400):
+    """`SessionRegressor.step` at one lane in a loop."""
+    features = Streams(**{stream: torch.randn(1, dim) for stream, dim in DIMS.items()})
+    state, before = model.fresh_state(1), torch.get_num_threads()
+    torch.set_num_threads(threads)
+    with torch.inference_mode():
+        for measured in (False, True):
+            start = time.perf_counter()
+            for _ in range(n if measured else 20):
+                _, state = model.step(features, state)
+    torch.set_num_threads(before)
+    return n / (time.perf_counter() - start)
+
+
+def test_replay_of_a_store_against_a_loop_of_steps(local_ray, timed, tmp_path, capsys):
+    checkpoint = make_checkpoint(tmp_path / "checkpoint", config={}, dims=DIMS)
+    store = write_wide_store(tmp_path / "store")
+    model = load_checkpoint(checkpoint).model.eval()
+    loops = [steps_per_second(model, threads) for threads in (1, torch.get_num_threads())]
+    run(store, checkpoint, tmp_path / "out", score={"lanes": 32, "chunk": 64, "shard_sessions": 64})
+    replay, loop = timed() * STEPS, max(loops)
+    with capsys.disabled():
+        print(f"\nreplay {replay:,.0f} utterances/s, step at one lane {loop:,.0f}/s: {replay / loop:.1f} times")
+    assert replay > 20 * loop
+
+
+def score_in_pool(arguments):
+    """One recording scored by the same functions, in a process of a pool."""
+    folder, name, checkpoint = arguments
+    torch.set_num_threads(1)
+    config = Config().replace({"features": load_checkpoint(checkpoint).config.to_dict()["features"]})
+    tools = TOOLS.setdefault(
+        "tools", Tools(load_extractors(config.features), config, Decoder(), RoleRules(score_unknown=True))
+    )
+    model = TOOLS.setdefault("model", load_checkpoint(checkpoint).model.eval())
+    table = RecordingsSource(folder).read({"recordings": f'["{name}"]'}, tools, None)
+    score_table(tools.rules.judge(table)[0], [model], lanes=4, chunk=16)
+    return time.perf_counter()
+
+
+TOOLS: dict = {}
+
+
+def test_recordings_against_a_pool_of_processes(local_ray, timed, tmp_path, capsys):
+    names, _ = write_calls(tmp_path / "calls", utterances=12, formats=("wav", "flac") * 12)
+    checkpoint = make_audio_checkpoint(tmp_path / "checkpoint")
+    work = [(str(tmp_path / "calls"), name, checkpoint) for name in names]
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
+        ends = list(pool.imap_unordered(score_in_pool, work))
+    in_pool = (len(ends) - 2) / (max(ends) - sorted(ends)[1])
+    run(tmp_path / "calls", checkpoint, tmp_path / "out", roles_unknown=True, extract={"shard_recordings": 1})
+    with capsys.disabled():
+        print(f"\non Ray {timed():.2f} recordings/s, in a pool of 2 processes {in_pool:.2f}/s: {timed() / in_pool:.2f}")
+    assert timed() > 0.8 * in_pool

@@ -1,0 +1,272 @@
+import json
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import soundfile
+from odd_files import ODD, write_odd_files
+from speech_cases import call, overlap
+
+from vaemo import audio, extract
+from vaemo import decoder as decoder_module
+from vaemo.audio import Decoder
+from vaemo.config import Config
+from vaemo.extract import extract_recording, extract_utterances, failures, reasons
+from vaemo.features import load_extractors
+from vaemo.manifest import COLUMNS, read_manifest
+from vaemo.store import part_schema
+from vaemo.units import STREAMS
+
+CONFIG = Config()
+
+
+class Loudness:
+    """An extractor that is quick to run and easy to check: level, length, and the first sample."""
+
+    name, version, dim, fingerprint, uses_gpu = "loudness", "1", 3, "0" * 16, False
+
+    def __init__(self):
+        self.calls = []
+
+    def __call__(self, utterances):
+        self.calls.append(len(utterances))
+        return np.array([[np.abs(x).mean(), len(x), x[0]] for x in utterances], np.float32).reshape(-1, 3)
+
+
+@pytest.fixture(scope="module")
+def decoder():
+    with Decoder(30.0) as shared:
+        yield shared
+
+
+@pytest.fixture(scope="module")
+def odd(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("odd")
+    write_odd_files(folder)
+    return folder
+
+
+def manifest(folder, rows):
+    path = folder / "manifest.jsonl"
+    path.write_text("\n".join(json.dumps({"session_id": "s", "speaker_id": "p", **row}) for row in rows))
+    return read_manifest(path)
+
+
+def test_sixty_odd_files_become_sixty_rows(odd, decoder):
+    assert len(ODD) >= 60
+    rows = manifest(odd, [{"utt_id": name, "audio_path": name} for name in ODD])
+    table = extract_utterances(rows, extractors={"speech": Loudness()}, config=CONFIG, decoder=decoder)
+    found = dict(zip(table["utt_id"].to_pylist(), table["status"].to_pylist(), strict=True))
+    assert found == {name: status for name, (_, status) in ODD.items()}
+    for row in table.select(["utt_id", "status", "reason", "speech", "bandwidth_hz"]).to_pylist():
+        good = row["status"] == "ok"
+        assert (row["speech"] is not None) == good, row
+        assert (row["reason"] is None) == good, row
+        assert (row["bandwidth_hz"] is not None) == good, row
+    assert failures(table) == sum(status != "ok" for _, status in ODD.values())
+
+
+def test_real_extractors_take_every_good_odd_file(odd, decoder):
+    good = [name for name, (_, status) in ODD.items() if status == "ok"]
+    rows = manifest(odd, [{"utt_id": name, "audio_path": name} for name in good])
+    table = extract_utterances(rows, extractors=load_extractors(CONFIG.features), config=CONFIG, decoder=decoder)
+    assert set(table["status"].to_pylist()) == {"ok"}
+    for stream in STREAMS:
+        assert np.isfinite(np.stack(table[stream].to_numpy())).all()
+
+
+def test_odd_recordings_are_one_row_each_or_hold_what_was_found(odd, decoder):
+    for name, (_, status) in ODD.items():
+        table = extract_recording(str(odd / name), name, extractors={}, config=CONFIG, decoder=decoder)
+        first = table.to_pylist()[0]
+        if status in ("ok", "silent", "too_short") or name == "no_samples.wav":
+            # Noise and tones hold no speech.
+            assert first["status"] == "silent", (name, first)
+        else:
+            assert table.num_rows == 1
+            assert first["status"] == status, (name, first)
+        assert (first["utt_id"], first["start_s"], first["end_s"]) == (f"{name}#c0-00000", None, None)
+        assert first["reason"]
+
+
+def test_a_table_of_reasons_names_counts_and_an_example(odd, decoder):
+    rows = manifest(odd, [{"utt_id": name, "audio_path": name} for name in ODD])
+    lines = reasons(extract_utterances(rows, extractors={"speech": Loudness()}, config=CONFIG, decoder=decoder))
+    count = sum(status == "undecodable" for _, status in ODD.values())
+    assert lines[0].split()[:2] == [str(count), "undecodable"]
+    assert any("missing" in line and "gone.wav: there is no such file" in line for line in lines)
+
+
+@pytest.fixture(scope="module")
+def recording(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("calls")
+    samples, spoken = call(8, seed=11)
+    soundfile.write(folder / "a.wav", samples.T, 16000, subtype="PCM_16")
+    return folder / "a.wav", spoken
+
+
+def test_a_recording_becomes_utterances_of_both_channels(recording, decoder):
+    path, spoken = recording
+    table = extract_recording(
+        str(path), "x/a.wav", extractors=load_extractors(CONFIG.features), config=CONFIG, decoder=decoder
+    )
+    rows = table.to_pylist()
+    recall, precision = overlap([(row["channel"], row["start_s"], row["end_s"]) for row in rows], spoken)
+    assert recall >= 0.95
+    assert precision >= 0.9
+    assert {row["status"] for row in rows} == {"ok"}
+    assert [row["position"] for row in rows] == list(range(len(rows)))
+    assert [row["start_s"] for row in rows] == sorted(row["start_s"] for row in rows)
+    for channel in (0, 1):
+        mine = [row for row in rows if row["channel"] == channel]
+        assert [row["utt_id"] for row in mine] == [f"x/a.wav#c{channel}-{i:05d}" for i in range(len(mine))]
+        assert {row["speaker_id"] for row in mine} == {f"x/a.wav#c{channel}"}
+    dims = {stream: len(rows[0][stream]) for stream in STREAMS}
+    assert table.schema.names[: len(part_schema(dims))] == part_schema(dims).names
+
+
+def test_a_manifest_with_the_same_times_gives_the_same_features(recording, decoder, tmp_path):
+    path, _ = recording
+    extractors = load_extractors(CONFIG.features)
+    found = extract_recording(str(path), "a", extractors=extractors, config=CONFIG, decoder=decoder)
+    keys = ("utt_id", "start_s", "end_s", "channel")
+    rows = manifest(tmp_path, [{k: row[k] for k in keys} | {"audio_path": str(path)} for row in found.to_pylist()])
+    again = extract_utterances(rows, extractors=extractors, config=CONFIG, decoder=decoder)
+    for stream in STREAMS:
+        np.testing.assert_array_equal(np.stack(again[stream].to_numpy()), np.stack(found[stream].to_numpy()))
+
+
+def test_blocks_and_buffers_change_nothing(recording, decoder, monkeypatch):
+    path, _ = recording
+    tools = {"extractors": {"speech": Loudness()}, "config": CONFIG, "decoder": decoder}
+    whole = extract_recording(str(path), "a", **tools)
+    monkeypatch.setattr(audio, "_BLOCK_VALUES", 30_000)
+    monkeypatch.setattr(extract, "_BUFFER_S", 5.0)
+    extractor = Loudness()
+    parts = extract_recording(str(path), "a", **{**tools, "extractors": {"speech": extractor}})
+    assert parts.equals(whole)
+    assert len(extractor.calls) > 2
+
+
+def test_roles_are_written_and_skipped_channels_cost_no_features(recording, decoder):
+    path, _ = recording
+    extractor = Loudness()
+    table = extract_recording(
+        str(path),
+        "a",
+        extractors={"speech": extractor},
+        config=CONFIG,
+        decoder=decoder,
+        roles=("agent", "customer"),
+        skip_channels=(0,),
+    )
+    rows = table.to_pylist()
+    agent = [row for row in rows if row["channel"] == 0]
+    assert {(row["role"], row["status"], row["reason"]) for row in agent} == {
+        ("agent", "not_scored_role", "role agent is not scored")
+    }
+    assert all(row["speech"] is None and row["end_s"] > row["start_s"] for row in agent)
+    assert {(row["role"], row["status"]) for row in rows if row["channel"] == 1} == {("customer", "ok")}
+    assert sum(extractor.calls) == len(rows) - len(agent)
+    assert failures(table) == 0
+
+
+def test_a_recording_that_breaks_off_keeps_what_came_before(recording, decoder, tmp_path):
+    path, _ = recording
+    samples, rate = soundfile.read(path)
+    soundfile.write(tmp_path / "a.flac", samples, rate)
+    content = bytearray((tmp_path / "a.flac").read_bytes())
+    content[len(content) // 2 : len(content) // 2 + 40_000] = bytes(40_000)
+    (tmp_path / "a.flac").write_bytes(content)
+    table = extract_recording(
+        str(tmp_path / "a.flac"), "a", extractors={"speech": Loudness()}, config=CONFIG, decoder=decoder
+    )
+    last = table.to_pylist()[-1]
+    assert (last["status"], last["start_s"]) == ("undecodable", None)
+    assert table["status"].to_pylist().count("ok") >= 2
+
+
+def test_nan_in_a_recording_ends_it_with_a_row(recording, decoder, tmp_path, monkeypatch):
+    monkeypatch.setattr(audio, "_BLOCK_VALUES", 320_000)
+    samples, rate = soundfile.read(recording[0])
+    samples[len(samples) - 1000] = np.nan
+    soundfile.write(tmp_path / "a.wav", samples, rate, subtype="FLOAT")
+    table = extract_recording(
+        str(tmp_path / "a.wav"), "a", extractors={"speech": Loudness()}, config=CONFIG, decoder=decoder
+    )
+    last = table.to_pylist()[-1]
+    assert (last["status"], last["start_s"]) == ("nan_audio", None)
+    assert len(set(table["utt_id"].to_pylist())) == table.num_rows
+    assert table["status"].to_pylist().count("ok") >= 2
+
+
+def test_labels_go_to_the_models_range_and_unknown_keys_travel(recording, decoder, tmp_path):
+    path, _ = recording
+    given = [
+        {"utt_id": "a", "start_s": 1.0, "end_s": 2.0, "valence": 1, "arousal": 7, "observed_valence": 4, "note": "x"},
+        {"utt_id": "b", "start_s": 2.0, "end_s": 3.0, "valence": None, "arousal": 5.5, "note": "y"},
+    ]
+    rows = manifest(tmp_path, [row | {"audio_path": str(path)} for row in given])
+    config = Config.load("default", ["labels.range=[1, 7]"])
+    table = extract_utterances(rows, extractors={"speech": Loudness()}, config=config, decoder=decoder)
+    assert table["valence"].to_pylist() == [0.0, None]
+    assert table["arousal"].to_pylist() == [1.0, 0.75]
+    assert table["observed_valence"].to_pylist() == [0.5, None]
+    assert table["note"].to_pylist() == ["x", "y"]
+    assert table["audio_path"].to_pylist() == [str(path)] * 2
+
+
+def test_a_telephone_is_simulated_before_the_features(recording, decoder, tmp_path):
+    path, _ = recording
+    rows = manifest(tmp_path, [{"utt_id": "a", "start_s": 1.0, "end_s": 4.0, "audio_path": str(path)}])
+    config = Config.load("default", ["audio.simulate_telephone=true"])
+    extractors = load_extractors(CONFIG.features)
+    wide, narrow = (
+        extract_utterances(rows, extractors=extractors, config=c, decoder=decoder).to_pylist()[0]
+        for c in (CONFIG, config)
+    )
+    assert wide["bandwidth_hz"] > 6000 > 4500 >= narrow["bandwidth_hz"]
+    assert np.abs(np.subtract(wide["speech"], narrow["speech"])).max() > 1
+
+
+def test_a_file_that_hangs_is_tried_once_for_all_its_rows(recording, tmp_path, monkeypatch):
+    path, _ = recording
+    program = tmp_path / "hangs.py"
+    program.write_text("import time\ntime.sleep(60)\n")
+    monkeypatch.setattr(decoder_module, "_PROGRAM", program)
+    rows = manifest(
+        tmp_path,
+        [{"utt_id": str(i), "start_s": float(i), "end_s": i + 1.0, "audio_path": str(path)} for i in range(20)],
+    )
+    with Decoder(0.5) as slow:
+        table = extract_utterances(rows, extractors={"speech": Loudness()}, config=CONFIG, decoder=slow)
+    assert table["status"].to_pylist() == ["timeout"] * 20
+
+
+def test_what_an_extractor_cannot_measure_has_a_status(recording, decoder, tmp_path):
+    class Picky(Loudness):
+        def __call__(self, utterances):
+            vectors = super().__call__(utterances)
+            vectors[[len(x) < 12000 for x in utterances]] = np.nan
+            return vectors
+
+    path, _ = recording
+    rows = manifest(
+        tmp_path,
+        [
+            {"utt_id": "short", "start_s": 1.0, "end_s": 1.5, "audio_path": str(path)},
+            {"utt_id": "long", "start_s": 1.0, "end_s": 2.5, "audio_path": str(path)},
+        ],
+    )
+    extractors = {"speech": Loudness(), "prosody": Picky()}
+    table = extract_utterances(rows, extractors=extractors, config=CONFIG, decoder=decoder)
+    assert table["status"].to_pylist() == ["too_short", "ok"]
+    assert table["reason"][0].as_py() == "loudness finds nothing to measure in 0.500 s"
+    assert table["speech"].is_null().to_pylist() == [True, False]
+
+
+def test_nothing_in_gives_nothing_out(decoder):
+    rows = pa.table({name: pa.nulls(0, type_) for name, type_ in COLUMNS.items()})
+    table = extract_utterances(rows, extractors={"speech": Loudness()}, config=CONFIG, decoder=decoder)
+    assert table.num_rows == 0
+    assert table.schema.field("speech").type == pa.list_(pa.float32(), 3)

@@ -1,0 +1,201 @@
+"""Hidden ids, erased calls, personal deltas: what is left of a person, and what is not."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+import torch
+from scoring_cases import SINGLE, make_checkpoint, make_world, run, run_inline, written
+
+from vaemo import erase, files
+from vaemo.cluster import score as job
+from vaemo.erase import Tombstones, erase_session
+from vaemo.errors import OtherRunError, ReadCheckpointError, ReadStoreError, UsageError, VaemoError
+from vaemo.ids import VARIABLE, IdKey
+from vaemo.model.checkpoint import load_checkpoint
+from vaemo.personalize import PROVENANCE, SPEAKERS, USED, Personal
+from vaemo.score import score_table
+from vaemo.scores import read_sessions
+from vaemo.shards import read_keys
+from vaemo.testing import write_store
+
+KEY = "correct horse battery"
+HASHED = {"score": {"hash_ids": True}}
+
+
+@pytest.fixture(autouse=True)
+def inline(monkeypatch):
+    monkeypatch.setattr(job, "run_shards", run_inline)
+    monkeypatch.setattr(job, "connect", lambda: None)
+    monkeypatch.setenv(VARIABLE, KEY)
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    return make_checkpoint(tmp_path / "checkpoint")
+
+
+@pytest.fixture
+def store(tmp_path):
+    return write_store(make_world(sessions=12), str(tmp_path / "store"), parts=4)
+
+
+def everything_in(folder):
+    """All bytes of a folder, Parquet as text."""
+    contents = []
+    for path in folder.rglob("*"):
+        if path.suffix == ".parquet":
+            table = pq.read_table(path, partitioning=None)
+            contents.append(str(table.to_pylist()) + str(table.schema.metadata))
+        elif path.is_file():
+            contents.append(path.read_bytes().decode(errors="replace"))
+        contents.append(path.name)
+    return "\n".join(contents)
+
+
+def test_no_id_is_written_and_the_key_neither(store, checkpoint, tmp_path, capsys):
+    out = tmp_path / "out"
+    plain = run(store, checkpoint, tmp_path / "plain")
+    hidden = run(store, checkpoint, out, **HASHED)
+    key = IdKey(KEY)
+    by_hash = {key.hash(row["utt_id"]): row["valence"] for row in plain.to_pylist()}
+    assert by_hash == {row["utt_id"]: row["valence"] for row in hidden.to_pylist()}
+    assert set(read_sessions(str(out))["session_id"].to_pylist()) == {key.hash(f"s{n:04d}") for n in range(12)}
+    text = everything_in(out) + capsys.readouterr().out
+    assert not any(name in text for name in ("s0000", "s0007-", "p0003", KEY))
+    before = written(out)
+    run(store, checkpoint, out, **HASHED)
+    assert written(out) == before
+
+
+def test_another_key_is_another_run(store, checkpoint, tmp_path, monkeypatch):
+    run(store, checkpoint, tmp_path / "out", **HASHED)
+    monkeypatch.setenv(VARIABLE, "another secret of mine")
+    with pytest.raises(OtherRunError, match="id_key was"):
+        run(store, checkpoint, tmp_path / "out", **HASHED)
+    monkeypatch.delenv(VARIABLE)
+    with pytest.raises(UsageError, match=r"score.hash_ids needs a secret key"):
+        run(store, checkpoint, tmp_path / "out", **HASHED)
+
+
+def test_errors_name_no_id(store, checkpoint, tmp_path):
+    part = files.list_files(store)[0]
+    table = files.read_parquet(part)
+    copy = table.slice(0, 1).set_column(1, "utt_id", pa.array(["x"]))
+    files.write_parquet_whole(files.join(store, "part-9.parquet"), copy)
+    with pytest.raises(ReadStoreError, match="'s0000' stands in two parts"):
+        run(store, checkpoint, tmp_path / "plain")
+    with pytest.raises(VaemoError, match="stands in two parts") as caught:
+        run(store, checkpoint, tmp_path / "out", **HASHED)
+    assert "s0000" not in str(caught.value)
+
+
+@pytest.mark.parametrize("options", [{}, HASHED], ids=["plain", "hashed"])
+def test_an_erased_call_is_gone_and_stays_away(store, checkpoint, tmp_path, options):
+    out = tmp_path / "out"
+    whole = run(store, checkpoint, out, **options)
+    name = IdKey(KEY).hash("s0005") if options else "s0005"
+    n = pc.sum(pc.equal(whole["session_id"], name)).as_py()
+    removed = erase_session("s0005", IdKey(KEY), scores=str(out), stores=[store])
+    assert removed == {"utterances": n, "sessions": 1, "stores": n, "reports": 0, "deltas": 0}
+    for folder in (out, tmp_path / "store"):
+        text = everything_in(folder)
+        assert "s0005" not in text
+        assert f"'{name}'" not in text
+    rest = whole.filter(pc.not_equal(whole["session_id"], name))
+    assert run(store, checkpoint, out, **options).equals(rest)
+    # The archive may still hold it: it is not scored again.
+    again = write_store(make_world(sessions=12), str(tmp_path / "again"), parts=3)
+    assert run(again, checkpoint, out, **options).equals(rest)
+    assert erase_session("s0005", IdKey(KEY), scores=str(out))["utterances"] == 0
+    for part in files.list_files(str(out / "utterances")):
+        assert name not in "".join(read_keys(part))
+
+
+def test_tombstones_need_the_key_that_made_them(store, checkpoint, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    run(store, checkpoint, out)
+    erase_session("s0005", IdKey(KEY), scores=str(out))
+    with pytest.raises(OtherRunError, match="was written with another key"):
+        erase_session("s0006", IdKey("another secret of mine"), scores=str(out))
+    monkeypatch.setenv(VARIABLE, "another secret of mine")
+    with pytest.raises(OtherRunError, match="or what was erased would come back"):
+        run(store, checkpoint, out)
+    monkeypatch.delenv(VARIABLE)
+    with pytest.raises(UsageError, match="which says what was erased, needs a secret key"):
+        run(store, checkpoint, out)
+    assert Tombstones.read(str(tmp_path / "nowhere")).erased(["a"]) == []
+
+
+def test_the_command_erases_reports_and_deltas_too(checkpoint, store, tmp_path, capsys):
+    out, deltas = tmp_path / "out", personal(store, tmp_path)
+    run(store, checkpoint, out)
+    (tmp_path / "report" / "pictures").mkdir(parents=True)
+    for name in ("index.html", "pictures/s0005.png", "mine.txt"):
+        (tmp_path / "report" / name).write_text("s0005")
+    speakers = set(pq.read_table(deltas + "/speakers.parquet")["speaker_id"].to_pylist())
+    arguments = ["erase", "--session", "s0005", "--scores", str(out), "--report", str(tmp_path / "report")]
+    erase.main([*arguments, "--personal", deltas])
+    assert "1 from sessions" in capsys.readouterr().out
+    assert [path.name for path in (tmp_path / "report").rglob("*") if path.is_file()] == ["mine.txt"]
+    left = set(pq.read_table(deltas + "/speakers.parquet")["speaker_id"].to_pylist())
+    assert speakers - left == {"p0005"}
+    assert "p0005" not in Personal.load(deltas, fingerprint=load_checkpoint(tmp_path / "film").fingerprint).index
+    with pytest.raises(UsageError, match="does not exist"):
+        erase.main(["erase", "--session", "x", "--scores", str(tmp_path / "none")])
+
+
+def with_speakers(store):
+    """Speaker embeddings beside the speech of a store."""
+    random = np.random.default_rng(0)
+    for part in files.list_files(store):
+        table = files.read_parquet(part)
+        vectors = random.standard_normal((len(table), 4)).astype(np.float32)
+        column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), 4)
+        files.write_parquet_whole(part, table.append_column("speaker", column))
+    return store
+
+
+def personal(store, tmp_path):
+    """Deltas of p0001 and p0005 as jobs/personalize.py writes them; their checkpoint is tmp_path/film."""
+    with_speakers(store)
+    checkpoint = load_checkpoint(make_checkpoint(tmp_path / "film", dims={"speech": 6, "speaker": 4}))
+    last, speakers = checkpoint.model.film.last, ["p0001", "p0005"]
+    torch.manual_seed(0)
+    parameters = {name: 0.1 * torch.randn(2, *tensor.shape) for name, tensor in last.state_dict(prefix="last.").items()}
+    deltas = str(tmp_path / "deltas")
+    Personal(parameters, {name: row for row, name in enumerate(speakers)}, checkpoint.fingerprint).save(deltas)
+    files.write_parquet_whole(files.join(deltas, SPEAKERS), pa.table({"speaker_id": speakers}))
+    used = pa.table({"session_id": ["s0001", "s0005"], "utt_id": ["s0001-0000", "s0005-0000"], "speaker_id": speakers})
+    files.write_parquet_whole(files.join(deltas, USED), used)
+    files.write_json(files.join(deltas, PROVENANCE), {"fingerprint": "1234"})
+    return deltas
+
+
+def test_personal_deltas_change_their_speakers_alone(store, tmp_path):
+    deltas, checkpoint = personal(store, tmp_path), str(tmp_path / "film")
+    plain = run(store, checkpoint, tmp_path / "plain")
+    changed = run(store, checkpoint, tmp_path / "out", personal=deltas)
+    known = Personal.load(deltas, fingerprint=load_checkpoint(checkpoint).fingerprint)
+    own = np.array([speaker in known.index for speaker in plain["speaker_id"].to_pylist()])
+    difference = np.abs(plain["valence"].to_numpy() - changed["valence"].to_numpy())
+    assert difference[own].max() > 1e-4 > SINGLE > difference[~own].max(initial=0)
+    assert 0 < own.sum() < len(own)
+    table = pa.concat_tables(files.read_parquet(part) for part in files.list_files(store))
+    alone = table.filter(pc.equal(table["session_id"], "s0005"))
+    model = load_checkpoint(checkpoint).model.eval()
+    expected = score_table(alone, [model], lanes=4, chunk=16, personal=known)
+    found = changed.filter(pc.equal(changed["session_id"], "s0005"))
+    assert np.abs(found["valence"].to_numpy() - expected["valence"].to_numpy()).max() < SINGLE
+    with pytest.raises(OtherRunError, match="personal was"):
+        run(store, checkpoint, tmp_path / "out")
+
+
+def test_deltas_of_another_checkpoint_are_refused(store, tmp_path):
+    deltas = personal(store, tmp_path)
+    other = make_checkpoint(tmp_path / "other", 1, dims={"speech": 6, "speaker": 4})
+    with pytest.raises(ReadCheckpointError, match="belongs to the checkpoint"):
+        run(store, other, tmp_path / "out", personal=deltas)
+    with pytest.raises(UsageError, match="--personal belongs to one checkpoint, and 2 are given"):
+        run(store, f"{tmp_path / 'film'},{other}", tmp_path / "out", personal=deltas)

@@ -1,0 +1,191 @@
+"""RECOLA, SEWA and MSP-Conversation from fake trees: traces become labels of the utterances that are found."""
+
+import numpy as np
+import pytest
+import soundfile
+from speech_cases import call, overlap
+
+from vaemo.corpora import load_corpus
+from vaemo.corpora.traces import Trace, gold, label_utterances
+from vaemo.errors import ReadCorpusError
+
+# Traces are written with six digits and sampled every 40 or 100 ms.
+LABEL = 0.01
+
+
+def valence_at(time_s):
+    return 0.6 * np.sin(time_s / 5)
+
+
+def arousal_at(time_s):
+    return 0.5 * np.cos(time_s / 7)
+
+
+def mean_of(function, start_s, end_s):
+    return function(np.linspace(start_s, end_s, 2000)).mean()
+
+
+@pytest.fixture(scope="module")
+def recording(tmp_path_factory):
+    samples, spoken = call(6, seed=21)
+    path = tmp_path_factory.mktemp("audio") / "a.wav"
+    soundfile.write(path, samples.sum(axis=0), 16000)
+    return path, [(0, start_s, end_s) for _, start_s, end_s in spoken]
+
+
+def check(rows, spoken, lag_s, scale=1.0, offset_s=0.0):
+    found = [(0, row["start_s"], row["end_s"]) for row in rows]
+    recall, precision = overlap(found, spoken, 1)
+    assert recall > 0.9
+    assert precision > 0.85
+    for row in rows:
+        start_s, end_s = row["start_s"] + lag_s - offset_s, row["end_s"] + lag_s - offset_s
+        assert row["valence"] == pytest.approx(scale * mean_of(valence_at, start_s, end_s), abs=scale * LABEL)
+        assert row["arousal"] == pytest.approx(scale * mean_of(arousal_at, start_s, end_s), abs=scale * LABEL)
+
+
+def test_a_label_is_the_mean_behind_the_lag_and_null_where_nothing_is():
+    trace = Trace(np.arange(0, 10, 0.1), np.arange(0, 10, 0.1))
+    rows = list(label_utterances([(1.0, 2.0), (7.5, 8.5), (9.0, 9.5)], {"valence": trace}, 2.0))
+    assert rows[0]["valence"] == pytest.approx(3.45)
+    # Half of it is annotated.
+    assert rows[1]["valence"] == pytest.approx(9.7)
+    assert rows[2]["valence"] is None
+
+
+def test_gold_is_the_mean_of_who_annotates_at_the_time():
+    early = Trace(np.array([0.0, 1.0, 2.0]), np.array([1.0, 1.0, 1.0]))
+    late = Trace(np.array([1.0, 3.5]), np.array([3.0, 3.0]))
+    trace = gold([early, late])
+    assert trace.mean(0.0, 0.9) == pytest.approx(1.0)
+    assert trace.mean(1.1, 1.9) == pytest.approx(2.0)
+    assert trace.mean(2.1, 3.4) == pytest.approx(3.0)
+
+
+def write_avec(root, recording, name, change=lambda text: text):
+    for dimension, function in (("valence", valence_at), ("arousal", arousal_at)):
+        folder = root / "ratings_gold_standard" / dimension
+        folder.mkdir(parents=True, exist_ok=True)
+        header = "@relation GOLDSTANDARD\n\n@attribute Instance_name string\n@attribute frameTime numeric\n"
+        times = np.arange(0, 60, 0.04)
+        lines = "".join(f"'{name}',{t:.2f},{function(t):.6f}\n" for t in times)
+        (folder / f"{name}.arff").write_text(f"{header}@attribute GoldStandard numeric\n\n@data\n{lines}")
+    (root / "recordings_audio").mkdir(exist_ok=True)
+    (root / "recordings_audio" / f"{name}.wav").symlink_to(recording[0])
+
+
+def test_recola_in_avecs_layout(tmp_path, recording):
+    write_avec(tmp_path, recording, "train_1")
+    write_avec(tmp_path, recording, "dev_3")
+    corpus = load_corpus("recola", tmp_path)
+    assert {(row["session_id"], row["split"]) for row in corpus.rows} == {("train_1", "train"), ("dev_3", "dev")}
+    check([row for row in corpus.rows if row["session_id"] == "dev_3"], recording[1], 2.0)
+    other = load_corpus("recola", tmp_path, label_lag_s=4.0)
+    check([row for row in other.rows if row["session_id"] == "dev_3"], recording[1], 4.0)
+
+
+def test_recola_in_its_public_layout_has_names_with_blanks(tmp_path, recording):
+    rng = np.random.default_rng(0)
+    raters = ["FM1 ", "FM2 ", "FM3 ", "FF1 ", "FF2 ", "FF3"]
+    for dimension, function in (("valence", valence_at), ("arousal", arousal_at)):
+        folder = tmp_path / "RECOLA-Annotation" / "emotional_behaviour" / dimension
+        folder.mkdir(parents=True)
+        offsets = rng.normal(scale=0.2, size=6)
+        offsets -= offsets.mean()
+        lines = [";".join(["time", *raters])]
+        lines += [";".join([f"{t:.2f}", *(f"{function(t) + o:.6f}" for o in offsets)]) for t in np.arange(0, 60, 0.04)]
+        (folder / "P19.csv").write_text("\n".join(lines))
+    (tmp_path / "RECOLA-Audio").mkdir()
+    (tmp_path / "RECOLA-Audio" / "P19.wav").symlink_to(recording[0])
+    corpus = load_corpus("recola", tmp_path)
+    check(corpus.rows, recording[1], 2.0)
+    assert {row["split"] for row in corpus.rows} == {None}
+
+
+def test_recola_needs_audio_and_both_dimensions(tmp_path, recording):
+    write_avec(tmp_path, recording, "train_1")
+    (tmp_path / "recordings_audio" / "train_1.wav").unlink()
+    with pytest.raises(ReadCorpusError, match=r"has ratings of train_1 and no train_1.wav"):
+        load_corpus("recola", tmp_path)
+    (tmp_path / "recordings_audio" / "train_1.wav").write_text("no audio")
+    (tmp_path / "ratings_gold_standard" / "arousal" / "train_1.arff").unlink()
+    with pytest.raises(ReadCorpusError, match="has no ratings of train_1, the other dimension has"):
+        load_corpus("recola", tmp_path)
+    write_avec(tmp_path / "b", recording, "train_1")
+    (tmp_path / "b" / "recordings_audio" / "train_1.wav").unlink()
+    (tmp_path / "b" / "recordings_audio" / "train_1.wav").write_text("no audio")
+    with pytest.raises(ReadCorpusError, match="the corpus needs this recording"):
+        load_corpus("recola", tmp_path / "b")
+
+
+def test_sewa_has_splits_cultures_and_hidden_test_labels(tmp_path, recording):
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "audio").mkdir()
+    for name in ("Train_DE_01", "Devel_HU_02", "Test_CN_70"):
+        (tmp_path / "audio" / f"{name}.wav").symlink_to(recording[0])
+        if name.startswith("Test"):
+            continue
+        lines = [f"'{name}';{t:.6f};{arousal_at(t):.6f};{valence_at(t):.6f};0.0" for t in np.arange(0, 60, 0.1)]
+        (tmp_path / "labels" / f"{name}.csv").write_text("name;timestamp;arousal;valence;liking\n" + "\n".join(lines))
+    rows = load_corpus("sewa", tmp_path).rows
+    assert {(row["session_id"], row["split"], row["fold"]) for row in rows} == {
+        ("Train_DE_01", "train", "DE"),
+        ("Devel_HU_02", "dev", "HU"),
+        ("Test_CN_70", "test", "CN"),
+    }
+    check([row for row in rows if row["split"] == "dev"], recording[1], 2.0)
+    assert {row.get("valence") for row in rows if row["split"] == "test"} == {None}
+    (tmp_path / "audio" / "Train_DE_01.wav").unlink()
+    with pytest.raises(ReadCorpusError, match=r"has labels of Train_DE_01 and no Train_DE_01.wav"):
+        load_corpus("sewa", tmp_path)
+
+
+@pytest.fixture
+def conversation(tmp_path, recording):
+    """Two annotated parts of a conversation that begins 100 s into its podcast, and one that nobody annotated."""
+    (tmp_path / "Audio" / "Audio").mkdir(parents=True)
+    (tmp_path / "Audio" / "Audio" / "MSP-Conversation_0047.wav").symlink_to(recording[0])
+    (tmp_path / "Time_Labels").mkdir()
+    (tmp_path / "Time_Labels" / "conversations.txt").write_text("MSP-Conversation_0047;100.0;150.0\n")
+    parts = {"MSP-Conversation_0047_1": (100.0, 112.0), "MSP-Conversation_0047_2": (112.0, 130.0)}
+    lines = [f"{part};{start};{end}" for part, (start, end) in parts.items()]
+    (tmp_path / "Time_Labels" / "conversation_parts.txt").write_text(
+        "\n".join([*reversed(lines), "MSP-Conversation_0047_3;130;150"])
+    )
+    (tmp_path / "partitions.txt").write_text("MSP-Conversation_0001;Train\nMSP-Conversation_0047;Validation\n")
+    rng = np.random.default_rng(0)
+    for dimension, function in (("Valence", valence_at), ("Arousal", arousal_at), ("Dominance", arousal_at)):
+        (tmp_path / "Annotations" / dimension).mkdir(parents=True)
+        for part, (start_s, end_s) in parts.items():
+            for annotator, offset in (("001", 7.0), ("002", -7.0)):
+                time_s = np.sort(rng.uniform(0, end_s - start_s + 5, 800))
+                time_s[0] = 0.0
+                header = ["metadata,,"] * (9 if annotator == "001" else 11)
+                values = [f"{t:.4f},{100 * function(t) + offset:.3f}" for t in time_s]
+                path = tmp_path / "Annotations" / dimension / f"{part}_{annotator}.csv"
+                path.write_text("\n".join([*header, "Time,Annotations", *values]))
+    return tmp_path
+
+
+def test_msp_conversation_counts_time_from_the_conversation_and_its_parts(conversation, recording):
+    corpus = load_corpus("msp-conversation", conversation)
+    assert corpus.label_range == (-100.0, 100.0)
+    assert {(row["session_id"], row["split"]) for row in corpus.rows} == {("MSP-Conversation_0047", "dev")}
+    first = [row for row in corpus.rows if row["utt_id"].startswith("MSP-Conversation_0047_1-")]
+    second = [row for row in corpus.rows if row["utt_id"].startswith("MSP-Conversation_0047_2-")]
+    assert first
+    assert second
+    check(first, [span for span in recording[1] if span[2] <= 12.0], 2.0, 100.0)
+    check(second, [span for span in recording[1] if span[1] >= 12.0 and span[2] <= 30.0], 2.0, 100.0, offset_s=12.0)
+    assert "1 parts have no annotation and are left out" in corpus.notes
+
+
+def test_msp_conversation_needs_audio_and_values(conversation):
+    path = conversation / "Annotations" / "Valence" / "MSP-Conversation_0047_1_001.csv"
+    path.write_text("metadata,,\n" * 9)
+    with pytest.raises(ReadCorpusError, match="has no line of time and value"):
+        load_corpus("msp-conversation", conversation)
+    path.unlink()
+    (conversation / "Audio" / "Audio" / "MSP-Conversation_0047.wav").unlink()
+    with pytest.raises(ReadCorpusError, match="has annotations of MSP-Conversation_0047_1 and no"):
+        load_corpus("msp-conversation", conversation)

@@ -1,0 +1,148 @@
+import dataclasses
+import json
+
+import pytest
+import torch
+import yaml
+from model_cases import DIMS, LANES, STEPS, UPDATERS, make_case, make_features, make_model
+from safetensors.torch import load_file, save_file
+
+from vaemo.config import Config, FeatureConfig
+from vaemo.errors import ReadCheckpointError
+from vaemo.model.checkpoint import CONFIG, METRICS, PROVENANCE, WEIGHTS, load_checkpoint, save_checkpoint
+from vaemo.model.regressor import SessionRegressor
+
+
+@pytest.fixture
+def folder(tmp_path):
+    save_checkpoint(tmp_path / "best", make_model(dtype=torch.float32), metrics={"dev_ccc_avg": 0.5})
+    return tmp_path / "best"
+
+
+@pytest.mark.parametrize("updater", UPDATERS)
+def test_what_is_loaded_predicts_the_same(updater, tmp_path):
+    case = make_case(updater, "scheduled", dtype=torch.float64)
+    case.model.save_pretrained(tmp_path / "best", metrics={"a": 1}, provenance={"seed": 3})
+    loaded = SessionRegressor.from_pretrained(tmp_path / "best")
+    assert torch.equal(loaded(case.features, loaded.fresh_state(LANES), case.lengths)[0],
+                       case.model(case.features, case.model.fresh_state(LANES), case.lengths)[0])  # fmt: skip
+    assert loaded.fresh_state(1).fingerprint == loaded.fingerprint
+    assert len(loaded.fingerprint) == 64
+
+
+@pytest.mark.parametrize("dims", [DIMS, {"speech": 6}, {"prosody": 5, "speaker": 4}])
+def test_dimensions_come_from_the_statistics(dims, tmp_path):
+    model = make_model(dims=dims)
+    model.save_pretrained(tmp_path / "best")
+    loaded = SessionRegressor.from_pretrained(tmp_path / "best")
+    assert (loaded.dims, loaded.film_kind) == (model.dims, model.film_kind)
+
+
+def test_config_metrics_provenance_and_features_travel(tmp_path):
+    config = Config.load("seed", ["train.seed=7", "features.speech=none"])
+    model = make_model(dtype=torch.float32)
+    fingerprint = save_checkpoint(
+        tmp_path / "best", model, config, features=config.features, metrics={"x": 0.5}, provenance={"synthetic": True}
+    )
+    checkpoint = load_checkpoint(tmp_path / "best")
+    assert checkpoint.fingerprint == checkpoint.model.fingerprint == fingerprint
+    assert checkpoint.config == dataclasses.replace(config, model=model.config, updater=model.updater_config)
+    assert checkpoint.features == config.features
+    assert checkpoint.metrics == {"x": 0.5}
+    assert checkpoint.provenance == {"synthetic": True, "fingerprint": fingerprint}
+    assert sorted(path.name for path in (tmp_path / "best").iterdir()) == sorted([WEIGHTS, CONFIG, METRICS, PROVENANCE])
+
+
+def test_without_features_the_checkpoint_says_so(folder):
+    assert "features" not in yaml.safe_load((folder / CONFIG).read_text())
+    assert load_checkpoint(folder).features is None
+
+
+def test_the_fingerprint_covers_what_changes_predictions_and_nothing_else(tmp_path):
+    model = make_model(dtype=torch.float32)
+
+    def fingerprint(config=None, features=None):
+        return save_checkpoint(tmp_path / "best", model, config, features=features)
+
+    first = fingerprint()
+    assert fingerprint(Config.load("default", ["train.epochs=3", "score.lanes=4"])) == first
+    assert fingerprint(features=FeatureConfig()) != first
+    assert fingerprint(features=FeatureConfig(speech="none")) != fingerprint(features=FeatureConfig())
+    with torch.no_grad():
+        model.head.valence.bias += 1e-6
+    assert fingerprint() != first
+
+
+def test_a_checkpoint_takes_the_place_of_an_older_one_and_leaves_nothing_behind(folder):
+    other = make_model(seed=8, dtype=torch.float32)
+    other.save_pretrained(folder)
+    assert torch.equal(load_checkpoint(folder).model.head.hidden.weight, other.head.hidden.weight)
+    assert [path.name for path in folder.parent.iterdir()] == ["best"]
+
+
+def test_a_write_that_fails_leaves_the_older_one(folder, monkeypatch):
+    before = load_checkpoint(folder).fingerprint
+
+    def full(path, content):
+        raise OSError("no space left")
+
+    monkeypatch.setattr("vaemo.files.write_whole", full)
+    with pytest.raises(OSError, match="no space left"):
+        make_model(seed=8).save_pretrained(folder)
+    assert load_checkpoint(folder).fingerprint == before
+    assert [path.name for path in folder.parent.iterdir()] == ["best"]
+
+
+def test_an_object_store_holds_one_too():
+    model = make_model(dtype=torch.float32)
+    fingerprint = save_checkpoint("memory://bucket/run/best", model)
+    loaded = load_checkpoint("memory://bucket/run/best")
+    assert loaded.fingerprint == fingerprint
+    features, lengths = make_features(dtype=torch.float32), torch.full((LANES,), STEPS)
+    state = loaded.model.fresh_state(LANES)
+    assert loaded.model(features, state, lengths)[0].isfinite().all()
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, CONFIG, METRICS, PROVENANCE])
+def test_a_missing_file_is_named(folder, name):
+    (folder / name).unlink()
+    with pytest.raises(ReadCheckpointError, match=rf"not a whole checkpoint: {name} cannot be read \(FileNotFound"):
+        load_checkpoint(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        (WEIGHTS, "x"),
+        (CONFIG, "model: {nonsense: 1}"),
+        (CONFIG, "a: [b"),
+        (CONFIG, "7"),
+        (METRICS, "{"),
+        (METRICS, b"\xff"),
+        (PROVENANCE, "?"),
+    ],
+)
+def test_a_damaged_file_is_an_error(folder, name, content):
+    (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ReadCheckpointError, match="is damaged"):
+        load_checkpoint(folder)
+
+
+def test_files_of_two_checkpoints_are_not_taken_for_one(folder, tmp_path):
+    make_model(seed=8, dtype=torch.float32).save_pretrained(tmp_path / "other")
+    (folder / WEIGHTS).write_bytes((tmp_path / "other" / WEIGHTS).read_bytes())
+    with pytest.raises(ReadCheckpointError, match="files of different checkpoints, or one was changed by hand"):
+        load_checkpoint(folder)
+
+
+def test_weights_that_do_not_fit_the_config_are_refused(folder):
+    from vaemo.model import checkpoint
+
+    tensors = load_file(folder / WEIGHTS)
+    tensors["head.hidden.weight"] = torch.zeros(3, 3)
+    save_file(tensors, folder / WEIGHTS)
+    config = Config.from_dict(yaml.safe_load((folder / CONFIG).read_text()))
+    fingerprint = checkpoint._fingerprint((folder / WEIGHTS).read_bytes(), config, None)
+    (folder / PROVENANCE).write_text(json.dumps({"fingerprint": fingerprint}))
+    with pytest.raises(ReadCheckpointError, match=r"weights that do not fit its config: .*head\.hidden\.weight"):
+        load_checkpoint(folder)

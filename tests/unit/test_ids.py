@@ -1,0 +1,62 @@
+"""Ids are hidden everywhere they stand, and come out the same with the same key."""
+
+import pyarrow as pa
+import pytest
+
+from vaemo.errors import ReadStoreError, RolesError, UsageError, VaemoError
+from vaemo.ids import VARIABLE, IdKey, hidden_errors
+
+KEY = IdKey("0123456789abcdef")
+
+
+def test_hashes_follow_from_key_and_id():
+    assert KEY.hash("call-7") == IdKey("0123456789abcdef").hash("call-7") != IdKey("0123456789abcdeg").hash("call-7")
+    assert len(KEY.hash("call-7")) == 24
+    assert KEY.hash("call-7") != KEY.hash("call-8")
+    assert KEY.check != IdKey("0123456789abcdeg").check
+
+
+def test_the_key_comes_from_the_environment(monkeypatch):
+    monkeypatch.setenv(VARIABLE, "0123456789abcdef")
+    assert IdKey.from_environment("a test").hash("x") == KEY.hash("x")
+    monkeypatch.setenv(VARIABLE, "short")
+    with pytest.raises(UsageError, match=r"a test needs a secret key in .* VAEMO_ID_KEY, which holds 5 characters"):
+        IdKey.from_environment("a test")
+    monkeypatch.delenv(VARIABLE)
+    with pytest.raises(UsageError, match="which is not set"):
+        IdKey.from_environment("a test")
+
+
+def test_no_id_is_left_in_a_row():
+    reason = "broken frame in '/calls/ann-1.wav' (ann-1.wav), spoken by Ann"
+    rows = pa.table(
+        {
+            "session_id": ["ann-1.wav", "ann-1.wav", "s2"],
+            "utt_id": ["ann-1.wav#c0-00000", "first words", "s2-1"],
+            "speaker_id": ["ann-1.wav#c0", "Ann", None],
+            "reason": [None, reason, "too short"],
+        }
+    )
+    hidden = KEY.hide(rows, pa.chunked_array([["/calls/ann-1.wav", "/calls/ann-1.wav", "/calls/s2.wav"]]))
+    session, ann = KEY.hash("ann-1.wav"), KEY.hash("Ann")
+    assert hidden["session_id"].to_pylist() == [session, session, KEY.hash("s2")]
+    assert hidden["utt_id"].to_pylist() == [f"{session}#c0-00000", KEY.hash("first words"), KEY.hash("s2-1")]
+    assert hidden["speaker_id"].to_pylist() == [f"{session}#c0", ann, None]
+    assert hidden["reason"].to_pylist() == [
+        None, f"broken frame in '{session}' ({session}), spoken by {ann}", "too short"
+    ]  # fmt: skip
+    assert "ann" not in str(hidden.to_pylist()).lower()
+
+
+def test_errors_hide_what_they_quote():
+    with (
+        pytest.raises(VaemoError, match=f"session '{KEY.hash('ann')}' stands in two parts") as caught,
+        hidden_errors(KEY),
+    ):
+        raise ReadStoreError("session 'ann' stands in two parts")
+    assert caught.value.exit_code == 1
+    with pytest.raises(VaemoError) as caught, hidden_errors(KEY):
+        raise RolesError("no role of 'ann'")
+    assert caught.value.exit_code == 2
+    with pytest.raises(ReadStoreError, match="session 'ann'"), hidden_errors(None):
+        raise ReadStoreError("session 'ann'")

@@ -1,0 +1,172 @@
+"""The model card: a `README.md` in a checkpoint that says what the model is, how good, and what it may be used for.
+
+Reads the files of a checkpoint and, where there is one, the result of an evaluation; loads no weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+from vaemo import files
+from vaemo.errors import ReadCheckpointError
+from vaemo.units import DIMENSIONS
+
+CARD = "README.md"
+
+BUILT_IN = {"logmel", "ltas"}
+_OPENSMILE = {"egemaps", "gemaps", "compare"}
+
+LIMITS = """\
+## Intended use
+
+Estimates of valence (unpleasant to pleasant) and arousal (calm to excited) for the utterances of a conversation, for
+research on speech and emotion, and for summaries of many calls that a person looks at. The scores say how a voice
+sounds to annotators of the training data. They do not say what somebody feels, thinks or is.
+
+Not for decisions about a single person without human judgement, not for people, languages, recording conditions or
+ways of speaking that the training data does not have: there the numbers below do not hold.
+
+## Law
+
+- European Union: inferring emotions of **employees** at work is prohibited (AI Act, Art. 5(1)(f)), except for medical
+  or safety reasons. vaemo scores customers only, unless an exception is declared, which is then written down.
+- Emotion recognition of **customers** is high-risk (Annex III) and they must be informed (Art. 50).
+- Voices are personal data: a legal basis and an assessment under the GDPR are needed before recordings are scored.
+
+This is no legal advice; have counsel check your case."""
+
+
+def write_card(checkpoint: str, evaluation: Mapping[str, Any] | None = None) -> None:
+    """Write the card into a checkpoint's folder, over an older one.
+
+    Args:
+        checkpoint: The folder.
+        evaluation: The content of an evaluation's `metrics.json`; None gives the development set's metrics alone.
+
+    Raises:
+        ReadCheckpointError: if the folder lacks one of the files of a checkpoint.
+    """
+    try:
+        config = yaml.safe_load(files.read_bytes(files.join(checkpoint, "config.yaml")))
+        metrics = files.read_json(files.join(checkpoint, "metrics.json"))
+        provenance = files.read_json(files.join(checkpoint, "provenance.json"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ReadCheckpointError(f"'{checkpoint}' is not a whole checkpoint: {error}") from None
+    card = card_of(config, metrics, provenance, evaluation)
+    files.write_whole(files.join(checkpoint, CARD), card.encode())
+
+
+def card_of(
+    config: Mapping[str, Any],
+    metrics: Mapping[str, Any],
+    provenance: Mapping[str, Any],
+    evaluation: Mapping[str, Any] | None = None,
+) -> str:
+    """The card as Markdown.
+
+    Args:
+        config: Content of `config.yaml`; without `features` the extractors are unknown.
+        metrics: Content of `metrics.json`.
+        provenance: Content of `provenance.json`.
+        evaluation: As for `write_card`.
+    """
+    model, updater = config["model"], config["updater"]["layers"]
+    lines = [
+        "# vaemo session model",
+        "",
+        "Valence and arousal of every utterance of a conversation, online, with a memory of the conversation.",
+        "",
+    ]
+    if provenance.get("synthetic"):
+        lines += ["**Trained on synthetic speech: scores of real people mean nothing.**", ""]
+    lines += [
+        "## Model",
+        "",
+        f"- updater: `{model['updater']}` ({updater} layer), state width {model['d_c']}, EMA `{model['ema']}` "
+        f"(alpha {model['alpha']})",
+        f"- feedback in training: `{model['feedback']}`; speaker: `{model['film']}`; "
+        f"prosody: {'yes' if model['prosody'] else 'no'}",
+        f"- predictions on {model['label_range']}"
+        + (f"; the corpus's own range is {provenance['native_range']}" if provenance.get("native_range") else ""),
+        f"- one memory per {provenance.get('sequence_by', 'session')}",
+        f"- fingerprint `{provenance.get('fingerprint', 'unknown')}`, vaemo {provenance.get('version', 'unknown')}, "
+        f"seed {provenance.get('seed', 'unknown')}",
+        "",
+        "## Data",
+        "",
+        f"- fingerprint of ids, labels and splits: `{provenance.get('data_fingerprint', 'unknown')}`",
+        f"- roles trained on: {', '.join(provenance['roles']) if provenance.get('roles') else 'none declared'}",
+        "",
+        "## Results",
+        "",
+        *_results(metrics, evaluation),
+        "",
+        LIMITS,
+        "",
+        "## Licences of what the features come from",
+        "",
+        *_licences(config.get("features")),
+        "",
+        "## Config",
+        "",
+        "```yaml",
+        yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True).strip(),
+        "```",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _results(metrics: Mapping[str, Any], evaluation: Mapping[str, Any] | None) -> list[str]:
+    lines = ["| | valence | arousal | average |", "|---|---|---|---|"]
+    if evaluation is not None:
+        pooled = evaluation["pooled"]
+        for title, metric in (("CCC", "ccc"), ("RMSE", "rmse"), ("Pearson's r", "pearson")):
+            cells = (_cell(pooled, f"{metric}_{name}") for name in (*DIMENSIONS, "avg"))
+            lines.append(f"| {title}, {evaluation['split']} | {' | '.join(cells)} |")
+    chosen = (_number(metrics.get(f"dev_ccc_{name}")) for name in (*DIMENSIONS, "avg"))
+    lines.append(f"| CCC, dev (the model was chosen by it) | {' | '.join(chosen)} |")
+    if evaluation is not None:
+        pooled = evaluation["pooled"]
+        lines += [
+            "",
+            f"{pooled['n']:,} utterances of {pooled['n_sessions']:,} sessions; CCC over all of them on "
+            f"{evaluation['variance']} variances; 95 % intervals from resampled sessions.",
+        ]
+    return lines
+
+
+def _cell(pooled: Mapping[str, Any], name: str) -> str:
+    bounds = pooled.get("ci95", {}).get(name)
+    text = _number(pooled[name])
+    return text if bounds is None else f"{text} [{_number(bounds[0])}, {_number(bounds[1])}]"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _licences(features: Mapping[str, Any] | None) -> list[str]:
+    if features is None:
+        return ["- unknown: the store does not say which extractors made it"]
+    lines = []
+    for stream in ("speech", "prosody", "speaker"):
+        name = features[stream]
+        if name == "none":
+            continue
+        if name in BUILT_IN:
+            licence = "part of vaemo, Apache-2.0, no weights"
+        elif name in _OPENSMILE:
+            declared = features.get("opensmile_license") or "not declared"
+            licence = (
+                f"openSMILE (audEERING): free for research, commercial use needs an agreement; declared use: {declared}"
+            )
+        elif name == "praat":
+            licence = "Praat through parselmouth, GPL-3.0"
+        else:
+            licence = "a pretrained encoder: its own licence applies, and that of the data it was trained on"
+        lines.append(f"- {stream}: `{name}`: {licence}")
+    return lines

@@ -1,0 +1,62 @@
+"""SEWA (AVEC 2019): pairs of strangers talking over video chat, three cultures, traces from -1 to 1.
+
+    ROOT/labels/Train_DE_01.csv     name;timestamp;arousal;valence;liking, ten a second
+
+Audio is found by name anywhere below. The labels of the test recordings are not public; their utterances are
+unlabelled. The culture is the fold. Utterances by voice activity.
+"""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vaemo.audio import Decoder
+from vaemo.corpora.base import Corpus, clip_labels, find_one
+from vaemo.corpora.traces import Trace, find_audio, label_utterances, speech_spans
+from vaemo.errors import ReadCorpusError
+from vaemo.units import DIMENSIONS
+
+RANGE = (-1.0, 1.0)
+
+_SPLITS = {"Train": "train", "Devel": "dev", "Test": "test"}
+
+
+def read(root: Path, label_lag_s: float) -> Corpus:
+    """The utterances of every recording whose name is that of a split, a culture and a number."""
+    labels = find_one(root, "labels", what="folder of labels")
+    audio = {name: path for name, path in find_audio(root).items() if name.partition("_")[0] in _SPLITS}
+    without = sorted(path.stem for path in labels.glob("*.csv") if path.stem not in audio)
+    if without:
+        raise ReadCorpusError(f"{root} has labels of {without[0]} and no {without[0]}.wav; put the audio below it.")
+    rows: list[dict[str, Any]] = []
+    with Decoder() as decoder:
+        for name, path in audio.items():
+            split, culture, _ = name.split("_")
+            traces = _traces(labels / f"{name}.csv")
+            for index, row in enumerate(label_utterances(speech_spans(path, decoder), traces, label_lag_s)):
+                rows.append(
+                    {
+                        "utt_id": f"{name}-{index:04d}",
+                        "session_id": name,
+                        "speaker_id": name,
+                        "audio_path": str(path),
+                        "split": _SPLITS[split],
+                        "fold": culture,
+                        **row,
+                    }
+                )
+    return Corpus(rows, RANGE, [f"labels are {label_lag_s:g} s behind speech", *clip_labels(rows, RANGE)])
+
+
+def _traces(path: Path) -> dict[str, Trace]:
+    """Both traces of a recording; none where it has no labels."""
+    if not path.exists():
+        return {}
+    with open(path, newline="", encoding="utf-8-sig") as file:
+        lines = list(csv.DictReader(file, delimiter=";"))
+    time_s = np.array([line["timestamp"] for line in lines], float)
+    return {name: Trace(time_s, np.array([line[name] for line in lines], float)) for name in DIMENSIONS}

@@ -1,0 +1,165 @@
+"""The process that decodes, seen from the job: its death or its silence is a status, not the job's end.
+
+`vaemo/decode.py` is the program that runs there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+
+_PROGRAM = Path(__file__).with_name("decode.py")
+
+
+class AudioProblem(Exception):  # noqa: N818 - it becomes a row, not an error
+    """Why an utterance or a recording has no samples.
+
+    Attributes:
+        status: One of `vaemo.units.STATUSES`.
+        reason: What was found, for a person.
+    """
+
+    def __init__(self, status: str, reason: str) -> None:
+        super().__init__(f"{status}: {reason}")
+        self.status = status
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class AudioInfo:
+    """What an open file says of itself; `frames` is None where it does not say."""
+
+    sampling_rate: int
+    channels: int
+    frames: int | None
+
+    @property
+    def duration_s(self) -> float | None:
+        """Length in seconds, as the header has it."""
+        return None if self.frames is None else self.frames / self.sampling_rate
+
+
+class Decoder:
+    """A child process that decodes; its death or its silence becomes an `AudioProblem`.
+
+    It is started at the first request, serves any number of files, and is started again after it died. One thread
+    may use it.
+
+    Args:
+        timeout_s: Seconds that one request may take before the child is ended.
+    """
+
+    def __init__(self, timeout_s: float = 120.0) -> None:
+        self._timeout_s = timeout_s
+        self._child: subprocess.Popen | None = None
+
+    def open(self, path: str) -> AudioInfo:
+        """Open a local file.
+
+        Raises:
+            AudioProblem: missing, unreadable, undecodable or timeout.
+        """
+        answer = self._request({"open": path})
+        return AudioInfo(answer["sampling_rate"], answer["channels"], answer["frames"])
+
+    def read(self, start: int, stop: int, channels: int) -> np.ndarray:
+        """Frames [start, stop) of the open file, fewer where it ends; (n, channels), float32.
+
+        Raises:
+            AudioProblem: undecodable or timeout.
+        """
+        answer = self._request({"read": [start, stop]})
+        samples = np.empty((answer["frames"], channels), np.float32)
+        if samples.size:
+            self._receive(memoryview(samples.data).cast("B"), self._deadline)
+        return samples
+
+    @property
+    def alive(self) -> bool:
+        """Whether the child runs; false before the first request and after it died."""
+        return self._child is not None
+
+    def close(self) -> None:
+        """End the child."""
+        if self._child is not None:
+            self._child.kill()
+            self._child.wait()
+            for pipe in (self._child.stdin, self._child.stdout):
+                if pipe is not None:
+                    with contextlib.suppress(BrokenPipeError):
+                        pipe.close()
+            self._child = None
+
+    def __enter__(self) -> Decoder:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _request(self, message: dict) -> dict:
+        if self._child is None:
+            if "open" not in message:
+                raise AudioProblem("undecodable", "its decoder was lost")
+            self._start()
+        child = self._child
+        assert child is not None
+        assert child.stdin is not None
+        self._deadline = time.monotonic() + self._timeout_s
+        try:
+            child.stdin.write(json.dumps(message).encode() + b"\n")
+            child.stdin.flush()
+        except BrokenPipeError:
+            raise self._died() from None
+        size = bytearray(4)
+        self._receive(memoryview(size), self._deadline)
+        line = bytearray(int.from_bytes(size, "little"))
+        self._receive(memoryview(line), self._deadline)
+        answer = json.loads(line)
+        if "status" in answer:
+            raise AudioProblem(answer["status"], answer["reason"])
+        return answer
+
+    def _start(self) -> None:
+        # By its path: the child must not import the packages that this process has loaded.
+        self._child = subprocess.Popen(
+            [sys.executable, "-P", str(_PROGRAM)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            bufsize=0,
+            env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
+        )
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._child.stdout, selectors.EVENT_READ)  # type: ignore[arg-type]
+
+    def _receive(self, target: memoryview, deadline: float) -> None:
+        assert self._child is not None
+        assert self._child.stdout is not None
+        while len(target):
+            if not self._selector.select(max(deadline - time.monotonic(), 0.0)):
+                self.close()
+                raise AudioProblem("timeout", f"decoding took longer than {self._timeout_s:g} s")
+            n = self._child.stdout.readinto(target)  # type: ignore[attr-defined]
+            if not n:
+                raise self._died()
+            target = target[n:]
+
+    def _died(self) -> AudioProblem:
+        assert self._child is not None
+        code = self._child.wait()
+        self.close()
+        cause = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        return AudioProblem("undecodable", f"decoding it ended the decoder ({cause})")
