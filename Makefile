@@ -6,6 +6,7 @@ PYTHON ?= python3
 OUT ?= demo
 VENV := .venv
 BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 STAMP := $(VENV)/.installed
 export HF_HUB_OFFLINE := 1
 export RAY_USAGE_STATS_ENABLED := 0
@@ -18,7 +19,9 @@ venv: $(STAMP)  ## Make .venv with everything that demo and tests need
 
 $(STAMP): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[demo,dev]'
+	$(PIP) --editable '.[demo,dev]'
+	# The reference that the tests hold our Mamba against: its plain PyTorch parts, without CUDA.
+	MAMBA_SKIP_CUDA_BUILD=TRUE MAMBA_FORCE_BUILD=TRUE $(PIP) --no-deps --no-build-isolation 'mamba-ssm>=2.3'
 	touch $(STAMP)
 
 demo: $(STAMP)  ## Make speech, extract, train, score, evaluate and report it (OUT=demo)
