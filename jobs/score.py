@@ -1,4 +1,4 @@
-#!/usr/bin/env python
+#!/usr/bin/env python3
 """Recordings, a manifest or a feature store to scores: valence and arousal of every utterance and every call."""
 
 from __future__ import annotations

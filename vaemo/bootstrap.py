@@ -144,7 +144,7 @@ def student_t(freedom: np.ndarray, level: float = 0.95) -> np.ndarray:
         (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
     )
     freedom = np.asarray(freedom, np.float64)
-    return z + sum((term / freedom ** power for power, term in enumerate(powers, 1)), np.zeros_like(freedom))
+    return z + sum((term / freedom**power for power, term in enumerate(powers, 1)), np.zeros_like(freedom))
 
 
 _IDENTITY = (lambda value: value, lambda value: value)

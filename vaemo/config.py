@@ -268,7 +268,9 @@ class ExtractConfig:
     shard_utterances: int = option(
         256, "Utterances in one part of the store, approximately; sessions stay whole.", low=1
     )
-    shard_recordings: int = option(8, "Recordings in one part where utterances are still to be found.", low=1)
+    shard_recordings: int = option(
+        8, "Recordings in one part, of a store or of scores, where utterances are still to be found.", low=1
+    )
     max_failed_fraction: float = option(
         0.05, "Failed share above which the job ends with exit code 1.", low=0, high=1, runtime=True
     )
@@ -292,7 +294,9 @@ class ScoreConfig:
     )
     agents_exception_reference: str = option("", "Your record of that exception; needed with agents_exception.")
     context_roles: tuple[str, ...] = option((), "Roles that move the session's memory without being scored.")
-    shard_sessions: int = option(64, "Sessions in one part of the scores.", low=1)
+    shard_sessions: int = option(
+        64, "Sessions of a store in one part of the scores; more where its own parts have more.", low=1
+    )
     lanes: int = option(32, "Sessions replayed side by side, always exactly so many.", low=1)
     chunk: int = option(64, "Steps of one replayed chunk.", low=1)
     low_valence: float = option(0.4, "valence_below_s counts speech scored under this (model scale).", low=-1, high=1)

@@ -93,6 +93,7 @@ class Decoder:
     def close(self) -> None:
         """End the child."""
         if self._child is not None:
+            self._selector.close()
             self._child.kill()
             self._child.wait()
             for pipe in (self._child.stdin, self._child.stdout):

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -29,6 +30,9 @@ from vaemo.model.streams import Streams
 from vaemo.score import check_features
 from vaemo.speakers import unit
 from vaemo.units import SAMPLING_RATE_HZ
+
+if TYPE_CHECKING:
+    from vaemo.personalize import Personal
 
 _RATIO_LIMIT = 1000
 
@@ -64,6 +68,7 @@ class Stream:
         extractors: By stream; None loads those that the checkpoint names.
         config: Sections sessions (one memory for the conversation, or one per speaker), features (the shortest
             utterance, how speaker embeddings are averaged) and audio; None takes the checkpoint's, or the defaults.
+        personal: Deltas of FiLM by speaker (`vaemo.personalize`).
 
     Raises:
         FeatureMismatchError: if the extractors are not those that the model was made for, or none are known.
@@ -80,6 +85,7 @@ class Stream:
         extractors: Mapping[str, Extractor] | None = None,
         *,
         config: Config | None = None,
+        personal: Personal | None = None,
     ) -> None:
         checkpoint = load_checkpoint(model) if isinstance(model, (str, Path)) else model
         trained_on: Mapping[str, str | None] = {}
@@ -104,6 +110,7 @@ class Stream:
                 "knows no enrolment; score a store that holds them."
             )
         self._extractors = {stream: extractors[stream] for stream in self._model.dims}
+        self._personal = personal
         self._states: dict[str, SessionState] = {}
         self._sums: dict[str, np.ndarray] = {}
 
@@ -139,6 +146,7 @@ class Stream:
                 features.to(like.device, like.dtype),
                 self._states.get(key) or self._model.fresh_state(1),
                 observed=torch.tensor([known], dtype=like.dtype, device=like.device),
+                film_delta=self._personal.delta(np.array([name], object)) if self._personal else None,
             )
         valence, arousal = prediction[0].tolist()
         return Prediction(valence, arousal)

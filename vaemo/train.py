@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
-from vaemo.config import Config, TrainConfig
+from vaemo.config import Config
 from vaemo.errors import DivergedError, LabelError
 from vaemo.group import Group
 from vaemo.lanes import LaneSchedule, schedule_lanes
@@ -28,6 +28,7 @@ from vaemo.loss import window_loss, window_sums
 from vaemo.model.chunk import Diagnostics
 from vaemo.model.regressor import SessionRegressor
 from vaemo.model.state import SessionState
+from vaemo.optimiser import lr_factor, moving_average
 from vaemo.progress import duration, say
 from vaemo.replay import replay
 from vaemo.sampling import FeedbackDraws, add_noise, counts_from, label_probability, step_generator
@@ -322,30 +323,6 @@ class Trainer:
             f"sessions {names}. Look at their features and labels, or lower train.lr ({self.config.train.lr}) or "
             f"train.clip ({self.config.train.clip}). What was kept before is untouched."
         )
-
-
-def lr_factor(step: int, total: int, train: TrainConfig) -> float:
-    """Learning rate at one of `total` optimiser steps over its peak: a linear rise, then constant or half a cosine."""
-    rise = train.warmup_fraction * total
-    if step < rise:
-        return (step + 1) / (rise + 1)
-    if train.lr_schedule == "constant":
-        return 1.0
-    return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(total - rise, 1)))
-
-
-def moving_average(decay: float) -> Callable[[Any, Any, Any], None]:
-    """The update of `AveragedModel`: an exponential average that, while young, is one of all steps so far.
-
-    Without that the weights of the first steps would weigh on it for 1 / (1 - decay) steps, which on a small corpus
-    is most of the training.
-    """
-
-    def update(averaged: list[Tensor], current: list[Tensor], n_averaged: Tensor) -> None:
-        n = int(n_averaged)
-        torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + n) / (10 + n)))
-
-    return update
 
 
 def check_labels(sessions: Sequence[Session], split: str, scale: LabelScale) -> None:

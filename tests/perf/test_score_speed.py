@@ -1,7 +1,7 @@
 """How fast a store is replayed, and recordings are scored.
 
-Rates are those of the running pool: from the end of the first part to the end of the last, Ray's start and the loading
-of models excluded. Ratios are taken within one run.
+Rates are those of the running pool, between the ends of parts: Ray's start and the loading of models are excluded.
+Every rate is the best of several within one run, and ratios are taken of those.
 """
 
 import multiprocessing
@@ -43,7 +43,12 @@ def timed(monkeypatch):
     monkeypatch.setattr(job, "run_shards", timing)
 
     def rate():
-        return sum(n for _, n in ends[1:]) / (ends[-1][0] - ends[0][0])
+        """Sessions per second over the quickest half of the parts: other work on the machine only ever slows."""
+        half = len(ends) // 2
+        return max(
+            sum(n for _, n in ends[first + 1 : first + half + 1]) / (ends[first + half][0] - ends[first][0])
+            for first in range(len(ends) - half)
+        )
 
     return rate
 
@@ -82,8 +87,9 @@ def test_replay_of_a_store_against_a_loop_of_steps(local_ray, timed, tmp_path, c
     checkpoint = make_checkpoint(tmp_path / "checkpoint", config={}, dims=DIMS)
     store = write_wide_store(tmp_path / "store")
     model = load_checkpoint(checkpoint).model.eval()
-    loops = [steps_per_second(model, threads) for threads in (1, torch.get_num_threads())]
+    loops = [steps_per_second(model, threads) for threads in (1, torch.get_num_threads()) for _ in range(3)]
     run(store, checkpoint, tmp_path / "out", score={"lanes": 32, "chunk": 64, "shard_sessions": 64})
+    loops += [steps_per_second(model, 1) for _ in range(3)]
     replay, loop = timed() * STEPS, max(loops)
     with capsys.disabled():
         print(f"\nreplay {replay:,.0f} utterances/s, step at one lane {loop:,.0f}/s: {replay / loop:.1f} times")
@@ -113,7 +119,8 @@ def test_recordings_against_a_pool_of_processes(local_ray, timed, tmp_path, caps
     work = [(str(tmp_path / "calls"), name, checkpoint) for name in names]
     with multiprocessing.get_context("spawn").Pool(2) as pool:
         ends = list(pool.imap_unordered(score_in_pool, work))
-    in_pool = (len(ends) - 2) / (max(ends) - sorted(ends)[1])
+    ends, half = sorted(ends), len(ends) // 2
+    in_pool = max(half / (ends[first + half] - ends[first]) for first in range(len(ends) - half))
     run(tmp_path / "calls", checkpoint, tmp_path / "out", roles_unknown=True, extract={"shard_recordings": 1})
     with capsys.disabled():
         print(f"\non Ray {timed():.2f} recordings/s, in a pool of 2 processes {in_pool:.2f}/s: {timed() / in_pool:.2f}")

@@ -1,8 +1,9 @@
 """An epoch of training from features, against the plain loop over utterances that the design was first written as.
 
 Definitions: utterances per second of one epoch on 2 threads of an idle machine: T = 30, 16 lanes, default sizes,
-features as wide as WavLM-base, eGeMAPS and ECAPA; gradients, clipping and AdamW included, dev results excluded. Ratios are
-taken within one run, from medians of alternating epochs. A busy machine punishes the threads of small operations.
+features as wide as WavLM-base, eGeMAPS and ECAPA; gradients, clipping and AdamW included, dev results excluded.
+Ratios are taken within one run, from medians of alternating epochs. A busy machine punishes threads of small
+operations, and its ratios mean nothing.
 """
 
 import copy

@@ -47,7 +47,8 @@ def test_the_demonstration(tmp_path):
     assert summary["compare"]["ci95"][0] > 0
     assert summary["models"]["mean"]["ccc_avg"] == [pytest.approx(0.0, abs=1e-9)]
     assert summary["speech_found"] > 0.9
-    assert summary["found_is_speech"] > 0.9 * 0.9
+    assert summary["found_is_speech"] > 0.9
+    assert min(summary["recordings_ccc"].values()) > 0.3
 
     provenance = json.loads((out / "run" / "best" / "provenance.json").read_text())
     assert provenance["synthetic"] is True

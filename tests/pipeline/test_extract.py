@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import soundfile
-from odd_files import ODD, write_odd_files
+from odd_files import ODD, write_av, write_odd_files
 from speech_cases import call, overlap
 
 from vaemo import audio, extract
@@ -123,6 +123,31 @@ def test_a_recording_becomes_utterances_of_both_channels(recording, decoder):
         assert {row["speaker_id"] for row in mine} == {f"x/a.wav#c{channel}"}
     dims = {stream: len(rows[0][stream]) for stream in STREAMS}
     assert table.schema.names[: len(part_schema(dims))] == part_schema(dims).names
+
+
+FORMATS = {
+    "ulaw.wav": lambda path, x: soundfile.write(path, x[::2], 8000, subtype="ULAW"),
+    "alaw.wav": lambda path, x: soundfile.write(path, x[::2], 8000, subtype="ALAW"),
+    "pcm.wav": lambda path, x: soundfile.write(path, x[::2], 8000, subtype="PCM_16"),
+    "pcm24.wav": lambda path, x: soundfile.write(path, x.repeat(3, axis=0), 48000, subtype="PCM_24"),
+    "layer3.mp3": lambda path, x: soundfile.write(path, x, 16000),
+    "opus.ogg": lambda path, x: soundfile.write(path, x, 16000, format="OGG", subtype="OPUS"),
+    "pcm.flac": lambda path, x: soundfile.write(path, x, 16000),
+    "aac.m4a": lambda path, x: write_av(path, x, 16000, "aac"),
+}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_speech_is_found_in_every_format(decoder, tmp_path, name):
+    samples, spoken = call(6, seed=12)
+    FORMATS[name](tmp_path / name, samples.T)
+    table = extract_recording(
+        str(tmp_path / name), name, extractors={"speech": Loudness()}, config=CONFIG, decoder=decoder
+    )
+    found = [(row["channel"], row["start_s"], row["end_s"]) for row in table.to_pylist()]
+    recall, precision = overlap(found, spoken)
+    assert recall >= 0.95
+    assert precision >= 0.9
 
 
 def test_a_manifest_with_the_same_times_gives_the_same_features(recording, decoder, tmp_path):

@@ -1,5 +1,8 @@
 """Hidden ids, erased calls, personal deltas: what is left of a person, and what is not."""
 
+import runpy
+import sys
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -144,6 +147,15 @@ def test_the_command_erases_reports_and_deltas_too(checkpoint, store, tmp_path, 
     assert "p0005" not in Personal.load(deltas, fingerprint=load_checkpoint(tmp_path / "film").fingerprint).index
     with pytest.raises(UsageError, match="does not exist"):
         erase.main(["erase", "--session", "x", "--scores", str(tmp_path / "none")])
+
+
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules")
+def test_the_command_goes_by_the_name_of_the_scores(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["scores", "erase", "--help"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("vaemo.scores", run_name="__main__")
+    assert ended.value.code == 0
+    assert "--session ID" in capsys.readouterr().out
 
 
 def with_speakers(store):

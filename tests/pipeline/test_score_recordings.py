@@ -10,8 +10,12 @@ import soundfile
 from scoring_cases import SINGLE, assert_close, make_audio_checkpoint, make_checkpoint, run, run_inline, write_calls
 
 from vaemo.cluster import score as job
+from vaemo.config import Config, FeatureConfig
 from vaemo.errors import FeatureMismatchError, OtherRunError, ReadManifestError, RolesError, TooManyFailuresError
+from vaemo.extract import extract_recording
+from vaemo.features import load_extractors
 from vaemo.scores import read_provenance, read_sessions
+from vaemo.store import write_part
 
 ORDER = {"channel_roles": ["customer", "agent"]}
 
@@ -65,6 +69,16 @@ def test_utterances_are_where_somebody_speaks(recordings, scored):
             heard = sum(max(0, min(row["end_s"], end_s) - max(row["start_s"], start_s)) for row in found)
             assert heard > 0.9 * (end_s - start_s)
         assert all(row["utt_id"].startswith(f"{name}#c{row['channel']}-") for row in rows if row["session_id"] == name)
+
+
+def test_a_store_of_the_same_recordings_scores_the_same(recordings, checkpoint, scored, tmp_path):
+    folder, names, _ = recordings
+    extractors = load_extractors(FeatureConfig())
+    for name in names:
+        table = extract_recording(str(folder / name), name, extractors=extractors, config=Config())
+        write_part(str(tmp_path / "store"), f"part-{name}.parquet", table)
+    rows = run(tmp_path / "store", checkpoint, tmp_path / "out", score=ORDER)
+    assert_close(rows.drop(["run_id"]), scored[0].drop(["run_id"]))
 
 
 def test_nothing_without_roles(recordings, checkpoint, tmp_path):

@@ -200,6 +200,23 @@ def test_what_differs_from_training_is_warned_of(store, tmp_path, capsys):
     assert "warning" not in capsys.readouterr().out
 
 
+def test_observed_values_are_mapped_to_the_range_of_the_model(store, checkpoint, tmp_path):
+    plain = run(store, checkpoint, tmp_path / "plain")
+
+    def watched(value, label_range, out):
+        for part in files.list_files(store):
+            table = files.read_parquet(part)
+            observed = pa.array(np.where(np.arange(len(table)) % 7 == 0, value, np.nan), pa.float32(), from_pandas=True)
+            index = table.column_names.index("observed_valence")
+            files.write_parquet_whole(part, table.set_column(index, "observed_valence", observed))
+        files.write_json(files.join(store, "_vaemo.json"), {"schema_version": 1, "label_range": label_range})
+        return run(store, checkpoint, tmp_path / out)
+
+    here, there = watched(0.75, [0, 1], "here"), watched(0.5, [-1, 1], "there")
+    assert_close(here, there)
+    assert not here["valence"].equals(plain["valence"])
+
+
 def test_a_session_in_two_parts_is_refused(store, checkpoint, tmp_path):
     part = files.list_files(store)[0]
     table = files.read_parquet(part)

@@ -13,6 +13,7 @@ from vaemo.errors import FeatureMismatchError, StateMismatchError
 from vaemo.model.checkpoint import load_checkpoint
 from vaemo.model.regressor import SessionRegressor
 from vaemo.model.streams import Streams
+from vaemo.personalize import Personal
 from vaemo.speakers import running_means
 from vaemo.stream import Stream
 
@@ -98,6 +99,23 @@ def test_speaker_embeddings_are_averaged_over_the_past(checkpoint):
     vectors = vectors_of(samples)
     vectors["speaker"] = running_means(vectors["speaker"], np.array(speakers, object))
     assert np.abs(found - predict(SessionRegressor.from_pretrained(checkpoint), vectors)).max() < SINGLE
+
+
+def test_personal_deltas_change_their_speakers_alone(checkpoint):
+    model = SessionRegressor.from_pretrained(checkpoint)
+    torch.manual_seed(0)
+    changes = {name: torch.randn(1, *x.shape) for name, x in model.film.last.state_dict(prefix="last.").items()}
+    known = Personal(changes, {"a": 0}, model.fingerprint)
+    samples = utterances(4)
+    plain = push_all(Stream(checkpoint, EXTRACTORS), samples)
+    others = push_all(Stream(checkpoint, EXTRACTORS, personal=known), samples, list("bbbb"))
+    own = push_all(Stream(checkpoint, EXTRACTORS, personal=known), samples, list("aaaa"))
+    assert np.array_equal(others, plain)
+    with torch.no_grad():
+        for name, parameter in model.film.last.named_parameters():
+            parameter += changes[f"last.{name}"][0]
+    assert np.abs(own - predict(model, vectors_of(samples))).max() < SINGLE
+    assert np.abs(own - plain).min() > SINGLE
 
 
 def test_running_means_are_means_of_the_past_of_one_speaker():

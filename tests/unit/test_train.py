@@ -14,11 +14,12 @@ from vaemo.group import Group
 from vaemo.lanes import schedule_lanes
 from vaemo.loss import window_loss, window_sums
 from vaemo.metrics import ccc
+from vaemo.optimiser import lr_factor, moving_average
 from vaemo.replay import replay
 from vaemo.run_folder import restore_state, save_state
 from vaemo.sampling import FeedbackDraws, counts_from, label_probability, step_generator
 from vaemo.testing import linear_world
-from vaemo.train import Trainer, lr_factor, moving_average, signs_of_collapse
+from vaemo.train import Trainer, signs_of_collapse
 from vaemo.windows import PackedSessions
 
 FLOAT64 = 1e-9

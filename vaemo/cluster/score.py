@@ -55,7 +55,7 @@ def score(request: Request, config: Config) -> None:
         say(f"would score {n_missing:,} of {n_sessions:,} {unit} in {len(shards):,} parts")
         return
     claim_folder(request.out, PROVENANCE, fingerprint, provenance)
-    tally = _tally_finished(request.out)
+    tally = _Tally(request.out)
     if shards:
         connect()
         arguments = {
@@ -71,10 +71,10 @@ def score(request: Request, config: Config) -> None:
         gpus = gpu_share(load_extractors(run.config.features)) if run.source.needs_features else 0.0
         progress = Progress("score", n_sessions, unit, done=n_sessions - n_missing)
         for counts in run_shards(ScoreWorker, arguments, shards, gpus=gpus):
-            tally.update(counts["tally"])
-            progress.advance(counts["sessions"], f"{_n_utterances(tally):,} utterances")
+            tally.add(counts)
+            progress.advance(counts["sessions"], f"{tally.statuses.total():,} utterances")
         progress.close()
-    _summarise(request.out, tally, run.config.score.max_failed_fraction)
+    tally.summarise(run.config.score.max_failed_fraction)
 
 
 class ScoreWorker:
@@ -144,7 +144,7 @@ class ScoreWorker:
             scored = self._key.hide(scored, table["audio_path"] if "audio_path" in table.column_names else None)
         scored = tag_keys(scored, Shard(shard["name"], keys, ()))
         write_part(self._out, shard["name"], scored, settings, calls.travel if calls else ())
-        return {"sessions": len(keys), "tally": _tally(scored)}
+        return {"sessions": len(keys), **_counts(scored)}
 
 
 def plan(run: Run) -> tuple[list[dict[str, Any]], int]:
@@ -208,43 +208,42 @@ def _with_travelling(scored: pa.Table, calls: Calls) -> pa.Table:
     return scored
 
 
-_HEARD, _LOST = "sessions heard", "sessions lost"
-"""Sessions in which something may be scored, and those of them in which all of that has failed."""
+def _counts(scored: pa.Table) -> dict[str, Any]:
+    """Utterances by status; sessions `heard`, in which anything may be scored, and `lost`, where all of it failed."""
+    ok = pc.equal(scored["status"], "ok")
+    failed = pc.invert(pc.or_(ok, pc.equal(scored["status"], "not_scored_role")))
+    well, ill = (set(scored["session_id"].filter(rows).unique().to_pylist()) for rows in (ok, failed))
+    statuses = {item["values"]: item["counts"] for item in scored["status"].value_counts().to_pylist()}
+    return {"statuses": statuses, "heard": len(well | ill), "lost": len(ill - well)}
 
 
-def _tally(table: pa.Table) -> dict[str, int]:
-    """Utterances by status, and sessions heard and lost."""
-    tally = {item["values"]: item["counts"] for item in table["status"].value_counts().to_pylist()}
-    scored = pc.equal(table["status"], "ok")
-    failed = pc.invert(pc.or_(scored, pc.equal(table["status"], "not_scored_role")))
-    well, ill = (set(table["session_id"].filter(rows).unique().to_pylist()) for rows in (scored, failed))
-    return tally | {_HEARD: len(well | ill), _LOST: len(ill - well)}
+class _Tally:
+    """What became of everything in a folder of scores, the parts of earlier runs included."""
 
+    def __init__(self, out: str) -> None:
+        self.out = out
+        self.statuses: Counter[str] = Counter()
+        self.heard = self.lost = 0
+        for path in files.list_files(files.join(out, "utterances"), ".parquet", recursive=True):
+            self.add(_counts(files.read_parquet(path, ["session_id", "status"])))
 
-def _tally_finished(out: str) -> Counter[str]:
-    tally: Counter[str] = Counter()
-    for path in files.list_files(files.join(out, "utterances"), ".parquet", recursive=True):
-        tally.update(_tally(files.read_parquet(path, ["session_id", "status"])))
-    return tally
+    def add(self, counts: Mapping[str, Any]) -> None:
+        self.statuses.update(counts["statuses"])
+        self.heard += counts["heard"]
+        self.lost += counts["lost"]
 
-
-def _n_utterances(tally: Counter[str]) -> int:
-    return tally.total() - tally[_HEARD] - tally[_LOST]
-
-
-def _summarise(out: str, tally: Counter[str], limit: float) -> None:
-    """Print what became of everything, and refuse to be content where too much has failed."""
-    scored, refused = tally["ok"], tally["not_scored_role"]
-    failed = _n_utterances(tally) - scored - refused
-    say(f"{out}: {scored:,} utterances scored, {refused:,} not scored for their role, {failed:,} failed")
-    for status, count in tally.most_common():
-        if status not in ("ok", "not_scored_role", _HEARD, _LOST):
-            say(f"  {count:>8,}  {status}")
-    # A recording that cannot be read is one row: by rows alone an archive of them would go unnoticed.
-    shares = (("utterances", failed, scored + failed), ("sessions", tally[_LOST], tally[_HEARD]))
-    for unit, lost, heard in shares:
-        if lost > limit * heard:
-            raise TooManyFailuresError(
-                f"{lost:,} of {heard:,} {unit} failed ({lost / heard:.1%}); score.max_failed_fraction allows "
-                f"{limit:.1%}. Every one is listed in {files.join(out, 'utterances')} with its reason."
-            )
+    def summarise(self, limit: float) -> None:
+        """Print it, and refuse to be content where more than a share `limit` has failed."""
+        scored, refused = self.statuses["ok"], self.statuses["not_scored_role"]
+        failed = self.statuses.total() - scored - refused
+        say(f"{self.out}: {scored:,} utterances scored, {refused:,} not scored for their role, {failed:,} failed")
+        for status, count in self.statuses.most_common():
+            if status not in ("ok", "not_scored_role"):
+                say(f"  {count:>8,}  {status}")
+        # A recording that cannot be read is one row: by rows alone an archive of them would go unnoticed.
+        for unit, lost, heard in (("utterances", failed, scored + failed), ("sessions", self.lost, self.heard)):
+            if lost > limit * heard:
+                raise TooManyFailuresError(
+                    f"{lost:,} of {heard:,} {unit} failed ({lost / heard:.1%}); score.max_failed_fraction allows "
+                    f"{limit:.1%}. Every one is listed in {files.join(self.out, 'utterances')} with its reason."
+                )

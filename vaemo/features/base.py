@@ -56,7 +56,7 @@ def load_extractors(config: FeatureConfig, *, batch_s: float = 60.0) -> dict[str
 
     Args:
         config: Which extractors.
-        batch_s: Seconds of speech in one batch of a neural encoder.
+        batch_s: Most seconds of speech in one batch of a neural encoder.
 
     Raises:
         ExtractorError: if one is unknown, not installed, or its model cannot be found.
@@ -88,14 +88,14 @@ def _load_speech(config: FeatureConfig, batch_s: float) -> Extractor:
         from vaemo.features.spectral import LogMel
 
         return LogMel()
-    from vaemo.features.speech import SpeechEncoder
+    from vaemo.features.speech import SpeechEncoder, fitting_batch_s
 
     return SpeechEncoder(
         config.speech,
         revision=config.speech_revision,
         layer=config.speech_layer,
         max_utterance_s=config.max_utterance_s,
-        batch_s=batch_s,
+        batch_s=fitting_batch_s(batch_s),
     )
 
 

@@ -28,6 +28,9 @@ MODEL_TYPES = ("wavlm", "wav2vec2", "hubert")
 _WEIGHTS = "model.safetensors"
 _OVERLAP_S = 1.0
 
+_CPU_BATCH_S = 4.0
+"""Larger batches are slower on a CPU, whose caches they leave: 60 s by a quarter."""
+
 
 class SpeechEncoder:
     """A speech encoder of Hugging Face, from a hub name or a folder; frozen, safetensors only, no remote code.
@@ -204,6 +207,11 @@ class SpeechEncoder:
             ) from None
         assert path is not None
         return path
+
+
+def fitting_batch_s(most_s: float) -> float:
+    """Seconds in a batch that suit this machine, `most_s` at most."""
+    return most_s if torch.cuda.is_available() else min(most_s, _CPU_BATCH_S)
 
 
 def _keep_layers(model: Any, layer: int) -> None:

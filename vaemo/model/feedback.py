@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 MAX_PASSES = 8
 """Passes after which the loop takes over."""
 
-WORTHWHILE_PASSES = {True: 4, False: 8}
-"""Passes up to which the parallel form is faster than the loop, with a gradient through the feedback (its backward
-then makes passes too) and without; measured by `tests/perf/test_model.py`. The limit under `auto`."""
+WORTHWHILE_PASSES = 5
+"""Passes up to which a Mamba-2 chunk on a CPU is solved faster than by the loop, without a gradient through the
+feedback; with one the backward makes as many passes again, and the loop is as fast (`tests/perf/test_model.py`)."""
 
 TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-10}
 """Largest change of a prediction, on the label range, that counts as standing still."""
@@ -83,8 +83,7 @@ def run_parallel(
     model: SessionRegressor, chunk: Chunk, weights: Weights, carried: Carried, first: Fed, diagnostics: Diagnostics
 ) -> tuple[Tensor, Carried]:
     """Predictions (L, T, 2) and what is carried on, by passes over the whole chunk; the loop's, with its gradients."""
-    limit = WORTHWHILE_PASSES[model.feedback_gradient] if model.config.parallel_feedback == "auto" else MAX_PASSES
-    found = _solve(model, chunk, weights, carried, first, limit, diagnostics)
+    found = _solve(model, chunk, weights, carried, first, model.parallel_passes(), diagnostics)
     if found is None:
         diagnostics.solved_by = "fallback"
         return run_loop(model, chunk, weights, carried, first, diagnostics)

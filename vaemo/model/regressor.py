@@ -22,7 +22,7 @@ from vaemo.errors import FeatureMismatchError
 from vaemo.model.checks import check_features, check_finite, check_lengths, check_observed, used_streams
 from vaemo.model.chunk import Carried, Chunk, Diagnostics, Dropout, Weights, replace_observed
 from vaemo.model.ema import SessionEma
-from vaemo.model.feedback import Fed, run_known, run_loop, run_parallel
+from vaemo.model.feedback import MAX_PASSES, WORTHWHILE_PASSES, Fed, run_known, run_loop, run_parallel
 from vaemo.model.film import Film, FilmDelta
 from vaemo.model.gru import at_length
 from vaemo.model.head import Head
@@ -169,6 +169,19 @@ class SessionRegressor(nn.Module):
         if self.config.updater not in ("mamba", "mamba2"):
             return "none"
         return resolve_scan(self.config.scan, torch.device(device).type, self.config.updater)
+
+    def parallel_passes(self) -> int:
+        """Most passes of the parallel solve in training; 0 where the loop is taken at once.
+
+        Under `auto` the solve is used where it is faster: where a pass is not itself a loop over steps, as it is for
+        Mamba-1 and the GRU on a CPU, and there only without a gradient through the feedback. On CUDA kernels a step
+        costs as much as a chunk, so that it is always used; that has not been measured.
+        """
+        choice, scan = self.config.parallel_feedback, self.scan_used(self.label_deviation.device)
+        if choice == "always" or (choice == "auto" and scan == "kernel"):
+            return MAX_PASSES
+        matrix_form = scan == "chunk" and self.config.updater == "mamba2"
+        return WORTHWHILE_PASSES if choice == "auto" and matrix_form and not self.feedback_gradient else 0
 
     def draw_dropout(self, lanes: int, steps: int, generator: torch.Generator | None = None) -> Dropout | None:
         """Masks for a chunk of (lanes, steps), on the generator's device; None where the config drops nothing."""
@@ -375,13 +388,7 @@ class SessionRegressor(nn.Module):
             unknown = unknown & chunk.observed[:, :-1].isnan()
         if not unknown.any():
             return run_known
-        choice = self.config.parallel_feedback
-        return run_parallel if choice == "always" or (choice == "auto" and self._passes_are_cheap()) else run_loop
-
-    def _passes_are_cheap(self) -> bool:
-        """Whether a pass over a chunk is not itself a loop over its steps, as Mamba-1 and GRU are on a CPU."""
-        scan = self.scan_used(self.label_deviation.device)
-        return scan == "kernel" or (scan == "chunk" and self.config.updater == "mamba2")
+        return run_parallel if self.parallel_passes() else run_loop
 
     def _check_state(self, state: SessionState) -> None:
         self.fresh_state(0).check_same_model(state)

@@ -6,6 +6,7 @@ from model_cases import FLOAT32, LANES, STEPS, assert_close, gradients, make_cas
 
 from vaemo.model import feedback
 from vaemo.model.chunk import Diagnostics
+from vaemo.model.regressor import SessionRegressor
 
 FULL = torch.full((LANES,), STEPS)
 
@@ -40,12 +41,12 @@ def test_whatever_the_gain_it_is_the_loop(updater, feedback_gradient, gain):
 
 
 def test_without_giving_up_it_is_exact_after_t_passes(monkeypatch):
-    monkeypatch.setattr(feedback, "MAX_PASSES", STEPS + 1)
     monkeypatch.setattr(feedback, "_passes_left", lambda *_: 0)
-    found, found_grads, diagnostics = run(make_case("mamba", "model", parallel_feedback="always"), 30.0)
     expected, expected_grads, _ = run(make_case("mamba", "model", parallel_feedback="never"), 30.0)
+    monkeypatch.setattr(SessionRegressor, "parallel_passes", lambda model: STEPS + 1)
+    found, found_grads, diagnostics = run(make_case("mamba", "model"), 30.0)
     assert diagnostics.solved_by == "parallel"
-    assert diagnostics.n_passes > feedback.WORTHWHILE_PASSES[True]
+    assert diagnostics.n_passes > feedback.WORTHWHILE_PASSES
     assert_close(found, expected)
     for name, grad in expected_grads.items():
         assert_close(found_grads[name], grad, 1e-9)
@@ -66,18 +67,24 @@ def test_the_rate_of_convergence_tells_how_many_passes_are_left(change, before, 
 
 
 @pytest.mark.parametrize(
-    ("updater", "choice", "solved_by"),
+    ("updater", "choice", "feedback_gradient", "solved_by"),
     [
-        ("mamba2", "auto", "parallel"),
-        ("mamba", "auto", "loop"),
-        ("gru", "auto", "loop"),
-        ("mamba", "always", "parallel"),
-        ("mamba2", "never", "loop"),
+        ("mamba2", "auto", False, "parallel"),
+        ("mamba2", "auto", True, "loop"),
+        ("mamba", "auto", False, "loop"),
+        ("gru", "auto", False, "loop"),
+        ("mamba", "always", True, "parallel"),
+        ("mamba2", "never", False, "loop"),
     ],
 )
-def test_auto_is_parallel_where_a_pass_is_not_itself_a_loop(updater, choice, solved_by):
-    _, _, diagnostics = run(make_case(updater, "model", parallel_feedback=choice, feedback_gradient=False), 0.01)
-    assert diagnostics.solved_by == solved_by
+def test_auto_is_parallel_where_it_is_faster(updater, choice, feedback_gradient, solved_by):
+    case = make_case(updater, "model", parallel_feedback=choice, feedback_gradient=feedback_gradient)
+    assert run(case, 0.01)[2].solved_by == solved_by
+
+
+def test_beside_a_kernel_auto_is_parallel(monkeypatch):
+    monkeypatch.setattr(SessionRegressor, "scan_used", lambda model, device: "kernel")
+    assert make_case("mamba", "model").model.parallel_passes() == feedback.MAX_PASSES
 
 
 def test_dropout_masks_hold_over_all_passes():

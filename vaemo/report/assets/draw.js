@@ -122,10 +122,12 @@ function density(width, plane, low, high) {
 function sparkline(curve, dimension, low, high) {
   const width = 96, height = 26;
   if (!curve) return h("span", {}, "");
-  const at = curve.start, values = curve[dimension];
-  const x = linear(at[0], at[at.length - 1], 3, width - 3), y = linear(low, high, height - 3, 3);
+  const at = curve.start, values = curve[dimension], known = values.filter((value) => value !== null);
+  // Its own range, so that the course shows, but never less than a quarter of the scale, so that noise does not.
+  const middle = (Math.min(...known) + Math.max(...known)) / 2;
+  const half = Math.max((Math.max(...known) - Math.min(...known)) / 2, (high - low) / 8);
+  const x = linear(at[0], at[at.length - 1], 3, width - 3), y = linear(middle - half, middle + half, height - 3, 3);
   const picture = s("svg", { viewBox: `0 0 ${width} ${height}`, width, height, "aria-hidden": "true" });
-  picture.append(s("line", { x1: 0, x2: width, y1: height / 2, y2: height / 2, class: "grid-line" }));
   const points = values.map((value, i) => (value === null ? null : `${x(at[i]).toFixed(1)},${y(value).toFixed(1)}`)).filter(Boolean);
   picture.append(s("polyline", { points: points.join(" "), fill: "none", stroke: `var(--${dimension})`, "stroke-width": 1.6, "stroke-linejoin": "round" }));
   return picture;

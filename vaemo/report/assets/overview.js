@@ -90,7 +90,7 @@ function overviewPage(data) {
       (i) => data.calls.n_scored[i] >= data.min_scored && data.calls.valence_slope_per_min[i] < 0),
     ranking("Worst endings", `Valence weighted to the end (half-life ${data.half_life_s} s).`, data, "valence_end_weighted", (v) => number(v), () => true)));
   const time = data.over_time.length > 1
-    ? h("section", { class: "card span-8" }, h("h2", {}, "Calls over time"), legend(DIMENSIONS.map((name) => [name, `var(--${name})`])),
+    ? h("section", { class: `card ${o.failures.length ? "span-8" : "span-12"}` }, h("h2", {}, "Calls over time"), legend(DIMENSIONS.map((name) => [name, `var(--${name})`])),
       chart((width) => overTime(width, data.over_time, o.low, o.high)))
     : null;
   if (time || o.failures.length) page.push(h("div", { class: "grid" }, time, o.failures.length ? failures(data) : null));

@@ -1,0 +1,234 @@
+"""What extraction costs: against plain functions, against naive batches, and in memory.
+
+Every figure is a ratio within one run on this machine, and is printed.
+"""
+
+import multiprocessing
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from speech_cases import SENTENCES, VOICES, sentence
+from tiny_models import write_speech_model
+
+from vaemo.cluster import extract
+from vaemo.config import Config
+from vaemo.features import load_extractors
+from vaemo.features.speech import SpeechEncoder, fitting_batch_s
+from vaemo.manifest import read_manifest, write_manifest
+
+pytestmark = [pytest.mark.perf, pytest.mark.timeout(3600)]
+
+ROOT = Path(__file__).parents[2]
+SPEECH_S = 60.0 * float(os.environ.get("VAEMO_BENCH_MINUTES", "20"))
+BASE = {
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "intermediate_size": 3072,
+    "conv_dim": (512,) * 7,
+    "num_conv_pos_embeddings": 128,
+    "num_conv_pos_embedding_groups": 16,
+}
+"""The sizes of WavLM-base-plus."""
+
+
+def write_recordings(folder, seconds, each_s):
+    """Recordings of sentences with pauses; rows of a manifest."""
+    import pyarrow as pa
+
+    folder.mkdir()
+    rows, total, index = [], 0.0, 0
+    while total < seconds:
+        pieces, at = [], 0.0
+        name = f"{len(list(folder.iterdir()))}.wav"
+        while at < each_s:
+            said = sentence(index % len(SENTENCES), VOICES[index % 2])
+            said_s = len(said) / 16000
+            place = {"start_s": at, "end_s": at + said_s, "audio_path": name}
+            rows.append({"utt_id": f"u{index}", "session_id": name, "speaker_id": "p", **place})
+            pieces += [said, np.zeros(12_000, np.float32)]
+            at += said_s + 0.75
+            total += said_s
+            index += 1
+        soundfile.write(folder / name, np.concatenate(pieces), 16000)
+    write_manifest(folder / "m.parquet", pa.Table.from_pylist(rows))
+    return total
+
+
+_worker = None
+
+
+def _make_worker(config, out):
+    global _worker
+    torch.set_num_threads(1)
+    _worker = extract.ExtractWorker(config, out)
+
+
+def _call_worker(shard):
+    return _worker(shard)
+
+
+@pytest.mark.ray
+def test_the_cluster_is_nearly_as_fast_as_a_plain_pool(local_ray, tmp_path):
+    seconds = write_recordings(tmp_path / "c", SPEECH_S, 60.0)
+    config = Config.load("default", ["extract.shard_utterances=32"])
+    table = read_manifest(tmp_path / "c" / "m.parquet")
+    extractors = load_extractors(config.features)
+    rates = {}
+    for name in ("pool", "cluster", "cluster", "pool"):
+        out = str(tmp_path / f"out{len(list(tmp_path.iterdir()))}")
+        work = extract.plan_manifest(table, out, config)
+        start = time.monotonic()
+        if name == "pool":
+            context = multiprocessing.get_context("spawn")
+            with context.Pool(2, _make_worker, (config.to_dict(), out)) as pool:
+                list(pool.imap_unordered(_call_worker, work.shards))
+        else:
+            extract.extract_missing(work, out, config, extractors)
+        rates.setdefault(name, []).append(seconds / (time.monotonic() - start))
+    ratio = max(rates["cluster"]) / max(rates["pool"])
+    print(f"\nextraction of {seconds / 60:.0f} min of speech, times real time: {rates}; cluster / pool {ratio:.2f}")
+    assert ratio >= 0.8
+
+
+def naive_batches(model, utterances, device):
+    """Batches of 8 in the order of the corpus, padded to the longest."""
+    with torch.inference_mode():
+        for first in range(0, len(utterances), 8):
+            batch = [torch.from_numpy(samples) for samples in utterances[first : first + 8]]
+            padded = torch.nn.utils.rnn.pad_sequence(batch, batch_first=True).to(device)
+            lengths = torch.tensor([len(samples) for samples in batch])
+            mask = (torch.arange(padded.shape[1]) < lengths[:, None]).long().to(device)
+            model(padded, attention_mask=mask).last_hidden_state.mean(1).cpu()
+
+
+def noise_utterances(seconds, seed=0):
+    rng = np.random.default_rng(seed)
+    lengths = []
+    while sum(lengths) < seconds:
+        lengths.append(rng.uniform(0.5, 12.0))
+    return [rng.normal(scale=0.1, size=int(length * 16000)).astype(np.float32) for length in lengths]
+
+
+def test_the_encoder_beats_naive_batches(tmp_path):
+    import transformers
+
+    folder = write_speech_model(tmp_path / "base", "wavlm", **BASE)
+    utterances = noise_utterances(SPEECH_S)
+    encoder = SpeechEncoder(str(folder), batch_s=fitting_batch_s(60.0))
+    model = transformers.WavLMModel.from_pretrained(folder).eval().to(encoder._device)
+    encoder(utterances[:1])
+    spent = {"ours": 0.0, "naive": 0.0}
+    # In alternation, so that what else the machine does falls on both.
+    for first in range(0, len(utterances), 16):
+        some = utterances[first : first + 16]
+        start = time.process_time()
+        encoder(some)
+        spent["ours"] += time.process_time() - start
+        start = time.process_time()
+        naive_batches(model, some, encoder._device)
+        spent["naive"] += time.process_time() - start
+    total = sum(map(len, utterances)) / 16000
+    ratio = spent["naive"] / spent["ours"]
+    rates = {name: f"{total / seconds:.1f}" for name, seconds in spent.items()}
+    print(f"\nencoder, seconds of speech per second of CPU: {rates}; ours / naive {ratio:.2f}")
+    assert ratio >= 1.8
+
+
+def pss_bytes(pid):
+    """Proportional memory of a process and all below it."""
+    children = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parent = int(stat.read_text().rpartition(")")[2].split()[1])
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        children.setdefault(parent, []).append(int(stat.parent.name))
+    found = [pid]
+    for process in found:
+        found += children.get(process, [])
+    total = 0
+    for process in found:
+        try:
+            lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+        except (FileNotFoundError, ProcessLookupError, PermissionError):
+            continue
+        total += sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
+    return total
+
+
+def peak_of_job(folder, out):
+    job = subprocess.Popen(
+        [sys.executable, "jobs/extract.py", "--input", folder, "--out", out, "--set", "features.prosody=none"],
+        cwd=ROOT,
+        env={**os.environ, "RAY_AUTH_MODE": "disabled"},
+        stdout=subprocess.DEVNULL,
+    )
+    peak = 0
+    done = threading.Event()
+
+    def watch():
+        nonlocal peak
+        while not done.wait(0.5):
+            peak = max(peak, pss_bytes(job.pid))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    assert job.wait() == 0
+    done.set()
+    watcher.join()
+    return peak
+
+
+@pytest.mark.ray
+def test_memory_does_not_grow_with_the_archive(tmp_path):
+    write_recordings(tmp_path / "one", 450.0, 600.0)
+    recording = next((tmp_path / "one").glob("*.wav"))
+    peaks = {}
+    for hours in (1, 4):
+        folder = tmp_path / f"{hours}h"
+        folder.mkdir()
+        for index in range(6 * hours):
+            (folder / f"{index}.wav").symlink_to(recording)
+        peaks[hours] = peak_of_job(folder, tmp_path / f"out{hours}") / 2**30
+    print(f"\npeak memory (PSS of all processes) in GiB by hours of audio: {peaks}; ratio {peaks[4] / peaks[1]:.2f}")
+    assert peaks[4] <= 1.2 * peaks[1]
+
+
+def flops_per_second(config):
+    """Of one second of speech: convolutions, projection and transformer, attention's own products left out."""
+    rate, channels, products = 16000.0, 1, 0.0
+    for kernel, stride, width in zip(config.conv_kernel, config.conv_stride, config.conv_dim, strict=True):
+        rate /= stride
+        products += rate * kernel * channels * width
+        channels = width
+    hidden = config.hidden_size
+    layer = 4 * hidden**2 + 2 * hidden * config.intermediate_size
+    return 2 * (products + rate * (channels * hidden + config.num_hidden_layers * layer))
+
+
+@pytest.mark.gpu
+def test_the_encoder_on_a_gpu(tmp_path):
+    folder = write_speech_model(tmp_path / "base", "wavlm", **BASE)
+    utterances = noise_utterances(3 * SPEECH_S)
+    encoder = SpeechEncoder(str(folder), batch_s=240.0)
+    encoder(utterances[:64])
+    torch.cuda.synchronize()
+    start = time.monotonic()
+    encoder(utterances)
+    elapsed_s = time.monotonic() - start
+    total = sum(map(len, utterances)) / 16000
+    flops = total * flops_per_second(encoder._config)
+    print(
+        f"\nWavLM-base-plus size, bf16, {torch.cuda.get_device_name()}: {total / elapsed_s:.0f} x real time, "
+        f"{flops / elapsed_s / 1e12:.1f} TFLOP/s"
+    )
+    assert total / elapsed_s > 500
