@@ -16,11 +16,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow.compute as pc
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 import vaemo
 from vaemo import files
+from vaemo.card import write_card
 from vaemo.config import Config, FeatureConfig
 from vaemo.model.checkpoint import save_checkpoint
 from vaemo.model.regressor import SessionRegressor
@@ -52,7 +54,7 @@ def keep(
     metrics: Mapping[str, Any],
     provenance: Mapping[str, Any],
 ) -> None:
-    """Write RUN/best, in place of an older one.
+    """Write RUN/best with its model card, in place of an older one.
 
     Args:
         out: The run folder, a path or URI.
@@ -69,7 +71,9 @@ def keep(
             {section: settings[section] for section in ("audio", "features", "vad") if section in settings}
         )
         features = config.features
-    save_checkpoint(files.join(out, BEST), model, config, features=features, metrics=metrics, provenance=provenance)
+    best = files.join(out, BEST)
+    save_checkpoint(best, model, config, features=features, metrics=metrics, provenance=provenance)
+    write_card(best)
 
 
 def provenance_of(
@@ -92,11 +96,18 @@ def provenance_of(
             stream: extractor.get("fingerprint") for stream, extractor in store.info.get("extractors", {}).items()
         },
         "native_range": store.info.get("native_range") or config.labels.range,
-        "roles": store.info.get("roles"),
+        "roles": _roles(store),
         "sequence_by": config.sessions.sequence_by,
         "scan": model.scan_used(device),
         "synthetic": bool(store.info.get("synthetic", False)),
     }
+
+
+def _roles(store: FeatureStore) -> list[str]:
+    """The roles that the store's rows name."""
+    if "role" not in store.columns:
+        return []
+    return sorted(pc.unique(store.read(["role"])["role"]).drop_null().to_pylist())
 
 
 def write_metrics(out: str, history: Sequence[Mapping[str, Any]]) -> None:

@@ -129,7 +129,8 @@ def kill_a_worker(out, after, delay_s):
     workers: list[int] = []
     while not workers and time.monotonic() < deadline:
         workers = [pid for pid, command in descendants(os.getpid()).items() if "RayTrainWorker" in command]
-    os.kill(workers[0], signal.SIGKILL)
+    # The newest: workers of the run before may still be on their way out.
+    os.kill(max(workers), signal.SIGKILL)
 
 
 def descendants(root):

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 from scoring_cases import SINGLE, make_checkpoint
+from stream_cases import EXTRACTORS, RATE, SPEAKERS, Energies, config, heard, push_all, utterances
 
-from vaemo.config import Config, FeatureConfig
+from vaemo.config import FeatureConfig
 from vaemo.errors import FeatureMismatchError, StateMismatchError
 from vaemo.model.checkpoint import load_checkpoint
 from vaemo.model.regressor import SessionRegressor
@@ -17,44 +18,10 @@ from vaemo.personalize import Personal
 from vaemo.speakers import running_means
 from vaemo.stream import Stream
 
-RATE = 16_000
-
-
-class Energies:
-    """A small extractor: log energies of so many slices of the utterance."""
-
-    version, uses_gpu = "1", False
-
-    def __init__(self, name, dim, fingerprint="f"):
-        self.name, self.dim, self.fingerprint = name, dim, fingerprint
-
-    def __call__(self, utterances):
-        rows = [[np.log(part.std() + 1e-6) for part in np.array_split(x, self.dim)] for x in utterances]
-        vectors = np.array(rows, np.float32).reshape(len(utterances), self.dim)
-        return vectors if self.name != "picky" else vectors * np.nan
-
-
-EXTRACTORS = {"speech": Energies("energies", 6), "speaker": Energies("voices", 4)}
-
 
 @pytest.fixture
 def checkpoint(tmp_path):
     return make_checkpoint(tmp_path / "c", dims={"speech": 6, "speaker": 4})
-
-
-def utterances(n=6, seed=0):
-    random = np.random.default_rng(seed)
-    sizes = random.integers(RATE // 2, 2 * RATE, n)
-    return [(random.uniform(0.01, 0.3) * random.standard_normal(size)).astype(np.float32) for size in sizes]
-
-
-def heard(prediction):
-    return np.array([prediction.valence, prediction.arousal])
-
-
-def push_all(stream, samples, speakers=None):
-    speakers = speakers or [None] * len(samples)
-    return np.array([heard(stream.push(x, RATE, speaker=s)) for x, s in zip(samples, speakers, strict=True)])
 
 
 def predict(model, vectors):
@@ -67,10 +34,6 @@ def predict(model, vectors):
 
 def vectors_of(samples):
     return {name: extractor(samples) for name, extractor in EXTRACTORS.items()}
-
-
-def config(**sections):
-    return Config().replace(sections)
 
 
 def test_a_stream_is_the_chunk(checkpoint):
@@ -166,12 +129,12 @@ def test_other_rates_are_resampled(checkpoint):
 CONTINUE = """
 import sys
 import numpy as np
-from test_stream import *
+from stream_cases import *
+from vaemo.stream import Stream
 stream = Stream(sys.argv[1], EXTRACTORS, config=config(**SPEAKERS))
 stream.load(sys.argv[2])
 np.save(sys.argv[3], push_all(stream, utterances(8)[4:], list("abbabaab")[4:]))
 """
-SPEAKERS = {"sessions": {"sequence_by": "speaker"}, "features": {"speaker_aggregation": "running_mean"}}
 
 
 def test_a_stream_goes_on_in_another_process(checkpoint, tmp_path):

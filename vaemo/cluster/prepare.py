@@ -167,7 +167,9 @@ def _with_checkpoints(config: Config, checkpoints: Sequence[Checkpoint], source:
             )
     sections = {"model": {"label_range": list(first.config.model.label_range)}}
     if first.features is not None:
-        sections["features"] = first.config.to_dict()["features"]
+        trained = first.config.to_dict()
+        sections["features"] = trained["features"]
+        sections["audio"] = {"simulate_telephone": trained["audio"]["simulate_telephone"]}
     if source.needs_features:
         if first.features is None:
             raise FeatureMismatchError(

@@ -16,8 +16,7 @@ import ray.data
 from ray.data import ActorPoolStrategy, DataContext
 from ray.data.exceptions import ExecutionTimeoutError
 
-from vaemo import errors
-from vaemo.errors import ClusterError, VaemoError
+from vaemo.errors import ClusterError, VaemoError, revive
 
 NO_PROGRESS_S = 900.0
 """A pipeline in which nothing has moved for so long is ended: Ray would wait for half an hour."""
@@ -114,7 +113,7 @@ def run_shards(
     try:
         for row in dataset.iter_rows():
             if row["error"] is not None:
-                raise getattr(errors, row["error"])(row["message"])
+                raise revive(row["error"], row["message"])
             yield json.loads(row["message"])
     except ExecutionTimeoutError as error:
         raise ClusterError(
