@@ -167,7 +167,11 @@ def pss_bytes(pid):
 
 def peak_of_job(folder, out):
     job = subprocess.Popen(
-        [sys.executable, "jobs/extract.py", "--input", folder, "--out", out, "--set", "features.prosody=none"],
+        # One recording a part: an hour keeps every worker busy, as four hours do.
+        [
+            *(sys.executable, "jobs/extract.py", "--input", folder, "--out", out),
+            *("--set", "features.prosody=none", "--set", "extract.shard_recordings=1"),
+        ],
         cwd=ROOT,
         env={**os.environ, "RAY_AUTH_MODE": "disabled"},
         stdout=subprocess.DEVNULL,
