@@ -19,7 +19,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
 
     from vaemo.card import write_card
-    from vaemo.evaluate import evaluate, table_of
+    from vaemo.evaluation.evaluate import evaluate, table_of
 
     result = evaluate(
         args.scores,

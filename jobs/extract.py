@@ -1,4 +1,4 @@
-#!/usr/bin/env python
+#!/usr/bin/env python3
 """Recordings to a feature store."""
 
 from __future__ import annotations

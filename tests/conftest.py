@@ -6,6 +6,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 # A local Ray would otherwise leave ~/.ray/auth_token, which later clients of the machine trip over.
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+# Small tensors: two threads that wait for each other on a busy machine cost many times what they save.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 

@@ -14,13 +14,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from vaemo.acoustics import bandwidth_hz, require_usable, simulate_telephone
-from vaemo.audio import AudioProblem, Decoder, Recording
+from vaemo.audio.acoustics import bandwidth_hz, require_usable, simulate_telephone
+from vaemo.audio.recording import AudioProblem, Decoder, Recording
+from vaemo.audio.vad import UtteranceFinder
 from vaemo.config import Config
 from vaemo.features import Extractor
 from vaemo.store import part_schema
 from vaemo.units import DIMENSIONS, SAMPLING_RATE_HZ, LabelScale
-from vaemo.vad import UtteranceFinder
 
 AUDIO_SUFFIXES = (
     *(".wav", ".w64", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".spx", ".aif", ".aiff", ".au", ".snd", ".caf"),

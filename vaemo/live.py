@@ -16,11 +16,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from vaemo.audio.vad import FRAME, Utterance, UtteranceFinder
 from vaemo.config import VadConfig
 from vaemo.errors import ShapeError, StateMismatchError
 from vaemo.stream import Prediction, Stream, read_memory, resampler_from
 from vaemo.units import SAMPLING_RATE_HZ
-from vaemo.vad import FRAME, Utterance, UtteranceFinder
 
 
 class LiveSession:

@@ -30,7 +30,7 @@ from vaemo.model.film import FilmDelta
 from vaemo.model.regressor import SessionRegressor
 from vaemo.model.streams import Streams
 from vaemo.progress import Progress
-from vaemo.score import check_features
+from vaemo.scoring.score import check_features
 from vaemo.sessions import Session, read_sessions
 from vaemo.shards import claim_folder, digest
 from vaemo.speakers import with_running_means

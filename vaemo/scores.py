@@ -322,4 +322,4 @@ if __name__ == "__main__":
     import runpy
 
     # The command `erase` stands below this module, which only lends it its name.
-    runpy.run_module("vaemo.erase", run_name="__main__")
+    runpy.run_module("vaemo.scoring.erase", run_name="__main__")

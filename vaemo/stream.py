@@ -18,8 +18,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from vaemo.acoustics import require_usable, simulate_telephone
-from vaemo.audio import AudioProblem, Resampler
+from vaemo.audio.acoustics import require_usable, simulate_telephone
+from vaemo.audio.recording import AudioProblem, Resampler
 from vaemo.config import Config
 from vaemo.errors import FeatureMismatchError, StateMismatchError
 from vaemo.features import Extractor, describe, load_extractors
@@ -27,7 +27,7 @@ from vaemo.model.checkpoint import Checkpoint, load_checkpoint
 from vaemo.model.regressor import SessionRegressor
 from vaemo.model.state import TENSOR_FIELDS, SessionState
 from vaemo.model.streams import Streams
-from vaemo.score import check_features
+from vaemo.scoring.score import check_features
 from vaemo.speakers import unit
 from vaemo.units import SAMPLING_RATE_HZ
 

@@ -17,8 +17,8 @@ from vaemo.cluster.prepare import Request, Run
 from vaemo.cluster.score import plan
 from vaemo.cluster.sources import open_source
 from vaemo.config import Config
-from vaemo.roles import RoleRules
 from vaemo.scores import scan_utterances
+from vaemo.scoring.roles import RoleRules
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(3600)]
 

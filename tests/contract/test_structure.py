@@ -16,11 +16,15 @@ JOBS = sorted((ROOT / "jobs").glob("*.py"))
 RANKS = (
     {"errors", "units"},
     {"config", "metrics", "progress"},
-    {"files", "cli", "audio", "vad"},
-    {"features", "shards", "store", "manifest"},
-    {"sessions", "splits", "lanes", "model"},
-    {"train", "extract", "scores", "corpora", "card"},
-    {"score", "evaluate", "personalize", "stream", "report"},
+    {"files", "cli"},
+    {"manifest"},
+    {"audio"},
+    {"features", "shards", "store"},
+    {"sessions", "speakers", "splits", "lanes", "model"},
+    {"windows", "extract", "scores", "corpora", "card"},
+    {"training", "evaluation"},
+    {"scoring", "report"},
+    {"personalize", "stream", "live"},
     {"cluster"},
     {"demo"},
 )
@@ -70,7 +74,8 @@ def test_imports_go_one_way(path):
         if name.split(".")[0] == "ray":
             assert room(path) == "cluster", f"{path.name} imports ray; only vaemo.cluster may"
         if room(path) == "model" and name.startswith("vaemo."):
-            assert name.split(".")[1] in {"model", "errors", "units", "config"}, f"{path.name} imports {name}"
+            allowed = {"model", "errors", "units", "config", *(["files"] if path.name == "checkpoint.py" else [])}
+            assert name.split(".")[1] in allowed, f"{path.name} imports {name}"
 
 
 @pytest.mark.parametrize("name", ["vaemo", "vaemo.config", "vaemo.cli", "vaemo.files", "vaemo.store", "vaemo.manifest"])

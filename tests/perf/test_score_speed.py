@@ -14,15 +14,15 @@ import torch
 from scoring_cases import make_audio_checkpoint, make_checkpoint, run, write_calls
 
 from vaemo import files
-from vaemo.audio import Decoder
+from vaemo.audio.recording import Decoder
 from vaemo.cluster import score as job
 from vaemo.cluster.sources import RecordingsSource, Tools
 from vaemo.config import Config
 from vaemo.features import load_extractors
 from vaemo.model.checkpoint import load_checkpoint
 from vaemo.model.streams import Streams
-from vaemo.roles import RoleRules
-from vaemo.score import score_table
+from vaemo.scoring.roles import RoleRules
+from vaemo.scoring.score import score_table
 
 pytestmark = [pytest.mark.perf, pytest.mark.ray]
 

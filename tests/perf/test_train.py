@@ -18,9 +18,9 @@ from torch.nn import functional
 
 from vaemo.config import Config
 from vaemo.lanes import schedule_lanes
-from vaemo.loss import window_loss, window_sums
 from vaemo.sessions import Session
-from vaemo.train import Trainer
+from vaemo.training.loss import window_loss, window_sums
+from vaemo.training.trainer import Trainer
 
 pytestmark = pytest.mark.perf
 

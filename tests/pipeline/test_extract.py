@@ -7,9 +7,10 @@ import soundfile
 from odd_files import ODD, write_av, write_odd_files
 from speech_cases import call, overlap
 
-from vaemo import audio, extract
-from vaemo import decoder as decoder_module
-from vaemo.audio import Decoder
+from vaemo import extract
+from vaemo.audio import decoder as decoder_module
+from vaemo.audio import recording as audio
+from vaemo.audio.recording import Decoder
 from vaemo.config import Config
 from vaemo.extract import extract_recording, extract_utterances, failures, reasons
 from vaemo.features import load_extractors

@@ -6,7 +6,7 @@ import pytest
 import soundfile
 from scoring_cases import make_audio_checkpoint, run, run_inline, write_calls
 
-from vaemo.audio import Decoder, Recording
+from vaemo.audio.recording import Decoder, Recording
 from vaemo.cluster import score as job
 from vaemo.errors import ShapeError, StateMismatchError
 from vaemo.live import LiveSession

@@ -11,15 +11,16 @@ import pytest
 import torch
 from scoring_cases import SINGLE, make_checkpoint, make_world, run, run_inline, written
 
-from vaemo import erase, files
+from vaemo import files
 from vaemo.cluster import score as job
-from vaemo.erase import Tombstones, erase_session
 from vaemo.errors import OtherRunError, ReadCheckpointError, ReadStoreError, UsageError, VaemoError
-from vaemo.ids import VARIABLE, IdKey
 from vaemo.model.checkpoint import load_checkpoint
 from vaemo.personalize import PROVENANCE, SPEAKERS, USED, Personal
-from vaemo.score import score_table
 from vaemo.scores import read_sessions
+from vaemo.scoring import erase
+from vaemo.scoring.erase import Tombstones, erase_session
+from vaemo.scoring.ids import VARIABLE, IdKey
+from vaemo.scoring.score import score_table
 from vaemo.shards import read_keys
 from vaemo.testing import write_store
 

@@ -32,8 +32,8 @@ from vaemo.errors import (
     UsageError,
 )
 from vaemo.model.regressor import SessionRegressor
-from vaemo.score import score_table
 from vaemo.scores import read_provenance, read_sessions
+from vaemo.scoring.score import score_table
 from vaemo.store import FeatureStore
 from vaemo.testing import write_store
 

@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from vaemo.config import Config
-from vaemo.replay import replay
 from vaemo.testing import ccc_avg, kalman_predictions, linear_world, match_spread, regime_world, ridge_predictions
-from vaemo.train import Trainer
+from vaemo.training.replay import replay
+from vaemo.training.trainer import Trainer
 from vaemo.windows import PackedSessions
 
 OF_KALMAN = 0.98

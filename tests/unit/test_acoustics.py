@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from speech_cases import sentence
 
-from vaemo.acoustics import bandwidth_hz, require_usable, simulate_telephone
-from vaemo.audio import AudioProblem
+from vaemo.audio.acoustics import bandwidth_hz, require_usable, simulate_telephone
+from vaemo.audio.recording import AudioProblem
 
 NOISE = np.random.default_rng(0).normal(scale=0.1, size=16000).astype(np.float32)
 

@@ -9,9 +9,9 @@ import pytest
 import soundfile
 from odd_files import write_av
 
-from vaemo import audio
-from vaemo import decoder as decoder_module
-from vaemo.audio import AudioProblem, Decoder, Recording, Resampler, read_audio
+from vaemo.audio import decoder as decoder_module
+from vaemo.audio import recording as audio
+from vaemo.audio.recording import AudioProblem, Decoder, Recording, Resampler, read_audio
 from vaemo.units import SAMPLING_RATE_HZ
 
 # Lossless formats differ by their own quantisation alone, lossy ones are compared by correlation.

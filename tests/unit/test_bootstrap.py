@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import t
 
 from vaemo import metrics
-from vaemo.bootstrap import METRICS, SessionSums, interval, metrics_of, student_t
+from vaemo.evaluation.bootstrap import METRICS, SessionSums, interval, metrics_of, student_t
 
 # Sums around a middle and the two-pass formulas differ in the order of additions only.
 FLOAT64 = 1e-10

@@ -7,8 +7,8 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
-from vaemo.calls import Calls, read_calls
 from vaemo.errors import ReadManifestError
+from vaemo.scoring.calls import Calls, read_calls
 
 ROWS = [
     {"session_id": "a.wav", "role_ch0": "agent", "role_ch1": "customer", "date": "2026-11-23", "queue": "billing"},

@@ -10,7 +10,7 @@ import pytest
 from vaemo import files, metrics, scores
 from vaemo.config import Config, ScoreConfig
 from vaemo.errors import LabelError, ReadManifestError, ReadScoresError
-from vaemo.evaluate import evaluate, table_of
+from vaemo.evaluation.evaluate import evaluate, table_of
 from vaemo.store import store_info
 
 # Scores are stored in float32.
@@ -94,7 +94,7 @@ def scored(tmp_path, rows):
 def no_drawing(monkeypatch):
     """Drawing takes most of the time and has its own tests."""
     for name in ("calibration", "error_over_session"):
-        monkeypatch.setattr(f"vaemo.evaluate.pictures.{name}", lambda *_, name=name: f"{name}.png".encode())
+        monkeypatch.setattr(f"vaemo.evaluation.evaluate.pictures.{name}", lambda *_, name=name: f"{name}.png".encode())
 
 
 QUICK = Config().replace({"evaluate": {"bootstrap": 200}})

@@ -4,7 +4,7 @@ import pyarrow as pa
 import pytest
 
 from vaemo.errors import ReadStoreError, RolesError, UsageError, VaemoError
-from vaemo.ids import VARIABLE, IdKey, hidden_errors
+from vaemo.scoring.ids import VARIABLE, IdKey, hidden_errors
 
 KEY = IdKey("0123456789abcdef")
 

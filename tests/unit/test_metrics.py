@@ -7,8 +7,8 @@ from torchmetrics.functional import concordance_corrcoef, pearson_corrcoef
 
 from vaemo.config import Config
 from vaemo.errors import ShapeError
-from vaemo.loss import window_loss, window_sums
 from vaemo.metrics import Moments, ccc, mae, pearson, rmse
+from vaemo.training.loss import window_loss, window_sums
 
 EXACT = 1e-12
 """float64: two formulas of the same sums."""

@@ -6,7 +6,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from vaemo import pictures
+from vaemo.evaluation import pictures
 from vaemo.units import LabelScale
 
 

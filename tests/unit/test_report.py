@@ -294,7 +294,7 @@ def test_calls_where_nothing_is_scored_make_a_report(tmp_path):
 
 
 def test_pictures_are_drawn(tmp_path):
-    from vaemo import pictures
+    from vaemo.evaluation import pictures
 
     curve = curves(make_scores(n_sessions=1), None)["call-000.wav"]
     overview = Overview.of(write(tmp_path / "scores", make_scores()))

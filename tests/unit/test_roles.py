@@ -6,7 +6,7 @@ import pytest
 
 from vaemo.config import ScoreConfig
 from vaemo.errors import RolesError
-from vaemo.roles import CHANNEL_ROLES, RoleRules, cut_by_vaemo
+from vaemo.scoring.roles import CHANNEL_ROLES, RoleRules, cut_by_vaemo
 
 EXCEPTION = {"agents_exception": "medical", "agents_exception_reference": "DPIA 7"}
 

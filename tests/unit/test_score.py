@@ -5,12 +5,12 @@ import pyarrow as pa
 import pytest
 import torch
 
-from vaemo import score
 from vaemo.config import ModelConfig, UpdaterConfig
 from vaemo.errors import FeatureMismatchError, NonFiniteFeatureError
 from vaemo.model.regressor import SessionRegressor
 from vaemo.model.streams import Streams
-from vaemo.score import check_features, predict_sessions, score_table
+from vaemo.scoring import score
+from vaemo.scoring.score import check_features, predict_sessions, score_table
 from vaemo.sessions import assemble_sessions
 from vaemo.testing import linear_world
 from vaemo.units import DIMENSIONS

@@ -6,7 +6,7 @@ import types
 import pytest
 
 from vaemo.errors import UsageError
-from vaemo.trackers import Trackers
+from vaemo.training.trackers import Trackers
 
 LINE = {"epoch": 3, "train_loss": 0.5, "feedback_gain_valence": None}
 

@@ -7,19 +7,19 @@ import numpy as np
 import pytest
 import torch
 
-from vaemo import curves
 from vaemo.config import Config
 from vaemo.errors import DivergedError, LabelError
-from vaemo.group import Group
 from vaemo.lanes import schedule_lanes
-from vaemo.loss import window_loss, window_sums
 from vaemo.metrics import ccc
-from vaemo.optimiser import lr_factor, moving_average
-from vaemo.replay import replay
-from vaemo.run_folder import restore_state, save_state
-from vaemo.sampling import FeedbackDraws, counts_from, label_probability, step_generator
 from vaemo.testing import linear_world
-from vaemo.train import Trainer, signs_of_collapse
+from vaemo.training import curves
+from vaemo.training.group import Group
+from vaemo.training.loss import window_loss, window_sums
+from vaemo.training.optimiser import lr_factor, moving_average
+from vaemo.training.replay import replay
+from vaemo.training.run_folder import restore_state, save_state
+from vaemo.training.sampling import FeedbackDraws, counts_from, label_probability, step_generator
+from vaemo.training.trainer import Trainer, signs_of_collapse
 from vaemo.windows import PackedSessions
 
 FLOAT64 = 1e-9
@@ -445,7 +445,7 @@ def test_loss_falls_and_memory_is_learned(data):
 
 
 def test_progress_is_said_within_an_epoch(data, monkeypatch):
-    monkeypatch.setattr("vaemo.train.SHOWN_EVERY_S", 0.0)
+    monkeypatch.setattr("vaemo.training.trainer.SHOWN_EVERY_S", 0.0)
     said = []
     next(iter(Trainer(*data, small(), say=said.append)))
     assert "epoch 1 of 3: " in said[0]

@@ -8,10 +8,10 @@ import pytest
 import torch
 from speech_cases import call, overlap, sentence
 
-from vaemo.acoustics import simulate_telephone
+from vaemo.audio.acoustics import simulate_telephone
+from vaemo.audio.vad import FRAME, SpeechDetector, UtteranceFinder, find_utterances
 from vaemo.config import VadConfig
 from vaemo.units import SAMPLING_RATE_HZ
-from vaemo.vad import FRAME, SpeechDetector, UtteranceFinder, find_utterances
 
 # Rounding grows along the LSTM; decisions stand at 0.5.
 PROBABILITY = 1e-3

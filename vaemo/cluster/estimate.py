@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from vaemo import files
-from vaemo.audio import Decoder
+from vaemo.audio.recording import Decoder
 from vaemo.cluster.runtime import connect, fit_pool
 from vaemo.config import Config
 from vaemo.extract import extract_recording, extract_utterances, failures, reasons

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import ray
 
 from vaemo import files
-from vaemo.audio import Decoder
+from vaemo.audio.recording import Decoder
 from vaemo.cluster.estimate import estimate
 from vaemo.cluster.runtime import connect, run_shards
 from vaemo.config import Config

@@ -14,19 +14,19 @@ from typing import Any
 
 import vaemo
 from vaemo import files
-from vaemo.calls import Calls, read_calls
 from vaemo.cluster.sources import Listing, Source, StoreSource, open_source
 from vaemo.config import Config
-from vaemo.erase import Tombstones
 from vaemo.errors import FeatureMismatchError, UsageError
 from vaemo.features import describe, load_extractors
-from vaemo.ids import IdKey, hidden_errors
 from vaemo.model.checkpoint import Checkpoint, load_checkpoint
 from vaemo.personalize import PROVENANCE as PERSONAL_PROVENANCE
 from vaemo.personalize import Personal
 from vaemo.progress import say
-from vaemo.roles import NOT_KNOWN, RoleRules
-from vaemo.score import check_features
+from vaemo.scoring.calls import Calls, read_calls
+from vaemo.scoring.erase import Tombstones
+from vaemo.scoring.ids import IdKey, hidden_errors
+from vaemo.scoring.roles import NOT_KNOWN, RoleRules
+from vaemo.scoring.score import check_features
 from vaemo.shards import digest
 
 

@@ -1,7 +1,7 @@
 """Scoring on the cluster: shards of whole sessions, each written once by a worker of its own.
 
-The distributed form of `vaemo.score`. A folder of scores belongs to one run, told by its fingerprint; running again
-does what is missing, and an archive may grow.
+The distributed form of `vaemo.scoring.score`. A folder of scores belongs to one run, told by its fingerprint; running
+again does what is missing, and an archive may grow.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ import pyarrow.compute as pc
 import torch
 
 from vaemo import files
-from vaemo.audio import Decoder
-from vaemo.calls import DATE, Calls
+from vaemo.audio.recording import Decoder
 from vaemo.cluster.extract import gpu_share
 from vaemo.cluster.prepare import Request, Run, prepare
 from vaemo.cluster.runtime import connect, run_shards
@@ -26,13 +25,14 @@ from vaemo.cluster.sources import Source, Tools
 from vaemo.config import Config
 from vaemo.errors import TooManyFailuresError
 from vaemo.features import load_extractors
-from vaemo.ids import IdKey, hidden_errors
 from vaemo.model.checkpoint import load_checkpoint
 from vaemo.personalize import Personal
 from vaemo.progress import Progress, say
-from vaemo.roles import RoleRules
-from vaemo.score import score_table
 from vaemo.scores import PROVENANCE, write_part
+from vaemo.scoring.calls import DATE, Calls
+from vaemo.scoring.ids import IdKey, hidden_errors
+from vaemo.scoring.roles import RoleRules
+from vaemo.scoring.score import score_table
 from vaemo.shards import Shard, claim_folder, plan_missing, tag_keys
 
 NO_DATE = "__HIVE_DEFAULT_PARTITION__"

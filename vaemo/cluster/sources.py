@@ -20,15 +20,15 @@ import pyarrow.compute as pc
 import pyarrow.fs as pafs
 
 from vaemo import files
-from vaemo.audio import AudioProblem, Decoder, Recording
-from vaemo.calls import Calls
+from vaemo.audio.recording import AudioProblem, Decoder, Recording
 from vaemo.cluster.extract import list_recordings
 from vaemo.config import Config
 from vaemo.errors import ReadManifestError, ReadStoreError, UsageError
 from vaemo.extract import extract_recording, extract_utterances
 from vaemo.features import Extractor
 from vaemo.manifest import COLUMNS, read_manifest
-from vaemo.roles import RoleRules, cut_by_vaemo
+from vaemo.scoring.calls import Calls
+from vaemo.scoring.roles import RoleRules, cut_by_vaemo
 from vaemo.sessions import label_scale
 from vaemo.shards import digest
 from vaemo.store import FeatureStore

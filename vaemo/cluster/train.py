@@ -1,8 +1,8 @@
 """Training on Ray Train: workers that each take their lanes, one checkpoint an epoch, folds side by side.
 
-The distributed form of `vaemo.train`. Every worker reads the store itself. A worker that dies takes the group back to
-the last epoch's checkpoint; a driver that dies does no more than that either, for the run's name follows from its
-fingerprint, and Ray Train finds the checkpoints of a name again.
+The distributed form of `vaemo.training.trainer`. Every worker reads the store itself. A worker that dies takes the
+group back to the last epoch's checkpoint; a driver that dies does no more than that either, for the run's name
+follows from its fingerprint, and Ray Train finds the checkpoints of a name again.
 """
 
 from __future__ import annotations
@@ -20,23 +20,25 @@ import torch
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from vaemo import files, run_folder, scores
+from vaemo import files, scores
 from vaemo.cluster.console import Console, tell
 from vaemo.cluster.runtime import connect
 from vaemo.config import Config
-from vaemo.curves import draw_curves
 from vaemo.errors import ClusterError, UsageError, VaemoError, revive
-from vaemo.group import Group, ProcessGroup
 from vaemo.metrics import Moments
 from vaemo.model.checkpoint import load_checkpoint
 from vaemo.progress import say
-from vaemo.replay import replay
 from vaemo.sessions import Session, label_scale, read_sessions
 from vaemo.shards import claim_folder, digest
+from vaemo.speakers import aggregate_speakers
 from vaemo.splits import Fold, make_folds, plain_split
 from vaemo.store import FeatureStore
-from vaemo.trackers import Trackers
-from vaemo.train import Trainer, check_labels
+from vaemo.training import run_folder
+from vaemo.training.curves import draw_curves
+from vaemo.training.group import Group, ProcessGroup
+from vaemo.training.replay import replay
+from vaemo.training.trackers import Trackers
+from vaemo.training.trainer import Trainer, check_labels
 from vaemo.units import DIMENSIONS, SPLITS, LabelScale
 from vaemo.windows import PackedSessions
 
@@ -54,8 +56,8 @@ def train(store: str, out: str, config: Config, *, workers: int = 1, folds: str 
 
     Args:
         store: Path or URI of a feature store, on storage that every node sees.
-        out: The run folder, likewise; see `vaemo.run_folder`. With folds it holds one run per fold and `oof`, the
-            scores of every held-out row.
+        out: The run folder, likewise; see `vaemo.training.run_folder`. With folds it holds one run per fold and
+            `oof`, the scores of every held-out row.
         config: Of the run.
         workers: Processes that train one model together; divides `train.lanes`.
         folds: `by=fold`, `by=speaker` or `k=N`; None trains on the splits of the store, or on made ones.
@@ -64,7 +66,7 @@ def train(store: str, out: str, config: Config, *, workers: int = 1, folds: str 
         UsageError: if the lanes cannot be shared by the workers, or for unknown folds.
         OtherRunError: if `out` holds a run with other settings or data.
         ClusterError: if the cluster has too few CPUs for the workers.
-        VaemoError: what `vaemo.splits`, `vaemo.sessions` and `vaemo.train` raise.
+        VaemoError: what `vaemo.splits`, `vaemo.sessions` and `vaemo.training.trainer` raise.
     """
     if config.train.lanes % workers:
         raise UsageError(
@@ -77,6 +79,7 @@ def train(store: str, out: str, config: Config, *, workers: int = 1, folds: str 
             "'frozen' can be trained on it."
         )
     opened = FeatureStore.open(store)
+    _check_aggregation(opened, config)
     table = opened.read(_LIGHT)
     usable = table["status"].to_numpy() == "ok"
     parts = make_folds(table, folds, config.splits) if folds else [plain_split(table, config.splits)]
@@ -91,7 +94,7 @@ def train(store: str, out: str, config: Config, *, workers: int = 1, folds: str 
         str(opened.info.get("extractors")),
     )
     sections = ("model", "updater", "train", "sessions", "splits", "labels")
-    fingerprint = digest(config.fingerprint(*sections), data, str(folds))
+    fingerprint = digest(config.fingerprint(*sections), config.features.speaker_aggregation, data, str(folds))
     settings = {section: config.to_dict()[section] for section in sections}
     claim_folder(out, run_folder.MARKER, fingerprint, {"data": data, "folds": folds, "settings": settings})
     if (summary := run_folder.finished(out)) is not None:
@@ -157,7 +160,7 @@ def _train(job: Mapping[str, Any]) -> dict[str, Any]:
     group = ProcessGroup() if torch.distributed.is_initialized() else Group()
     store = FeatureStore.open(job["store"])
     fold = _folds_of(store, config, job["folds"], job["fold"])
-    sessions = read_sessions(store, config, split=fold.split)
+    sessions = _sessions(store, config, fold.split)
     device = ray.train.torch.get_device()
     trainer = Trainer(
         [session for session in sessions if session.split == "train"],
@@ -236,13 +239,32 @@ def _fit_fold(job: Mapping[str, Any]) -> dict[str, Any]:
     return summary
 
 
+def _check_aggregation(store: FeatureStore, config: Config) -> None:
+    """Refuse an aggregation of speaker embeddings that scoring could not repeat."""
+    how = config.features.speaker_aggregation
+    if how == "enrolled":
+        raise UsageError(
+            "features.speaker_aggregation is 'enrolled', which training cannot do yet; take utterance or running_mean."
+        )
+    if how != "utterance" and "features" not in store.info.get("settings", {}):
+        raise UsageError(
+            f"features.speaker_aggregation is '{how}', but {store.path} does not say what its features are, so that "
+            "scoring would not know of it. Train on a store of jobs/extract.py, or take utterance."
+        )
+
+
+def _sessions(store: FeatureStore, config: Config, split: np.ndarray | None = None) -> list[Session]:
+    """All sessions of a store, their speaker embeddings as the config wants them."""
+    return aggregate_speakers(read_sessions(store, config, split=split), config.features.speaker_aggregation)
+
+
 def _score_held_out(
     job: Mapping[str, Any], folds: Sequence[Fold], table: pa.Table, out: str, fingerprint: str
 ) -> dict[str, Any]:
     """RUN/oof, each row scored by the model that did not see it; CCC and RMSE over folds and pooled."""
     config = Config.from_dict(job["config"])
     store = FeatureStore.open(job["store"])
-    sessions = read_sessions(store, config)
+    sessions = _sessions(store, config)
     labels = np.full((len(table), 2), np.nan)
     for session in sessions:
         labels[session.rows] = session.labels

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from vaemo.audio import Decoder
+from vaemo.audio.recording import Decoder
 from vaemo.corpora.base import Corpus, clip_labels, find_one
 from vaemo.corpora.traces import Trace, find_audio, label_utterances, speech_spans
 from vaemo.errors import ReadCorpusError

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from vaemo.audio import AudioProblem, Decoder, Recording
+from vaemo.audio.recording import AudioProblem, Decoder, Recording
+from vaemo.audio.vad import UtteranceFinder
 from vaemo.config import VadConfig
 from vaemo.errors import ReadCorpusError
-from vaemo.vad import UtteranceFinder
 
 _STEP_S = 0.04
 """Traces of several annotators are brought to one grid: 25 values a second."""

@@ -27,10 +27,10 @@ from vaemo.cluster.score import Request, score
 from vaemo.cluster.train import train
 from vaemo.config import Config
 from vaemo.demo.corpus import make_corpus, make_recordings
-from vaemo.evaluate import evaluate, measure, table_of
+from vaemo.evaluation.evaluate import evaluate, measure, table_of
+from vaemo.evaluation.pairs import read_pairs
 from vaemo.manifest import read_manifest
 from vaemo.metrics import ccc, rmse
-from vaemo.pairs import read_pairs
 from vaemo.progress import duration, say
 from vaemo.report.write import write_report
 from vaemo.shards import claim_folder, digest

@@ -9,11 +9,12 @@ from typing import Any
 from urllib.parse import quote
 
 import vaemo
-from vaemo import files, pictures, scores
+from vaemo import files, scores
 from vaemo.config import Config
 from vaemo.errors import ReadScoresError
-from vaemo.evaluate import measure
-from vaemo.pairs import choose_split, read_labels, read_pairs
+from vaemo.evaluation import pictures
+from vaemo.evaluation.evaluate import measure
+from vaemo.evaluation.pairs import choose_split, read_labels, read_pairs
 from vaemo.report.overview import MIN_SCORED, Overview, calls_table, choose_calls, curves, over_time
 from vaemo.report.page import build_page
 

@@ -1,6 +1,6 @@
 """The child process that decodes audio: what a foreign file can do to it is not done to the job.
 
-`vaemo.decoder.Decoder` starts this file as a program and talks with it over two pipes. A request is one line of JSON:
+`vaemo.audio.decoder.Decoder` starts this file as a program and talks with it over two pipes. A request is a JSON line:
 `{"open": PATH}` or `{"read": [START, STOP]}` (frames of the file that is open). An answer is JSON behind its length (4
 bytes, little end first); that of a read is followed by its samples, float32, frame after frame. soundfile decodes
 what it can, PyAV (FFmpeg) the rest. Nothing of vaemo and no torch is imported, so that the child starts in a moment.

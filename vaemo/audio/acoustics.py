@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from vaemo.audio import AudioProblem, Resampler
+from vaemo.audio.recording import AudioProblem, Resampler
 from vaemo.units import SAMPLING_RATE_HZ
 
 _SILENCE = 1e-4

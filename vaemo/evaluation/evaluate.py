@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from vaemo import files, pictures
-from vaemo.bootstrap import METRICS, SessionSums, interval, metrics_of
+from vaemo import files
 from vaemo.config import Config
-from vaemo.pairs import Pairs, choose_split, in_common, leave_out, read_pairs
+from vaemo.evaluation import pictures
+from vaemo.evaluation.bootstrap import METRICS, SessionSums, interval, metrics_of
+from vaemo.evaluation.pairs import Pairs, choose_split, in_common, leave_out, read_pairs
 from vaemo.units import DIMENSIONS, SPLITS
 
 NAMES = (*DIMENSIONS, "avg")

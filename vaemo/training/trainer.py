@@ -22,17 +22,17 @@ from torch.optim.swa_utils import AveragedModel
 
 from vaemo.config import Config
 from vaemo.errors import DivergedError, LabelError
-from vaemo.group import Group
 from vaemo.lanes import LaneSchedule, schedule_lanes
-from vaemo.loss import window_loss, window_sums
 from vaemo.model.chunk import Diagnostics
 from vaemo.model.regressor import SessionRegressor
 from vaemo.model.state import SessionState
-from vaemo.optimiser import lr_factor, moving_average
 from vaemo.progress import duration, say
-from vaemo.replay import replay
-from vaemo.sampling import FeedbackDraws, add_noise, counts_from, label_probability, step_generator
 from vaemo.sessions import Session
+from vaemo.training.group import Group
+from vaemo.training.loss import window_loss, window_sums
+from vaemo.training.optimiser import lr_factor, moving_average
+from vaemo.training.replay import replay
+from vaemo.training.sampling import FeedbackDraws, add_noise, counts_from, label_probability, step_generator
 from vaemo.units import DIMENSIONS, LabelScale
 from vaemo.windows import PackedSessions, Window
 

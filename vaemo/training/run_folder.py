@@ -27,7 +27,7 @@ from vaemo.config import Config, FeatureConfig
 from vaemo.model.checkpoint import save_checkpoint
 from vaemo.model.regressor import SessionRegressor
 from vaemo.store import FeatureStore
-from vaemo.train import Trainer
+from vaemo.training.trainer import Trainer
 
 MARKER, SUMMARY, METRICS, CURVES, BEST = "_run.json", "summary.json", "metrics.jsonl", "curves.png", "best"
 _TENSORS, _PROGRESS = "state.safetensors", "state.json"
@@ -67,9 +67,9 @@ def keep(
     settings = store.info.get("settings", {})
     features: FeatureConfig | None = None
     if "features" in settings:
-        config = config.replace(
-            {section: settings[section] for section in ("audio", "features", "vad") if section in settings}
-        )
+        aggregation = {"features": {"speaker_aggregation": config.features.speaker_aggregation}}
+        made_by = {section: settings[section] for section in ("audio", "features", "vad") if section in settings}
+        config = config.replace(made_by).replace(aggregation)
         features = config.features
     best = files.join(out, BEST)
     save_checkpoint(best, model, config, features=features, metrics=metrics, provenance=provenance)

@@ -1,6 +1,6 @@
 """The process that decodes, seen from the job: its death or its silence is a status, not the job's end.
 
-`vaemo/decode.py` is the program that runs there.
+`decode.py` is the program that runs there.
 """
 
 from __future__ import annotations

@@ -19,9 +19,9 @@ from safetensors.torch import load, save
 
 from vaemo import cli, files
 from vaemo.errors import OtherRunError, UsageError
-from vaemo.ids import IdKey
 from vaemo.personalize import DELTAS, SPEAKERS, USED
 from vaemo.progress import say
+from vaemo.scoring.ids import IdKey
 from vaemo.shards import Shard, read_keys, tag_keys
 
 TOMBSTONES = "_erased.json"

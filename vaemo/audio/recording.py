@@ -19,7 +19,7 @@ import torch
 import torchaudio
 
 from vaemo import files
-from vaemo.decoder import AudioInfo, AudioProblem, Decoder
+from vaemo.audio.decoder import AudioInfo, AudioProblem, Decoder
 from vaemo.manifest import EMBEDDED
 from vaemo.units import SAMPLING_RATE_HZ
 

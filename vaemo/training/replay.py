@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vaemo.group import Group
 from vaemo.lanes import schedule_lanes
 from vaemo.metrics import Moments
 from vaemo.model.regressor import SessionRegressor
 from vaemo.model.state import SessionState
 from vaemo.model.streams import Streams
+from vaemo.training.group import Group
 from vaemo.units import LabelScale
 from vaemo.windows import PackedSessions, Window
 

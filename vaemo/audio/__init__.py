@@ -1,0 +1,1 @@
+"""Recordings become samples, and utterances found in them."""

@@ -1,0 +1,1 @@
+"""Scores against labels: numbers with intervals, and pictures."""

@@ -1,0 +1,1 @@
+"""Truncated backpropagation through time over lanes of sessions, without Ray."""
