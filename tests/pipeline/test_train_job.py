@@ -37,6 +37,8 @@ def job(*args, **env):
         (["--folds", "by=day"], 2, "--folds by=day: give by=fold, by=speaker, or k=N"),
         (["--folds", "by=fold"], 1, "the column 'fold' has 0 values"),
         (["--set", "labels.range=[0.4, 0.6]"], 1, "outside the model's range"),
+        (["--set", "features.speaker_aggregation=enrolled"], 2, "take utterance or running_mean"),
+        (["--set", "features.speaker_aggregation=running_mean"], 2, "does not say what its features are"),
     ],
 )
 def test_mistakes_are_one_line(store, tmp_path, args, code, says):
