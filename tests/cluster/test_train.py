@@ -52,11 +52,6 @@ def store(tmp_path_factory):
     return write_store(world, str(tmp_path_factory.mktemp("store")))
 
 
-@pytest.fixture(autouse=True)
-def quick_health_checks(monkeypatch):
-    monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
-
-
 def config(*overrides):
     return Config.load("seed", [*OVERRIDES, *overrides])
 

@@ -7,6 +7,7 @@ follows from its fingerprint, and Ray Train finds the checkpoints of a name agai
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -44,6 +45,9 @@ from vaemo.windows import PackedSessions
 
 MAX_FAILURES = 8
 """How often workers may die before the run gives up; each time training goes on from the last epoch."""
+
+POLL_S = "0.3"
+"""A report at an epoch's end waits for the controller to look; Ray's 2 s are longer than an epoch of a small corpus."""
 
 _LIGHT = [
     "session_id", "utt_id", "speaker_id", "channel", "role", "position", "split", "fold", "start_s", "end_s",
@@ -123,6 +127,7 @@ def train(store: str, out: str, config: Config, *, workers: int = 1, folds: str 
 
 def _fit(job: Mapping[str, Any]) -> dict[str, Any]:
     """One run of Ray Train, from its last checkpoint on; the summary of the run."""
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", POLL_S)
     gpus = ray.cluster_resources().get("GPU", 0) >= job["workers"]
     trainer = TorchTrainer(
         _train_worker,  # type: ignore[arg-type]  # its value comes back in the result
