@@ -23,8 +23,8 @@ RANKS = (
     {"sessions", "speakers", "splits", "lanes", "model"},
     {"windows", "extract", "scores", "corpora", "card"},
     {"training", "evaluation"},
-    {"scoring", "report"},
-    {"personalize", "stream", "live"},
+    {"scoring", "personalize", "report"},
+    {"stream", "live"},
     {"cluster"},
     {"demo"},
 )

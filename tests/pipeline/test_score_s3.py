@@ -22,7 +22,7 @@ def bucket(monkeypatch):
     for name in ("AWS_REGION", "AWS_DEFAULT_REGION"):
         monkeypatch.setenv(name, "us-east-1")
     client = boto3.client("s3")
-    client.create_bucket(Bucket="calls")
+    client.create_bucket(Bucket="scored-calls")
     yield client
     server.stop()
 
@@ -34,9 +34,9 @@ def test_recordings_and_scores_may_lie_in_a_bucket(bucket, tmp_path, monkeypatch
     names, _ = write_calls(tmp_path / "in" / "2026", utterances=2)
     checkpoint = make_audio_checkpoint(tmp_path / "checkpoint")
     for name in names:
-        bucket.upload_file(str(tmp_path / "in" / "2026" / name), "calls", f"in/2026/{name}")
+        bucket.upload_file(str(tmp_path / "in" / "2026" / name), "scored-calls", f"in/2026/{name}")
     for limit in (1, None):
-        run("s3://calls/in", checkpoint, "s3://calls/scores", score=ORDER, limit=limit)
-    assert len(files.list_files("s3://calls/scores/utterances")) == 2
+        run("s3://scored-calls/in", checkpoint, "s3://scored-calls/scores", score=ORDER, limit=limit)
+    assert len(files.list_files("s3://scored-calls/scores/utterances")) == 2
     local = run(tmp_path / "in", checkpoint, tmp_path / "out", score=ORDER)
-    assert_close(rows_of("s3://calls/scores"), local)
+    assert_close(rows_of("s3://scored-calls/scores"), local)
