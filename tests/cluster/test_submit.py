@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from pathlib import Path
@@ -55,7 +56,8 @@ class Head:
         command += [f"--port={free_port()}", "--dashboard-host=127.0.0.1", f"--dashboard-port={self.port}"]
         agent_ports = ("dashboard-agent-listen-port", "dashboard-agent-grpc-port", "metrics-export-port")
         command += [f"--{name}={free_port()}" for name in agent_ports]
-        command += [f"--temp-dir={folder}/r", "--include-dashboard=true", "--disable-usage-stats"]
+        # A short path: Ray's sockets lie below it, and a socket's path has 107 bytes at most.
+        command += [f"--temp-dir={tempfile.mkdtemp(prefix='r')}", "--include-dashboard=true", "--disable-usage-stats"]
         self.log = log.open("w")
         self.process = subprocess.Popen(
             command, env=self.env, stdout=self.log, stderr=subprocess.STDOUT, start_new_session=True
