@@ -19,7 +19,7 @@ import ray
 from vaemo import files
 from vaemo.audio.recording import Decoder
 from vaemo.cluster.estimate import estimate
-from vaemo.cluster.runtime import connect, run_shards
+from vaemo.cluster.runtime import connect, from_bytes, run_shards, to_bytes
 from vaemo.config import Config
 from vaemo.errors import ReadRecordingsError, TooManyFailuresError, UsageError
 from vaemo.extract import AUDIO_SUFFIXES, extract_recording, extract_utterances, failed_rows, failures, reasons
@@ -119,7 +119,7 @@ def plan_manifest(table: pa.Table, out: str, config: Config) -> Work:
     planned = []
     for shard in shards:
         rows = pa.concat_tables([table.slice(starts[index], sizes[index]) for index in shard.indices])
-        planned.append({"name": shard.name, "keys": json.dumps(shard.keys), "rows": _pack(rows)})
+        planned.append({"name": shard.name, "keys": json.dumps(shard.keys), "rows": to_bytes(rows)})
     missing = sum(int(sizes[list(shard.indices)].sum()) for shard in shards)
     return Work(planned, table.num_rows, table.num_rows - missing, "utterances")
 
@@ -235,7 +235,7 @@ class ExtractWorker:
             "extractors": self._extractors, "config": self._config, "decoder": self._decoder,
         }  # fmt: skip
         if "rows" in shard:
-            table = extract_utterances(_unpack(shard["rows"]), **tools)
+            table = extract_utterances(from_bytes(shard["rows"]), **tools)
             units = table.num_rows
         else:
             table = pa.concat_tables(
@@ -325,17 +325,6 @@ def _first(table: pa.Table, limit: int | None) -> pa.Table:
         return table
     codes = table["session_id"].combine_chunks().dictionary_encode().indices.to_numpy()
     return table.slice(0, int(np.searchsorted(codes, codes[limit - 1], side="right")))
-
-
-def _pack(table: pa.Table) -> bytes:
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table)
-    return sink.getvalue().to_pybytes()
-
-
-def _unpack(content: bytes) -> pa.Table:
-    return pa.ipc.open_stream(content).read_all()
 
 
 def gpu_share(extractors: Mapping[str, Extractor]) -> float:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import pyarrow as pa
 import ray
 import ray.data
 from ray.data import ActorPoolStrategy, DataContext
@@ -120,6 +121,19 @@ def run_shards(
             f"nothing moved on the cluster for {NO_PROGRESS_S:g} s: too few free CPUs, or a worker that hangs. "
             "What is finished is kept; run the same command again to do the rest."
         ) from error
+
+
+def to_bytes(table: pa.Table) -> bytes:
+    """A table as a shard carries it to a worker, for `from_bytes`."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue().to_pybytes()
+
+
+def from_bytes(content: bytes) -> pa.Table:
+    """The table that `to_bytes` packed."""
+    return pa.ipc.open_stream(content).read_all()
 
 
 class _ShardWorker:

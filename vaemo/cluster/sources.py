@@ -22,6 +22,7 @@ import pyarrow.fs as pafs
 from vaemo import files
 from vaemo.audio.recording import AudioProblem, Decoder, Recording
 from vaemo.cluster.extract import list_recordings
+from vaemo.cluster.runtime import from_bytes, to_bytes
 from vaemo.config import Config
 from vaemo.errors import ReadManifestError, ReadStoreError, UsageError
 from vaemo.extract import extract_recording, extract_utterances
@@ -259,19 +260,6 @@ class RecordingsSource:
             roles=roles,
             skip_channels=unheard,
         )
-
-
-def to_bytes(table: pa.Table) -> bytes:
-    """A table for `from_bytes`."""
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table)
-    return sink.getvalue().to_pybytes()
-
-
-def from_bytes(content: bytes) -> pa.Table:
-    """The table that `to_bytes` packed."""
-    return pa.ipc.open_stream(content).read_all()
 
 
 def _runs(table: pa.Table, part_lengths: Sequence[int]) -> tuple[np.ndarray, list[str]]:
