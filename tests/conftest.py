@@ -1,15 +1,22 @@
-"""Settings that hold for every test: offline, no usage reports, no token left behind by a local Ray."""
+"""Settings that hold for every test: offline, no usage reports, a Ray that meets no other."""
 
+import atexit
 import os
+import shutil
+import tempfile
+
+import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 # A local Ray would otherwise leave ~/.ray/auth_token, which later clients of the machine trip over.
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+# Ray notes the address of its newest cluster in its temporary folder, and `ray.init` attaches to that: test processes
+# side by side would share a cluster that one of them kills. The path is short, for sockets lie below it (107 bytes).
+os.environ["RAY_TMPDIR"] = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
+atexit.register(shutil.rmtree, os.environ["RAY_TMPDIR"], ignore_errors=True)
 # Small tensors: two threads that wait for each other on a busy machine cost many times what they save.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-
-import pytest
 
 
 @pytest.fixture

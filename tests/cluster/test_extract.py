@@ -1,6 +1,5 @@
 """Stores made on the cluster equal what the plain functions give, whatever is killed, and are made once."""
 
-import contextlib
 import json
 import os
 import signal
@@ -16,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 import soundfile
+from processes import kill, kill_tree, workers
 from ray.cluster_utils import Cluster
 from speech_cases import call
 
@@ -273,33 +273,6 @@ def test_the_licence_of_opensmile_is_asked_for(corpus, tmp_path, capsys, monkeyp
     assert capsys.readouterr().out == ""
 
 
-def descendants(pid):
-    """Processes below a process, by /proc, children before grandchildren."""
-    below = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            child, parent = int(stat.parent.name), int(stat.read_text().rpartition(")")[2].split()[1])
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        below.setdefault(parent, []).append(child)
-    found = list(below.get(pid, []))
-    for child in found:
-        found += below.get(child, [])
-    return found
-
-
-def command_of(pid):
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
-    except (FileNotFoundError, ProcessLookupError):
-        return ""
-
-
-def kill(pid):
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
-
-
 def wait_for_parts(out, n, timeout_s=120.0):
     deadline = time.monotonic() + timeout_s
     while len(list(Path(out).glob("part-*.parquet"))) < n:
@@ -313,9 +286,7 @@ def kill_driver(manifest, out, after_parts):
     try:
         wait_for_parts(out, after_parts)
     finally:
-        members = [job.pid, *descendants(job.pid)]
-        for pid in members:
-            kill(pid)
+        kill_tree(job.pid)
         job.communicate()
 
 
@@ -353,9 +324,8 @@ def kill_workers(out, times, stop):
     for n in range(1, times + 1):
         while len(list(Path(out).glob("part-*.parquet"))) < n and not stop.is_set():
             time.sleep(0.01)
-        workers = [pid for pid in descendants(os.getpid()) if "MapWorker" in command_of(pid)]
-        if workers:
-            kill(workers[0])
+        for worker in workers("ray::MapWorker")[:1]:
+            kill(worker)
 
 
 @pytest.mark.parametrize("times", [1, pytest.param(10, marks=pytest.mark.slow)])

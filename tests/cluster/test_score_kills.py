@@ -1,9 +1,7 @@
 """Scoring on Ray: as in one process, and as undisturbed when driver, worker or node are killed."""
 
-import contextlib
 import os
 import random
-import signal
 import subprocess
 import sys
 import threading
@@ -12,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import ray
+from processes import kill, workers
 from ray.cluster_utils import Cluster
 from scoring_cases import assert_close, make_checkpoint, make_world, rows_of, run, run_inline, written
 
@@ -65,22 +64,6 @@ def wait_for_parts(out, n, process=None):
         time.sleep(0.01)
 
 
-def own_workers():
-    """Pids of the actors that this process's Ray runs, and nobody else's."""
-    parents, names = {}, {}
-    for status in Path("/proc").glob("[0-9]*/status"):
-        with contextlib.suppress(OSError):
-            facts = dict(line.split(":\t", 1) for line in status.read_text().splitlines() if ":\t" in line)
-            pid = int(facts["Pid"])
-            parents[pid] = int(facts["PPid"])
-            names[pid] = status.with_name("cmdline").read_bytes().decode()
-
-    def is_ours(pid):
-        return pid == os.getpid() or (pid in parents and is_ours(parents[pid]))
-
-    return [pid for pid, name in names.items() if name.startswith("ray::MapWorker") and is_ours(pid)]
-
-
 def test_the_cluster_scores_as_one_process_does(local_ray, archive, tmp_path):
     run(*archive[:2], tmp_path / "out")
     assert_undisturbed(tmp_path / "out", archive)
@@ -108,14 +91,14 @@ def test_a_killed_driver_loses_and_doubles_nothing(local_ray, archive, tmp_path,
 def test_a_killed_worker_loses_and_doubles_nothing(local_ray, archive, tmp_path, seed):
     out, killed = tmp_path / "out", []
 
-    def kill():
+    def kill_one():
         wait_for_parts(out, 1)
         time.sleep(random.Random(seed).uniform(0, 0.5))
-        for worker in own_workers()[:1]:
-            os.kill(worker, signal.SIGKILL)
+        for worker in workers("ray::MapWorker")[:1]:
+            kill(worker)
             killed.append(worker)
 
-    killer = threading.Thread(target=kill)
+    killer = threading.Thread(target=kill_one)
     killer.start()
     run(*archive[:2], out)
     killer.join()
@@ -132,14 +115,14 @@ def test_a_killed_node_loses_and_doubles_nothing(archive, tmp_path, seed):
     ray.init(address=nodes.address, logging_level="ERROR", log_to_driver=False)
     out, killed = tmp_path / "out", []
 
-    def kill():
+    def lose_node():
         wait_for_parts(out, 1)
         time.sleep(random.Random(seed).uniform(0, 0.5))
         lost.kill_raylet()
         killed.append(lost)
 
     try:
-        killer = threading.Thread(target=kill)
+        killer = threading.Thread(target=lose_node)
         killer.start()
         run(*archive[:2], out)
         killer.join()

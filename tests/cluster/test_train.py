@@ -1,11 +1,9 @@
 """Training on a local Ray: workers equal one, whatever dies, and folds hold out every row."""
 
-import contextlib
 import dataclasses
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
 import threading
@@ -15,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from processes import kill, kill_tree, workers
 
 from vaemo import scores
 from vaemo.cluster.train import _train_worker, train
@@ -121,28 +120,11 @@ def kill_a_worker(out, after, delay_s):
     while len(lines(out)) < after and time.monotonic() < deadline:
         time.sleep(0.02)
     time.sleep(delay_s)
-    workers: list[int] = []
-    while not workers and time.monotonic() < deadline:
-        workers = [pid for pid, command in descendants(os.getpid()).items() if "RayTrainWorker" in command]
+    found = []
+    while not found and time.monotonic() < deadline:
+        found = workers("RayTrainWorker")
     # The newest: workers of the run before may still be on their way out.
-    os.kill(max(workers), signal.SIGKILL)
-
-
-def descendants(root):
-    """Command line of every process that `root` started, directly or not, by pid."""
-    listed = subprocess.run(["ps", "-e", "-o", "pid=,ppid=,args="], capture_output=True, text=True, check=True).stdout
-    processes = [line.split(None, 2) for line in listed.splitlines()]
-    family, found = {root}, {}
-    while True:
-        born = [
-            (int(pid), command)
-            for pid, parent, command in processes
-            if int(parent) in family and int(pid) not in family
-        ]
-        if not born:
-            return found
-        found |= dict(born)
-        family |= dict(born).keys()
+    kill(found[-1])
 
 
 def survive_worker_kill(undisturbed, store, out, workers, after, delay_s):
@@ -180,10 +162,7 @@ def survive_driver_kill(undisturbed, store, out, after, delay_s):
     while len(lines(out)) < after and time.monotonic() < deadline and job.poll() is None:
         time.sleep(0.02)
     time.sleep(delay_s)
-    # The driver alone would take its local Ray down in good order; a machine that fails does not.
-    for pid in [job.pid, *descendants(job.pid)]:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+    kill_tree(job.pid)
     job.communicate()
     assert len(lines(out)) < len(lines(undisturbed)), "the run ended before it could be killed"
 

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from processes import memory
 from speech_cases import SENTENCES, VOICES, sentence
 from tiny_models import write_speech_model
 
@@ -143,28 +144,6 @@ def test_the_encoder_beats_naive_batches(tmp_path):
     assert ratio >= 1.8
 
 
-def pss_bytes(pid):
-    """Proportional memory of a process and all below it."""
-    children = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            parent = int(stat.read_text().rpartition(")")[2].split()[1])
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        children.setdefault(parent, []).append(int(stat.parent.name))
-    found = [pid]
-    for process in found:
-        found += children.get(process, [])
-    total = 0
-    for process in found:
-        try:
-            lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
-        except (FileNotFoundError, ProcessLookupError, PermissionError):
-            continue
-        total += sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
-    return total
-
-
 def peak_of_job(folder, out):
     job = subprocess.Popen(
         # One recording a part: an hour keeps every worker busy, as four hours do.
@@ -182,7 +161,7 @@ def peak_of_job(folder, out):
     def watch():
         nonlocal peak
         while not done.wait(0.5):
-            peak = max(peak, pss_bytes(job.pid))
+            peak = max(peak, memory(job.pid))
 
     watcher = threading.Thread(target=watch)
     watcher.start()
