@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from vaemo.model.updater import Memory
+from vaemo.model.updater import Memory, UpdaterConstants
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Diagnostics:
 class Weights(NamedTuple):
     """What is derived from the parameters once per chunk."""
 
-    updater: list[Any]
+    updater: UpdaterConstants | None
     alpha: Tensor | None
     head: tuple[Tensor, Tensor, Tensor]
 

@@ -336,7 +336,7 @@ class SessionRegressor(nn.Module):
         dropout: tuple[Tensor | None, Tensor | None] | list[Tensor | None] = (None, None),
     ) -> tuple[Tensor, Carried]:
         """Predictions of one step (L, 2) and what is carried on; `valid` (L,), or None where every lane is."""
-        if to_updater is None:
+        if to_updater is None or weights.updater is None:
             return self.head(to_head, None, weights.head, dropout[1]), carried
         u, memory = self.updater.step(to_updater, self._feedback_input(fed), carried.memory, valid, weights.updater)
         c = self.ema.step(u if dropout[0] is None else u * dropout[0], carried.c, weights.alpha)
@@ -363,7 +363,7 @@ class SessionRegressor(nn.Module):
 
     def _weights(self) -> Weights:
         if not self.has_memory:
-            return Weights([], None, self.head.weights())
+            return Weights(None, None, self.head.weights())
         return Weights(self.updater.constants(), self.ema.per_channel(self.label_deviation), self.head.weights())
 
     def _feedback_input(self, fed: Fed | None) -> Tensor | None:

@@ -6,7 +6,7 @@ Letters: L lanes, T steps, D width of z, H width inside (d_model).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,19 @@ Memory = list[LayerMemory]
 
 MEMORY_FIELDS = ("conv_tail", "ssm", "hidden")
 """The fields of `SessionState` that hold the memory of all layers."""
+
+
+class UpdaterConstants(NamedTuple):
+    """What is derived from the parameters once per chunk: in a loop, the gradient of a slice taken at every step
+    would cost a whole weight each time.
+
+    Attributes:
+        feedback: The input's weight of what is fed back, (H, 2 or 4), or (H, 0).
+        mixers: Of every block.
+    """
+
+    feedback: Tensor
+    mixers: list[Any]
 
 
 class Mixer(Protocol):
@@ -130,16 +143,16 @@ class Updater(nn.Module):
         names = self.layers[0].mixer.memory
         return {name: torch.stack(layers, 1) for name, layers in zip(names, zip(*memory, strict=True), strict=True)}
 
-    def constants(self) -> list[Any]:
-        """What every block derives from its parameters, once per chunk."""
-        return [block.mixer.constants() for block in self.layers]
+    def constants(self) -> UpdaterConstants:
+        """What `forward` and `step` need of the parameters, computed once per chunk."""
+        return UpdaterConstants(self.input.weight[:, self.z_dim :], [block.mixer.constants() for block in self.layers])
 
     def project(self, z: Tensor) -> Tensor:
         """The input's share of z, (..., H), with its bias."""
         return functional.linear(z, self.input.weight[:, : self.z_dim], self.input.bias)
 
     def forward(
-        self, projected: Tensor, fed: Tensor | None, memory: Memory, valid: Tensor, constants: list[Any]
+        self, projected: Tensor, fed: Tensor | None, memory: Memory, valid: Tensor, constants: UpdaterConstants
     ) -> tuple[Tensor, Memory]:
         """The output u over a chunk.
 
@@ -160,7 +173,7 @@ class Updater(nn.Module):
         return u.unflatten(0, projected.shape[:2]), memory
 
     def step(
-        self, projected: Tensor, fed: Tensor | None, memory: Memory, valid: Tensor | None, constants: list[Any]
+        self, projected: Tensor, fed: Tensor | None, memory: Memory, valid: Tensor | None, constants: UpdaterConstants
     ) -> tuple[Tensor, Memory]:
         """The output u of one step: the arguments of `forward` without T; `valid` None where every lane is."""
         steps = [block.step for block in self.layers]
@@ -177,11 +190,11 @@ class Updater(nn.Module):
         fed: Tensor | None,
         memory: Memory,
         valid: Tensor | None,
-        constants: list[Any],
+        constants: UpdaterConstants,
     ) -> tuple[Tensor, Memory]:
-        x = projected if fed is None else projected + functional.linear(fed, self.input.weight[:, self.z_dim :])
+        x = projected if fed is None else projected + functional.linear(fed, constants.feedback)
         after = []
-        for block, layer_memory, constant in zip(blocks, memory, constants, strict=True):
+        for block, layer_memory, constant in zip(blocks, memory, constants.mixers, strict=True):
             x, layer_memory = block(x, layer_memory, valid, constant)
             after.append(layer_memory)
         return self.norm(self.output(x)), after
