@@ -33,7 +33,7 @@ from vaemo.progress import Progress
 from vaemo.scoring.score import check_features
 from vaemo.sessions import Session, read_sessions
 from vaemo.shards import claim_folder, digest
-from vaemo.speakers import with_running_means
+from vaemo.speakers import aggregate_speakers
 from vaemo.store import FeatureStore
 
 DELTAS, SPEAKERS, USED, PROVENANCE = "deltas.safetensors", "speakers.parquet", "used.parquet", "_provenance.json"
@@ -90,7 +90,7 @@ class Personal:
         path = files.join(folder, DELTAS)
         try:
             content = files.read_bytes(path)
-            tensors, found = load(content), _metadata(content).get("fingerprint", "")
+            tensors, found = load(content), metadata_of(content).get("fingerprint", "")
         except (OSError, SafetensorError) as error:
             raise ReadCheckpointError(
                 f"'{path}' cannot be read ({error.__class__.__name__}); give the --out folder of jobs/personalize.py."
@@ -106,7 +106,7 @@ class Personal:
         return Personal(stacked, {speaker: row for row, speaker in enumerate(speakers)}, fingerprint)
 
 
-def _metadata(content: bytes) -> dict[str, str]:
+def metadata_of(content: bytes) -> dict[str, str]:
     """The metadata of a safetensors file: its header is JSON, its length stands in the first eight bytes."""
     length = int.from_bytes(content[:8], "little")
     return json.loads(content[8 : 8 + length]).get("__metadata__", {})
@@ -199,7 +199,8 @@ def personalize_store(store_path: str, checkpoint_path: str, out: str, config: C
         One row per speaker, as `personalize` gives it.
 
     Raises:
-        FeatureMismatchError: if the features are not those that the checkpoint was trained on, or it has no FiLM.
+        FeatureMismatchError: if the features are not those that the checkpoint was trained on, it has no FiLM, or it
+            was trained on enrolled speakers and one speaks in a single session.
         LabelError: if no speaker has enough labelled utterances.
         OtherRunError: if the folder holds another run.
     """
@@ -209,8 +210,8 @@ def personalize_store(store_path: str, checkpoint_path: str, out: str, config: C
     check_features(checkpoint.model, trained_on, store.dims, made_by, store_path)
     config = dataclasses.replace(config, model=checkpoint.config.model, sessions=checkpoint.config.sessions)
     sessions = read_sessions(store, config)
-    if checkpoint.features and checkpoint.features.speaker_aggregation == "running_mean":
-        sessions = [with_running_means(session) for session in sessions]
+    if checkpoint.features:
+        sessions = aggregate_speakers(sessions, checkpoint.features.speaker_aggregation)
     labelled = [session for session in sessions if not np.isnan(session.labels).all()]
     content = np.concatenate([session.labels for session in labelled] or [np.empty((0, 2), np.float32)])
     utt_ids = [utt_id for session in labelled for utt_id in session.utt_ids]
@@ -337,7 +338,7 @@ def _fit(
         name: torch.zeros(n_fits, *parameter.shape, dtype=parameter.dtype, requires_grad=True)
         for name, parameter in _changed(model, config).items()
     }
-    optimizer = torch.optim.Adam(deltas.values(), lr=config.lr)
+    optimizer = torch.optim.Adam(deltas.values(), lr=config.lr, fused=True)
 
     def errors(labels: Tensor, change: FilmDelta | None) -> Tensor:
         prediction, _ = model(

