@@ -108,7 +108,7 @@ def card_of(
         "",
         "## Licences of what the features come from",
         "",
-        *_licences(config.get("features")),
+        *_licences(config.get("features"), provenance.get("encoder")),
         "",
         "## Config",
         "",
@@ -149,7 +149,7 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
-def _licences(features: Mapping[str, Any] | None) -> list[str]:
+def _licences(features: Mapping[str, Any] | None, encoder: Mapping[str, Any] | None) -> list[str]:
     if features is None:
         return ["- unknown: the store does not say which extractors made it"]
     lines = []
@@ -168,5 +168,7 @@ def _licences(features: Mapping[str, Any] | None) -> list[str]:
             licence = "Praat through parselmouth, GPL-3.0"
         else:
             licence = "a pretrained encoder: its own licence applies, and that of the data it was trained on"
+            if stream == "speech" and encoder:
+                name, licence = encoder["name"], f"{licence}; trained further with this model ({encoder['trained']})"
         lines.append(f"- {stream}: `{name}`: {licence}")
     return lines

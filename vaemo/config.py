@@ -41,7 +41,12 @@ class AudioConfig:
         False, "Pass every utterance through 8 kHz mu-law, to train on wideband speech for telephone calls."
     )
     max_recording_s: float = option(
-        36_000.0, "A recording longer than this is refused as too_long before it is decoded.", low=1
+        36_000.0,
+        "A longer recording gets the status too_long: by its header before it is decoded, or when so much came out.",
+        low=1,
+    )
+    max_utterance_s: float = option(
+        600.0, "A longer utterance of a manifest, which is held in memory, gets the status too_long.", low=1
     )
 
 
@@ -69,7 +74,26 @@ class FeatureConfig:
         "logmel", "`logmel` (built in), `none`, or a WavLM, wav2vec2 or HuBERT model: a hub name or a folder."
     )
     speech_revision: str = option("main", "Revision of a hub model; pin a commit to keep features reproducible.")
-    speech_layer: int = option(-1, "Hidden layer that is pooled; -1 is the last. Ignored by `logmel`.", low=-1, high=64)
+    speech_layer: int | Literal["mean", "weighted"] = option(
+        -1,
+        "Hidden layer that is pooled, -1 is the last; or the mean over all layers, plain or with weights that were "
+        "trained end to end. Ignored by `logmel`.",
+        low=-1,
+        high=64,
+    )
+    speech_pooling: Literal["mean", "attention"] = option(
+        "mean", "How frames become one vector: their mean, or weights over them that were trained end to end."
+    )
+    speech_precision: Literal["bf16", "fp16", "fp32"] = option(
+        "bf16",
+        "Arithmetic of the speech encoder on CUDA; on a CPU it is fp32. Training takes bf16 for fp16, whose range is "
+        "too small for gradients.",
+    )
+    speech_compile: bool = option(
+        False,
+        "Compile the encoder's layers (torch.compile) where it runs on CUDA, to extract from thousands of utterances.",
+        runtime=True,
+    )
     prosody: str = option("egemaps", "`egemaps`, `gemaps` or `compare` (openSMILE), `praat` (extra), or `none`.")
     speaker: str = option(
         "ltas", "`ltas` (built in), `none`, or a SpeechBrain ECAPA or x-vector model: a hub name or a folder."
@@ -247,10 +271,26 @@ class TrainConfig:
     )
     dtype: Literal["float32", "float64"] = option("float32", "Precision of the model.")
     keep_checkpoints: int = option(2, "Resumable checkpoints that are kept.", low=1, runtime=True)
-    encoder: Literal["frozen", "last_k", "all"] = option("frozen", "Which layers of the speech encoder are trained.")
-    encoder_layers: int = option(2, "How many layers `last_k` trains.", low=1)
-    encoder_lr: float = option(3e-5, "Learning rate of the encoder.", low=1e-8, high=1)
-    encoder_from_epoch: int = option(0, "Epoch at which the encoder is unfrozen.", low=0)
+    encoder: Literal["frozen", "last_k", "all"] = option(
+        "frozen",
+        "What is trained of the speech encoder that made the store, from the manifest's audio: nothing, its last "
+        "layers, or all of it.",
+    )
+    encoder_layers: int = option(
+        2,
+        "How many of the transformer's layers `last_k` trains; all of them leave the convolutions as they are.",
+        low=1,
+    )
+    encoder_lr: float = option(3e-5, "Peak learning rate of the encoder.", low=1e-8, high=1)
+    encoder_from_epoch: int = option(
+        0, "Epochs on the store's features before the encoder is unfrozen and audio is read.", low=0
+    )
+    encoder_checkpointing: bool = option(
+        True,
+        "Compute each batch of the encoder once more for its gradient: memory of one batch instead of a whole "
+        "window's, for one more forward pass.",
+        runtime=True,
+    )
     trackers: tuple[str, ...] = option(("tensorboard",), "Any of tensorboard, mlflow, wandb.", runtime=True)
 
     def __post_init__(self) -> None:
@@ -258,6 +298,11 @@ class TrainConfig:
             raise ConfigValueError(
                 f"train.sampling_hold_fraction is {self.sampling_hold_fraction} and train.sampling_end_fraction "
                 f"{self.sampling_end_fraction}; together they may be 1 at most."
+            )
+        if self.encoder != "frozen" and self.encoder_from_epoch >= self.epochs:
+            raise ConfigValueError(
+                f"train.encoder is '{self.encoder}', and train.encoder_from_epoch {self.encoder_from_epoch} of "
+                f"train.epochs {self.epochs}: the encoder would never be trained. Unfreeze it earlier."
             )
 
 
@@ -278,6 +323,11 @@ class ExtractConfig:
         120.0, "A decode that takes longer becomes a row with status timeout.", low=0.1, runtime=True
     )
     batch_s: float = option(60.0, "Seconds of speech in one batch of an encoder.", low=1, runtime=True)
+    root: str | None = option(
+        None,
+        "Folder or URI below which everything that a manifest names must lie; for manifests that others wrote.",
+        runtime=True,
+    )
 
 
 @dataclasses.dataclass(frozen=True)

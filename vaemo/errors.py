@@ -4,6 +4,8 @@ Every message says what was found, where, what is allowed and what to do. A job 
 without a traceback, and ends with the class's `exit_code`: 2 for wrong usage, 1 for everything else.
 """
 
+from __future__ import annotations
+
 
 class VaemoError(Exception):
     """A mistake that the user can mend; anything else that is raised is a bug of ours."""
@@ -97,11 +99,28 @@ class OtherRunError(VaemoError):
 
 
 class ClusterError(VaemoError):
-    """The cluster is too small for the job, or made no progress for too long."""
+    """The cluster is too small for the job, its nodes do not see the same data, or it made no progress for too long."""
+
+
+class StorageError(VaemoError):
+    """A disk or an object store does not take or give what it should: it is full, refuses, or does not answer."""
+
+    @classmethod
+    def of(cls, error: OSError, path: str = "") -> StorageError:
+        """The error for what the system says, of a path where it does not name one."""
+        said = " ".join(str(error).split())
+        return cls(
+            f"storage failed{f' at {path}' if path and path not in said else ''}: {said}. Nothing is half written; "
+            "put it right and run the same command again, which does what is missing."
+        )
 
 
 class TooManyFailuresError(VaemoError):
     """More utterances failed than the config allows; every one of them is listed in the output."""
+
+
+class SweepFailedError(VaemoError):
+    """No trial of a sweep ran to its end."""
 
 
 class DivergedError(VaemoError):

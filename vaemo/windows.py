@@ -54,6 +54,7 @@ class PackedSessions:
         lengths: Utterances of each session, (sessions,).
         offsets: Row at which each session begins, (sessions,).
         session_ids: One per session.
+        utt_ids: (U,), objects.
     """
 
     features: Streams
@@ -62,6 +63,7 @@ class PackedSessions:
     lengths: np.ndarray
     offsets: np.ndarray
     session_ids: list[str]
+    utt_ids: np.ndarray
 
     @staticmethod
     def of(
@@ -81,6 +83,7 @@ class PackedSessions:
             lengths=lengths,
             offsets=np.cumsum(lengths) - lengths,
             session_ids=[session.session_id for session in sessions],
+            utt_ids=np.concatenate([session.utt_ids for session in sessions]),
         )
 
     def windows(self, schedule: LaneSchedule, lanes: Sequence[int] | np.ndarray | None = None) -> Iterator[Window]:

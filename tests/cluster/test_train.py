@@ -12,18 +12,23 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
+from finetune_cases import Heard
 from processes import kill, kill_tree, workers
 
 from vaemo import scores
 from vaemo.cluster.train import _train_worker, train
 from vaemo.config import Config
 from vaemo.errors import ClusterError, LabelError, NonFiniteFeatureError, OtherRunError, UsageError, revive
+from vaemo.features.speech import SpeechEncoder
 from vaemo.metrics import ccc
 from vaemo.model.checkpoint import load_checkpoint
 from vaemo.sessions import read_sessions
 from vaemo.store import FeatureStore
+from vaemo.stream import Stream
 from vaemo.testing import linear_world, write_store
+from vaemo.training.waveforms import Waveforms
 
 pytestmark = pytest.mark.ray
 
@@ -150,14 +155,15 @@ def test_workers_killed_anywhere(undisturbed, store, local_ray, tmp_path, seed):
     )
 
 
-def start_job(store, out):
+def start_job(store, out, *more):
     command = [sys.executable, str(ROOT / "jobs" / "train.py"), "--config", "seed", "--store", store, "--out", out]
     command += [part for override in OVERRIDES for part in ("--set", override)]
-    return subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, text=True)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen([*command, *more], env=environment, stdout=subprocess.PIPE, text=True)
 
 
-def survive_driver_kill(undisturbed, store, out, after, delay_s):
-    job = start_job(store, out)
+def survive_driver_kill(undisturbed, store, out, after, delay_s, *more):
+    job = start_job(store, out, *more)
     deadline = time.monotonic() + 120
     while len(lines(out)) < after and time.monotonic() < deadline and job.poll() is None:
         time.sleep(0.02)
@@ -166,7 +172,7 @@ def survive_driver_kill(undisturbed, store, out, after, delay_s):
     job.communicate()
     assert len(lines(out)) < len(lines(undisturbed)), "the run ended before it could be killed"
 
-    again = start_job(store, out)
+    again = start_job(store, out, *more)
     said, _ = again.communicate(timeout=240)
     assert again.returncode == 0
     assert_same_lines(lines(out), lines(undisturbed), SAME_RUN)
@@ -185,6 +191,20 @@ def test_driver_killed_and_job_run_again(undisturbed, store, tmp_path):
 def test_drivers_killed_anywhere(undisturbed, store, tmp_path, seed):
     chance = random.Random(seed)
     survive_driver_kill(undisturbed, store, str(tmp_path / "run"), chance.randrange(0, 4), chance.uniform(0, 0.5))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_driver_killed_while_the_encoder_is_trained(tmp_path):
+    corpus = Heard(tmp_path / "heard", sessions=(24, 6))
+    trained = ["train.encoder=all", "train.encoder_lr=1e-3", "train.encoder_from_epoch=1", "train.window=3"]
+    more = ["--manifest", corpus.manifest, *(part for override in trained for part in ("--set", override))]
+    whole = str(tmp_path / "whole")
+    assert start_job(corpus.store.path, whole, *more).wait(400) == 0
+    survive_driver_kill(whole, corpus.store.path, str(tmp_path / "run"), 3, 0.2, *more)
+    found, expected = (SpeechEncoder(load_checkpoint(f"{out}/best").features) for out in (tmp_path / "run", whole))
+    samples = Waveforms.of_store(corpus.store, corpus.manifest, corpus.config()).read(["s0-0", "s1-0"])
+    np.testing.assert_allclose(found(samples), expected(samples), atol=SAME_RUN)
 
 
 def test_folds(store, local_ray, tmp_path):
@@ -207,6 +227,23 @@ def test_folds(store, local_ray, tmp_path):
         assert 0 < len(held_out) < len(trained_on)
         assert load_checkpoint(Path(out, f"fold-{name}", "best")).metrics["epoch"] == 2
     assert train(store, out, config("train.epochs=2"), folds="k=2") == summary
+
+
+def test_folds_with_an_encoder_each(local_ray, tmp_path):
+    corpus = Heard(tmp_path / "heard", sessions=(8, 0), lengths=(4, 5))
+    settings = corpus.config(epochs=1, encoder_lr=1e-2)
+    train(corpus.store.path, str(tmp_path / "run"), settings, folds="k=2", manifest=corpus.manifest)
+    rows = scores.read_utterances(str(tmp_path / "run" / "oof"))
+    waveforms = Waveforms.of_store(corpus.store, corpus.manifest, settings)
+    for fold in ("0", "1"):
+        held_out = rows.filter(pc.equal(rows["fold"], fold))
+        session = held_out.filter(pc.equal(held_out["session_id"], held_out["session_id"][0]))
+        stream = Stream(tmp_path / "run" / f"fold-{fold}" / "best")
+        heard = [stream.push(samples, 16_000) for samples in waveforms.read(session["utt_id"].to_pylist())]
+        for name in ("valence", "arousal"):
+            found = [getattr(prediction, name) for prediction in heard]
+            assert session[name].to_pylist() == pytest.approx(found, abs=1e-5)
+        assert load_checkpoint(tmp_path / "run" / f"fold-{fold}" / "best").has_encoder
 
 
 def test_labels_are_looked_at_before_the_folder_is_claimed(tmp_path):
@@ -238,7 +275,7 @@ def test_lanes_must_be_shared_evenly(store, tmp_path):
 
 
 def test_speech_is_not_in_a_store(store, tmp_path):
-    with pytest.raises(UsageError, match=r"train.encoder is 'all'; a feature store holds pooled features"):
+    with pytest.raises(UsageError, match=r"train.encoder is 'all', and a feature store holds pooled features"):
         train(store, str(tmp_path / "run"), config("train.encoder=all"))
 
 

@@ -19,6 +19,7 @@ from torch.nn import functional
 from vaemo.config import Config
 from vaemo.lanes import schedule_lanes
 from vaemo.sessions import Session
+from vaemo.training import trainer as trainer_module
 from vaemo.training.loss import window_loss, window_sums
 from vaemo.training.trainer import Trainer
 
@@ -135,15 +136,10 @@ def test_epoch_against_the_plain_loop(feedback, at_least):
 
 
 def test_little_time_is_spent_outside_forward_and_backward(monkeypatch):
+    """Forward is what leads from a window's features to predictions: noise, dropout masks, the model."""
     torch.set_num_threads(2)
-    config = Config.load("default")
-    trainer = Trainer(
-        sessions(48, 40, 60, DIMS),
-        sessions(2, 5, 9, DIMS),
-        config,
-    )
+    trainer = Trainer(sessions(48, 40, 60, DIMS), sessions(2, 5, 9, DIMS), Config.load("default"))
     spent = []
-    forward, backward = trainer.model.forward, torch.Tensor.backward
 
     def timed(function):
         def call(*args, **kwargs):
@@ -154,8 +150,13 @@ def test_little_time_is_spent_outside_forward_and_backward(monkeypatch):
         return call
 
     trainer._train_epoch(0)
-    monkeypatch.setattr(trainer.model, "forward", timed(forward))
-    monkeypatch.setattr(torch.Tensor, "backward", timed(backward))
+    for owner, name in (
+        (trainer_module, "add_noise"),
+        (trainer.model, "draw_dropout"),
+        (trainer.model, "forward"),
+        (torch.Tensor, "backward"),
+    ):
+        monkeypatch.setattr(owner, name, timed(getattr(owner, name)))
     whole_s, _ = seconds(lambda: trainer._train_epoch(1))
     outside = 1 - sum(spent) / whole_s
     print(f"\noutside forward and backward: {outside:.1%} of an epoch of {whole_s:.1f} s")

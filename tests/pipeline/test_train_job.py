@@ -34,10 +34,13 @@ def job(*args, **env):
     [
         (["--set", "train.learning_rate=1"], 2, "unknown config key 'train.learning_rate'"),
         (["--workers", "5"], 2, "train.lanes is 16, which 5 workers cannot share evenly"),
+        (["--set", "train.encoder=all"], 2, "train.encoder is 'all', and a feature store holds pooled features"),
+        (["--manifest", "m.jsonl"], 2, "--manifest is there to train the encoder; set train.encoder to last_k or all"),
         (["--folds", "by=day"], 2, "--folds by=day: give by=fold, by=speaker, or k=N"),
         (["--folds", "by=fold"], 1, "the column 'fold' has 0 values"),
         (["--set", "labels.range=[0.4, 0.6]"], 1, "outside the model's range"),
-        (["--set", "features.speaker_aggregation=enrolled"], 2, "take utterance or running_mean"),
+        (["--set", "features.speaker_aggregation=enrolled"], 2, "does not say what its features are"),
+        (["--speakers", "voices.parquet"], 2, "speaker_aggregation is utterance; enrolments need enrolled"),
         (["--set", "features.speaker_aggregation=running_mean"], 2, "does not say what its features are"),
     ],
 )

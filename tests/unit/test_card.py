@@ -79,6 +79,14 @@ def test_licences_follow_the_extractors():
     assert "unknown: the store does not say which extractors made it" in card_of(unknown, METRICS, PROVENANCE)
 
 
+def test_an_encoder_of_its_own_is_named_by_where_it_comes_from():
+    config = Config().replace({"features": {"speech": "./encoder"}}).to_dict()
+    origin = {"encoder": {"name": "microsoft/wavlm-base", "trained": "last 2 layers"}}
+    card = card_of(config, METRICS, {**PROVENANCE, **origin})
+    assert "- speech: `microsoft/wavlm-base`: a pretrained encoder: its own licence applies" in card
+    assert "trained further with this model (last 2 layers)" in card
+
+
 @pytest.mark.parametrize("name", ["config.yaml", "metrics.json", "provenance.json"])
 def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path, name):
     folder = write_checkpoint(tmp_path / "best")

@@ -73,6 +73,7 @@ def test_overrides_are_converted_to_the_field_type():
         ("labels.range=[1, 7, 9]", ConfigValueError, r"allowed is a list of 2 of a number or null"),
         ("model.label_range=[0, 2]", ConfigValueError, r"allowed are \[0, 1\] and \[-1, 1\]"),
         ("train.sampling_hold_fraction=0.9", ConfigValueError, r"together they may be 1 at most"),
+        ("train.encoder_from_epoch=30", ConfigValueError, r"of train\.epochs 30: the encoder would never be trained"),
         ("alpha=0.9", ConfigValueError, r"give section\.key=value"),
         ("model.alpha", ConfigValueError, r"give section\.key=value"),
         ("model.alpha=[", ConfigValueError, r"is not a YAML value"),
@@ -82,6 +83,8 @@ def test_bad_overrides_say_what_is_allowed(override, error, message):
     overrides = [override]
     if "hold_fraction" in override:
         overrides.append("train.sampling_end_fraction=0.2")
+    if "encoder" in override:
+        overrides.append("train.encoder=all")
     with pytest.raises(error, match=message):
         Config.load("default", overrides)
 

@@ -1,11 +1,11 @@
 """The training loop in one process: what it computes, what it repeats exactly, what it refuses, what it warns of."""
 
 import dataclasses
-import threading
 
 import numpy as np
 import pytest
 import torch
+from training_cases import comparable, run_together
 
 from vaemo.config import Config
 from vaemo.errors import DivergedError, LabelError
@@ -13,13 +13,13 @@ from vaemo.lanes import schedule_lanes
 from vaemo.metrics import ccc
 from vaemo.testing import linear_world
 from vaemo.training import curves
-from vaemo.training.group import Group
+from vaemo.training.collapse import signs_of_collapse
 from vaemo.training.loss import window_loss, window_sums
 from vaemo.training.optimiser import lr_factor, moving_average
 from vaemo.training.replay import replay
 from vaemo.training.run_folder import restore_state, save_state
 from vaemo.training.sampling import FeedbackDraws, counts_from, label_probability, step_generator
-from vaemo.training.trainer import Trainer, signs_of_collapse
+from vaemo.training.trainer import Trainer
 from vaemo.windows import PackedSessions
 
 FLOAT64 = 1e-9
@@ -46,43 +46,6 @@ def world(**changes):
 def data():
     made = world()
     return made.sessions("train"), made.sessions("dev")
-
-
-def comparable(history):
-    """Metrics lines without what a clock measured."""
-    return [{key: value for key, value in line.items() if key != "utterances_per_s"} for line in history]
-
-
-class ThreadGroup(Group):
-    """Workers as threads of one process."""
-
-    def __init__(self, rank, size, shared):
-        self.rank, self.size, self._shared = rank, size, shared
-
-    def add(self, tensor):
-        barrier, held = self._shared
-        held[self.rank] = tensor.clone()
-        barrier.wait()
-        total = sum(held[1:], held[0].clone())
-        barrier.wait()
-        return tensor.copy_(total)
-
-
-def run_together(size, config, train, dev, epochs):
-    shared = (threading.Barrier(size), [None] * size)
-    trainers = [Trainer(train, dev, config, group=ThreadGroup(rank, size, shared)) for rank in range(size)]
-
-    def work(trainer):
-        for line in trainer:
-            if line["epoch"] == epochs:
-                return
-
-    threads = [threading.Thread(target=work, args=(trainer,)) for trainer in trainers]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(120)
-    return trainers
 
 
 # -- equality ------------------------------------------------------------------------------------------------------
@@ -340,7 +303,7 @@ def test_patience_ends_a_run(data):
     )
     trainer.history = []
     results = iter([0.3, 0.2, 0.25, 0.1, 0.9])
-    trainer._judge = lambda: {
+    trainer._judge = lambda dev: {
         **dict.fromkeys(("dev_ccc_valence", "dev_ccc_arousal", "dev_rmse_valence", "dev_rmse_arousal"), 0.0),
         **dict.fromkeys(("prediction_sd_valence", "prediction_sd_arousal", "state_sd"), 1.0),
         "dev_ccc_avg": next(results),

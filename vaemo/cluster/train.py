@@ -13,49 +13,61 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
-import numpy as np
-import pyarrow as pa
 import ray
 import ray.train
 import torch
-from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.exceptions import RayActorError
+from ray.train import (
+    Checkpoint,
+    CheckpointConfig,
+    ControllerError,
+    FailureConfig,
+    RunConfig,
+    ScalingConfig,
+    WorkerGroupError,
+)
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from vaemo import files, scores
+from vaemo import files
 from vaemo.cluster.console import Console, tell
-from vaemo.cluster.runtime import connect
+from vaemo.cluster.nodes import check_visible, driver_node, total
+from vaemo.cluster.runtime import NO_PROGRESS_S, connect
 from vaemo.config import Config
 from vaemo.errors import ClusterError, UsageError, VaemoError, revive
-from vaemo.metrics import Moments
 from vaemo.model.checkpoint import load_checkpoint
 from vaemo.progress import say
-from vaemo.sessions import Session, label_scale, read_sessions
 from vaemo.shards import claim_folder, digest
-from vaemo.speakers import aggregate_speakers
-from vaemo.splits import Fold, make_folds, plain_split
-from vaemo.store import FeatureStore
+from vaemo.splits import Fold
 from vaemo.training import run_folder
 from vaemo.training.curves import draw_curves
+from vaemo.training.data import TrainingData
+from vaemo.training.end_to_end import EndToEnd, check_encoder_settings
 from vaemo.training.group import Group, ProcessGroup
-from vaemo.training.replay import replay
+from vaemo.training.held_out import score_held_out
 from vaemo.training.trackers import Trackers
-from vaemo.training.trainer import Trainer, check_labels
-from vaemo.units import DIMENSIONS, SPLITS, LabelScale
-from vaemo.windows import PackedSessions
+from vaemo.training.trainer import Trainer
+from vaemo.units import SPLITS
 
 MAX_FAILURES = 8
 """How often workers may die before the run gives up; each time training goes on from the last epoch."""
 
+PLACE_TRY_S = 60.0
+"""A group of workers that has not found its place on the cluster by then is tried once more, up to `NO_PROGRESS_S`."""
+
 POLL_S = "0.3"
 """A report at an epoch's end waits for the controller to look; Ray's 2 s are longer than an epoch of a small corpus."""
 
-_LIGHT = [
-    "session_id", "utt_id", "speaker_id", "channel", "role", "position", "split", "fold", "start_s", "end_s",
-    "valence", "arousal", "status", "reason",
-]  # fmt: skip
 
-
-def train(store: str, out: str, config: Config, *, workers: int = 1, folds: str | None = None) -> dict[str, Any]:
+def train(
+    store: str,
+    out: str,
+    config: Config,
+    *,
+    workers: int = 1,
+    folds: str | None = None,
+    manifest: str | None = None,
+    speakers: str | None = None,
+) -> dict[str, Any]:
     """Train on a store, or go on with a run that was interrupted, and return its summary.
 
     Args:
@@ -65,61 +77,60 @@ def train(store: str, out: str, config: Config, *, workers: int = 1, folds: str 
         config: Of the run.
         workers: Processes that train one model together; divides `train.lanes`.
         folds: `by=fold`, `by=speaker` or `k=N`; None trains on the splits of the store, or on made ones.
+        manifest: From which the store was extracted, where its speech encoder is trained too (`train.encoder`).
+        speakers: Enrolments, for `features.speaker_aggregation=enrolled`; without a file speakers are enrolled from
+            the other sessions of their split, and RUN/speakers.parquet holds the voices for scoring.
 
     Raises:
-        UsageError: if the lanes cannot be shared by the workers, or for unknown folds.
+        UsageError: if the lanes cannot be shared by the workers, for unknown folds, or for a manifest without an
+            encoder to train.
         OtherRunError: if `out` holds a run with other settings or data.
-        ClusterError: if the cluster has too few CPUs for the workers.
-        VaemoError: what `vaemo.splits`, `vaemo.sessions` and `vaemo.training.trainer` raise.
+        ClusterError: if the cluster has too few CPUs for the workers, a node does not see store or run, or workers
+            are lost and find no place again.
+        VaemoError: what `vaemo.splits`, `vaemo.sessions`, `vaemo.training.trainer` and `.end_to_end` raise.
     """
     if config.train.lanes % workers:
         raise UsageError(
             f"train.lanes is {config.train.lanes}, which {workers} workers cannot share evenly; "
             "give --workers that divide it."
         )
-    if config.train.encoder != "frozen":
-        raise UsageError(
-            f"train.encoder is '{config.train.encoder}'; a feature store holds pooled features, not speech, so only "
-            "'frozen' can be trained on it."
-        )
-    opened = FeatureStore.open(store)
-    _check_aggregation(opened, config)
-    table = opened.read(_LIGHT)
-    usable = table["status"].to_numpy() == "ok"
-    parts = make_folds(table, folds, config.splits) if folds else [plain_split(table, config.splits)]
-    labelled = read_sessions(opened, config, streams=())
-    for fold in parts:
-        for name in ("train", "dev"):
-            chosen = [session for session in labelled if fold.split[session.rows[0]] == name]
-            check_labels(chosen, name, LabelScale(*config.model.label_range))
-    data = digest(
-        *(digest(*map(str, table[name].to_pylist())) for name in _LIGHT),
-        str(sorted(opened.dims.items())),
-        str(opened.info.get("extractors")),
-    )
+    data = TrainingData.open(store, config, folds, speakers)
+    check_encoder_settings(config, manifest, data.store.info)
+    data.check_labels()
     sections = ("model", "updater", "train", "sessions", "splits", "labels")
-    fingerprint = digest(config.fingerprint(*sections), config.features.speaker_aggregation, data, str(folds))
+    heard = [EndToEnd.open(data.store, manifest, config).fingerprint] if manifest else []
+    aggregation = config.features.speaker_aggregation
+    fingerprint = digest(config.fingerprint(*sections), aggregation, data.digest, str(folds), *heard)
     settings = {section: config.to_dict()[section] for section in sections}
-    claim_folder(out, run_folder.MARKER, fingerprint, {"data": data, "folds": folds, "settings": settings})
+    claim_folder(out, run_folder.MARKER, fingerprint, {"data": data.digest, "folds": folds, "settings": settings})
     if (summary := run_folder.finished(out)) is not None:
         say(f"{out} is finished: {_headline(summary)}. Give another --out to train again.")
         return summary
 
     connect()
-    cpus = int(ray.cluster_resources().get("CPU", 0))
+    inputs = [path for path in (manifest, speakers) if path]
+    check_visible([store, files.join(out, run_folder.MARKER), *inputs])
+    cpus = int(total("CPU"))
     if cpus < workers:
         raise ClusterError(f"--workers {workers} need {workers} CPUs; the Ray cluster has {cpus}.")
-    job = {"store": store, "config": config.to_dict(), "workers": workers, "data": data, "folds": folds}
+    job: dict[str, Any] = {"store": store, "manifest": manifest, "speakers": speakers, "folds": folds}
+    job |= {"config": config.to_dict(), "workers": workers}
+    if voices := data.voices():
+        voices.write(files.join(out, run_folder.SPEAKERS))
     with Console() as console:
         job["lines"] = console.lines
         if not folds:
-            _say_split(parts[0], usable, labelled, config)
+            _say_split(data)
             job |= {"out": out, "fold": "", "name": f"train-{fingerprint[:12]}", "storage": files.join(out, "_ray")}
             summary = _fit(job)
         else:
-            say(f"{len(parts)} folds ({folds}), {max(1, cpus // workers)} at a time")
-            _fit_folds(job, parts, out, fingerprint, max(1, cpus // workers))
-            summary = _score_held_out(job, parts, table, out, fingerprint)
+            say(f"{len(data.parts)} folds ({folds}), {max(1, cpus // workers)} at a time")
+            _fit_folds(job, data.parts, out, fingerprint, max(1, cpus // workers))
+            models = {
+                fold.name: load_checkpoint(files.join(_fold_folder(out, fold.name), run_folder.BEST))
+                for fold in data.parts
+            }
+            summary = score_held_out(data, models, manifest, files.join(out, "oof"), fingerprint)
     files.write_json(files.join(out, run_folder.SUMMARY), summary)
     say(f"done: {_headline(summary)}; {files.join(out, run_folder.BEST if not folds else 'oof')}")
     return summary
@@ -128,7 +139,8 @@ def train(store: str, out: str, config: Config, *, workers: int = 1, folds: str 
 def _fit(job: Mapping[str, Any]) -> dict[str, Any]:
     """One run of Ray Train, from its last checkpoint on; the summary of the run."""
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", POLL_S)
-    gpus = ray.cluster_resources().get("GPU", 0) >= job["workers"]
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(PLACE_TRY_S)
+    gpus = total("GPU") >= job["workers"]
     trainer = TorchTrainer(
         _train_worker,  # type: ignore[arg-type]  # its value comes back in the result
         train_loop_config=dict(job),
@@ -137,11 +149,28 @@ def _fit(job: Mapping[str, Any]) -> dict[str, Any]:
         run_config=RunConfig(
             name=job["name"],
             storage_path=job["storage"],
-            failure_config=FailureConfig(max_failures=MAX_FAILURES),
+            failure_config=FailureConfig(
+                max_failures=MAX_FAILURES,
+                controller_failure_limit=int(NO_PROGRESS_S / PLACE_TRY_S),  # type: ignore[call-arg]  # of Train V2's
+            ),
             checkpoint_config=CheckpointConfig(num_to_keep=Config.from_dict(job["config"]).train.keep_checkpoints),
         ),
     )
-    ended: Any = trainer.fit().return_value  # type: ignore[attr-defined]  # of Train V2's Result
+    try:
+        ended: Any = trainer.fit().return_value  # type: ignore[attr-defined]  # of Train V2's Result
+    except ControllerError as error:
+        raise ClusterError(
+            f"{job['workers']} workers found no place on the cluster for {NO_PROGRESS_S:g} s: a node was lost and none "
+            "came in its place, or other jobs hold the CPUs. Run the same command again, with fewer --workers if the "
+            "cluster stays smaller: it goes on from the last epoch."
+        ) from error
+    except WorkerGroupError as error:
+        if not all(isinstance(failure, RayActorError) for failure in error.worker_failures.values()):
+            raise
+        raise ClusterError(
+            f"training workers have died {MAX_FAILURES + 1} times: out of memory, or nodes that come and go. Run the "
+            "same command again: it goes on from the last epoch."
+        ) from error
     if "error" in ended:
         raise revive(ended["error"], ended["message"])
     return ended
@@ -163,16 +192,17 @@ def _train(job: Mapping[str, Any]) -> dict[str, Any]:
         tell(job["lines"], f"fold {job['fold']}, {text}" if job["fold"] else text)
 
     group = ProcessGroup() if torch.distributed.is_initialized() else Group()
-    store = FeatureStore.open(job["store"])
-    fold = _folds_of(store, config, job["folds"], job["fold"])
-    sessions = _sessions(store, config, fold.split)
+    data = TrainingData.open(job["store"], config, job["folds"], job["speakers"])
+    store, sessions = data.store, data.sessions(data.part(job["fold"]))
     device = ray.train.torch.get_device()
+    end_to_end = EndToEnd.open(store, job["manifest"], config) if job["manifest"] else None
     trainer = Trainer(
         [session for session in sessions if session.split == "train"],
         [session for session in sessions if session.split == "dev"],
         config,
         group=group,
         device=device,
+        end_to_end=end_to_end,
         say=talk,
     )
     del sessions
@@ -183,13 +213,14 @@ def _train(job: Mapping[str, Any]) -> dict[str, Any]:
             talk(f"going on after epoch {len(trainer.history)}")
     first = group.rank == 0
     trackers = Trackers(config.train.trackers if first else (), out, job["name"], job["config"], len(trainer.history))
-    provenance = run_folder.provenance_of(store, config, job["data"], trainer.model, device.type)
+    provenance = run_folder.provenance_of(store, config, data.digest, trainer.model, device.type)
     for metrics in trainer:
         saved = None
         with tempfile.TemporaryDirectory() as folder:
             if first:
                 if trainer.improved:
-                    run_folder.keep(out, trainer.kept, config, store, metrics, provenance)
+                    encoder = trainer.kept_encoder()
+                    run_folder.keep(out, trainer.kept, config, store, metrics, provenance, encoder)
                 run_folder.write_metrics(out, trainer.history)
                 trackers.log(metrics)
                 talk(trainer.line())
@@ -201,13 +232,6 @@ def _train(job: Mapping[str, Any]) -> dict[str, Any]:
     if first:
         files.write_whole(files.join(out, run_folder.CURVES), draw_curves(trainer.history, job["name"]))
     return trainer.summary()
-
-
-def _folds_of(store: FeatureStore, config: Config, folds: str | None, name: str) -> Fold:
-    table = store.read(["session_id", "speaker_id", "split", "fold"])
-    if not folds:
-        return plain_split(table, config.splits)
-    return next(fold for fold in make_folds(table, folds, config.splits) if fold.name == name)
 
 
 def _fit_folds(job: Mapping[str, Any], folds: Sequence[Fold], out: str, fingerprint: str, at_once: int) -> None:
@@ -225,7 +249,7 @@ def _fit_folds(job: Mapping[str, Any], folds: Sequence[Fold], out: str, fingerpr
     waiting = [fold for fold in waiting if run_folder.finished(fold["out"]) is None]
     running: list[ray.ObjectRef] = []
     # The tasks only wait for their run, so they reserve nothing; how many run together is decided here.
-    fit = ray.remote(num_cpus=0, max_retries=0)(_fit_fold)
+    fit = ray.remote(num_cpus=0, max_retries=0)(_fit_fold).options(scheduling_strategy=driver_node())
     while waiting or running:
         while waiting and len(running) < at_once:
             running.append(fit.remote(waiting.pop(0)))
@@ -244,81 +268,6 @@ def _fit_fold(job: Mapping[str, Any]) -> dict[str, Any]:
     return summary
 
 
-def _check_aggregation(store: FeatureStore, config: Config) -> None:
-    """Refuse an aggregation of speaker embeddings that scoring could not repeat."""
-    how = config.features.speaker_aggregation
-    if how == "enrolled":
-        raise UsageError(
-            "features.speaker_aggregation is 'enrolled', which training cannot do yet; take utterance or running_mean."
-        )
-    if how != "utterance" and "features" not in store.info.get("settings", {}):
-        raise UsageError(
-            f"features.speaker_aggregation is '{how}', but {store.path} does not say what its features are, so that "
-            "scoring would not know of it. Train on a store of jobs/extract.py, or take utterance."
-        )
-
-
-def _sessions(store: FeatureStore, config: Config, split: np.ndarray | None = None) -> list[Session]:
-    """All sessions of a store, their speaker embeddings as the config wants them."""
-    return aggregate_speakers(read_sessions(store, config, split=split), config.features.speaker_aggregation)
-
-
-def _score_held_out(
-    job: Mapping[str, Any], folds: Sequence[Fold], table: pa.Table, out: str, fingerprint: str
-) -> dict[str, Any]:
-    """RUN/oof, each row scored by the model that did not see it; CCC and RMSE over folds and pooled."""
-    config = Config.from_dict(job["config"])
-    store = FeatureStore.open(job["store"])
-    sessions = _sessions(store, config)
-    labels = np.full((len(table), 2), np.nan)
-    for session in sessions:
-        labels[session.rows] = session.labels
-    predictions = np.full((len(table), 2), np.nan)
-    per_fold = {}
-    for fold in folds:
-        tested = [session for session in sessions if fold.held_out[session.rows].any()]
-        packed = PackedSessions.of(tested, dtype=getattr(torch, config.train.dtype))
-        known = packed.observed if not packed.observed.isnan().all() else None
-        model = load_checkpoint(files.join(_fold_folder(out, fold.name), run_folder.BEST)).model
-        found = replay(model, packed, window=config.train.window, observed=known).prediction
-        rows = np.concatenate([session.rows for session in tested])
-        mine = fold.held_out[rows]
-        predictions[rows[mine]] = found[mine]
-        per_fold[fold.name] = _measures(Moments.of(predictions[fold.held_out], labels[fold.held_out]))
-    folder = files.join(out, "oof")
-    columns = {name: table[name] for name in _LIGHT if name not in DIMENSIONS}
-    columns |= {name: pa.array(predictions[:, n], pa.float32(), from_pandas=True) for n, name in enumerate(DIMENSIONS)}
-    names, split = np.full(len(table), None, object), np.full(len(table), None, object)
-    for fold in folds:
-        names[fold.held_out], split[fold.held_out] = fold.name, "test"
-    columns |= {
-        "split": pa.array(split, pa.string()),
-        "fold": pa.array(names, pa.string()),
-        "run_id": pa.array([fingerprint[:12]] * len(table)),
-    }
-    scale = label_scale(store, config)
-    files.write_json(
-        files.join(folder, scores.PROVENANCE),
-        {
-            "fingerprint": fingerprint,
-            "label_range": list(config.model.label_range),
-            "native_range": store.info.get("native_range") or [scale.low, scale.high],
-            "held_out": job["folds"],
-        },
-    )
-    scores.write_part(folder, f"part-{fingerprint[:16]}.parquet", pa.table(columns), config.score)
-    fold_mean = {
-        key: float(np.mean([measures[key] for measures in per_fold.values()])) for key in next(iter(per_fold.values()))
-    }
-    return {"fold_mean": fold_mean, "pooled": _measures(Moments.of(predictions, labels)), "folds": per_fold}
-
-
-def _measures(moments: Moments) -> dict[str, float]:
-    found = {f"ccc_{name}": float(moments.ccc()[number]) for number, name in enumerate(DIMENSIONS)}
-    found["ccc_avg"] = float(moments.ccc().mean())
-    return found | {f"rmse_{name}": float(moments.rmse()[number]) for number, name in enumerate(DIMENSIONS)}
-
-
 def _fold_folder(out: str, fold: str) -> str:
     return files.join(out, f"fold-{quote(fold, safe='')}")
 
@@ -332,12 +281,14 @@ def _headline(summary: Mapping[str, Any]) -> str:
     return f"dev CCC-avg {summary['dev_ccc_avg']:.3f} at epoch {summary['kept_epoch']} of {summary['epochs']}"
 
 
-def _say_split(fold: Fold, usable: np.ndarray, sessions: Sequence[Session], config: Config) -> None:
+def _say_split(data: TrainingData) -> None:
+    (fold,), usable = data.parts, data.table["status"].to_numpy() == "ok"
     counts = ", ".join(f"{int(((fold.split == name) & usable).sum()):,} {name}" for name in SPLITS)
     say(f"utterances: {counts}")
-    n_train = sum(fold.split[session.rows[0]] == "train" for session in sessions)
-    if n_train < config.train.lanes:
+    lanes = data.config.train.lanes
+    n_train = sum(fold.split[session.rows[0]] == "train" for session in data.labelled)
+    if n_train < lanes:
         say(
-            f"{n_train} training sessions are fewer than the {config.train.lanes} lanes: the others stay idle. "
+            f"{n_train} training sessions are fewer than the {lanes} lanes: the others stay idle. "
             "A smaller train.lanes makes more optimiser steps of them."
         )

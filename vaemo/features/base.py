@@ -90,13 +90,7 @@ def _load_speech(config: FeatureConfig, batch_s: float) -> Extractor:
         return LogMel()
     from vaemo.features.speech import SpeechEncoder, fitting_batch_s
 
-    return SpeechEncoder(
-        config.speech,
-        revision=config.speech_revision,
-        layer=config.speech_layer,
-        max_utterance_s=config.max_utterance_s,
-        batch_s=fitting_batch_s(batch_s),
-    )
+    return SpeechEncoder(config, batch_s=fitting_batch_s(batch_s))
 
 
 def _load_prosody(config: FeatureConfig, batch_s: float) -> Extractor:

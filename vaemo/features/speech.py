@@ -1,8 +1,7 @@
-"""Speech embeddings by WavLM, wav2vec2 or HuBERT: frames of one layer, averaged over the utterance.
+"""Speech embeddings by WavLM, wav2vec2 or HuBERT: frames of one layer or all, pooled over the utterance.
 
-An utterance's vector is the same alone and in any batch. The convolutions run per utterance, because a group norm over
-time (the `base` models) sees padding; frames are padded, because the transformer masks them. Letters: B utterances of
-a batch, F frames of the longest, H hidden width.
+An utterance's vector is the same alone and in any batch (`vaemo.features.speech_network` says how). Training end to
+end embeds through the same functions as extraction.
 """
 
 from __future__ import annotations
@@ -10,22 +9,30 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import os
+import tempfile
 from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from safetensors import SafetensorError
+from safetensors.torch import load
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
+from vaemo import files
+from vaemo.config import FeatureConfig
 from vaemo.errors import ExtractorError
 from vaemo.features.base import fingerprint_of
+from vaemo.features.speech_network import POOLING, SpeechNetwork
 from vaemo.units import SAMPLING_RATE_HZ
 
 MODEL_TYPES = ("wavlm", "wav2vec2", "hubert")
 
-_WEIGHTS = "model.safetensors"
+WEIGHTS, CONFIG, PREPROCESSOR = "model.safetensors", "config.json", "preprocessor_config.json"
 _OVERLAP_S = 1.0
 
 _CPU_BATCH_S = 4.0
@@ -33,63 +40,133 @@ _CPU_BATCH_S = 4.0
 
 
 class SpeechEncoder:
-    """A speech encoder of Hugging Face, from a hub name or a folder; frozen, safetensors only, no remote code.
+    """A speech encoder of Hugging Face, from a hub name or a folder; safetensors only, no remote code.
 
     Args:
-        name: Hub name or folder.
-        revision: Revision of a hub model.
-        layer: Hidden layer that is pooled, 0 (before the transformer) to the number of layers; -1 is the last.
-        max_utterance_s: A longer utterance is cut into overlapping parts of equal length, pooled by duration.
+        config: Fields `speech` (hub name, folder, or URI of a folder), `speech_*` and `max_utterance_s`.
         batch_s: Seconds in one batch, padding included.
+
+    Attributes:
+        config: As given.
 
     Raises:
         ExtractorError: if the model is not there, is not of `MODEL_TYPES`, has no safetensors weights or no
-            preprocessor config, wants another sampling rate, or has fewer layers.
+            preprocessor config, wants another sampling rate, has fewer layers, or was trained with another pooling.
     """
 
     uses_gpu = True
 
-    def __init__(
-        self,
-        name: str,
-        *,
-        revision: str = "main",
-        layer: int = -1,
-        max_utterance_s: float = 30.0,
-        batch_s: float = 60.0,
-    ) -> None:
-        self.name = name
+    def __init__(self, config: FeatureConfig, *, batch_s: float = 60.0) -> None:
+        self.config, self.name = config, config.speech
         self.version = metadata.version("transformers")
-        self._revision, self._batch_s, self._max_s = revision, batch_s, max_utterance_s
-        self._config = self._load_config()
+        self._batch_s, self._max_s = batch_s, config.max_utterance_s
+        self._copy = _local_copy(self.name) if files.is_uri(self.name) else None
+        self._source = self._copy.name if self._copy else self.name
+        self._model_config = self._load_config()
         self._normalize = self._load_normalize()
-        layers = self._config.num_hidden_layers
-        if layer > layers:
+        layers = self._model_config.num_hidden_layers
+        if isinstance(config.speech_layer, int) and config.speech_layer > layers:
             raise ExtractorError(
-                f"features.speech_layer is {layer}, and {name} has {layers} layers; give 0 to {layers}, or -1."
+                f"features.speech_layer is {config.speech_layer}, and {self.name} has {layers} layers; "
+                f"give 0 to {layers}, or -1."
             )
-        self._layer = layers if layer == -1 else layer
-        self.dim = self._config.hidden_size
+        self._layer = layers if config.speech_layer == -1 else config.speech_layer
+        self._pooling = self._load_pooling()
+        self.dim = self._model_config.hidden_size
         self.fingerprint = fingerprint_of(
-            weights=_digest(self._file(_WEIGHTS)),
-            config=self._config.to_json_string(),
+            weights=_digest(self.file(WEIGHTS)),
+            config=self._model_config.to_json_string(),
             normalize=self._normalize,
             layer=self._layer,
-            max_utterance_s=max_utterance_s,
+            pooling=config.speech_pooling,
+            trained=hashlib.sha256(self._pooling).hexdigest(),
+            max_utterance_s=config.max_utterance_s,
         )
 
     def __call__(self, utterances: Sequence[np.ndarray]) -> np.ndarray:
         """See `Extractor`; a row of NaN where an utterance is shorter than one frame (25 ms)."""
+        network = self._network
+        with torch.inference_mode():
+            return self.embed(utterances, network).float().cpu().numpy()
+
+    def embed(self, utterances: Sequence[np.ndarray], network: SpeechNetwork, *, checkpointing: bool = False) -> Tensor:
+        """Vectors of utterances by a network of this encoder, with gradients for what of it requires them.
+
+        Args:
+            utterances: Samples of each, as for `__call__`.
+            network: From `network`, or a copy of it.
+            checkpointing: Keep no activations, and compute each batch again for its gradient.
+
+        Returns:
+            (len(utterances), dim), on the network's device and in its precision.
+        """
         parts = [(row, part) for row, samples in enumerate(utterances) for part in self._cut(self._prepared(samples))]
-        total = np.zeros((len(utterances), self.dim))
-        weight = np.zeros(len(utterances))
+        rows, lengths, pooled = [], [], []
         for batch in self._batches(parts):
-            pooled = self._pool([part for _, part in batch])
-            for (row, part), vector in zip(batch, pooled, strict=True):
-                total[row] += vector * len(part)
-                weight[row] += len(part)
-        with np.errstate(invalid="ignore"):
-            return (total / weight[:, None]).astype(np.float32)
+            rows += [row for row, _ in batch]
+            lengths += [len(part) for _, part in batch]
+            samples = [torch.from_numpy(part) for _, part in batch]
+            # Nothing in it is random: there is no generator to bring back.
+            again = functools.partial(checkpoint, network, use_reentrant=False, preserve_rng_state=False)
+            pooled.append((again if checkpointing else network)(samples))
+        if not pooled:
+            return torch.full((len(utterances), self.dim), torch.nan)
+        vectors = torch.cat(pooled)
+        # Parts of one utterance are averaged by their length; an utterance without one is 0 / 0.
+        weight = torch.tensor(lengths, dtype=torch.float64, device=vectors.device)
+        row = torch.tensor(rows, device=vectors.device)
+        total = weight.new_zeros(len(utterances)).index_add(0, row, weight)
+        return (
+            weight.new_zeros(len(utterances), self.dim)
+            .index_add(0, row, vectors.double() * weight[:, None])
+            .div(total[:, None])
+            .to(vectors.dtype)
+        )
+
+    def network(
+        self,
+        *,
+        layer: int | Literal["mean", "weighted"] | None = None,
+        pooling: Literal["mean", "attention"] | None = None,
+        precision: Literal["bf16", "fp16", "fp32"] | None = None,
+    ) -> SpeechNetwork:
+        """A new network with the encoder's weights, in float32 on the CPU, without gradients.
+
+        Args:
+            layer: In place of the config's.
+            pooling: In place of the config's.
+            precision: In place of the config's.
+
+        Raises:
+            ExtractorError: if weights are missing, or do not fit.
+        """
+        network = SpeechNetwork(
+            self._load_model(),
+            layer=self._layer if layer is None else layer,
+            pooling=pooling or self.config.speech_pooling,
+            precision=precision or self.config.speech_precision,
+            trained=load(self._pooling) if self._pooling else None,
+        )
+        return network.requires_grad_(False)
+
+    def file(self, name: str) -> str:
+        """Local path of one of the model's files.
+
+        Raises:
+            ExtractorError: if the model has no such file.
+        """
+        from transformers.utils import cached_file
+
+        try:
+            path = cached_file(self._source, name, revision=self.config.speech_revision)
+        except (OSError, ValueError) as error:
+            raise ExtractorError(
+                f"{self.name} (revision {self.config.speech_revision}) has no {name} ({_first_line(error)}). Weights "
+                "are read from safetensors alone; save the model with transformers' save_pretrained, preprocessor "
+                "config included."
+            ) from None
+        assert path is not None
+        return path
 
     def _prepared(self, samples: np.ndarray) -> np.ndarray:
         if not self._normalize:
@@ -122,34 +199,26 @@ class SpeechEncoder:
         if batch:
             yield batch
 
-    @torch.inference_mode()
-    def _pool(self, parts: Sequence[np.ndarray]) -> np.ndarray:
-        """Mean of the frames of each part, (B, H)."""
-        model, device = self._model, self._device
-        with torch.autocast("cuda", torch.bfloat16, enabled=device.type == "cuda"):
-            frames = [
-                model.feature_extractor(torch.from_numpy(part)[None].to(device))[0].T for part in parts
-            ]  # each (F, C)
-            lengths = torch.tensor([len(each) for each in frames], device=device)
-            padded = nn.utils.rnn.pad_sequence(frames, batch_first=True)
-            valid = torch.arange(padded.shape[1], device=device) < lengths[:, None]
-            projected = model.feature_projection(padded)
-            hidden = projected[0] if isinstance(projected, tuple) else projected
-            hidden = model.encoder(hidden, attention_mask=valid).last_hidden_state
-        return _masked_mean(hidden.float(), valid).cpu().numpy()
-
     @functools.cached_property
     def _device(self) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     @functools.cached_property
-    def _model(self) -> Any:
+    def _network(self) -> SpeechNetwork:
+        network = self.network().to(self._device)
+        if self.config.speech_compile and self._device.type == "cuda":
+            network.compile_layers()
+        return network
+
+    def _load_model(self) -> Any:
         import transformers
 
+        # Bars of its own, for each worker, get between the job's lines.
+        transformers.utils.logging.disable_progress_bar()
         kinds = {"wavlm": "WavLMModel", "wav2vec2": "Wav2Vec2Model", "hubert": "HubertModel"}
-        model, report = getattr(transformers, kinds[self._config.model_type]).from_pretrained(
-            self.name,
-            revision=self._revision,
+        model, report = getattr(transformers, kinds[self._model_config.model_type]).from_pretrained(
+            self._source,
+            revision=self.config.speech_revision,
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
@@ -160,11 +229,10 @@ class SpeechEncoder:
             raise ExtractorError(
                 f"{self.name} has no weights for {missing[0]} ({len(missing)} such); it is not a whole encoder."
             )
-        _keep_layers(model, self._layer)
-        return model.eval().requires_grad_(False).to(self._device)
+        return model.eval()
 
     def _n_frames(self, n_samples: int) -> int:
-        for kernel, stride in zip(self._config.conv_kernel, self._config.conv_stride, strict=True):
+        for kernel, stride in zip(self._model_config.conv_kernel, self._model_config.conv_stride, strict=True):
             n_samples = (n_samples - kernel) // stride + 1
         return n_samples
 
@@ -173,7 +241,7 @@ class SpeechEncoder:
 
         try:
             config = transformers.AutoConfig.from_pretrained(
-                self.name, revision=self._revision, trust_remote_code=False
+                self._source, revision=self.config.speech_revision, trust_remote_code=False
             )
         except (OSError, ValueError) as error:
             raise ExtractorError(
@@ -188,25 +256,37 @@ class SpeechEncoder:
         return config
 
     def _load_normalize(self) -> bool:
-        settings = json.loads(Path(self._file("preprocessor_config.json")).read_text())
+        settings = json.loads(Path(self.file(PREPROCESSOR)).read_text())
         if settings.get("sampling_rate", SAMPLING_RATE_HZ) != SAMPLING_RATE_HZ:
             raise ExtractorError(
                 f"{self.name} was made for {settings['sampling_rate']} Hz; {SAMPLING_RATE_HZ} Hz is what is offered."
             )
         return bool(settings.get("do_normalize", True))
 
-    def _file(self, name: str) -> str:
-        from transformers.utils import cached_file
-
+    def _load_pooling(self) -> bytes:
+        """What was trained above the encoder, empty where nothing was; it must be what the config asks for."""
+        path = Path(self._source, POOLING)
+        content = path.read_bytes() if path.exists() else b""
         try:
-            path = cached_file(self.name, name, revision=self._revision)
-        except (OSError, ValueError) as error:
-            raise ExtractorError(
-                f"{self.name} (revision {self._revision}) has no {name} ({_first_line(error)}). Weights are read from "
-                "safetensors alone; save the model with transformers' save_pretrained, preprocessor config included."
-            ) from None
-        assert path is not None
-        return path
+            held = {name.partition(".")[0] for name in load(content)} if content else set()
+        except SafetensorError as error:
+            raise ExtractorError(f"{self.name}/{POOLING} cannot be read: {error}. Copy the folder anew.") from None
+        choices = {
+            "layer_scores": ("features.speech_layer", self.config.speech_layer, "weighted"),
+            "attention": ("features.speech_pooling", self.config.speech_pooling, "attention"),
+        }
+        for name, (field, value, trained) in choices.items():
+            if value == trained and name not in held:
+                raise ExtractorError(
+                    f"{field} is '{value}', which {self.name} was not trained with: pooling is fixed at extraction. "
+                    "Give 'mean', or train it end to end (jobs/train.py --manifest, train.encoder)."
+                )
+            if name in held and value != trained:
+                raise ExtractorError(
+                    f"{self.name} was trained with {field} '{trained}', and the config says '{value}'; "
+                    f"set {field}={trained}."
+                )
+        return content
 
 
 def fitting_batch_s(most_s: float) -> float:
@@ -214,23 +294,23 @@ def fitting_batch_s(most_s: float) -> float:
     return most_s if torch.cuda.is_available() else min(most_s, _CPU_BATCH_S)
 
 
-def _keep_layers(model: Any, layer: int) -> None:
-    """Cut a model behind a hidden layer, so that its encoder ends there."""
-    if layer == model.config.num_hidden_layers:
-        return
-    model.encoder.layers = model.encoder.layers[:layer]
-    if model.config.do_stable_layer_norm:
-        # The norm after the last layer is not part of the hidden layers before it.
-        model.encoder.layer_norm = nn.Identity()
+def _local_copy(uri: str) -> tempfile.TemporaryDirectory:
+    """A folder with the model's files at a URI, which transformers does not read; gone with the object."""
+    folder = tempfile.TemporaryDirectory(prefix="vaemo-encoder-")
+    for name in (WEIGHTS, CONFIG, PREPROCESSOR, POOLING):
+        if files.exists(files.join(uri, name)):
+            Path(folder.name, name).write_bytes(files.read_bytes(files.join(uri, name)))
+    return folder
 
 
-def _masked_mean(hidden: Tensor, valid: Tensor) -> Tensor:
-    weights = valid.to(hidden.dtype)[..., None]
-    return (hidden * weights).sum(1) / weights.sum(1)
+def _digest(path: str) -> str:
+    changed = os.stat(path)
+    return _digest_of(path, changed.st_mtime_ns, changed.st_size)
 
 
 @functools.lru_cache(maxsize=8)
-def _digest(path: str) -> str:
+def _digest_of(path: str, changed_ns: int, size: int) -> str:
+    """The SHA-256 of a file, computed again where it was replaced."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

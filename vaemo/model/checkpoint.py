@@ -1,7 +1,8 @@
 """A trained model in a folder: weights, config, metrics and provenance; written whole or not at all, never pickled.
 
 Writes and reads `model.safetensors`, `config.yaml` (with the `features` section of the store that it was trained on,
-so that recordings can be scored; without one, only stores can), `metrics.json` and `provenance.json`.
+so that recordings can be scored; without one, only stores can), `metrics.json` and `provenance.json`; and the folder
+`encoder`, as transformers writes it, where the speech encoder was trained too.
 """
 
 from __future__ import annotations
@@ -27,6 +28,11 @@ from vaemo.model.regressor import SessionRegressor
 
 WEIGHTS, CONFIG, METRICS, PROVENANCE = "model.safetensors", "config.yaml", "metrics.json", "provenance.json"
 
+ENCODER = "encoder"
+"""Folder of a checkpoint's own speech encoder; `features.speech` in its `config.yaml` is then `./encoder`."""
+
+_OWN = f"./{ENCODER}"
+
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
@@ -35,10 +41,12 @@ class Checkpoint:
     Attributes:
         model: With its weights, statistics and fingerprint, in float32 or float64 as saved, on the CPU.
         config: Resolved config of the run that trained it.
-        features: Extractors of its features; None where they are unknown, and recordings cannot be scored.
+        features: Extractors of its features, `speech` the path of its own encoder where it has one; None where they are
+            unknown, and recordings cannot be scored.
         metrics: As evaluated when it was saved.
         provenance: Code version, data fingerprints, seed, roles, `sequence_by`, `synthetic`.
-        fingerprint: SHA-256 over weights and everything of the config that changes predictions.
+        fingerprint: SHA-256 over weights, the encoder's too, and everything of the config that changes predictions.
+        has_encoder: Whether it has a speech encoder of its own.
     """
 
     model: SessionRegressor
@@ -47,6 +55,7 @@ class Checkpoint:
     metrics: dict[str, Any]
     provenance: dict[str, Any]
     fingerprint: str
+    has_encoder: bool = False
 
 
 def save_checkpoint(
@@ -55,6 +64,7 @@ def save_checkpoint(
     config: Config | None = None,
     *,
     features: FeatureConfig | None = None,
+    encoder: Mapping[str, bytes] | None = None,
     metrics: Mapping[str, Any] | None = None,
     provenance: Mapping[str, Any] | None = None,
 ) -> str:
@@ -65,22 +75,27 @@ def save_checkpoint(
         model: What to keep.
         config: Config of the run; None takes the defaults beside the model's own sections.
         features: Extractors of the store that it was trained on; None if the store does not say.
+        encoder: Files of the speech encoder that was trained with it, by name; takes the place of `features.speech`.
         metrics: Plain values.
         provenance: Plain values.
     """
     config = dataclasses.replace(config or Config(), model=model.config, updater=model.updater_config)
     sections = config.to_dict()
+    if encoder and features:
+        features = dataclasses.replace(features, speech=_OWN, speech_revision="main")
     if features is None:
         del sections["features"]
     else:
         sections["features"] = dataclasses.replace(config, features=features).to_dict()["features"]
     weights = save({name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()})
-    fingerprint = _fingerprint(weights, config, features)
+    own = {f"{ENCODER}/{name}": content for name, content in (encoder or {}).items()}
+    fingerprint = _fingerprint(weights, config, features, own)
     contents = {
         WEIGHTS: weights,
         CONFIG: yaml.safe_dump(sections, sort_keys=False, allow_unicode=True).encode(),
         METRICS: json.dumps(dict(metrics or {}), indent=1).encode(),
         PROVENANCE: json.dumps({**(provenance or {}), "fingerprint": fingerprint}, indent=1).encode(),
+        **own,
     }
     _write_folder(path, contents)
     return fingerprint
@@ -102,7 +117,8 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     except (yaml.YAMLError, ValueError, SafetensorError, UsageError, TypeError, AttributeError) as error:
         raise ReadCheckpointError(f"checkpoint '{path}' is damaged: {error}") from None
     features = config.features if "features" in sections else None
-    fingerprint = _fingerprint(weights, config, features)
+    own = {name: _read(path, name) for name in _encoder_files(features)}
+    fingerprint = _fingerprint(weights, config, features, own)
     if provenance.get("fingerprint") != fingerprint:
         raise ReadCheckpointError(
             f"checkpoint '{path}' holds files of different checkpoints, or one was changed by hand: its fingerprint is "
@@ -122,13 +138,29 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
             f"checkpoint '{path}' has weights that do not fit its config: {' '.join(str(error).split())[:300]}"
         ) from None
     model.fingerprint = fingerprint
-    return Checkpoint(model, config, features, metrics, provenance, fingerprint)
+    if features and own:
+        features = dataclasses.replace(features, speech=files.join(path, ENCODER))
+        config = dataclasses.replace(config, features=features)
+    return Checkpoint(model, config, features, metrics, provenance, fingerprint, bool(own))
 
 
-def _fingerprint(weights: bytes, config: Config, features: FeatureConfig | None) -> str:
+def _fingerprint(
+    weights: bytes, config: Config, features: FeatureConfig | None, encoder: Mapping[str, bytes] | None = None
+) -> str:
     named = dataclasses.replace(config, features=features or FeatureConfig())
     parts = [named.fingerprint("model", "updater", "sessions"), named.fingerprint("features") if features else ""]
+    parts += [f"{name} {hashlib.sha256(content).hexdigest()}" for name, content in sorted((encoder or {}).items())]
     return hashlib.sha256(weights + json.dumps(parts).encode()).hexdigest()
+
+
+def _encoder_files(features: FeatureConfig | None) -> list[str]:
+    """Files of the speech encoder in a checkpoint with these features; none where it has none of its own."""
+    if features is None or features.speech != _OWN:
+        return []
+    names = ["config.json", "model.safetensors", "preprocessor_config.json"]
+    if features.speech_layer == "weighted" or features.speech_pooling == "attention":
+        names.append("pooling.safetensors")
+    return [f"{ENCODER}/{name}" for name in names]
 
 
 def _read(folder: str | Path, name: str) -> bytes:

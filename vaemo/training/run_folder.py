@@ -1,9 +1,10 @@
 """The folder of a training run: the checkpoint to keep, a line per epoch, and the state to go on from.
 
     RUN/_run.json       whose folder it is
-    RUN/best/           the checkpoint (`vaemo.model.checkpoint`)
+    RUN/best/           the checkpoint (`vaemo.model.checkpoint`), with its speech encoder where that is trained too
     RUN/metrics.jsonl   one line per epoch
     RUN/curves.png      their picture
+    RUN/speakers.parquet    voices of enrolled speakers, where they are enrolled from the store
     RUN/summary.json    the last thing that is written: the run is finished
 
 The resumable state is two files in a folder of its own, safetensors and JSON: nothing that is read back can run code.
@@ -11,6 +12,7 @@ The resumable state is two files in a folder of its own, safetensors and JSON: n
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,9 +29,11 @@ from vaemo.config import Config, FeatureConfig
 from vaemo.model.checkpoint import save_checkpoint
 from vaemo.model.regressor import SessionRegressor
 from vaemo.store import FeatureStore
+from vaemo.training.end_to_end import KeptEncoder
 from vaemo.training.trainer import Trainer
 
 MARKER, SUMMARY, METRICS, CURVES, BEST = "_run.json", "summary.json", "metrics.jsonl", "curves.png", "best"
+SPEAKERS = "speakers.parquet"
 _TENSORS, _PROGRESS = "state.safetensors", "state.json"
 
 
@@ -53,6 +57,7 @@ def keep(
     store: FeatureStore,
     metrics: Mapping[str, Any],
     provenance: Mapping[str, Any],
+    encoder: KeptEncoder | None = None,
 ) -> None:
     """Write RUN/best with its model card, in place of an older one.
 
@@ -63,6 +68,7 @@ def keep(
         store: What it was trained on; the extractors that it names make the checkpoint fit for recordings.
         metrics: Line of the epoch.
         provenance: See `provenance_of`.
+        encoder: The speech encoder that was trained with it, in place of the store's.
     """
     settings = store.info.get("settings", {})
     features: FeatureConfig | None = None
@@ -71,8 +77,20 @@ def keep(
         made_by = {section: settings[section] for section in ("audio", "features", "vad") if section in settings}
         config = config.replace(made_by).replace(aggregation)
         features = config.features
+    if encoder:
+        features = dataclasses.replace(encoder.features, speaker_aggregation=config.features.speaker_aggregation)
+        made_by = {**provenance["feature_fingerprints"], "speech": encoder.fingerprint}
+        provenance = {**provenance, "feature_fingerprints": made_by, "encoder": encoder.origin}
     best = files.join(out, BEST)
-    save_checkpoint(best, model, config, features=features, metrics=metrics, provenance=provenance)
+    save_checkpoint(
+        best,
+        model,
+        config,
+        features=features,
+        encoder=encoder.files if encoder else None,
+        metrics=metrics,
+        provenance=provenance,
+    )
     write_card(best)
 
 

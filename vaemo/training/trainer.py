@@ -12,22 +12,25 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from vaemo.config import Config
-from vaemo.errors import DivergedError, LabelError
+from vaemo.errors import DivergedError, LabelError, UsageError
+from vaemo.features.speech_network import SpeechNetwork
 from vaemo.lanes import LaneSchedule, schedule_lanes
 from vaemo.model.chunk import Diagnostics
 from vaemo.model.regressor import SessionRegressor
 from vaemo.model.state import SessionState
 from vaemo.progress import duration, say
 from vaemo.sessions import Session
+from vaemo.training.collapse import signs_of_collapse
+from vaemo.training.end_to_end import EndToEnd, KeptEncoder
 from vaemo.training.group import Group
 from vaemo.training.loss import window_loss, window_sums
 from vaemo.training.optimiser import lr_factor, moving_average
@@ -37,16 +40,6 @@ from vaemo.units import DIMENSIONS, LabelScale
 from vaemo.windows import PackedSessions, Window
 
 SHOWN_EVERY_S = 10.0
-
-STILL = 0.1
-"""Predictions that vary less than this share of the labels' deviation have collapsed."""
-
-STILL_STATE = 1e-3
-"""A session state that varies less than this is as good as constant: LayerNorm gives u a deviation of about 1."""
-
-COPYING, LEANING = 0.15, 0.1
-"""Feedback gain, and CCC lost without labels, above which a model leans on its feedback: pure label feeding reaches
-0.3 and 0.25 on acted dialogues, a model trained on its own predictions 0.01 and 0."""
 
 
 class Trainer:
@@ -61,10 +54,12 @@ class Trainer:
         config: Sections `model`, `updater`, `train`.
         group: The workers.
         device: Where this worker computes.
+        end_to_end: The speech encoder, where `train.encoder` wants it trained too.
         say: Where the progress within an epoch is shown, a line every `SHOWN_EVERY_S`.
 
     Raises:
         LabelError: if a split has no labels in a dimension, constant ones, or some outside the label range.
+        UsageError: if the encoder is to be trained and none is given.
     """
 
     def __init__(
@@ -75,8 +70,14 @@ class Trainer:
         *,
         group: Group | None = None,
         device: torch.device | str = "cpu",
+        end_to_end: EndToEnd | None = None,
         say: Callable[[str], None] = say,
     ) -> None:
+        if config.train.encoder != "frozen" and end_to_end is None:
+            raise UsageError(
+                f"train.encoder is '{config.train.encoder}', and only jobs/train.py --manifest trains an encoder; "
+                "leave it frozen here."
+            )
         self.config = config
         self.group = group or Group()
         self.device = torch.device(device)
@@ -100,14 +101,19 @@ class Trainer:
             name: (config.train.feature_noise * deviation).to(self.device, dtype)
             for name, (_, deviation) in statistics.items()
         }
+        self._end_to_end = end_to_end
+        self._modules = nn.ModuleDict({"model": self.model})
+        groups = self.model.parameter_groups(config.train.weight_decay)
+        if end_to_end:
+            self._modules["encoder"] = end_to_end.network.to(self.device, dtype)
+            groups += end_to_end.parameter_groups()
         self._averaged = (
-            AveragedModel(self.model, multi_avg_fn=moving_average(config.train.weight_averaging))
+            AveragedModel(self._modules, multi_avg_fn=moving_average(config.train.weight_averaging))
             if config.train.weight_averaging
             else None
         )
-        self._optimizer = torch.optim.AdamW(
-            self.model.parameter_groups(config.train.weight_decay), lr=config.train.lr, fused=True
-        )
+        self._optimizer = torch.optim.AdamW(groups, lr=config.train.lr, fused=True)
+        self._peak_lr = [group["lr"] for group in self._optimizer.param_groups]
         self._schedules = [self._schedule(epoch) for epoch in range(config.train.epochs)]
         self.total_steps = sum(map(len, self._schedules))
         self._lanes = torch.arange(self.group.rank, config.train.lanes, self.group.size)
@@ -122,7 +128,12 @@ class Trainer:
     @property
     def kept(self) -> SessionRegressor:
         """The model of the last epoch as it would be kept: with averaged weights where they are averaged."""
-        return cast(SessionRegressor, self._averaged.module) if self._averaged else self.model
+        return cast(SessionRegressor, self._kept_modules["model"])
+
+    def kept_encoder(self) -> KeptEncoder | None:
+        """The files of the speech encoder that belongs to `kept`; None while the store's features are used."""
+        encoder = self._unfrozen(len(self.history) - 1)
+        return encoder.keep(self._kept_network) if encoder else None
 
     @property
     def finished(self) -> bool:
@@ -134,7 +145,7 @@ class Trainer:
         while not self.finished:
             epoch = len(self.history)
             started = time.perf_counter()
-            metrics = {"epoch": epoch + 1, **self._train_epoch(epoch), **self._judge()}
+            metrics = {"epoch": epoch + 1, **self._train_epoch(epoch), **self._judge(self._dev_sessions(epoch))}
             self._epoch_s = time.perf_counter() - started
             self.history.append(metrics)
             self._select(metrics["dev_ccc_avg"])
@@ -166,7 +177,7 @@ class Trainer:
 
     def tensors(self) -> dict[str, Tensor]:
         """Weights, averaged weights and the optimiser's moments, by name."""
-        found = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        found = dict(self._modules.state_dict())
         if self._averaged:
             found |= {f"averaged.{name}": tensor for name, tensor in self._averaged.state_dict().items()}
         for number, moments in self._optimizer.state_dict()["state"].items():
@@ -189,7 +200,8 @@ class Trainer:
         def part(prefix: str) -> dict[str, Tensor]:
             return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
-        self.model.load_state_dict(part("model."))
+        names = self._modules.state_dict().keys()
+        self._modules.load_state_dict({name: tensor for name, tensor in tensors.items() if name in names})
         if self._averaged:
             self._averaged.load_state_dict(part("averaged."))
         moments: dict[int, dict[str, Tensor]] = {}
@@ -212,8 +224,12 @@ class Trainer:
         losses, passes = [], []
         state = self.model.fresh_state(len(self._lanes))
         ends, n_utterances = np.cumsum(schedule.lengths.sum(axis=1)), int(schedule.lengths.sum())
+        windows = self._train.windows(schedule, self._lanes.numpy())
+        if encoder := self._unfrozen(epoch):
+            encoder.unfreeze()
+            windows = encoder.embed_windows(windows, self._train.utt_ids)
         started = shown = time.perf_counter()
-        for number, window in enumerate(self._train.windows(schedule, self._lanes.numpy())):
+        for number, window in enumerate(windows):
             loss, state, n_passes = self._train_window(window, state)
             losses.append(loss)
             passes.append(n_passes)
@@ -267,14 +283,14 @@ class Trainer:
         if loss.requires_grad:
             loss.backward()
         self._add_gradients()
-        for group in self._optimizer.param_groups:
-            group["lr"] = train.lr * lr_factor(self.step, self.total_steps, train)
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), train.clip)
+        for group, peak_lr in zip(self._optimizer.param_groups, self._peak_lr, strict=True):
+            group["lr"] = peak_lr * lr_factor(self.step, self.total_steps, train)
+        torch.nn.utils.clip_grad_norm_(self._modules.parameters(), train.clip)
         value = loss.item()
         if math.isfinite(value):
             self._optimizer.step()
             if self._averaged:
-                self._averaged.update_parameters(self.model)
+                self._averaged.update_parameters(self._modules)
         self.step += 1
         return value, state, diagnostics.n_passes
 
@@ -282,16 +298,33 @@ class Trainer:
         """Sum of the workers' gradients, in one message."""
         if self.group.size == 1:
             return
-        parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        parameters = [parameter for parameter in self._modules.parameters() if parameter.requires_grad]
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
         flat = self.group.add(torch.cat([gradient.flatten() for gradient in gradients]))
         for parameter, gradient in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
             parameter.grad = gradient.view_as(parameter)
 
-    def _judge(self) -> dict[str, Any]:
+    def _unfrozen(self, epoch: int) -> EndToEnd | None:
+        """What trains the encoder in an epoch, counted from 0; None while the store's features are used."""
+        return self._end_to_end if epoch >= self.config.train.encoder_from_epoch else None
+
+    @property
+    def _kept_modules(self) -> nn.ModuleDict:
+        return cast(nn.ModuleDict, self._averaged.module) if self._averaged else self._modules
+
+    @property
+    def _kept_network(self) -> SpeechNetwork:
+        return cast(SpeechNetwork, self._kept_modules["encoder"])
+
+    def _dev_sessions(self, epoch: int) -> PackedSessions:
+        """The dev sessions, their speech as the encoder that would be kept hears it."""
+        encoder = self._unfrozen(epoch)
+        return encoder.embed_sessions(self._dev, self._kept_network, self.group) if encoder else self._dev
+
+    def _judge(self, dev: PackedSessions) -> dict[str, Any]:
         """Dev results of the model that would be kept: running free as at inference, and fed labels beside it."""
-        free = replay(self.kept, self._dev, group=self.group, window=self.config.train.window)
-        measured = free.moments(self._dev.labels)
+        free = replay(self.kept, dev, group=self.group, window=self.config.train.window)
+        measured = free.moments(dev.labels)
         metrics: dict[str, Any] = {}
         for number, name in enumerate(DIMENSIONS):
             metrics[f"dev_ccc_{name}"] = float(measured.ccc()[number])
@@ -300,10 +333,8 @@ class Trainer:
         metrics["dev_ccc_avg"] = float(measured.ccc().mean())
         metrics["state_sd"] = free.state_sd
         if self.config.model.feedback != "none":
-            fed = replay(
-                self.kept, self._dev, group=self.group, window=self.config.train.window, observed=self._dev.labels
-            )
-            metrics["gap_ccc_avg"] = float(fed.moments(self._dev.labels).ccc().mean()) - metrics["dev_ccc_avg"]
+            fed = replay(self.kept, dev, group=self.group, window=self.config.train.window, observed=dev.labels)
+            metrics["gap_ccc_avg"] = float(fed.moments(dev.labels).ccc().mean()) - metrics["dev_ccc_avg"]
             for name, gain in zip(DIMENSIONS, free.feedback_gain, strict=True):
                 metrics[f"feedback_gain_{name}"] = gain
         return metrics
@@ -341,32 +372,3 @@ def check_labels(sessions: Sequence[Session], split: str, scale: LabelScale) -> 
             )
         if known.min() == known.max():
             raise LabelError(f"all {name} labels of the split '{split}' are {known[0]:g}; CCC needs labels that vary.")
-
-
-def signs_of_collapse(metrics: Mapping[str, Any], label_deviation: Sequence[float]) -> list[str]:
-    """What a metrics line warns of, and what to try; empty where all is well.
-
-    Args:
-        metrics: Of one epoch.
-        label_deviation: Of the training labels, valence and arousal.
-    """
-    signs = []
-    for name, deviation in zip(DIMENSIONS, label_deviation, strict=True):
-        spread = metrics[f"prediction_sd_{name}"]
-        if spread < STILL * deviation:
-            signs.append(
-                f"predictions of {name} hardly vary (deviation {spread:.4f}, labels {deviation:.4f}): "
-                "try a lower train.lr with train.warmup_fraction=0.1, and look at the features."
-            )
-        gain = metrics.get(f"feedback_gain_{name}")
-        if gain is not None and gain > COPYING and metrics["gap_ccc_avg"] > LEANING:
-            signs.append(
-                f"{name} copies what is fed back (gain {gain:.2f}), and the model is {metrics['gap_ccc_avg']:.2f} CCC "
-                "worse without labels: try model.feedback=model, or model.feedback_noise=1.2."
-            )
-    if metrics["state_sd"] is not None and metrics["state_sd"] < STILL_STATE:
-        signs.append(
-            f"the session state stands still (deviation {metrics['state_sd']:.5f}): try a smaller model.alpha, "
-            "a higher train.lr, or a longer train.window."
-        )
-    return signs

@@ -1,0 +1,126 @@
+"""What a run learns from, with speakers who are enrolled."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from vaemo import files
+from vaemo.config import Config
+from vaemo.errors import LabelError, UsageError
+from vaemo.speakers import Enrolments, unit
+from vaemo.store import SCHEMA_VERSION, FeatureStore
+from vaemo.training.data import TrainingData
+
+SESSIONS = 24
+SPEAKERS = ["x", "y", "x", "y"]
+CLOSE = 1e-6
+"""Sums of a few float32 vectors, in another order."""
+
+
+def write_store(path, *, settings=True, fold=None):
+    """Sessions for train and for dev, half each, in which the same two voices speak in turn."""
+    rng = np.random.default_rng(0)
+    n = SESSIONS * len(SPEAKERS)
+    session = np.repeat(np.arange(SESSIONS), len(SPEAKERS))
+    rows = {
+        "session_id": [f"s{number}" for number in session],
+        "utt_id": [f"u{number}" for number in range(n)],
+        "speaker_id": SPEAKERS * SESSIONS,
+        "split": ["train" if number < SESSIONS // 2 else "dev" for number in session],
+        "valence": rng.uniform(size=n).astype(np.float32),
+        "arousal": rng.uniform(size=n).astype(np.float32),
+        "speech": list(rng.normal(size=(n, 5)).astype(np.float32)),
+        "speaker": list(rng.normal(size=(n, 3)).astype(np.float32)),
+    }
+    if fold:
+        rows["fold"] = [fold[number] for number in session]
+    files.write_parquet_whole(files.join(path, "part-0.parquet"), pa.table(rows))
+    if settings:
+        files.write_json(
+            files.join(path, "_vaemo.json"), {"schema_version": SCHEMA_VERSION, "settings": {"features": {}}}
+        )
+    return np.array(rows["speaker"])
+
+
+@pytest.fixture
+def store(tmp_path):
+    return str(tmp_path / "store")
+
+
+def config(*overrides):
+    return Config.load("default", ["splits.allow_speaker_overlap=true", *overrides])
+
+
+def enrolled(*overrides):
+    return config("features.speaker_aggregation=enrolled", *overrides)
+
+
+def voice(raw, speaker, sessions):
+    return unit(raw.reshape(SESSIONS, len(SPEAKERS), 3)[sessions][:, np.array(SPEAKERS) == speaker].sum((0, 1)))
+
+
+def test_speakers_are_enrolled_from_the_other_sessions_of_their_split(store):
+    raw = write_store(store)
+    data = TrainingData.open(store, enrolled())
+    for number, session in enumerate(data.sessions(data.part(""))):
+        others = [
+            other for other in range(SESSIONS) if other != number and 2 * other // SESSIONS == 2 * number // SESSIONS
+        ]
+        for speaker, vector in zip(session.speaker_ids, session.streams["speaker"], strict=True):
+            np.testing.assert_allclose(vector, voice(raw, speaker, others), atol=CLOSE)
+
+
+def test_a_folds_voices_do_not_cross_its_splits(store):
+    raw = write_store(store, fold=sorted("abc" * 8))
+    data = TrainingData.open(store, enrolled(), folds="by=fold")
+    assert [fold.name for fold in data.parts] == ["a", "b", "c"]
+    for fold in data.parts:
+        for number, session in enumerate(data.sessions(fold)):
+            others = [o for o in range(SESSIONS) if o != number and fold.split[4 * o] == fold.split[4 * number]]
+            for speaker, vector in zip(session.speaker_ids, session.streams["speaker"], strict=True):
+                np.testing.assert_allclose(vector, voice(raw, speaker, others), atol=CLOSE)
+
+
+def test_the_voices_that_are_written_enrol_alike_in_scoring(store, tmp_path):
+    write_store(store)
+    data = TrainingData.open(store, enrolled())
+    path = str(tmp_path / "speakers.parquet")
+    data.voices().write(path)
+    again = TrainingData.open(store, enrolled(), speakers=path)
+    for one, other in zip(data.sessions(), again.sessions(), strict=True):
+        np.testing.assert_allclose(one.streams["speaker"], other.streams["speaker"], atol=CLOSE)
+    assert again.voices() is again.enrolments
+    assert data.digest != again.digest
+    assert TrainingData.open(store, config()).voices() is None
+
+
+def test_voices_that_nothing_asks_for_are_refused(store, tmp_path):
+    write_store(store)
+    path = str(tmp_path / "speakers.parquet")
+    Enrolments.of_sessions(TrainingData.open(store, config()).sessions()).write(path)
+    with pytest.raises(UsageError, match="speaker_aggregation is utterance; enrolments need enrolled"):
+        TrainingData.open(store, config(), speakers=path)
+
+
+@pytest.mark.parametrize("how", ["enrolled", "running_mean"])
+def test_what_scoring_could_not_repeat_is_refused(store, how):
+    write_store(store, settings=False)
+    with pytest.raises(UsageError, match=f"speaker_aggregation is '{how}', but .* does not say what its features are"):
+        TrainingData.open(store, config(f"features.speaker_aggregation={how}"))
+
+
+def test_labels_that_are_missing_are_refused(store):
+    write_store(store)
+    table = FeatureStore.open(store).read()
+    nothing = pa.nulls(len(table), pa.float32())
+    place = table.column_names.index("arousal")
+    files.write_parquet_whole(files.join(store, "part-0.parquet"), table.set_column(place, "arousal", nothing))
+    with pytest.raises(LabelError, match="arousal"):
+        TrainingData.open(store, config()).check_labels()
+
+
+def test_one_set_of_sessions_cannot_serve_folds_of_enrolled_speakers(store):
+    write_store(store, fold=sorted("abc" * 8))
+    assert len(TrainingData.open(store, enrolled()).shared_sessions()) == SESSIONS
+    with pytest.raises(UsageError, match="voices differ from fold to fold"):
+        TrainingData.open(store, enrolled(), folds="by=fold").shared_sessions()

@@ -1,0 +1,88 @@
+"""RUN/oof: every held-out row scored by the model that did not see it, and what that comes to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from vaemo import files, scores
+from vaemo.metrics import Moments
+from vaemo.model.checkpoint import Checkpoint
+from vaemo.sessions import label_scale
+from vaemo.training.data import LIGHT, TrainingData
+from vaemo.training.end_to_end import rehear
+from vaemo.training.replay import replay
+from vaemo.training.waveforms import Waveforms
+from vaemo.units import DIMENSIONS
+from vaemo.windows import PackedSessions
+
+
+def score_held_out(
+    data: TrainingData, models: Mapping[str, Checkpoint], manifest: str | None, out: str, fingerprint: str
+) -> dict[str, Any]:
+    """Write the scores of all folds' held-out rows to `out`, a folder of scores.
+
+    Args:
+        data: With folds.
+        models: The checkpoint of every fold, by its name.
+        manifest: Of the store, where the checkpoints hold their own speech encoders.
+        out: The folder.
+        fingerprint: Of the run.
+
+    Returns:
+        CCC and RMSE: `fold_mean`, `pooled`, and `folds` by name.
+    """
+    config, n = data.config, len(data.table)
+    labels, predictions = np.full((n, 2), np.nan), np.full((n, 2), np.nan)
+    names, per_fold = np.full(n, None, object), {}
+    for session in data.labelled:
+        labels[session.rows] = session.labels
+    for fold in data.parts:
+        tested = [session for session in data.sessions(fold) if fold.held_out[session.rows].any()]
+        checkpoint = models[fold.name]
+        if manifest and checkpoint.has_encoder and checkpoint.features:
+            tested = rehear(tested, checkpoint.features, Waveforms.of_store(data.store, manifest, config))
+        packed = PackedSessions.of(tested, dtype=getattr(torch, config.train.dtype))
+        known = packed.observed if not packed.observed.isnan().all() else None
+        found = replay(checkpoint.model, packed, window=config.train.window, observed=known).prediction
+        rows = np.concatenate([session.rows for session in tested])
+        mine = fold.held_out[rows]
+        predictions[rows[mine]] = found[mine]
+        names[fold.held_out] = fold.name
+        per_fold[fold.name] = _measures(Moments.of(predictions[fold.held_out], labels[fold.held_out]))
+    _write(data, predictions, names, out, fingerprint)
+    mean = {key: float(np.mean([measures[key] for measures in per_fold.values()])) for key in _KEYS}
+    return {"fold_mean": mean, "pooled": _measures(Moments.of(predictions, labels)), "folds": per_fold}
+
+
+def _write(data: TrainingData, predictions: np.ndarray, names: np.ndarray, out: str, fingerprint: str) -> None:
+    columns = {name: data.table[name] for name in LIGHT if name not in DIMENSIONS}
+    columns |= {name: pa.array(predictions[:, n], pa.float32(), from_pandas=True) for n, name in enumerate(DIMENSIONS)}
+    columns |= {
+        "split": pa.array(["test" if name else None for name in names], pa.string()),
+        "fold": pa.array(names, pa.string()),
+        "run_id": pa.array([fingerprint[:12]] * len(names)),
+    }
+    scale = label_scale(data.store, data.config)
+    files.write_json(
+        files.join(out, scores.PROVENANCE),
+        {
+            "fingerprint": fingerprint,
+            "label_range": list(data.config.model.label_range),
+            "native_range": data.store.info.get("native_range") or [scale.low, scale.high],
+            "held_out": data.folds,
+        },
+    )
+    scores.write_part(out, f"part-{fingerprint[:16]}.parquet", pa.table(columns), data.config.score)
+
+
+_KEYS = [*(f"ccc_{name}" for name in DIMENSIONS), "ccc_avg", *(f"rmse_{name}" for name in DIMENSIONS)]
+
+
+def _measures(moments: Moments) -> dict[str, float]:
+    ccc = moments.ccc()
+    return dict(zip(_KEYS, map(float, [*ccc, ccc.mean(), *moments.rmse()]), strict=True))
