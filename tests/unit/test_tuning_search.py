@@ -1,0 +1,117 @@
+"""What is tried next: TPE finds what chance does not, goes on where it stopped, and respects conditions."""
+
+import numpy as np
+import pytest
+import yaml
+
+from vaemo.config import Config
+from vaemo.tuning.search import METHODS, Search
+from vaemo.tuning.space import read_space
+
+ENTRIES = {
+    "model.updater": {"choice": ["mamba", "gru"]},
+    "updater.d_state": {"choice": [8, 16, 32, 64], "when": {"model.updater": "mamba"}},
+    "model.alpha": {"uniform": [0.0, 0.99]},
+    "train.lr": {"loguniform": [1e-4, 1e-1]},
+    "train.window": {"int": [5, 80]},
+}
+
+
+@pytest.fixture
+def space(tmp_path):
+    path = tmp_path / "space.yaml"
+    path.write_text(yaml.safe_dump(ENTRIES, sort_keys=False))
+    return read_space(path, Config())
+
+
+def value_of(point):
+    """A landscape whose best is known: mamba, alpha 0.7, lr 3e-3, d_state 32."""
+    value = 1 - (point["model.alpha"] - 0.7) ** 2 - 0.1 * np.log10(point["train.lr"] / 3e-3) ** 2
+    return value - (0.1 * abs(np.log2(point["updater.d_state"] / 32)) if "updater.d_state" in point else 0.3)
+
+
+def run(space, method, seed, trials):
+    search = Search(space, method, seed)
+    found = []
+    for number in range(trials):
+        point = search.point(number)
+        found.append(point)
+        search.tell(number, point, value_of(point))
+    return found
+
+
+def test_tpe_beats_chance(space):
+    best = {
+        method: np.mean([max(map(value_of, run(space, method, seed, 40))) for seed in range(6)])
+        for method in ("tpe", "random")
+    }
+    assert best["tpe"] > best["random"] + 0.005
+    assert best["tpe"] > 0.97
+
+
+@pytest.mark.parametrize("method", ["tpe", "random"])
+def test_points_lie_in_the_space_and_trial_0_is_the_config(space, method):
+    found = run(space, method, 5, 25)
+    assert found[0] == space.default()
+    assert all(space.holds(point) for point in found)
+    assert len({tuple(sorted(point.items())) for point in found}) == 25
+
+
+@pytest.mark.parametrize("method", ["tpe", "random"])
+def test_a_search_goes_on_as_if_it_had_not_stopped(space, method):
+    whole = run(space, method, 7, 24)
+    again = Search(space, method, 7)
+    for number, point in enumerate(whole[:16]):
+        again.tell(number, point, value_of(point))
+    for number in range(16, 24):
+        assert again.point(number) == whole[number]
+        again.tell(number, whole[number], value_of(whole[number]))
+
+
+def test_failed_and_stopped_trials_teach_where_not_to_look(space):
+    def share_of_mamba(end):
+        search = Search(space, "tpe", 1)
+        random = np.random.default_rng(0)
+        for number in range(30):
+            point = space.draw(random)
+            if point["model.updater"] == "mamba":
+                end(search, number, point)
+            else:
+                search.tell(number, point, 0.5)
+        return np.mean([search.point(number)["model.updater"] == "mamba" for number in range(30, 60)])
+
+    def good(search, number, point):
+        search.tell(number, point, 0.9)
+
+    def stopped(search, number, point):
+        search.tell(number, point, 0.1, stopped_at=40)
+
+    assert share_of_mamba(stopped) < share_of_mamba(good) - 0.3
+
+
+def test_failed_trials_are_told_too(space):
+    search = Search(space, "tpe", 1)
+    for number in range(12):
+        search.tell(number, search.point(number), None)
+    assert space.holds(search.point(12))
+
+
+def test_a_config_outside_the_space_teaches_nothing(space):
+    search = Search(space, "tpe", 0)
+    search.tell(0, {"model.updater": "none"}, 0.9)
+    assert space.holds(search.point(1))
+
+
+def test_grid(tmp_path):
+    path = tmp_path / "space.yaml"
+    path.write_text(yaml.safe_dump({"model.updater": {"choice": ["mamba", "gru"]}, "updater.layers": {"int": [1, 2]}}))
+    search = Search(read_space(path, Config()), "grid", 0)
+    assert search.trials == 4
+    # The config itself is one of the four and comes first.
+    found = [(point["model.updater"], point["updater.layers"]) for point in map(search.point, range(4))]
+    assert found == [("mamba", 1), ("mamba", 2), ("gru", 1), ("gru", 2)]
+
+
+def test_only_a_grid_ends(space):
+    assert METHODS == ("tpe", "random", "grid")
+    assert Search(space, "random", 0).trials is None

@@ -1,0 +1,182 @@
+"""Search spaces: the files that come along, what is drawn, and every mistake that a file can hold."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from vaemo.config import Config
+from vaemo.errors import ConfigValueError, UnknownConfigKeyError, UsageError
+from vaemo.tuning.space import SCHEDULE, WHILE_TRAINING, field_of, read_space
+
+SPACES = sorted((Path(__file__).parents[2] / "tune_spaces").glob("*.yaml"))
+
+ENTRIES = {
+    "model.updater": {"choice": ["mamba", "gru", "none"]},
+    "updater.d_state": {"choice": [8, 16, 32], "when": {"model.updater": "mamba"}},
+    "updater.layers": {"int": [1, 2], "when": {"model.updater": ["mamba", "gru"]}},
+    "model.dropout": {"uniform": [0.0, 0.5]},
+    "train.lr": {"loguniform": [1e-4, 1e-2]},
+}
+
+
+@pytest.fixture
+def space(tmp_path):
+    def make(entries=ENTRIES, *overrides):
+        path = tmp_path / "space.yaml"
+        path.write_text(entries if isinstance(entries, str) else yaml.safe_dump(entries, sort_keys=False))
+        return read_space(path, Config.load("default", overrides))
+
+    return make
+
+
+def points(space, n=200):
+    return [space.draw(np.random.default_rng([3, number])) for number in range(n)]
+
+
+@pytest.mark.parametrize("path", SPACES, ids=lambda path: path.stem)
+def test_spaces_that_come_along(path):
+    space = read_space(path, Config())
+    assert len(space.parameters) >= 2
+    for point in points(space, 50):
+        assert space.holds(point)
+        config = space.apply(point)
+        assert all(field_of(config, name) == value for name, value in point.items())
+    if path.stem == "default":
+        wanted = {"model.alpha", "model.d_c", "train.window", *SCHEDULE - {"train.no_feedback_fraction"}}
+        assert wanted == set(space.names)
+    if path.stem == "schedule":
+        assert set(space.names) <= WHILE_TRAINING
+    assert space.searches_schedule == (path.stem in ("default", "schedule"))
+
+
+def test_default_space_holds_the_default_config():
+    space = read_space(next(path for path in SPACES if path.stem == "default"), Config())
+    assert space.holds(space.default())
+    assert space.apply(space.default()) == Config()
+
+
+def test_points_keep_to_ranges_and_conditions(space):
+    space = space()
+    drawn = points(space)
+    for point in drawn:
+        assert ("updater.d_state" in point) == (point["model.updater"] == "mamba")
+        assert ("updater.layers" in point) == (point["model.updater"] != "none")
+        assert 0 <= point["model.dropout"] <= 0.5
+        assert 1e-4 <= point["train.lr"] <= 1e-2
+    # Half of a logarithmic range lies below its geometric middle.
+    assert 0.35 < np.mean([point["train.lr"] < 1e-3 for point in drawn]) < 0.65
+    assert {point.get("updater.layers") for point in drawn} == {None, 1, 2}
+
+
+def test_a_point_outside_the_space(space):
+    space = space()
+    inside = points(space, 1)[0]
+    assert space.holds(inside)
+    assert not space.holds({**inside, "model.dropout": 0.6})
+    assert not space.holds({name: value for name, value in inside.items() if name != "train.lr"})
+    assert not space.holds({**inside, "model.updater": "mamba2"})
+
+
+def test_grid_is_every_combination_once(space):
+    entries = {name: ENTRIES[name] for name in ("model.updater", "updater.d_state", "updater.layers")}
+    grid = list(space(entries).grid())
+    # mamba: 3 x 2, gru: 2, none: 1.
+    assert len(grid) == len({tuple(sorted(point.items())) for point in grid}) == 9
+    assert all(space(entries).holds(point) for point in grid)
+
+
+def test_a_grid_needs_choices(space):
+    with pytest.raises(UsageError, match=r"a grid cannot go through model.dropout, which is uniform"):
+        list(space().grid())
+
+
+def test_perturbed_points_are_near_and_inside(space):
+    space = space({"train.lr": ENTRIES["train.lr"], "train.mse_weight": {"choice": [0.0, 0.1, 0.2, 0.4]}})
+    random = np.random.default_rng(0)
+    start = {"train.lr": 2e-3, "train.mse_weight": 0.1}
+    moved = [space.perturb(start, random) for _ in range(400)]
+    assert all(space.holds(point) for point in moved)
+    factors = np.array([point["train.lr"] / 2e-3 for point in moved])
+    near = np.isclose(factors, 0.8) | np.isclose(factors, 1.2)
+    # A quarter is drawn anew; three deviations of 400 draws are 0.065.
+    assert near.mean() == pytest.approx(0.75, abs=0.07)
+    assert {point["train.mse_weight"] for point in moved} == {0.0, 0.1, 0.2, 0.4}
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("model.alhpa", "model.alpha"),
+        ("alpha", "model.alpha"),
+        ("training.learning_rate", ""),
+        ("updater.alpha", "model.alpha"),
+    ],
+)
+def test_unknown_fields_are_refused_with_the_nearest(space, name, hint):
+    with pytest.raises(UnknownConfigKeyError, match=f"unknown config key '{name}'") as refusal:
+        space({name: {"uniform": [0.1, 0.9]}})
+    assert not hint or f"Did you mean {hint}?" in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "entry", "says"),
+    [
+        ("model.alpha", {"uniform": [0.5, 1.5]}, r"model.alpha is 1.5; it must be at most 0.999"),
+        ("model.updater", {"choice": ["mamba", "lstm"]}, r"model.updater is 'lstm'; allowed is one of mamba"),
+        ("train.window", {"uniform": [10, 60]}, r"train.window is 10.0; allowed is a whole number"),
+        ("train.window", {"int": [10.5, 60]}, r"int holds \[10.5, 60\]; it takes the least and the greatest"),
+        ("model.alpha", {"uniform": [0.5]}, r"uniform holds \[0.5\]; it takes the least and the greatest"),
+        ("model.alpha", {"uniform": ["low", "high"]}, r"it takes the least and the greatest value"),
+        ("model.alpha", {"uniform": [0.9, 0.5]}, r"uniform goes from 0.9 to 0.5; the first must be the smaller"),
+        ("train.weight_decay", {"loguniform": [0, 5]}, r"loguniform starts at 0; it must start above 0"),
+        ("model.alpha", {"normal": [0, 1]}, r"model.alpha has normal; give exactly one of choice, uniform"),
+        ("model.alpha", {"uniform": [0, 0.5], "choice": [0.1]}, r"has uniform and choice; give exactly one of"),
+        ("model.alpha", {}, r"model.alpha has none; give exactly one of"),
+        ("model.alpha", {"choice": []}, r"choice holds \[\]; it takes a list"),
+        ("model.alpha", 0.5, r"model.alpha holds 0.5; give one of choice: \[a, b\]"),
+        ("train.epochs", {"int": [5, 50]}, r"train.epochs cannot be searched: it follows from the optimiser steps"),
+        ("train.seed", {"int": [0, 5]}, r"train.seed cannot be searched: --seeds"),
+        ("features.speech_layer", {"int": [1, 12]}, r"decides the data, which all trials share"),
+        ("model.scan", {"choice": ["reference", "chunk"]}, r"model.scan changes no result"),
+    ],
+)
+def test_impossible_entries(space, name, entry, says):
+    with pytest.raises(ConfigValueError, match=says):
+        space({name: entry})
+
+
+@pytest.mark.parametrize(
+    ("when", "says"),
+    [
+        ("mamba", "when holds 'mamba'; give fields and values"),
+        ({"model.ema": "fixed"}, "when names 'model.ema'; it may name a choice that stands before it: model.updater"),
+        ({"model.updater": "mamba2"}, "when wants model.updater to be 'mamba2'; its choices are mamba, gru, none"),
+    ],
+)
+def test_impossible_conditions(space, when, says):
+    with pytest.raises(ConfigValueError, match=says):
+        space({"model.updater": ENTRIES["model.updater"], "updater.d_state": {"choice": [8, 16], "when": when}})
+
+
+def test_values_that_contradict_each_other(space):
+    entries = {
+        "train.sampling_hold_fraction": {"uniform": [0.0, 0.8]},
+        "train.sampling_end_fraction": {"uniform": [0.1, 0.4]},
+    }
+    with pytest.raises(ConfigValueError, match=r"where its ranges end, train.sampling_hold_fraction is 0.8"):
+        space(entries)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"), [("", "names no field"), ("- a\n- b", "names no field"), ("a: [", "is not YAML")]
+)
+def test_files_that_are_no_space(space, text, says):
+    with pytest.raises(ConfigValueError, match=says):
+        space(text)
+
+
+def test_no_file(tmp_path):
+    with pytest.raises(ConfigValueError, match=r"cannot be read \(FileNotFoundError\)"):
+        read_space(tmp_path / "nowhere.yaml", Config())

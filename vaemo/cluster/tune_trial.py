@@ -1,0 +1,177 @@
+"""A trial of a sweep where it runs: a plain function of Ray Tune, or a run of Ray Train on several workers."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train.torch
+import torch
+from ray import tune
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.tune.integration.ray_train import TuneReportCallback
+
+from vaemo import files
+from vaemo.cluster.train import POLL_S
+from vaemo.errors import VaemoError
+from vaemo.store import FeatureStore
+from vaemo.training import run_folder
+from vaemo.training.group import Group, ProcessGroup
+from vaemo.tuning.space import Point, Space
+from vaemo.tuning.sweep import read_state, trial_folder, write_state
+from vaemo.tuning.trial import Trial, equal_steps
+
+SAVED_EVERY_S = 10.0
+"""How often a trial saves what it needs to go on, besides its end."""
+
+MAX_FAILURES = 3
+"""How often the process of a trial may die before the trial has failed; it goes on from where it was saved."""
+
+_CHECKPOINT = "state.safetensors"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What all trials of a sweep share.
+
+    Attributes:
+        store: The feature store.
+        out: The sweep's folder.
+        space: What is searched.
+        data: Reference to the `TrialData`, which every node holds once.
+        steps: Optimiser steps that every training makes, as nearly as whole epochs allow.
+        digest: Of ids, labels and splits.
+        seeds: Trainings for each fold.
+        workers: Processes that train one trial.
+        gpus: Share of a GPU for each of them.
+        population: With population-based training, the numbers of its members; None otherwise.
+    """
+
+    store: str
+    out: str
+    space: Space
+    data: Any
+    steps: float
+    digest: str
+    seeds: int
+    workers: int
+    gpus: float
+    population: tuple[int, ...] | None
+
+    def number(self, given: Mapping[str, Any], trial_id: str) -> int:
+        """The number of a trial.
+
+        Args:
+            given: Its config, as Ray Tune holds it. A member of a population takes over that of another.
+            trial_id: As Ray Tune names it; for a member of a population it ends in its place.
+        """
+        return given["number"] if self.population is None else self.population[int(trial_id.rpartition("_")[2])]
+
+
+def run_trial(given: dict[str, Any], job: Job) -> None:
+    """A trial, in a process of its own; what it raises is its result, and does not end the sweep."""
+    number = job.number(given, tune.get_context().get_trial_id())
+    try:
+        if job.workers > 1:
+            _fit_workers(number, given["point"], job)
+            return
+        state = read_state(trial_folder(job.out, number))
+        if (checkpoint := tune.get_checkpoint()) is not None:
+            with checkpoint.as_directory() as folder:
+                state = Path(folder, _CHECKPOINT).read_bytes()
+        device = "cuda" if job.gpus else "cpu"
+        for metrics, trial in _epochs(number, given["point"], state, job, Group(), device):
+            with tempfile.TemporaryDirectory() as folder:
+                saved = None
+                if job.population is not None:
+                    Path(folder, _CHECKPOINT).write_bytes(trial.save(given["point"]))
+                    saved = tune.Checkpoint.from_directory(folder)
+                tune.report(metrics, checkpoint=saved)
+    except Exception as error:
+        tune.report({"error": _told(error), "finished": False})
+
+
+def _epochs(
+    number: int,
+    point: Point,
+    state: bytes | None,
+    job: Job,
+    group: Group,
+    device: torch.device | str,
+) -> Iterator[tuple[dict[str, Any], Trial]]:
+    """Metrics after every epoch of a trial, whose files are kept up to date."""
+    torch.set_num_threads(1)
+    space = job.space
+    data = ray.get(job.data)
+    config = equal_steps(space.apply(point), data, job.steps)
+    trial = Trial(data, config, job.seeds, group=group, device=device)
+    if state is not None:
+        trial.restore(state)
+    folder = trial_folder(job.out, number)
+    store = FeatureStore.open(job.store)
+    first = trial.first
+    provenance = run_folder.provenance_of(store, config, job.digest, first.model, torch.device(device).type)
+    saved_at = time.monotonic()
+    for metrics in trial:
+        if group.rank == 0:
+            # With `select: last` every epoch would be kept, for the next to replace it.
+            if first.improved and (config.train.select == "best" or first.finished):
+                run_folder.keep(folder, first.kept, config, store, first.history[-1], provenance)
+            if trial.finished or time.monotonic() - saved_at > SAVED_EVERY_S:
+                write_state(folder, trial.save(point))
+                saved_at = time.monotonic()
+        yield {**metrics, "measured": [key for key in metrics if key not in ("curve", "finished")]}, trial
+
+
+def _fit_workers(number: int, point: Point, job: Job) -> None:
+    """A trial on several workers: a run of Ray Train that reports to Tune."""
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", POLL_S)
+    gpus = job.gpus
+    ended: Any = (
+        TorchTrainer(
+            _train_worker,  # type: ignore[arg-type]  # its value comes back in the result
+            train_loop_config={"number": number, "point": point, "job": job},
+            torch_config=TorchConfig(backend="nccl" if gpus >= 1 else "gloo"),
+            scaling_config=ScalingConfig(
+                num_workers=job.workers,
+                resources_per_worker={"CPU": 1, **({"GPU": gpus} if gpus else {})},
+                use_gpu=gpus > 0,
+            ),
+            run_config=RunConfig(
+                name=f"trial-{number:04d}-{uuid.uuid4().hex[:12]}",
+                storage_path=files.join(job.out, "_ray"),
+                failure_config=FailureConfig(max_failures=MAX_FAILURES),
+                callbacks=[TuneReportCallback()],  # type: ignore[list-item]  # Train V2's kind
+            ),
+        )
+        .fit()
+        .return_value  # type: ignore[attr-defined]  # of Train V2's Result
+    )
+    if ended is not None:
+        tune.report({"error": ended, "finished": False})
+
+
+def _train_worker(given: dict[str, Any]) -> str | None:
+    """What every worker of a trial does; a VaemoError is carried home as text, since Ray would retry it."""
+    job: Job = given["job"]
+    state = read_state(trial_folder(job.out, given["number"]))
+    try:
+        device = ray.train.torch.get_device()
+        for metrics, _ in _epochs(given["number"], given["point"], state, job, ProcessGroup(), device):
+            # Every worker waits here, so that the state that was saved is one that all of them have reached.
+            ray.train.report(metrics)
+    except VaemoError as error:
+        return _told(error)
+    return None
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"

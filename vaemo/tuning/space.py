@@ -1,0 +1,355 @@
+"""Search spaces: YAML files that name config fields and the values to be tried.
+
+    model.updater: {choice: [mamba, gru]}
+    train.lr: {loguniform: [1.0e-4, 1.0e-2]}
+    updater.d_state: {choice: [8, 16, 32], when: {model.updater: mamba}}
+
+A field under `when` is searched only where the named choice took that value (or one of a list); elsewhere it stays as
+the config has it. A *point* is a dict from the fields that are searched in it to their values.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from vaemo.config import Config
+from vaemo.errors import ConfigValueError, UnknownConfigKeyError, UsageError
+
+KINDS = ("choice", "uniform", "loguniform", "int")
+
+SECTIONS = ("model", "updater", "train")
+"""Sections that a trial may change; the others decide the data, which all trials share."""
+
+FIXED = {
+    "train.epochs": "it follows from the optimiser steps, of which all trials make equally many",
+    "train.seed": "--seeds trains each point with several",
+    "train.encoder": "the encoder is trained by jobs/train.py --manifest",
+    "model.label_range": "trials would be judged on other scales",
+}
+"""Fields that a space may not name, and why."""
+
+SCHEDULE = frozenset(
+    {
+        "model.feedback",
+        "train.sampling_hold_fraction",
+        "train.sampling_end_fraction",
+        "train.no_feedback_fraction",
+    }
+)
+"""Fields that decide until when a run is fed what it will not have at inference."""
+
+WHILE_TRAINING = SCHEDULE | {
+    "model.feedback_noise",
+    "train.lr",
+    "train.weight_decay",
+    "train.clip",
+    "train.mse_weight",
+    "train.observed_fraction",
+    "train.feature_noise",
+}
+"""Fields that may change between two epochs of one model: those that population-based training may search."""
+
+_RESAMPLED, _FACTORS = 0.25, (0.8, 1.2)
+"""How population-based training explores: this share of the values is drawn anew, the others move by a factor or to
+the neighbouring choice (Jaderberg et al. 2017)."""
+
+Point = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One field that is searched.
+
+    Attributes:
+        name: `section.key`.
+        kind: One of `KINDS`.
+        values: The choices, or the least and the greatest value.
+        when: Fields before it, and the values at one of which each must stand for this one to be searched.
+    """
+
+    name: str
+    kind: str
+    values: tuple[Any, ...]
+    when: Mapping[str, tuple[Any, ...]]
+
+    @property
+    def ordered(self) -> bool:
+        """Whether it is a number, also one of ascending choices: near values then mean near results."""
+        if self.kind != "choice":
+            return True
+        numbers = all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in self.values)
+        return numbers and list(self.values) == sorted(self.values)
+
+    def active(self, point: Mapping[str, Any]) -> bool:
+        """Whether it is searched, given the fields before it."""
+        return all(name in point and point[name] in allowed for name, allowed in self.when.items())
+
+    def holds(self, value: Any) -> bool:
+        """Whether a value can be drawn."""
+        if self.kind == "choice":
+            return value in self.values
+        return self.values[0] <= value <= self.values[1]
+
+    def draw(self, random: np.random.Generator) -> Any:
+        """A value at random."""
+        if self.kind == "choice":
+            return self.values[random.integers(len(self.values))]
+        low, high = self.values
+        if self.kind == "int":
+            return int(random.integers(low, high + 1))
+        if self.kind == "loguniform":
+            return float(math.exp(random.uniform(math.log(low), math.log(high))))
+        return float(random.uniform(low, high))
+
+    def nudge(self, value: Any, random: np.random.Generator) -> Any:
+        """A value nearby."""
+        if self.kind == "choice":
+            place = self.values.index(value) + random.choice((-1, 1))
+            return self.values[min(max(place, 0), len(self.values) - 1)]
+        low, high = self.values
+        moved = min(max(value * random.choice(_FACTORS), low), high)
+        return round(moved) if self.kind == "int" else float(moved)
+
+
+@dataclass(frozen=True)
+class Space:
+    """The fields that are searched, in the file's order, around a config.
+
+    Attributes:
+        config: Gives every other field, and trial 0.
+        parameters: At least one.
+    """
+
+    config: Config
+    parameters: tuple[Parameter, ...]
+
+    @property
+    def names(self) -> list[str]:
+        """The fields that are searched."""
+        return [parameter.name for parameter in self.parameters]
+
+    @property
+    def searches_schedule(self) -> bool:
+        """Whether the sampling schedule itself is searched."""
+        return not SCHEDULE.isdisjoint(self.names)
+
+    def default(self) -> Point:
+        """The point at which the config stands; it may lie outside the space."""
+        point: Point = {}
+        for parameter in self.parameters:
+            if parameter.active(point):
+                point[parameter.name] = field_of(self.config, parameter.name)
+        return point
+
+    def holds(self, point: Mapping[str, Any]) -> bool:
+        """Whether a point can be drawn."""
+        active = [parameter for parameter in self.parameters if parameter.active(point)]
+        return len(active) == len(point) and all(p.name in point and p.holds(point[p.name]) for p in active)
+
+    def draw(self, random: np.random.Generator) -> Point:
+        """A point at random."""
+        point: Point = {}
+        for parameter in self.parameters:
+            if parameter.active(point):
+                point[parameter.name] = parameter.draw(random)
+        return point
+
+    def perturb(self, point: Mapping[str, Any], random: np.random.Generator) -> Point:
+        """A point nearby, as population-based training explores."""
+        moved: Point = {}
+        for parameter in self.parameters:
+            if parameter.active(moved):
+                known = parameter.name in point and parameter.holds(point[parameter.name])
+                keep = known and random.random() >= _RESAMPLED
+                moved[parameter.name] = (
+                    parameter.nudge(point[parameter.name], random) if keep else parameter.draw(random)
+                )
+        return moved
+
+    def grid(self) -> Iterator[Point]:
+        """Every point, the last field changing fastest.
+
+        Raises:
+            UsageError: for a field that is not a choice or a range of whole numbers.
+        """
+        for parameter in self.parameters:
+            if parameter.kind in ("uniform", "loguniform"):
+                raise UsageError(
+                    f"a grid cannot go through {parameter.name}, which is {parameter.kind}; give it as a choice, or "
+                    "search with --search tpe or random."
+                )
+        yield from self._grid({}, 0)
+
+    def _grid(self, point: Point, number: int) -> Iterator[Point]:
+        if number == len(self.parameters):
+            yield point
+            return
+        parameter = self.parameters[number]
+        if not parameter.active(point):
+            yield from self._grid(point, number + 1)
+            return
+        low_to_high = range(parameter.values[0], parameter.values[-1] + 1) if parameter.kind == "int" else None
+        for value in low_to_high or parameter.values:
+            yield from self._grid({**point, parameter.name: value}, number + 1)
+
+    def apply(self, point: Mapping[str, Any]) -> Config:
+        """The config at a point.
+
+        Raises:
+            ConfigValueError: if the values contradict each other.
+        """
+        return _replaced(self.config, point)
+
+    def to_plain(self) -> dict[str, Any]:
+        """As in the file, fit for JSON."""
+        return {
+            parameter.name: {
+                parameter.kind: list(parameter.values),
+                **({"when": {name: list(values) for name, values in parameter.when.items()}} if parameter.when else {}),
+            }
+            for parameter in self.parameters
+        }
+
+
+def read_space(path: str | Path, config: Config) -> Space:
+    """The space in a YAML file, every value checked as the config checks it.
+
+    Args:
+        path: The file.
+        config: What the space lies around.
+
+    Raises:
+        UnknownConfigKeyError: for a field that does not exist, with the nearest one.
+        ConfigValueError: if the file cannot be read, an entry is not understood, a field may not be searched, or a
+            value is impossible.
+    """
+    try:
+        loaded = yaml.safe_load(Path(path).read_text())
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigValueError(
+            f"space '{path}' cannot be read ({type(error).__name__}); give a YAML file, such as those in tune_spaces."
+        ) from None
+    except yaml.YAMLError as error:
+        raise ConfigValueError(f"space '{path}' is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(loaded, Mapping) or not loaded:
+        raise ConfigValueError(
+            f"space '{path}' names no field; give lines such as model.alpha: {{uniform: [0.5, 0.95]}}."
+        )
+    parameters: dict[str, Parameter] = {}
+    for name, entry in loaded.items():
+        try:
+            parameters[name] = _parameter(str(name), entry, config, parameters)
+        except UsageError as error:
+            raise type(error)(f"space '{path}': {error}") from None
+    space = Space(config, tuple(parameters.values()))
+    # Fields that are possible alone may not be so together: the two ends of all ranges show it.
+    for end in (0, -1):
+        corner = {p.name: p.values[end] for p in space.parameters if p.kind != "choice"}
+        try:
+            _replaced(config, corner)
+        except UsageError as error:
+            raise ConfigValueError(f"space '{path}': where its ranges end, {error}") from None
+    return space
+
+
+def field_of(config: Config, name: str) -> Any:
+    """The value of `section.key`."""
+    section, _, key = name.partition(".")
+    return getattr(getattr(config, section), key)
+
+
+def _replaced(config: Config, point: Mapping[str, Any]) -> Config:
+    sections: dict[str, dict[str, Any]] = {}
+    for name, value in point.items():
+        section, _, key = name.partition(".")
+        sections.setdefault(section, {})[key] = value
+    return config.replace(sections)
+
+
+def _parameter(name: str, entry: Any, config: Config, before: Mapping[str, Parameter]) -> Parameter:
+    _check_name(name, config)
+    if not isinstance(entry, Mapping):
+        raise ConfigValueError(f"{name} holds {entry!r}; give one of {_examples()}.")
+    kinds = [key for key in entry if key in KINDS]
+    strangers = [str(key) for key in entry if key not in (*KINDS, "when")]
+    if strangers or len(kinds) != 1:
+        found = strangers[0] if strangers else (" and ".join(kinds) or "none")
+        raise ConfigValueError(f"{name} has {found}; give exactly one of {', '.join(KINDS)}, and `when` if needed.")
+    kind, values = kinds[0], entry[kinds[0]]
+    if not isinstance(values, list) or not values:
+        raise ConfigValueError(f"{name}: {kind} holds {values!r}; it takes a list, as in {_examples()}.")
+    if kind == "choice":
+        # As the config converts them, so that a point and its config agree.
+        values = [field_of(_replaced(config, {name: value}), name) for value in values]
+    else:
+        values = _range(name, kind, values)
+        for value in values:
+            _replaced(config, {name: value})
+    return Parameter(name, kind, tuple(values), _conditions(name, entry.get("when") or {}, before))
+
+
+def _check_name(name: str, config: Config) -> None:
+    known = [f"{section}.{key}" for section, fields in config.to_dict().items() for key in fields]
+    if name not in known:
+        # The section may be wrong, or missing.
+        by_key = {other.partition(".")[2]: other for other in known}
+        key = name.rpartition(".")[2]
+        near = [by_key[key]] if key in by_key else difflib.get_close_matches(name, known, n=1)
+        near = near or [by_key[other] for other in difflib.get_close_matches(key, by_key, n=1)]
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise UnknownConfigKeyError(f"unknown config key '{name}'.{hint} A space names fields as section.key.")
+    section = name.partition(".")[0]
+    if section not in SECTIONS:
+        raise ConfigValueError(f"{name} decides the data, which all trials share; allowed are {', '.join(SECTIONS)}.")
+    if name in FIXED:
+        raise ConfigValueError(f"{name} cannot be searched: {FIXED[name]}.")
+    if name.partition(".")[2] not in config.decisive(section)[section]:
+        raise ConfigValueError(f"{name} changes no result; there is nothing to search.")
+
+
+def _range(name: str, kind: str, values: list[Any]) -> list[Any]:
+    try:
+        low, high = (float(value) for value in values)
+        if kind == "int" and not (low.is_integer() and high.is_integer()):
+            raise ValueError
+    except (TypeError, ValueError):
+        raise ConfigValueError(
+            f"{name}: {kind} holds {values!r}; it takes the least and the greatest value, as in {_examples()}."
+        ) from None
+    if not low < high:
+        raise ConfigValueError(f"{name}: {kind} goes from {low:g} to {high:g}; the first must be the smaller.")
+    if kind == "loguniform" and low <= 0:
+        raise ConfigValueError(f"{name}: loguniform starts at {low:g}; it must start above 0.")
+    return [int(low), int(high)] if kind == "int" else [low, high]
+
+
+def _conditions(name: str, when: Any, before: Mapping[str, Parameter]) -> dict[str, tuple[Any, ...]]:
+    if not isinstance(when, Mapping):
+        raise ConfigValueError(f"{name}: when holds {when!r}; give fields and values, as in {{model.updater: mamba}}.")
+    found: dict[str, tuple[Any, ...]] = {}
+    for other, values in when.items():
+        allowed = tuple(values) if isinstance(values, list) else (values,)
+        if other not in before or before[other].kind != "choice":
+            choices = [parameter.name for parameter in before.values() if parameter.kind == "choice"]
+            raise ConfigValueError(
+                f"{name}: when names '{other}'; it may name a choice that stands before it: "
+                f"{', '.join(choices) or 'there is none'}."
+            )
+        for value in allowed:
+            if value not in before[other].values:
+                listed = ", ".join(map(str, before[other].values))
+                raise ConfigValueError(f"{name}: when wants {other} to be {value!r}; its choices are {listed}.")
+        found[other] = allowed
+    return found
+
+
+def _examples() -> str:
+    return "choice: [a, b], uniform: [low, high], loguniform: [low, high], int: [low, high]"

@@ -1,0 +1,192 @@
+"""A trial: one config trained once for each fold and seed, all of them epoch by epoch, and their mean.
+
+Trials are compared at equal optimiser steps. A window twice as long, or twice the lanes, makes half the steps of an
+epoch; so the epochs of a trial follow from the steps that the config of trial 0 makes in its own. It makes as many as
+that to within half an epoch, and sees more utterances the more a step of it holds.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save
+
+from vaemo.config import Config
+from vaemo.lanes import schedule_lanes
+from vaemo.sessions import Session
+from vaemo.training.group import Group
+from vaemo.training.sampling import counts_from
+from vaemo.training.trainer import Trainer
+from vaemo.tuning.space import SCHEDULE, Space
+
+METRIC = "dev_ccc_avg"
+"""What is searched for: CCC on dev sessions, running free, mean over valence and arousal, and over folds and seeds."""
+
+
+@dataclass(frozen=True, eq=False)
+class TrialData:
+    """What all trials of a sweep train on.
+
+    Attributes:
+        sessions: Of the whole store.
+        folds: For every fold, the split of each session (`train`, `dev`, other or None); a plain split is one fold.
+    """
+
+    sessions: Sequence[Session]
+    folds: Sequence[Sequence[str | None]]
+
+    def split(self, fold: int, name: str) -> list[Session]:
+        """The sessions of one split."""
+        return [session for session, split in zip(self.sessions, self.folds[fold], strict=True) if split == name]
+
+    def steps_after_epochs(self, config: Config) -> Iterator[float]:
+        """Optimiser steps made after 1, 2, ... epochs, mean over folds; has no end."""
+        train = config.train
+        lengths = [np.array([len(session) for session in self.split(fold, "train")]) for fold in range(len(self.folds))]
+
+        def steps(epoch: int) -> float:
+            schedules = (schedule_lanes(n, train.lanes, train.window, seed=train.seed, epoch=epoch) for n in lengths)
+            return float(np.mean([len(schedule) for schedule in schedules]))
+
+        return itertools.accumulate(map(steps, itertools.count()))
+
+    def total_steps(self, config: Config) -> float:
+        """Optimiser steps of a training, mean over folds."""
+        return next(itertools.islice(self.steps_after_epochs(config), config.train.epochs - 1, None))
+
+
+def equal_steps(config: Config, data: TrialData, steps: float) -> Config:
+    """The config with the epochs that make nearest to `steps` optimiser steps, its patience in proportion."""
+    made = [0.0]
+    for after in data.steps_after_epochs(config):
+        made.append(after)
+        if after >= steps:
+            break
+    epochs = max(1, int(np.abs(np.array(made) - steps).argmin()))
+    patience = max(1, round(config.train.patience * epochs / config.train.epochs))
+    return config.replace({"train": {"epochs": epochs, "patience": patience}})
+
+
+def schedule_end(space: Space, steps: float) -> int:
+    """The optimiser step, of `steps` in all, from which every run of a space is fed what inference will feed it."""
+    ends = [
+        [parameter.values[0], parameter.values[-1]] if parameter.kind != "choice" else list(parameter.values)
+        for parameter in space.parameters
+        if parameter.name in SCHEDULE
+    ]
+    names = [name for name in space.names if name in SCHEDULE]
+    points = (dict(zip(names, values, strict=True)) for values in itertools.product(*ends))
+    return max(counts_from(int(steps), space.apply(point)) for point in points)
+
+
+class Trial:
+    """The trainings of one trial: iterate for the mean metrics after every epoch.
+
+    Args:
+        data: What to train on.
+        config: Of the trial.
+        seeds: How many, from `train.seed` on, for every fold.
+        group: The workers.
+        device: Where this worker computes.
+    """
+
+    def __init__(
+        self,
+        data: TrialData,
+        config: Config,
+        seeds: int,
+        *,
+        group: Group | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.trainers = [
+            Trainer(
+                data.split(fold, "train"),
+                data.split(fold, "dev"),
+                config.replace({"train": {"seed": config.train.seed + seed}}),
+                group=group,
+                device=device,
+                say=lambda text: None,
+            )
+            for fold in range(len(data.folds))
+            for seed in range(seeds)
+        ]
+        self._train_s = 0.0
+        self._curve: list[tuple[int, float]] = []
+
+    @property
+    def first(self) -> Trainer:
+        """The training of the first fold and seed: of it the checkpoint is kept."""
+        return self.trainers[0]
+
+    @property
+    def finished(self) -> bool:
+        """Whether every training has ended."""
+        return all(trainer.finished for trainer in self.trainers)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """`metrics`, and `curve`: the optimiser step and the dev CCC after every epoch so far."""
+        if self.finished:
+            yield {**self.metrics(), "curve": list(self._curve)}
+        while not self.finished:
+            started = time.perf_counter()
+            for trainer in self.trainers:
+                # One epoch, where there is one left.
+                next(iter(trainer), None)
+            self._train_s += time.perf_counter() - started
+            now = self.metrics()
+            self._curve.append((now["step"], now[METRIC]))
+            yield {**now, "curve": list(self._curve)}
+
+    def metrics(self) -> dict[str, Any]:
+        """Means over the trainings, each at the epoch that it keeps; `train_s` counts training and judging alone."""
+        lines = [trainer.summary() for trainer in self.trainers]
+        found: dict[str, Any] = {"step": round(float(np.mean([trainer.step for trainer in self.trainers])))}
+        for key in lines[0]:
+            values = [line[key] for line in lines if line.get(key) is not None]
+            found[key] = float(np.mean(values)) if values else None
+        if len(lines) > 1:
+            found[f"{METRIC}_sd"] = float(np.std([line[METRIC] for line in lines], ddof=1))
+        return {**found, "runs": len(lines), "train_s": self._train_s, "finished": self.finished}
+
+    def save(self, point: Mapping[str, Any]) -> bytes:
+        """What the trial needs to go on after this epoch, and the point at which it stands."""
+        tensors = {
+            f"{number}.{name}": tensor.cpu()
+            for number, trainer in enumerate(self.trainers)
+            for name, tensor in trainer.tensors().items()
+        }
+        progress = [trainer.progress() for trainer in self.trainers]
+        held = {"point": dict(point), "train_s": self._train_s, "curve": self._curve, "progress": progress}
+        return save(tensors, metadata={"trial": json.dumps(held)})
+
+    def restore(self, saved: bytes) -> None:
+        """Go on from what `save` gave, from a trial of the same data, model and optimiser."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "state.safetensors")
+            path.write_bytes(saved)
+            with safe_open(path, framework="pt") as held:
+                tensors = {name: held.get_tensor(name) for name in held.keys()}  # noqa: SIM118 -- not a mapping
+                said = json.loads(held.metadata()["trial"])
+        self._train_s, self._curve = said["train_s"], [(step, value) for step, value in said["curve"]]
+        for number, (trainer, progress) in enumerate(zip(self.trainers, said["progress"], strict=True)):
+            prefix = f"{number}."
+            own = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+            trainer.restore({name: tensor.to(trainer.device) for name, tensor in own.items()}, progress)
+
+
+def saved_point(saved: bytes) -> dict[str, Any]:
+    """The point at which a trial stood when it was saved."""
+    # A safetensors file begins with the length of its header, which is JSON.
+    length = int.from_bytes(saved[:8], "little")
+    return json.loads(json.loads(saved[8 : 8 + length])["__metadata__"]["trial"])["point"]
