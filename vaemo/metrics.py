@@ -4,17 +4,25 @@ The concordance correlation coefficient of n pairs (x, y) is
 2 cov(x, y) / (var(x) + var(y) + (mean(x) - mean(y))^2), variances and covariance divided by n (biased).
 Everything here is float64; pairs with a NaN are left out. What the trainer differentiates is in `loss`.
 
+Two other forms are in use. The scorer of the AVEC challenges divides the variances by n - 1 and the covariance by n:
+`unbiased` here. torchmetrics divides all three by n - 1; it differs from both in the term of the means alone, and not
+at all where the means agree.
+
 Source:
     Lin (1989), A concordance correlation coefficient to evaluate reproducibility, Biometrics 45.
+    AVEC 2018 and 2019, `calc_scores` of the baseline's code.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
 from vaemo.errors import ShapeError
+
+Variance = Literal["biased", "unbiased"]
 
 
 @dataclass(frozen=True)
@@ -71,15 +79,16 @@ class Moments:
             self.sum_xy + other.sum_xy + dx * dy * between,
         )
 
-    def ccc(self, *, unbiased: bool = False) -> np.ndarray:
+    def ccc(self, variance: Variance = "biased") -> np.ndarray:
         """CCC; 0 where one side is constant, NaN where both are constant and equal, or where n is 0.
 
         Args:
-            unbiased: Divide variances and covariance by n - 1, as some toolkits do.
+            variance: `biased`: divided by n, as the covariance is. `unbiased`: divided by n - 1, as in AVEC; perfect
+                predictions then have (n - 1) / n.
         """
-        count = self.n - 1 if unbiased else self.n
-        offset = count * (self.mean_x - self.mean_y) ** 2
-        return _ratio(2 * self.sum_xy, self.sum_xx + self.sum_yy + offset)
+        scale = self.n / np.maximum(self.n - 1, 1) if variance == "unbiased" else 1.0
+        offset = self.n * (self.mean_x - self.mean_y) ** 2
+        return _ratio(2 * self.sum_xy, scale * (self.sum_xx + self.sum_yy) + offset)
 
     def pearson(self) -> np.ndarray:
         """Pearson's r; NaN where one side is constant."""
@@ -95,9 +104,9 @@ class Moments:
         return np.sqrt(_ratio(self.sum_xx, self.n)), np.sqrt(_ratio(self.sum_yy, self.n))
 
 
-def ccc(prediction: np.ndarray, label: np.ndarray, *, unbiased: bool = False) -> np.ndarray:
+def ccc(prediction: np.ndarray, label: np.ndarray, variance: Variance = "biased") -> np.ndarray:
     """CCC over the first axis; see `Moments.ccc`."""
-    return Moments.of(prediction, label).ccc(unbiased=unbiased)
+    return Moments.of(prediction, label).ccc(variance)
 
 
 def pearson(prediction: np.ndarray, label: np.ndarray) -> np.ndarray:

@@ -147,25 +147,6 @@ def kalman_predictions(world: World, sessions: Sequence[Session]) -> list[np.nda
     return predictions
 
 
-def ridge_predictions(
-    train: Sequence[Session], dev: Sequence[Session], test: Sequence[Session], *, memory: bool = True
-) -> list[np.ndarray]:
-    """Ridge on [f; causal EMA of f], or on f alone: penalty and EMA coefficients are those with the best dev CCC."""
-    labels = np.concatenate([session.labels for session in train])
-    centre_y = labels.mean(axis=0)
-    found = []
-    for alphas in ((0.5, 0.8), (0.7,), (0.8,), (0.9,)) if memory else ((),):
-        x, x_dev, x_test = (np.concatenate([_with_ema(s, alphas) for s in part]) for part in (train, dev, test))
-        centre, scale = x.mean(axis=0), x.std(axis=0) + 1e-12
-        x, x_dev, x_test = ((part - centre) / scale for part in (x, x_dev, x_test))
-        for penalty in (1.0, 100.0, 1000.0):
-            weights = np.linalg.solve(x.T @ x + penalty * np.eye(x.shape[1]), x.T @ (labels - centre_y))
-            on_dev = ccc_avg([x_dev @ weights + centre_y], dev)
-            found.append((on_dev, x_test @ weights + centre_y))
-    best = max(found, key=lambda pair: pair[0])[1]
-    return np.split(best, np.cumsum([len(session) for session in test])[:-1])
-
-
 def ccc_avg(predictions: Sequence[np.ndarray], sessions: Sequence[Session]) -> float:
     """Pooled CCC of predictions (T, 2) per session with the labels, mean over valence and arousal."""
     labels = np.concatenate([session.labels for session in sessions])
@@ -232,15 +213,3 @@ def _table(
         ],
         schema=schema,
     )
-
-
-def _with_ema(session: Session, alphas: Sequence[float]) -> np.ndarray:
-    x = session.streams["speech"].astype(np.float64)
-    parts = [x]
-    for alpha in alphas:
-        smooth = np.empty_like(x)
-        value = np.zeros(x.shape[1])
-        for step, row in enumerate(x):
-            value = smooth[step] = alpha * value + (1 - alpha) * row
-        parts.append(smooth)
-    return np.concatenate(parts, axis=1)

@@ -148,26 +148,37 @@ seen.back = document.querySelector("h1").textContent;
 """
 
 
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed (apt-get install chromium)")
-def test_report_in_a_browser(report, world, tmp_path):
-    """Search, sort, open a call, step through it by keyboard; nothing on the console, nothing from elsewhere."""
+needs_browser = pytest.mark.skipif(
+    shutil.which("chromium") is None, reason="chromium is not installed (apt-get install chromium)"
+)
+
+
+def visit(report, code, profile):
+    """What `code` puts into `seen` on the report's page in a browser, and what the browser logs."""
     script = (
-        f"<script>setTimeout(async () => {{ {VISIT} document.body.innerHTML = "
+        f"<script>setTimeout(async () => {{ {code} document.body.innerHTML = "
         '`<pre id="seen">${JSON.stringify(seen)}</pre>`; }, 1000);</script>'
     )
     page = report / "visit.html"
     page.write_text((report / "index.html").read_text().replace("</body>", script + "</body>"))
     ended = subprocess.run(
         [
-            "chromium", "--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}",
+            "chromium", "--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={profile}",
             "--window-size=1400,1000", "--virtual-time-budget=10000", "--enable-logging=stderr", "--dump-dom",
             page.as_uri(),
         ],
         capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     page.unlink()
-    assert [line for line in ended.stderr.splitlines() if "CONSOLE" in line] == []
     seen = json.loads(re.search(r'<pre id="seen">(.*?)</pre>', ended.stdout, re.S)[1].replace("&amp;", "&"))
+    return seen, [line for line in ended.stderr.splitlines() if "CONSOLE" in line]
+
+
+@needs_browser
+def test_report_in_a_browser(report, world, tmp_path):
+    """Search, sort, open a call, step through it by keyboard; nothing on the console, nothing from elsewhere."""
+    seen, logged = visit(report, VISIT, tmp_path)
+    assert logged == []
     assert seen["rows"] == 8
     assert seen["found"] == ["call-3.wav"]
     assert seen["sorted"] == sorted(seen["sorted"], reverse=True)
@@ -179,3 +190,25 @@ def test_report_in_a_browser(report, world, tmp_path):
     assert seen["audio"] == (world / "audio" / seen["call"]).as_uri()
     assert seen["theme"] == "dark"
     assert seen["back"] == "Valence and arousal of the calls"
+
+
+LISTEN = """
+const seen = {};
+for (const name of ["call-1.wav", "call-2.wav"]) {
+  location.hash = `call=${name}`;
+  await new Promise((done) => setTimeout(done, 1500));
+  const audio = document.querySelector("audio");
+  const note = [...document.querySelectorAll("p.note")].find((p) => p.textContent.includes("no longer beside"));
+  seen[name] = [audio.src, !note.hidden];
+}
+"""
+
+
+@needs_browser
+def test_a_report_that_was_moved_with_its_recordings_plays_them_and_names_what_is_missing(report, world, tmp_path):
+    shutil.copytree(report, tmp_path / report.name)
+    shutil.copytree(world / "audio", tmp_path / world.name / "audio")
+    (tmp_path / world.name / "audio" / "call-2.wav").unlink()
+    seen, _ = visit(tmp_path / report.name, LISTEN, tmp_path / "profile")
+    there = (tmp_path / world.name / "audio").as_uri()
+    assert seen == {"call-1.wav": [f"{there}/call-1.wav", False], "call-2.wav": [f"{there}/call-2.wav", True]}

@@ -5,7 +5,10 @@ import pytest
 from scipy.stats import t
 
 from vaemo import metrics
-from vaemo.evaluation.bootstrap import METRICS, SessionSums, interval, metrics_of, student_t
+from vaemo.config import EvaluateConfig
+from vaemo.evaluation.bootstrap import METRICS, Resampled, SessionSums, holm, metrics_of, student_t, two_sided_p
+
+QUICK = EvaluateConfig(bootstrap=200)
 
 # Sums around a middle and the two-pass formulas differ in the order of additions only.
 FLOAT64 = 1e-10
@@ -32,14 +35,18 @@ def test_metrics_of_sums_are_the_plain_ones():
     np.testing.assert_allclose(found["bias"][:2], np.nanmean(x - y, axis=0), rtol=FLOAT64)
 
 
-def test_unbiased_variances_are_those_of_avec():
+def test_either_ccc_follows_from_the_sums():
     x, y, session = make(np.random.default_rng(1), 3, n=4)
     found = metrics_of(SessionSums.of(x, y, session).total(), "unbiased")["ccc"]
-    for k in range(2):
-        a, b = x[:, k], y[:, k]
-        covariance = np.mean((a - a.mean()) * (b - b.mean()))
-        expected = 2 * covariance / (a.var(ddof=1) + b.var(ddof=1) + (a.mean() - b.mean()) ** 2)
-        assert found[k] == pytest.approx(expected, rel=FLOAT64)
+    np.testing.assert_allclose(found[:2], metrics.ccc(x, y, "unbiased"), rtol=FLOAT64)
+
+
+@pytest.mark.parametrize("constant", [0.3, 0.5123, 7.0])
+def test_constant_predictions_agree_with_nothing(constant):
+    _, y, session = make(np.random.default_rng(1), 11)
+    resampled = Resampled.of([SessionSums.of(np.full_like(y, constant), y, session)], QUICK)
+    np.testing.assert_allclose(resampled.draws["ccc"], 0, atol=FLOAT64)
+    assert np.isnan(resampled.draws["pearson"]).all()
 
 
 def test_a_draw_of_sums_is_a_draw_of_utterances():
@@ -65,24 +72,81 @@ def test_student_t(freedom):
     assert student_t(freedom) == pytest.approx(t.ppf(0.975, freedom), rel=0.02)
 
 
+@pytest.mark.parametrize("freedom", [1, 2, 20, 1000])
+def test_p_is_that_of_student_t(freedom):
+    for value in (0.0, 0.1, 1.0, 2.0, 4.0, 8.0):
+        assert two_sided_p(-0.3 * value, 0.3, freedom) == pytest.approx(2 * t.sf(value, freedom), rel=1e-3, abs=1e-12)
+    assert two_sided_p(0.0, 0.0, freedom) == 1
+    assert two_sided_p(0.1, 0.0, freedom) == 0
+    assert np.isnan(two_sided_p(0.1, np.nan, freedom))
+
+
+def test_p_goes_with_the_interval():
+    rng = np.random.default_rng(10)
+    sides = []
+    for _ in range(40):
+        x, y, session = make(rng, 15)
+        other = x + rng.normal(0, 0.3, x.shape)
+        one, two = (Resampled.of([SessionSums.of(each, y, session)], QUICK) for each in (x, other))
+        difference = one.less(two, "ccc")
+        clear = (difference.low > 0) | (difference.high < 0)
+        # The interval's quantile is within 2 % of Student's.
+        near = np.abs(difference.p - 0.05) < 0.005
+        assert ((difference.p < 0.05) == clear)[~near].all()
+        sides.append(clear)
+    assert 0 < np.mean(sides) < 1
+
+
 def test_one_session_has_no_interval():
-    sums = SessionSums.of(*make(np.random.default_rng(5), 1))
-    found = metrics_of(sums.total())
-    low, high = interval(
-        "ccc", found["ccc"], metrics_of(sums.resample(50, 0))["ccc"], metrics_of(sums.leave_one_out())["ccc"]
-    )
+    low, high = Resampled.of([SessionSums.of(*make(np.random.default_rng(5), 1))], QUICK).interval("ccc")
     assert np.isnan(low).all()
     assert np.isnan(high).all()
 
 
 def test_perfect_scores_have_a_tight_interval():
     _, y, session = make(np.random.default_rng(6), 20)
-    sums = SessionSums.of(y, y, session)
+    resampled = Resampled.of([SessionSums.of(y, y, session)], QUICK)
     for metric, value in (("ccc", 1.0), ("rmse", 0.0)):
-        estimate = metrics_of(sums.total())[metric]
-        draws, left_out = metrics_of(sums.resample(50, 0))[metric], metrics_of(sums.leave_one_out())[metric]
-        low, high = interval(metric, estimate, draws, left_out)
-        np.testing.assert_allclose([low, high], value, atol=1e-6)
+        np.testing.assert_allclose(resampled.interval(metric), value, atol=1e-6)
+
+
+def test_without_draws_the_jackknife_gives_the_interval():
+    sums = SessionSums.of(*make(np.random.default_rng(11), 30))
+    drawn, plain = (Resampled.of([sums], EvaluateConfig(bootstrap=n)).interval("rmse") for n in (2000, 0))
+    np.testing.assert_allclose(plain, drawn, rtol=0.05)
+
+
+def test_several_runs_are_averaged_draw_by_draw():
+    rng = np.random.default_rng(8)
+    x, y, session = make(rng, 10)
+    runs = [SessionSums.of(x + rng.normal(0, 0.3, x.shape), y, session) for _ in range(3)]
+    together, alone = Resampled.of(runs, QUICK), [Resampled.of([run], QUICK) for run in runs]
+    for name in ("estimate", "draws", "left_out"):
+        expected = np.mean([getattr(each, name)["ccc"] for each in alone], axis=0)
+        np.testing.assert_allclose(getattr(together, name)["ccc"], expected, rtol=FLOAT64)
+
+
+def test_differences_are_paired():
+    """What sessions have in common cancels: the interval of the difference is far narrower than either one's."""
+    rng = np.random.default_rng(9)
+    x, y, session = make(rng, 40)
+    other = x + rng.normal(0, 0.5, x.shape)
+    one, two = (Resampled.of([SessionSums.of(each, y, session)], QUICK) for each in (x, other))
+    difference = one.less(two, "ccc")
+    np.testing.assert_allclose(difference.estimate, one.estimate["ccc"] - two.estimate["ccc"], rtol=FLOAT64)
+    low, high = one.interval("ccc")
+    assert (difference.high - difference.low < 0.5 * (high - low)).all()
+    assert (difference.low > 0).all()
+    assert (difference.p < 0.05).all()
+    assert two.less(one, "ccc").p == pytest.approx(difference.p)
+    assert one.less(one, "ccc").p == pytest.approx(1)
+
+
+def test_holm():
+    # Holm's own order: the smallest of m times m, the next times m - 1, never falling, never above 1.
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.6, 0.9]) == [1.0, 1.0]
+    assert holm([]) == []
 
 
 def test_nominal_95_percent_covers_92_to_98():
@@ -91,11 +155,9 @@ def test_nominal_95_percent_covers_92_to_98():
     truth = metrics_of(SessionSums.of(*make(rng, 40_000)).total())
     covered = {name: np.zeros(3) for name in METRICS}
     for repeat in range(400):
-        sums = SessionSums.of(*make(rng, 40))
-        found, left_out = metrics_of(sums.total()), metrics_of(sums.leave_one_out())
-        draws = metrics_of(sums.resample(400, repeat))
+        resampled = Resampled.of([SessionSums.of(*make(rng, 40))], EvaluateConfig(bootstrap=400, seed=repeat))
         for name in METRICS:
-            low, high = interval(name, found[name], draws[name], left_out[name])
+            low, high = resampled.interval(name)
             covered[name] += (low <= truth[name]) & (truth[name] <= high)
     for name in ("ccc", "pearson", "rmse", "mae", "bias"):
         assert (covered[name] / 400).mean() == pytest.approx(0.95, abs=0.03), name

@@ -93,7 +93,7 @@ def scored(tmp_path, rows):
 @pytest.fixture(autouse=True)
 def no_drawing(monkeypatch):
     """Drawing takes most of the time and has its own tests."""
-    for name in ("calibration", "error_over_session"):
+    for name in ("calibration", "error_over_session", "label_fed"):
         monkeypatch.setattr(f"vaemo.evaluation.evaluate.pictures.{name}", lambda *_, name=name: f"{name}.png".encode())
 
 

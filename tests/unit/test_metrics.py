@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from torchmetrics.functional import concordance_corrcoef, pearson_corrcoef
+from torchmetrics.functional import concordance_corrcoef, mean_absolute_error, mean_squared_error, pearson_corrcoef
 
 from vaemo.config import Config
 from vaemo.errors import ShapeError
@@ -12,8 +12,8 @@ from vaemo.training.loss import window_loss, window_sums
 
 EXACT = 1e-12
 """float64: two formulas of the same sums."""
-FLOAT32 = 1e-5
-"""torchmetrics computes in the precision of its input."""
+REPEATS = 500
+"""How often all pairs are repeated where n - 1 is to be as good as n."""
 
 
 @pytest.fixture
@@ -23,26 +23,43 @@ def pairs():
     return 0.3 + 0.5 * label + 0.1 * random.standard_normal((200, 2)), label
 
 
-def by_hand(x, y, n_minus=0):
-    covariance = ((x - x.mean()) * (y - y.mean())).sum() / (len(x) - n_minus)
-    spread = x.var(ddof=n_minus) + y.var(ddof=n_minus) + (x.mean() - y.mean()) ** 2
-    return 2 * covariance / spread
+def by_hand(x, y, ddof=0):
+    covariance = ((x - x.mean()) * (y - y.mean())).mean()
+    return 2 * covariance / (x.var(ddof=ddof) + y.var(ddof=ddof) + (x.mean() - y.mean()) ** 2)
 
 
 def test_formulas(pairs):
     x, y = pairs
     assert ccc(x, y) == pytest.approx([by_hand(x[:, d], y[:, d]) for d in range(2)], abs=EXACT)
-    assert ccc(x, y, unbiased=True) == pytest.approx([by_hand(x[:, d], y[:, d], 1) for d in range(2)], abs=EXACT)
     assert pearson(x, y) == pytest.approx([np.corrcoef(x[:, d], y[:, d])[0, 1] for d in range(2)], abs=EXACT)
     assert rmse(x, y) == pytest.approx(np.sqrt(((x - y) ** 2).mean(axis=0)), abs=EXACT)
     assert mae(x, y) == pytest.approx(np.abs(x - y).mean(axis=0), abs=EXACT)
 
 
+def test_unbiased_variances_are_those_of_avec(pairs):
+    x, y = (values[:12] for values in pairs)
+    found = ccc(x, y, "unbiased")
+    assert found == pytest.approx([by_hand(x[:, d], y[:, d], ddof=1) for d in range(2)], abs=EXACT)
+    assert (ccc(x, y) - found > 0.01).all()
+    assert ccc(y, y, "unbiased") == pytest.approx(11 / 12)
+
+
 def test_against_torchmetrics(pairs):
-    x, y = (torch.from_numpy(values).float() for values in pairs)
-    # torchmetrics divides variances by n - 1.
-    assert ccc(*pairs, unbiased=True) == pytest.approx(concordance_corrcoef(x, y).numpy(), abs=FLOAT32)
-    assert pearson(*pairs) == pytest.approx(pearson_corrcoef(x, y).numpy(), abs=FLOAT32)
+    x, y = map(torch.from_numpy, pairs)
+    assert pearson(*pairs) == pytest.approx(pearson_corrcoef(x, y).numpy(), abs=EXACT)
+    assert rmse(*pairs) == pytest.approx(mean_squared_error(x, y, squared=False, num_outputs=2).numpy(), abs=EXACT)
+    assert mae(*pairs) == pytest.approx(mean_absolute_error(x, y, num_outputs=2).numpy(), abs=EXACT)
+
+
+def test_ccc_against_torchmetrics(pairs):
+    """torchmetrics divides by n - 1 throughout: the same where the means agree, and where there are many pairs."""
+    x, y = pairs
+    centred = x - x.mean(axis=0) + y.mean(axis=0)
+    assert ccc(centred, y) == pytest.approx(
+        concordance_corrcoef(torch.from_numpy(centred), torch.from_numpy(y)).numpy(), abs=EXACT
+    )
+    many = [torch.from_numpy(np.tile(values, (REPEATS, 1))) for values in pairs]
+    assert ccc(x, y) == pytest.approx(concordance_corrcoef(*many).numpy(), rel=1 / (REPEATS * len(x)))
 
 
 def test_missing_pairs_are_left_out(pairs):

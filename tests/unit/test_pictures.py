@@ -1,26 +1,11 @@
 """Pictures are drawn: the right size, something on them, also from little data."""
 
-import io
-
-import matplotlib.image
 import numpy as np
 import pytest
+from picture_cases import look, share_of
 
 from vaemo.evaluation import pictures
 from vaemo.units import LabelScale
-
-
-def look(png):
-    """The picture's pixels, (height, width, 3); all pictures have a white ground."""
-    pixels = matplotlib.image.imread(io.BytesIO(png))[..., :3]
-    assert pixels[0, 0] == pytest.approx(1.0)
-    return pixels
-
-
-def share_of(pixels, colour):
-    """The share of pixels near a colour."""
-    wanted = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) / 255
-    return (np.abs(pixels - wanted).max(axis=-1) < 0.05).mean()
 
 
 @pytest.mark.parametrize("n", [3, 2000])
@@ -31,7 +16,8 @@ def test_calibration_and_error_show_both_dimensions(n):
     label[0, 1] = np.nan
     drawn = [
         pictures.calibration(prediction, label, LabelScale(0, 1)),
-        pictures.error_over_session(prediction, label, np.arange(n) % 30),
+        pictures.error_over_session(prediction, label, np.arange(n) % 30, "utterance"),
+        pictures.label_fed(label, prediction, label, np.arange(n) % 30 / 7, "minutes"),
     ]
     for png in drawn:
         pixels = look(png)

@@ -12,16 +12,19 @@ Source:
 
 from __future__ import annotations
 
-import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
 import numpy as np
 
-from vaemo.metrics import Moments
+from vaemo.config import EvaluateConfig
+from vaemo.metrics import Moments, Variance
 
 METRICS = ("ccc", "pearson", "rmse", "mae", "bias")
 _BLOCK = 1 << 24
+_ROUNDING = 1e-12
+_ANGLES = 20_001
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ class SessionSums:
         flat = self.values.reshape(n_sessions, -1)
         rng = np.random.default_rng(seed)
         block = max(1, _BLOCK // max(n_sessions, 1))
-        resampled = []
+        resampled = [np.empty((0, flat.shape[1]))]
         for start in range(0, draws, block):
             rows = min(block, draws - start)
             drawn = rng.integers(n_sessions, size=(rows, n_sessions)) + n_sessions * np.arange(rows)[:, None]
@@ -76,12 +79,12 @@ class SessionSums:
         return np.concatenate(resampled).reshape(draws, 2, 7)
 
 
-def metrics_of(sums: np.ndarray, variance: str = "biased") -> dict[str, np.ndarray]:
+def metrics_of(sums: np.ndarray, variance: Variance = "biased") -> dict[str, np.ndarray]:
     """Every metric from sums.
 
     Args:
         sums: (..., 2, 7) as in `SessionSums`.
-        variance: `biased`, or `unbiased`: variances divided by n - 1 over a covariance divided by n, as in AVEC.
+        variance: Which CCC is meant; see `Moments.ccc`.
 
     Returns:
         Per metric (..., 3): valence, arousal and their mean (`avg`); NaN where it is not defined. `bias` is the mean
@@ -89,16 +92,100 @@ def metrics_of(sums: np.ndarray, variance: str = "biased") -> dict[str, np.ndarr
     """
     n, x, y, xx, yy, xy, absolute = np.moveaxis(sums, -1, 0)
     some = np.maximum(n, 1)
-    moments = Moments(n, x / some, y / some, xx - x * x / some, yy - y * y / some, xy - x * y / some)
+    moments = Moments(n, x / some, y / some, _squares(n, x, xx), _squares(n, y, yy), xy - x * y / some)
     absent = np.where(n > 0, 0.0, np.nan)
     named = {
-        "ccc": _with_variance(moments, variance).ccc(),
+        "ccc": moments.ccc(variance),
         "pearson": moments.pearson(),
         "rmse": moments.rmse(),
         "mae": absolute / some + absent,
         "bias": (x - y) / some + absent,
     }
     return {name: np.concatenate([value, value.mean(axis=-1, keepdims=True)], axis=-1) for name, value in named.items()}
+
+
+@dataclass(frozen=True)
+class Resampled:
+    """Every metric of all sessions, of draws of sessions, and of all sessions but one.
+
+    Of several runs over the same sessions (seeds of one model) it is the mean over the runs, for each draw: the
+    interval then says what other sessions would have given these runs, not what other seeds would have.
+
+    Attributes:
+        estimate: Per metric (3,): valence, arousal, avg.
+        draws: Per metric (B, 3).
+        left_out: Per metric (S, 3).
+    """
+
+    estimate: dict[str, np.ndarray]
+    draws: dict[str, np.ndarray]
+    left_out: dict[str, np.ndarray]
+
+    @staticmethod
+    def of(runs: Sequence[SessionSums], config: EvaluateConfig) -> Resampled:
+        """Resample runs, the sessions of all of them numbered alike; one seed draws the same sessions for every call.
+
+        Args:
+            runs: At least one.
+            config: How many draws, their seed, and which CCC is meant.
+        """
+        return Resampled(
+            *(
+                _mean([metrics_of(sums, config.variance) for sums in parts])
+                for parts in (
+                    [run.total() for run in runs],
+                    [run.resample(config.bootstrap, config.seed) for run in runs],
+                    [run.leave_one_out() for run in runs],
+                )
+            )
+        )
+
+    def interval(self, metric: str) -> tuple[np.ndarray, np.ndarray]:
+        """Low and high, (3,) each, of the 95 % interval; see `interval`."""
+        return interval(metric, self.estimate[metric], self.draws[metric], self.left_out[metric])
+
+    def less(self, other: Resampled, metric: str) -> Difference:
+        """The difference to another set of runs over the same sessions, paired: the same sessions are drawn for both.
+
+        `p` goes with the interval: it is below 0.05 where that leaves out 0.
+        """
+        estimate, draws, left_out = (
+            mine[metric] - theirs[metric]
+            for mine, theirs in (
+                (self.estimate, other.estimate),
+                (self.draws, other.draws),
+                (self.left_out, other.left_out),
+            )
+        )
+        error, freedom = _standard_error(draws, left_out)
+        return Difference(
+            estimate,
+            *interval("difference", estimate, draws, left_out),
+            p=np.array([two_sided_p(*each) for each in zip(estimate, error, freedom, strict=True)]),
+        )
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A difference of a metric between two models, with interval and p: (3,) each, for valence, arousal, avg."""
+
+    estimate: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    p: np.ndarray
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """The p values of several comparisons, raised so that the chance of any false one among them stays what each says.
+
+    Source:
+        Holm (1979), A simple sequentially rejective multiple test procedure, Scandinavian Journal of Statistics 6.
+    """
+    adjusted, highest = [0.0] * len(p), 0.0
+    for rank, index in enumerate(sorted(range(len(p)), key=lambda index: p[index])):
+        highest = max(highest, min(1.0, (len(p) - rank) * p[index]))
+        adjusted[index] = highest
+    return adjusted
 
 
 def interval(
@@ -121,13 +208,22 @@ def interval(
         low, high: (...); NaN where fewer than two sessions have a say.
     """
     to, back = _SCALES.get(metric, _IDENTITY)
-    middle = to(estimate)
-    n_sessions = np.isfinite(left_out).sum(axis=0)
-    some = np.maximum(n_sessions, 2)
-    jackknife = np.sqrt((some - 1) ** 2 / some) * _deviation(to(left_out))
-    reach = student_t(some - 1) * np.fmax(_deviation(to(draws)), jackknife)
-    reach = np.where(n_sessions > 1, reach, np.nan)
+    error, freedom = _standard_error(to(draws), to(left_out))
+    middle, reach = to(estimate), student_t(freedom) * error
     return back(middle - reach), back(middle + reach)
+
+
+def two_sided_p(difference: float, error: float, freedom: float) -> float:
+    """How often Student's t is at least as far from 0 as a difference with this standard error; 1 for no difference.
+
+    With t = sqrt(freedom) tan(angle), the density of t is that of the angle, cos(angle)^(freedom - 1), up to a factor.
+    """
+    if not np.isfinite(error):
+        return np.nan
+    angle = np.linspace(0, np.pi / 2, _ANGLES)
+    density = np.cos(angle) ** (freedom - 1)
+    beyond = np.r_[np.cumsum((density[1:] + density[:-1])[::-1])[::-1], 0.0]
+    return float(np.interp(np.arctan2(abs(difference), error * np.sqrt(freedom)), angle, beyond / beyond[0]))
 
 
 def student_t(freedom: np.ndarray, level: float = 0.95) -> np.ndarray:
@@ -153,6 +249,14 @@ _LOGARITHM = (lambda value: np.log(np.maximum(value, 1e-12)), np.exp)
 _SCALES = {"ccc": _FISHER, "pearson": _FISHER, "rmse": _LOGARITHM, "mae": _LOGARITHM}
 
 
+def _standard_error(draws: np.ndarray, left_out: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The larger of the draws' deviation and the jackknife's, NaN under two sessions; and the degrees of freedom."""
+    n_sessions = np.isfinite(left_out).sum(axis=0)
+    some = np.maximum(n_sessions, 2)
+    jackknife = np.sqrt((some - 1) ** 2 / some) * _deviation(left_out)
+    return np.where(n_sessions > 1, np.fmax(_deviation(draws), jackknife), np.nan), some - 1
+
+
 def _deviation(values: np.ndarray) -> np.ndarray:
     """Over the first axis, of the finite values, divided by their number less one; NaN where there is none."""
     finite = np.isfinite(values)
@@ -162,8 +266,11 @@ def _deviation(values: np.ndarray) -> np.ndarray:
     return np.where(finite.any(axis=0), np.sqrt(squares / np.maximum(n - 1, 1)), np.nan)
 
 
-def _with_variance(moments: Moments, variance: str) -> Moments:
-    if variance == "biased":
-        return moments
-    scale = moments.n / np.maximum(moments.n - 1, 1)
-    return dataclasses.replace(moments, sum_xx=moments.sum_xx * scale, sum_yy=moments.sum_yy * scale)
+def _squares(n: np.ndarray, x: np.ndarray, xx: np.ndarray) -> np.ndarray:
+    """Sum of squares around the mean; 0 where it is no more than the rounding of what it is the difference of."""
+    squares = xx - x * x / np.maximum(n, 1)
+    return np.where(squares > _ROUNDING * xx, squares, 0.0)
+
+
+def _mean(parts: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    return {name: np.mean([part[name] for part in parts], axis=0) for name in parts[0]}

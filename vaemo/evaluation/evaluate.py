@@ -15,9 +15,11 @@ import pyarrow as pa
 
 from vaemo import files
 from vaemo.config import Config
+from vaemo.errors import UsageError
 from vaemo.evaluation import pictures
-from vaemo.evaluation.bootstrap import METRICS, SessionSums, interval, metrics_of
-from vaemo.evaluation.pairs import Pairs, choose_split, in_common, leave_out, read_pairs
+from vaemo.evaluation.bootstrap import METRICS, Resampled, SessionSums, metrics_of
+from vaemo.evaluation.fed import replay_fed
+from vaemo.evaluation.pairs import Pairs, choose_split, in_common, is_folder, leave_out, read_pairs
 from vaemo.units import DIMENSIONS, SPLITS
 
 NAMES = (*DIMENSIONS, "avg")
@@ -38,25 +40,32 @@ def evaluate(
     split: str | None = None,
     exclude: str | None = None,
     compare: str | None = None,
+    checkpoint: str | None = None,
 ) -> dict[str, Any]:
     """Evaluate a folder of scores and write what was found.
 
     Args:
         scored: The folder of scores.
         labels: A store (folder) or a manifest (file).
-        out: Where `metrics.json`, `groups.parquet` (every metric of every group), `calibration.png` and
-            `error_over_session.png` go.
+        out: Where `metrics.json`, `groups.parquet` (every metric of every group), `calibration.png`,
+            `error_over_session.png` and, with a checkpoint, `label_fed.png` go.
         config: `evaluate`, and `labels.range` where the labels are a manifest's on their own scale.
         split: Only this split. Left out: `test` where any row has it, else all rows, with a warning.
         exclude: A Parquet file with `utt_id` (and `session_id`) of utterances to leave out.
         compare: Another folder of scores, to be compared on the utterances that both have.
+        checkpoint: A model, to be replayed over these utterances' sessions with labels fed and running free; the
+            labels must be a store that has its features.
 
     Returns:
-        The content of `metrics.json`; `measure` says what a set of metrics is.
+        The content of `metrics.json`; `measure` says what a set of metrics is. `label_fed` is as `compare_pairs` has
+        it, first with labels fed, second running free.
 
     Raises:
         LabelError, ReadScoresError: as `read_pairs`, `choose_split`, `leave_out`, `in_common`.
+        UsageError, FeatureMismatchError: as `replay_fed`.
     """
+    if checkpoint is not None and not is_folder(labels):
+        raise UsageError(f"--checkpoint needs features to replay, and {labels} is a manifest; give --labels STORE.")
     pairs = read_pairs(scored, labels, config)
     if exclude is not None:
         pairs = leave_out(pairs, exclude)
@@ -82,16 +91,20 @@ def evaluate(
     if compare is not None:
         both = in_common(tested, read_pairs(compare, labels, config))
         result["compare"] = {"scores": str(compare), **compare_pairs(*both, config)}
+    at, unit = tested.time_in_session()
+    drawn = {
+        "calibration": pictures.calibration(tested.prediction, tested.label, tested.scale),
+        "error_over_session": pictures.error_over_session(tested.prediction, tested.label, at, unit),
+    }
+    if checkpoint is not None:
+        fed, free = replay_fed(tested, labels, checkpoint, config)
+        result["label_fed"] = {"checkpoint": str(checkpoint), **compare_pairs(fed, free, config)}
+        drawn["label_fed"] = pictures.label_fed(fed.prediction, free.prediction, free.label, *free.time_in_session())
     files.write_json(files.join(out, "metrics.json"), result)
     tables = [_group_table(tested, by, config) for by in GROUPS]
     files.write_parquet_whole(files.join(out, "groups.parquet"), pa.concat_tables(tables))
-    files.write_whole(
-        files.join(out, "calibration.png"), pictures.calibration(tested.prediction, tested.label, tested.scale)
-    )
-    files.write_whole(
-        files.join(out, "error_over_session.png"),
-        pictures.error_over_session(tested.prediction, tested.label, tested.order_in_session()),
-    )
+    for name, png in drawn.items():
+        files.write_whole(files.join(out, f"{name}.png"), png)
     return result
 
 
@@ -103,24 +116,24 @@ def measure(pairs: Pairs, config: Config) -> dict[str, Any]:
         and their mean `ccc_avg`; RMSE also as `rmse_native_valence`, ... where the corpus has a range of its own.
         `ci95`: [low, high] of each, where there are two sessions or more. What is not defined is None.
     """
-    session, _ = pairs.codes("session_id")
-    session = np.unique(session, return_inverse=True)[1]
-    sums = SessionSums.of(pairs.prediction, pairs.label, session)
-    variance = config.evaluate.variance
-    values = metrics_of(sums.total(), variance)
+    sums = sums_of(pairs)
+    resampled = Resampled.of([sums], config.evaluate)
     result: dict[str, Any] = {
         "n": int((~np.isnan(pairs.label)).any(axis=1).sum()),
         "n_sessions": len(sums.values),
-        **_named(values, pairs),
+        **_named(resampled.estimate, pairs),
     }
     if config.evaluate.bootstrap and len(sums.values) > 1:
-        draws = metrics_of(sums.resample(config.evaluate.bootstrap, config.evaluate.seed), variance)
-        left_out = metrics_of(sums.leave_one_out(), variance)
-        bounds = {name: interval(name, values[name], draws[name], left_out[name]) for name in METRICS}
+        bounds = {name: resampled.interval(name) for name in METRICS}
         low = _named({name: bound[0] for name, bound in bounds.items()}, pairs)
         high = _named({name: bound[1] for name, bound in bounds.items()}, pairs)
         result["ci95"] = {name: [low[name], high[name]] for name in low}
     return result
+
+
+def sums_of(pairs: Pairs) -> SessionSums:
+    """What each session of these utterances adds to the metrics."""
+    return SessionSums.of(pairs.prediction, pairs.label, pairs.sessions())
 
 
 def per_group(pairs: Pairs, by: str, config: Config) -> dict[str, dict[str, Any]]:
@@ -131,31 +144,22 @@ def per_group(pairs: Pairs, by: str, config: Config) -> dict[str, dict[str, Any]
 def compare_pairs(first: Pairs, second: Pairs, config: Config) -> dict[str, Any]:
     """The difference, first less second, of two sets of scores on the same utterances, by paired bootstrap.
 
-    The same sessions are drawn for both. `p` is twice the share of draws in which the sign is the other one.
-
     Returns:
-        `n`, `n_sessions`, and per metric, as `ccc_avg`: `first`, `second`, `difference`, `ci95`, `p`.
+        `n`, `n_sessions`, and per metric, as `ccc_avg`: `first`, `second`, `difference`, `ci95`, `p`; see
+        `Resampled.less`.
     """
-    variance, draws, seed = config.evaluate.variance, config.evaluate.bootstrap, config.evaluate.seed
-    session, _ = first.codes("session_id")
-    sums = [SessionSums.of(pairs.prediction, pairs.label, session) for pairs in (first, second)]
-    values = [metrics_of(each.total(), variance) for each in sums]
-    drawn = [metrics_of(each.resample(draws, seed), variance) for each in sums]
-    left_out = [metrics_of(each.leave_one_out(), variance) for each in sums]
+    sums = [sums_of(pairs) for pairs in (first, second)]
+    one, other = (Resampled.of([each], config.evaluate) for each in sums)
     result: dict[str, Any] = {"n": len(first), "n_sessions": len(sums[0].values)}
     for metric in METRICS:
-        difference = values[0][metric] - values[1][metric]
-        differences = drawn[0][metric] - drawn[1][metric]
-        low, high = interval("difference", difference, differences, left_out[0][metric] - left_out[1][metric])
-        other_side = np.minimum((differences <= 0).sum(axis=0), (differences >= 0).sum(axis=0))
-        p = np.minimum(1.0, 2 * (other_side + 1) / (draws + 1))
+        difference = one.less(other, metric)
         for k, name in enumerate(NAMES):
             result[f"{metric}_{name}"] = {
-                "first": _number(values[0][metric][k]),
-                "second": _number(values[1][metric][k]),
-                "difference": _number(difference[k]),
-                "ci95": [_number(low[k]), _number(high[k])],
-                "p": _number(p[k]),
+                "first": _number(one.estimate[metric][k]),
+                "second": _number(other.estimate[metric][k]),
+                "difference": _number(difference.estimate[k]),
+                "ci95": [_number(difference.low[k]), _number(difference.high[k])],
+                "p": _number(difference.p[k]),
             }
     return result
 
@@ -178,10 +182,10 @@ def table_of(result: Mapping[str, Any]) -> str:
         lines += ["", *(_line(f"CCC {split}", each, "ccc") for split, each in result["per_split"].items())]
     if "compare" in result:
         compared = result["compare"]
-        lines += ["", f"less {compared['scores']}, on the same {compared['n']:,} utterances:"]
-        for title, metric in (("difference of CCC", "ccc"), ("difference of RMSE", "rmse")):
-            cells = (compared[f"{metric}_{name}"] for name in NAMES)
-            lines.append(f"{title:<22}" + "".join(f"{_cell(c['difference'], c['ci95']):<26}" for c in cells))
+        lines += ["", f"less {compared['scores']}, on the same {compared['n']:,} utterances:", *_differences(compared)]
+    if "label_fed" in result:
+        fed = result["label_fed"]
+        lines += ["", "with the labels of earlier utterances fed, less running free:", *_differences(fed)]
     if result["not_scored"]:
         missing = ", ".join(f"{count:,} {status}" for status, count in result["not_scored"].items())
         lines += ["", f"labelled but without a score: {missing}"]
@@ -274,6 +278,12 @@ def _line(title: str, measured: Mapping[str, Any], metric: str) -> str:
     bounds = measured.get("ci95", {})
     cells = (_cell(measured[f"{metric}_{name}"], bounds.get(f"{metric}_{name}")) for name in NAMES)
     return f"{title:<22}" + "".join(f"{cell:<26}" for cell in cells)
+
+
+def _differences(compared: Mapping[str, Any]) -> Iterator[str]:
+    for title, metric in (("difference of CCC", "ccc"), ("difference of RMSE", "rmse")):
+        cells = (compared[f"{metric}_{name}"] for name in NAMES)
+        yield f"{title:<22}" + "".join(f"{_cell(cell['difference'], cell['ci95']):<26}" for cell in cells)
 
 
 def _cell(value: float | None, bounds: list | None) -> str:

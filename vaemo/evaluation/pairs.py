@@ -63,6 +63,10 @@ class Pairs:
         numbers = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
         return numbers, encoded.dictionary.to_pylist()
 
+    def sessions(self) -> np.ndarray:
+        """(n,) the number of each row's session, from 0 without gaps, in the order they appear in."""
+        return np.unique(self.codes("session_id")[0], return_inverse=True)[1]
+
     def order_in_session(self) -> np.ndarray:
         """(n,) the rank of each utterance among those of its session, from 0: by position, else by time, else as is."""
         session, _ = self.codes("session_id")
@@ -72,6 +76,18 @@ class Pairs:
         rank = np.empty(len(self), np.int64)
         rank[order] = np.arange(len(self)) - start
         return rank
+
+    def time_in_session(self) -> tuple[np.ndarray, str]:
+        """How far into its session each utterance is, (n,), and what that is counted in.
+
+        Minutes since the first of these utterances began, where all begin at a known time; else utterances, from 1.
+        """
+        start_s, session = self.column("start_s").astype(np.float64), self.sessions()
+        if not np.isfinite(start_s).all():
+            return self.order_in_session() + 1.0, "utterance of the session"
+        first_s = np.full(int(session.max(initial=-1)) + 1, np.inf)
+        np.minimum.at(first_s, session, start_s)
+        return (start_s - first_s[session]) / 60, "minutes into the session"
 
 
 def read_pairs(scored: str, labels: str, config: Config) -> Pairs:
@@ -127,7 +143,7 @@ def read_labels(path: str, config: Config, scale: LabelScale) -> tuple[pa.Table,
         LabelError: if there are no labels, or one lies outside its range.
     """
     columns = [*KEYS, *PLACE, *DIMENSIONS]
-    if _is_folder(path):
+    if is_folder(path):
         store = FeatureStore.open(path)
         table = store.read(columns)
         held = LabelScale(*store.info.get("label_range") or (scale.low, scale.high))
@@ -149,6 +165,15 @@ def read_labels(path: str, config: Config, scale: LabelScale) -> tuple[pa.Table,
         mapped = pa.array(held.to(scale, values), from_pandas=True)
         table = table.set_column(table.column_names.index(name), name, mapped)
     return table, native if native != scale else None
+
+
+def is_folder(path: str) -> bool:
+    """Whether labels come from a store, rather than a manifest; ReadManifestError where there is neither."""
+    filesystem, inner = files.filesystem_of(path)
+    kind = filesystem.get_file_info(inner).type
+    if kind == pafs.FileType.NotFound:
+        raise ReadManifestError(f"there is nothing at {path}; give a store or a manifest with labels.")
+    return kind == pafs.FileType.Directory
 
 
 def choose_split(pairs: Pairs, split: str | None) -> tuple[str, Pairs]:
@@ -209,14 +234,6 @@ def in_common(first: Pairs, second: Pairs) -> tuple[Pairs, Pairs]:
     if not len(rows):
         raise LabelError("the two folders of scores have no labelled utterance in common; nothing can be compared.")
     return first.select(rows[:, 0]), second.select(rows[:, 1])
-
-
-def _is_folder(path: str) -> bool:
-    filesystem, inner = files.filesystem_of(path)
-    kind = filesystem.get_file_info(inner).type
-    if kind == pafs.FileType.NotFound:
-        raise ReadManifestError(f"there is nothing at {path}; give a store or a manifest with labels.")
-    return kind == pafs.FileType.Directory
 
 
 def _matrix(table: pa.Table, names: list[str] | tuple[str, ...]) -> np.ndarray:

@@ -65,7 +65,9 @@ def calibration(prediction: np.ndarray, label: np.ndarray, scale: LabelScale) ->
         label: (n, 2), NaN = not labelled.
         scale: Both axes' range.
     """
-    with figure(9, 4.4, 2) as (drawn, axes):
+    with figure(9, 4.8, 2) as (drawn, axes):
+        # Square axes: the plain constrained layout would cut their titles.
+        drawn.set_layout_engine("compressed")
         for k, (name, axis) in enumerate(zip(DIMENSIONS, axes, strict=True)):
             known = ~np.isnan(label[:, k])
             x, y = prediction[known, k], label[known, k]
@@ -85,32 +87,39 @@ def calibration(prediction: np.ndarray, label: np.ndarray, scale: LabelScale) ->
         return to_png(drawn)
 
 
-def error_over_session(prediction: np.ndarray, label: np.ndarray, order: np.ndarray) -> bytes:
-    """Root mean squared error against the utterance's place in its session, with two standard errors.
+def error_over_session(prediction: np.ndarray, label: np.ndarray, at: np.ndarray, unit: str) -> bytes:
+    """Root mean squared error against how far the session has come, with two standard errors.
 
     Args:
         prediction: (n, 2).
         label: (n, 2), NaN = not labelled.
-        order: (n,) place in the session, from 0.
+        at: (n,) how far.
+        unit: What `at` is counted in, as the axis says it.
     """
     with figure(8, 3.8) as (drawn, (axis,)):
         for k, name in enumerate(DIMENSIONS):
-            known = ~np.isnan(label[:, k])
-            squared, at = (prediction[known, k] - label[known, k]) ** 2, order[known]
-            # Ranges of places that hold about as many utterances each.
-            parts = np.searchsorted(np.quantile(at, np.linspace(0, 1, _PLACES + 1)[1:-1]), at, side="left")
-            middle, mean, error = [], [], []
-            for part in np.unique(parts):
-                inside = squared[parts == part]
-                middle.append(at[parts == part].mean() + 1)
-                mean.append(np.sqrt(inside.mean()))
-                # The delta method takes the error of a mean to that of its root: half of it, of which two are shown.
-                error.append(inside.std() / np.sqrt(len(inside)) / max(mean[-1], 1e-12))
-            lower, upper = np.subtract(mean, error), np.add(mean, error)
-            axis.plot(middle, mean, color=COLOURS[name], marker="o", markersize=4, label=name)
-            axis.fill_between(middle, lower, upper, color=COLOURS[name], alpha=0.15, linewidth=0)
-        axis.set(title="Error over the session", xlabel="utterance of the session", ylabel="RMSE", ylim=(0, None))
+            _error_curve(axis, at, prediction[:, k] - label[:, k], label=name, color=COLOURS[name])
+        axis.set(title="Error over the session", xlabel=unit, ylabel="RMSE", ylim=(0, None))
         axis.legend()
+        return to_png(drawn)
+
+
+def label_fed(fed: np.ndarray, free: np.ndarray, label: np.ndarray, at: np.ndarray, unit: str) -> bytes:
+    """`error_over_session` twice in each picture: with the labels of the past fed, and running free.
+
+    Args:
+        fed: Predictions, (n, 2).
+        free: Predictions, (n, 2).
+        label: (n, 2), NaN = not labelled.
+        at: (n,) how far the session has come.
+        unit: What `at` is counted in.
+    """
+    with figure(11, 3.8, 2) as (drawn, axes):
+        for k, (name, axis) in enumerate(zip(DIMENSIONS, axes, strict=True)):
+            _error_curve(axis, at, free[:, k] - label[:, k], label="running free", color=COLOURS[name])
+            _error_curve(axis, at, fed[:, k] - label[:, k], label="labels fed", color=GREY, linestyle="--")
+            axis.set(title=f"Error of {name} over the session", xlabel=unit, ylabel="RMSE", ylim=(0, None))
+            axis.legend()
         return to_png(drawn)
 
 
@@ -179,3 +188,20 @@ def call(title: str, curve: Mapping[str, Any], scale: LabelScale) -> bytes:
         axes[-1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
         drawn.suptitle(title, x=0.01, ha="left", fontsize=10)
         return to_png(drawn)
+
+
+def _error_curve(axis: Axes, at: np.ndarray, error: np.ndarray, **style: Any) -> None:
+    """Root mean square of errors (NaN = unknown) in ranges of `at` that hold about as many utterances each."""
+    known = ~np.isnan(error)
+    squared, at = error[known] ** 2, at[known]
+    parts = np.searchsorted(np.quantile(at, np.linspace(0, 1, _PLACES + 1)[1:-1]), at, side="left")
+    middle, mean, half_width = [], [], []
+    for part in np.unique(parts):
+        inside = squared[parts == part]
+        middle.append(at[parts == part].mean())
+        mean.append(np.sqrt(inside.mean()))
+        # The delta method takes the error of a mean to that of its root: half of it, of which two are shown.
+        half_width.append(inside.std() / np.sqrt(len(inside)) / max(mean[-1], 1e-12))
+    lower, upper = np.subtract(mean, half_width), np.add(mean, half_width)
+    axis.plot(middle, mean, marker="o", markersize=4, **style)
+    axis.fill_between(middle, lower, upper, color=style["color"], alpha=0.15, linewidth=0)

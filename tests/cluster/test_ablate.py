@@ -1,0 +1,181 @@
+"""The ablation grid on a local Ray: the table, what is left to do, and cells that fail."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from processes import kill_tree
+
+from vaemo.ablation import grid
+from vaemo.ablation.grid import Variant
+from vaemo.cluster.ablate import ablate
+from vaemo.config import Config
+from vaemo.errors import ConfigValueError, LabelError, OtherRunError, UsageError
+from vaemo.testing import linear_world, write_store
+
+pytestmark = pytest.mark.ray
+
+ROOT = Path(__file__).parents[2]
+OVERRIDES = [
+    "model.d_c=8",
+    "model.head_hidden=16",
+    "updater.d_model=16",
+    "train.epochs=4",
+    "train.lr=1e-2",
+    "train.lanes=8",
+    "train.weight_averaging=0.9",
+    "evaluate.bootstrap=200",
+]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    world = linear_world(5, sessions=(60, 12, 24), lengths=(10, 30), features=8, noise=3.0)
+    return write_store(world, str(tmp_path_factory.mktemp("store")))
+
+
+ABLATIONS = {variant.name: variant for variant in grid.ABLATIONS}
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """One ablation and one baseline."""
+    monkeypatch.setattr(grid, "ABLATIONS", [ABLATIONS["no-state"]])
+    monkeypatch.setattr(grid, "BASELINES", grid.BASELINES[1:2])
+
+
+def config(*overrides):
+    return Config.load("default", [*OVERRIDES, *overrides])
+
+
+def cells(out):
+    return {path.name: path for path in Path(out, "cells").glob("*.parquet")}
+
+
+def test_grid(store, small, local_ray, tmp_path, capsys):
+    out = str(tmp_path / "grid")
+    rows = ablate(store, out, config(), seeds=2)
+    assert [row["variant"] for row in rows] == ["full", "no-state", "ridge"]
+    assert [row["n_seeds"] for row in rows] == [2, 2, 1]
+    full, stateless, _ = rows
+    assert full["ccc_avg"] > 0.5
+    assert stateless["difference_avg_high"] < 0
+    assert pq.read_table(Path(out, "ablation.parquet")).to_pylist() == rows
+    assert Path(out, "ablation.md").read_text() in capsys.readouterr().out
+    assert Path(out, "ablation.tex").read_text().count(r"\\") == 4
+    assert Path(out, "ablation.png").read_bytes().startswith(b"\x89PNG")
+    trained = pq.read_table(Path(out, "cells.parquet")).to_pylist()
+    assert {(row["variant"], row["seed"]) for row in trained} == {
+        *((name, seed) for name in ("full", "no-state") for seed in (0, 1)), ("ridge", 0),
+    }  # fmt: skip
+    assert {row["status"] for row in trained} == {"ok"}
+
+    # Only what is missing is done again, and it gives the same.
+    Path(cells(out)["full-seed-1.parquet"]).unlink()
+    before = {name: path.stat().st_mtime_ns for name, path in cells(out).items()}
+    again = ablate(store, out, config("train.keep_checkpoints=5"), seeds=2)
+    assert {name: cells(out)[name].stat().st_mtime_ns for name in before} == before
+    assert [row["ccc_avg_seeds"] for row in again] == [row["ccc_avg_seeds"] for row in rows]
+    assert "5 trainings, 1 of them to do" in capsys.readouterr().out
+
+    with pytest.raises(OtherRunError, match=r"train.lr was 0.01, is now 0.02"):
+        ablate(store, out, config("train.lr=2e-2"), seeds=2)
+
+
+def test_a_cell_that_fails_does_not_end_the_grid(store, small, local_ray, tmp_path, capsys, monkeypatch):
+    """One is refused, one is a bug, one takes its process down."""
+
+    def crash(*_):
+        os._exit(1)
+
+    def mistake(*_):
+        raise RuntimeError("this cannot work")
+
+    broken = [Variant("crash", "crashes", baseline=crash), Variant("mistake", "is wrong", baseline=mistake)]
+    monkeypatch.setattr(grid, "ABLATIONS", [ABLATIONS["mamba2"]])
+    monkeypatch.setattr(grid, "BASELINES", broken)
+    out = str(tmp_path / "grid")
+    rows = ablate(store, out, config("updater.headdim=7"), seeds=1)
+    assert {row["variant"]: row["n_seeds"] for row in rows} == {
+        "full": 1, "mamba2": 0, "crash": 0, "mistake": 0,
+    }  # fmt: skip
+    failed = {
+        row["variant"]: row["reason"]
+        for row in pq.read_table(Path(out, "cells.parquet")).to_pylist()
+        if row["status"] == "failed"
+    }
+    assert "updater.headdim is 7" in failed["mamba2"]
+    assert failed["mistake"] == "RuntimeError: this cannot work"
+    assert failed.keys() == {"mamba2", "crash", "mistake"}
+    assert "| Mamba-2 | failed |" in Path(out, "ablation.md").read_text()
+    assert "warning: mamba2-seed-0 failed: updater.headdim is 7" in capsys.readouterr().out
+
+
+def test_where_all_fail_the_first_error_ends_it(store, small, local_ray, tmp_path, monkeypatch):
+    monkeypatch.setattr(grid, "ABLATIONS", [])
+    monkeypatch.setattr(grid, "BASELINES", [])
+    with pytest.raises(ConfigValueError, match=r"updater\.headdim is 7"):
+        ablate(store, str(tmp_path / "grid"), config("model.updater=mamba2", "updater.headdim=7"), seeds=2)
+    assert not Path(tmp_path, "grid", "ablation.md").exists()
+
+
+def test_folds_hold_out_everything(store, small, local_ray, tmp_path, monkeypatch):
+    monkeypatch.setattr(grid, "ABLATIONS", [])
+    out = str(tmp_path / "grid")
+    rows = ablate(store, out, config("train.epochs=1"), seeds=1, folds="k=2")
+    assert set(cells(out)) == {f"{name}-fold-{fold}.parquet" for name in ("full-seed-0", "ridge") for fold in "01"}
+    assert [(row["n_sessions"], row["n"]) for row in rows] == [(96, pq.read_table(store).num_rows)] * 2
+
+
+@pytest.mark.parametrize(
+    ("overrides", "folds", "message"),
+    [
+        (["train.encoder=all"], None, r"train.encoder is 'all'; the grid trains on the features of a store"),
+        ([], "k=1", "--folds k=1: give by=fold"),
+    ],
+)
+def test_wrong_usage_is_refused_before_anything_is_written(store, tmp_path, overrides, folds, message):
+    with pytest.raises(UsageError, match=message):
+        ablate(store, str(tmp_path / "grid"), config(*overrides), folds=folds)
+    assert not Path(tmp_path, "grid").exists()
+
+
+def test_a_store_without_test_sessions_is_refused(tmp_path):
+    store = write_store(linear_world(5, sessions=(6, 3, 0), lengths=(4, 8), features=3), str(tmp_path / "store"))
+    with pytest.raises(LabelError, match="nothing is held out to compare the models on"):
+        ablate(store, str(tmp_path / "grid"), config())
+    assert not Path(tmp_path, "grid").exists()
+
+
+def start_job(store, out):
+    command = [sys.executable, str(ROOT / "jobs" / "ablate.py"), "--store", store, "--out", out, "--seeds", "1"]
+    command += [part for override in OVERRIDES for part in ("--set", override)]
+    return subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, text=True)
+
+
+@pytest.mark.slow
+def test_a_grid_that_was_killed_goes_on(store, tmp_path):
+    out = str(tmp_path / "grid")
+    job = start_job(store, out)
+    deadline = time.monotonic() + 120
+    while len(cells(out)) < 4 and time.monotonic() < deadline and job.poll() is None:
+        time.sleep(0.02)
+    kill_tree(job.pid)
+    job.communicate()
+    before = {name: path.stat().st_mtime_ns for name, path in cells(out).items()}
+    assert 4 <= len(before) < 11
+    assert not Path(out, "ablation.md").exists()
+
+    again = start_job(store, out)
+    said, _ = again.communicate(timeout=240)
+    assert again.returncode == 0
+    assert f"11 trainings, {11 - len(before)} of them to do" in said
+    assert {name: cells(out)[name].stat().st_mtime_ns for name in before} == before
+    rows = pq.read_table(Path(out, "ablation.parquet")).to_pylist()
+    assert all(row["n_seeds"] == 1 for row in rows)
+    assert json.loads(Path(out, "_ablation.json").read_text())["settings"]["folds"] is None

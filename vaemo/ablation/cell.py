@@ -1,0 +1,145 @@
+"""One training of the grid: sessions in, predictions of the held-out utterances out, and the file that keeps them."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from vaemo import files
+from vaemo.ablation.grid import Cell
+from vaemo.config import Config
+from vaemo.errors import LabelError
+from vaemo.metrics import ccc
+from vaemo.model.checks import used_streams
+from vaemo.model.regressor import SessionRegressor
+from vaemo.progress import say
+from vaemo.sessions import Session
+from vaemo.speakers import aggregate_speakers
+from vaemo.splits import Fold
+from vaemo.training.replay import replay
+from vaemo.training.trainer import Trainer, check_labels
+from vaemo.units import DIMENSIONS, SPLITS, LabelScale
+from vaemo.windows import PackedSessions
+
+FED = tuple(f"fed_{name}" for name in DIMENSIONS)
+LABELS = tuple(f"label_{name}" for name in DIMENSIONS)
+_FACTS = b"vaemo.cell"
+
+
+def check_fold(sessions: Sequence[Session], fold: Fold, config: Config) -> None:
+    """Raise LabelError unless every split of a fold has labels that can be learned from, and be judged by."""
+    for name, part in zip(SPLITS, _parts(sessions, fold), strict=True):
+        if name == "test" and not part:
+            raise LabelError(
+                "no utterance is in the split 'test', so that nothing is held out to compare the models on. Fill the "
+                "column 'split', leave it out to have it made, or give --folds."
+            )
+        check_labels(part, name, LabelScale(*config.model.label_range))
+
+
+def run_cell(
+    cell: Cell,
+    sessions: Sequence[Session],
+    fold: Fold,
+    config: Config,
+    *,
+    device: str = "cpu",
+    say: Callable[[str], None] = say,
+) -> tuple[pa.Table, dict[str, Any]]:
+    """Train, and predict what is held out.
+
+    Args:
+        cell: What to train.
+        sessions: Of the whole store.
+        fold: Who is trained on, chosen on, and held out.
+        config: Of the full model; the cell's seed and changes are applied to it.
+        device: Where to compute.
+        say: Where the progress within long epochs is shown.
+
+    Returns:
+        table: The held-out utterances: `session_id`, `utt_id`, `valence`, `arousal` (running free), `fed_valence`,
+            `fed_arousal` (with the label of every earlier utterance fed; null for a model without feedback),
+            `label_valence`, `label_arousal`.
+        facts: `variant`, `seed`, `fold`, CCC of the held-out utterances, `dev_ccc_avg`, `epochs`, `seconds`.
+
+    Raises:
+        VaemoError: as `Trainer`.
+    """
+    started = time.perf_counter()
+    config = config.replace(cell.variant.changes).replace({"train": {"seed": cell.seed}})
+    own = [dataclasses.replace(session, split=fold.split[session.rows[0]]) for session in sessions]
+    train, dev, test = _parts(aggregate_speakers(own, config.features.speaker_aggregation), fold)
+    facts: dict[str, Any] = {"variant": cell.variant.name, "seed": cell.seed, "fold": cell.fold}
+    fed = None
+    if cell.variant.baseline:
+        _, used = used_streams(config.model, {name: x.shape[1] for name, x in train[0].streams.items()})
+        predicted = np.concatenate(cell.variant.baseline(train, dev, test, list(used)))
+    else:
+        model, summary = _train(train, dev, config, device, say)
+        packed = PackedSessions.of(test, dtype=getattr(torch, config.train.dtype), device=device)
+        known = None if packed.observed.isnan().all() else packed.observed
+        predicted = replay(model, packed, window=config.train.window, observed=known).prediction
+        if model.has_feedback:
+            fed = replay(model, packed, window=config.train.window, observed=packed.labels).prediction
+        facts |= {"dev_ccc_avg": summary["dev_ccc_avg"], "epochs": summary["epochs"]}
+    table = _table(test, fold, predicted, fed)
+    found = ccc(matrix(table, DIMENSIONS), matrix(table, LABELS))
+    facts |= {f"ccc_{name}": float(value) for name, value in zip(DIMENSIONS, found, strict=True)}
+    return table, facts | {"ccc_avg": float(found.mean()), "seconds": time.perf_counter() - started}
+
+
+def write_result(path: str, table: pa.Table, facts: dict[str, Any]) -> None:
+    """Keep what `run_cell` returned, the facts in the file's metadata."""
+    files.write_parquet_whole(path, table.replace_schema_metadata({_FACTS: json.dumps(facts)}))
+
+
+def read_result(path: str) -> tuple[pa.Table, dict[str, Any]]:
+    """What `write_result` kept."""
+    table = files.read_parquet(path)
+    return table, json.loads(table.schema.metadata[_FACTS])
+
+
+def matrix(table: pa.Table, names: Sequence[str]) -> np.ndarray:
+    """Columns of a result side by side, (n, columns); NaN where null."""
+    return np.stack([table[name].to_numpy() for name in names], axis=1)
+
+
+def _train(
+    train: Sequence[Session], dev: Sequence[Session], config: Config, device: str, say: Callable[[str], None]
+) -> tuple[SessionRegressor, dict[str, Any]]:
+    """The model that a run of the trainer keeps, and the run's summary."""
+    trainer = Trainer(train, dev, config, device=device, say=say)
+    kept = trainer.kept
+    for _ in trainer:
+        if trainer.improved:
+            kept = copy.deepcopy(trainer.kept)
+    return kept, trainer.summary()
+
+
+def _parts(sessions: Sequence[Session], fold: Fold) -> tuple[list[Session], ...]:
+    """Sessions to train on, to choose on, and those that hold what is held out."""
+    named = [[s for s in sessions if fold.split[s.rows[0]] == name] for name in SPLITS]
+    return *named[:2], [session for session in named[2] if fold.held_out[session.rows].any()]
+
+
+def _table(test: Sequence[Session], fold: Fold, predicted: np.ndarray, fed: np.ndarray | None) -> pa.Table:
+    kept = fold.held_out[np.concatenate([session.rows for session in test])]
+    session_ids = np.concatenate([np.full(len(session), session.session_id, object) for session in test])
+    columns: dict[str, Any] = {
+        "session_id": pa.array(session_ids[kept], pa.string()),
+        "utt_id": pa.array(np.concatenate([session.utt_ids for session in test])[kept], pa.string()),
+    }
+    labels = np.concatenate([session.labels for session in test])
+    for names, values in ((DIMENSIONS, predicted), (FED, fed), (LABELS, labels)):
+        for number, name in enumerate(names):
+            column = np.full(len(kept), np.nan) if values is None else values[:, number]
+            columns[name] = pa.array(column[kept], pa.float32(), from_pandas=True)
+    return pa.table(columns)

@@ -1,0 +1,75 @@
+"""What a model makes of knowing the labels of the past: its sessions replayed running free, and with labels fed.
+
+A model that is far better with labels than without leans on them; one that is no better ignores what is observed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from vaemo.config import Config
+from vaemo.errors import UsageError
+from vaemo.evaluation.pairs import KEYS, Pairs
+from vaemo.model.checkpoint import load_checkpoint
+from vaemo.scoring.score import check_features, predict_sessions
+from vaemo.sessions import read_sessions
+from vaemo.speakers import aggregate_speakers
+from vaemo.store import FeatureStore
+from vaemo.units import LabelScale
+from vaemo.windows import PackedSessions
+
+
+def replay_fed(pairs: Pairs, store_path: str, checkpoint_path: str, config: Config) -> tuple[Pairs, Pairs]:
+    """The same utterances as a checkpoint predicts them, with the label of every earlier utterance fed, and without.
+
+    Args:
+        pairs: Utterances of the store; those without features are left out.
+        store_path: Their feature store.
+        checkpoint_path: The model.
+        config: `labels`, where the store does not say its own range; `score`, for how sessions are replayed.
+
+    Returns:
+        fed, free: In the order of `pairs`, on its scale.
+
+    Raises:
+        UsageError: if there are no features, or the model feeds nothing back.
+        FeatureMismatchError: if they are not the features that the model was trained on.
+    """
+    checkpoint = load_checkpoint(checkpoint_path)
+    model = checkpoint.model
+    if not model.has_feedback:
+        raise UsageError(
+            f"{checkpoint_path} has model.updater {model.config.updater} and model.feedback {model.config.feedback}: "
+            "nothing is fed back, so labels make no difference. Leave out --checkpoint."
+        )
+    store = FeatureStore.open(store_path)
+    made_by = {name: made.get("fingerprint") for name, made in store.info.get("extractors", {}).items()}
+    check_features(model, checkpoint.provenance.get("feature_fingerprints", {}), store.dims, made_by, store_path)
+    config = dataclasses.replace(config, model=model.config, sessions=checkpoint.config.sessions)
+    sessions = read_sessions(store, config)
+    if checkpoint.features:
+        sessions = aggregate_speakers(sessions, checkpoint.features.speaker_aggregation)
+    wanted = set(pairs.place["session_id"].to_pylist())
+    sessions = [session for session in sessions if session.session_id in wanted]
+    packed = PackedSessions.of(sessions, dtype=model.label_deviation.dtype)
+    known = packed.labels.isnan().logical_not()
+    row_of = {
+        key: row
+        for row, key in enumerate((session.session_id, utt_id) for session in sessions for utt_id in session.utt_ids)
+    }
+    keys = zip(*(pairs.place[name].to_pylist() for name in KEYS), strict=True)
+    rows = np.array([row_of.get(key, -1) for key in keys])
+    kept = pairs.select(rows >= 0)
+    scale = LabelScale(*model.config.label_range)
+    fed, free = (
+        predict_sessions(
+            model, dataclasses.replace(packed, observed=observed), lanes=config.score.lanes, chunk=config.score.chunk
+        )[rows[rows >= 0]]
+        for observed in (packed.labels.where(known, packed.observed), packed.observed)
+    )
+    return (
+        dataclasses.replace(kept, prediction=scale.to(pairs.scale, fed)),
+        dataclasses.replace(kept, prediction=scale.to(pairs.scale, free)),
+    )
