@@ -17,10 +17,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", type=cli.data_path, required=True, metavar="SCORES", help="the folder of scores")
     parser.add_argument("--calls", type=cli.data_path, metavar="FILE", help="who speaks on which channel, per call")
     parser.add_argument("--personal", type=cli.data_path, metavar="DIR", help="what jobs/personalize.py wrote")
+    parser.add_argument("--speakers", type=cli.data_path, metavar="FILE", help="enrolments: speaker_id, speaker")
     parser.add_argument(
         "--roles-unknown", action="store_true", help="score all channels, employees perhaps among them; to evaluate"
     )
-    parser.add_argument("--limit", type=int, metavar="N", help="only the first N sessions or recordings")
+    parser.add_argument("--limit", type=cli.count, metavar="N", help="only the first N sessions or recordings")
     parser.add_argument("--dry-run", action="store_true", help="say what would be done")
     args = parser.parse_args(argv)
     config = cli.load_config(args)
@@ -36,6 +37,7 @@ def main(argv: list[str] | None = None) -> None:
             args.out,
             calls=args.calls,
             personal=args.personal,
+            speakers=args.speakers,
             roles_unknown=args.roles_unknown,
             limit=args.limit,
             dry_run=args.dry_run,

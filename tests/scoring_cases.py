@@ -24,7 +24,7 @@ SINGLE = 2e-6
 SMALL = {"model": {"d_c": 8, "head_hidden": 16}, "updater": {"d_model": 16}, "score": {"lanes": 4, "chunk": 16}}
 
 
-def run_inline(worker, arguments, shards, *, gpus=0.0):
+def run_inline(worker, arguments, shards, *, gpus=0.0, needs=()):
     """Stands in for `run_shards`: in this process, one after the other."""
     made = worker(**arguments)
     yield from map(made, shards)
@@ -45,9 +45,9 @@ def make_checkpoint(path, seed=0, *, config=SMALL, features=None, dims=None, **p
     return str(path)
 
 
-def make_audio_checkpoint(path, seed=0, **provenance):
+def make_audio_checkpoint(path, seed=0, features=None, **provenance):
     """A checkpoint for recordings, with the built-in extractors."""
-    features = FeatureConfig()
+    features = features or FeatureConfig()
     described = describe(load_extractors(features))
     return make_checkpoint(
         path,

@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "Config": "vaemo.config",
+    "LiveSession": "vaemo.live",
     "Prediction": "vaemo.stream",
     "SessionRegressor": "vaemo.model.regressor",
     "SessionState": "vaemo.model.state",

@@ -7,7 +7,7 @@ Ray, shards or folders.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,11 @@ AUDIO_SUFFIXES = (
 
 _BUFFER_S = 600.0
 """Seconds of speech that wait for the extractors: enough to batch utterances of like length."""
+
+
+def unsaid_roles(n_channels: int) -> Sequence[str | None]:
+    """The roles of a recording's channels where nobody names them: one channel holds everybody and is `mixed`."""
+    return ["mixed"] if n_channels == 1 else [None] * n_channels
 
 
 def extract_utterances(
@@ -59,7 +64,7 @@ def extract_utterances(
             try:
                 if paths[row] != path:
                     path, recording, lost = paths[row], None, None
-                    recording = Recording(path, open_decoder, max_recording_s=config.audio.max_recording_s)
+                    recording = Recording(path, open_decoder, config.audio)
                 if lost or recording is None:
                     raise lost or AudioProblem("undecodable", "it cannot be opened")
                 work.add(row, recording.utterance(start_s[row], end_s[row], channels[row]))
@@ -79,8 +84,8 @@ def extract_recording(
     extractors: Mapping[str, Extractor],
     config: Config,
     decoder: Decoder | None = None,
-    roles: Sequence[str | None] = (),
-    skip_channels: Collection[int] = (),
+    roles_of: Callable[[int], Sequence[str | None]] = unsaid_roles,
+    hears: Callable[[str | None], bool] = lambda role: True,
 ) -> pa.Table:
     """Find the utterances of a recording, channel by channel, and compute their features.
 
@@ -94,27 +99,27 @@ def extract_recording(
         extractors: By stream.
         config: Sections audio, vad, features and extract.
         decoder: The process that decodes; None starts one for this call.
-        roles: Of each channel, as far as known.
-        skip_channels: Channels whose utterances are listed with status `not_scored_role`, without any feature.
+        roles_of: Gives the role of each channel, None where it is not known, for how many there are.
+        hears: Whether a role is to have features; utterances of others are listed with status `not_scored_role`.
 
     Returns:
         The columns of `part_schema` and `audio_path`, rows by start, then channel.
     """
     work = _Work(extractors, config)
     found: list[tuple[int | None, float | None, float | None]] = []
+    roles: Sequence[str | None] = ()
     with _decoding(decoder, config) as open_decoder:
         try:
-            recording = Recording(path, open_decoder, max_recording_s=config.audio.max_recording_s)
-            finder = UtteranceFinder(recording.info.channels, config.vad)
-            for utterance in _utterances(recording, finder):
+            recording = Recording(path, open_decoder, config.audio)
+            roles = roles_of(recording.info.channels)
+            for utterance in _utterances(recording, UtteranceFinder(len(roles), config.vad)):
                 found.append((utterance.channel, utterance.start_s, utterance.end_s))
-                if utterance.channel in skip_channels:
-                    role = roles[utterance.channel] if utterance.channel < len(roles) else None
-                    work.fail(
-                        len(found) - 1, AudioProblem("not_scored_role", f"role {role or 'unknown'} is not scored")
-                    )
-                else:
+                role = roles[utterance.channel]
+                if hears(role):
                     work.try_add(len(found) - 1, utterance.samples)
+                else:
+                    reason = f"role {role or 'unknown'} is not scored"
+                    work.fail(len(found) - 1, AudioProblem("not_scored_role", reason))
             if not found:
                 raise AudioProblem("silent", "no speech was found in it")
         except AudioProblem as problem:
@@ -173,16 +178,13 @@ def _found_rows(
             "utt_id": pa.array(utt_ids, pa.string()),
             "speaker_id": pa.array([session_id if c is None else f"{session_id}#c{c}" for c in channels], pa.string()),
             "channel": pa.array(channels, pa.int32()),
-            "role": pa.array([_role(roles, c) for c in channels], pa.string()),
+            "n_channels": pa.array([len(roles) or None] * len(found), pa.int32()),
+            "role": pa.array([None if c is None else roles[c] for c in channels], pa.string()),
             "start_s": pa.array([start_s for _, start_s, _ in found], pa.float64()),
             "end_s": pa.array([end_s for _, _, end_s in found], pa.float64()),
             "audio_path": pa.array([path] * len(found), pa.string()),
         }
     )
-
-
-def _role(roles: Sequence[str | None], channel: int | None) -> str | None:
-    return None if channel is None or channel >= len(roles) else roles[channel]
 
 
 class _Work:

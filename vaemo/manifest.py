@@ -51,7 +51,7 @@ _BLOCK_BYTES = 1 << 24
 _NAMES = {pa.string(): "text", pa.float64(): "a number", pa.int32(): "a whole number"}
 
 
-def read_manifest(path: str | Path, *, label_range: Sequence[float] | None = None) -> pa.Table:
+def read_manifest(path: str | Path, *, label_range: Sequence[float] | None = None, root: str | None = None) -> pa.Table:
     """The utterances of a manifest, typed, checked, sessions contiguous and in order.
 
     Sessions come in the order of their first line. Inside one, utterances are ordered by `position` where every
@@ -62,13 +62,15 @@ def read_manifest(path: str | Path, *, label_range: Sequence[float] | None = Non
     Args:
         path: A `.parquet` file, or anything else as JSON Lines; local or a URI.
         label_range: Closed native range that labels must lie in; None does not check them.
+        root: Folder or URI below which all audio must lie, symbolic links followed; None does not check it.
 
     Returns:
         All of `COLUMNS` (null where the manifest has nothing), then the manifest's other columns. `position` is filled.
 
     Raises:
         ReadManifestError: if the file is missing, empty or unreadable, a line lacks a required key or holds a value
-            of another type, a `utt_id` stands twice, `end_s` is not after `start_s`, or a label is outside the range.
+            of another type, a `utt_id` stands twice, `end_s` is not after `start_s`, a label is outside the range, or
+            audio outside the root.
     """
     text = str(path)
     try:
@@ -81,7 +83,10 @@ def read_manifest(path: str | Path, *, label_range: Sequence[float] | None = Non
         raise ReadManifestError(f"manifest {text} is empty; it needs one utterance a line.")
     table = _typed(raw, text)
     _check(table, text, label_range)
-    return _in_order(_resolved(table, text))
+    table = _resolved(table, text)
+    if root is not None:
+        _check_root(table["audio_path"], text, root)
+    return _in_order(table)
 
 
 def write_manifest(path: str | Path, table: pa.Table) -> None:
@@ -161,8 +166,7 @@ def _read_parquet(path: str) -> pa.Table:
             present = [batch["audio"].is_valid() for batch in groups.iter_batches(batch_size=256, columns=["audio"])]
     except pa.ArrowInvalid as error:
         raise ReadManifestError(f"{path} is not a Parquet file ({error}); write it again.") from None
-    absolute = path if files.is_uri(path) else str(Path(path).absolute())
-    references = pa.array([f"{absolute}#{row}" for row in range(table.num_rows)])
+    references = pa.array([f"{_absolute(path)}#{row}" for row in range(table.num_rows)])
     embedded = pc.if_else(pa.chunked_array(present), references, pa.scalar(None, pa.string()))
     if "audio_path" in names:
         embedded = pc.coalesce(embedded, table["audio_path"].cast(pa.string()))
@@ -238,6 +242,22 @@ def _check_range(column: pa.ChunkedArray, name: str, path: str, low: float, high
     )
 
 
+def _check_root(paths: pa.ChunkedArray, path: str, root: str) -> None:
+    """Refuse audio outside the root; what the manifest itself holds is inside."""
+    distinct, manifest = paths.unique(), _absolute(path)
+
+    def allowed(audio: str) -> bool:
+        place = audio.rpartition("#")[0] if EMBEDDED in audio else audio
+        return place == manifest or files.lies_below(place, root)
+
+    inside = distinct.filter(pa.array(map(allowed, distinct.to_pylist()), pa.bool_()))
+    _refuse(
+        pc.invert(pc.is_in(paths, inside)),
+        path,
+        lambda row: f"audio_path leads to '{paths[row]}', outside extract.root, which is '{root}'. Drop that line.",
+    )
+
+
 def _refuse(wrong: pa.ChunkedArray, path: str, message: Callable[[int], str]) -> None:
     """Raise for the first row that is wrong, if there is one."""
     row = pc.index(wrong, True).as_py()
@@ -270,11 +290,15 @@ def _place(path: str, row: int) -> str:
 
 def _resolved(table: pa.Table, path: str) -> pa.Table:
     """`audio_path` relative to the manifest made absolute."""
-    folder = posixpath.dirname(path if files.is_uri(path) else str(Path(path).absolute()))
+    folder = posixpath.dirname(_absolute(path))
     given = table["audio_path"]
     whole = pc.match_substring_regex(given, r"^(/|[A-Za-z][A-Za-z0-9+.-]*://)")
     resolved = pc.if_else(whole, given, pc.binary_join_element_wise(pa.scalar(folder), given, "/"))
     return table.set_column(table.column_names.index("audio_path"), "audio_path", resolved)
+
+
+def _absolute(path: str) -> str:
+    return path if files.is_uri(path) else str(Path(path).absolute())
 
 
 def _in_order(table: pa.Table) -> pa.Table:

@@ -7,11 +7,14 @@ a session, D features.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import functools
+import hashlib
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from vaemo import files
 from vaemo.errors import FeatureMismatchError, ReadStoreError
@@ -47,114 +50,175 @@ def unit(vectors: np.ndarray) -> np.ndarray:
     return (vectors / np.where(length > 0, length, 1.0)).astype(np.float32)
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Enrolments:
+    """Voices that speakers are enrolled from: N vectors, of one or several utterances each.
+
+    Attributes:
+        speaker_ids: Whose they are, (N,), objects.
+        session_ids: In which session each was heard, (N,), objects; None where nobody says.
+        splits: In which split, likewise.
+        vectors: Sums of speaker embeddings, (N, D), float32.
+    """
+
+    speaker_ids: np.ndarray
+    session_ids: np.ndarray
+    splits: np.ndarray
+    vectors: np.ndarray
+
+    @staticmethod
+    def of_sessions(sessions: Sequence[Session]) -> Enrolments:
+        """A vector for every speaker of every session that has the stream `speaker`: the sum over the utterances."""
+        found = [
+            (speaker, session.session_id, session.split, session.streams["speaker"][session.speaker_ids == speaker])
+            for session in sessions
+            if "speaker" in session.streams
+            for speaker in dict.fromkeys(session.speaker_ids)
+        ]
+        dim = found[0][-1].shape[1] if found else 0
+        sums = [vectors.sum(axis=0, dtype=np.float64) for *_, vectors in found]
+        speaker_ids, session_ids, splits = (np.array([row[column] for row in found], object) for column in range(3))
+        return Enrolments(speaker_ids, session_ids, splits, np.array(sums, np.float32).reshape(len(found), dim))
+
+    @staticmethod
+    def read(path: str) -> Enrolments:
+        """The voices in `speakers.parquet`.
+
+        Args:
+            path: A Parquet file with the columns `speaker_id` and `speaker` (lists of numbers of one length). With
+                `session_id`, and `split` perhaps, a speaker may stand in several rows, one for each session or
+                utterance that was heard.
+
+        Raises:
+            ReadStoreError: if the file cannot be read, a column is missing, a vector is missing, not finite or of
+                another length, or a speaker without a session stands twice.
+        """
+        try:
+            table = files.read_parquet(path)
+        except (OSError, pa.ArrowInvalid) as error:
+            raise ReadStoreError(
+                f"the enrolments {path} cannot be read ({' '.join(str(error).split())}); give a Parquet file with "
+                "speaker_id and speaker."
+            ) from None
+        missing = [name for name in ("speaker_id", "speaker") if name not in table.column_names]
+        if missing:
+            raise ReadStoreError(f"{path} lacks the column {missing[0]}; enrolments have speaker_id and speaker.")
+
+        def ids(name: str) -> np.ndarray:
+            if name not in table.column_names:
+                return np.full(len(table), None, object)
+            return np.array(table[name].cast(pa.string()).to_pylist(), object)
+
+        speaker_ids, session_ids = ids("speaker_id"), ids("session_id")
+        elsewhere = speaker_ids[session_ids == None].tolist()  # noqa: E711 - element by element
+        if len(set(elsewhere)) < len(elsewhere):
+            repeated = next(speaker for speaker in elsewhere if elsewhere.count(speaker) > 1)
+            raise ReadStoreError(
+                f"{path}: speaker '{repeated}' stands there more than once without a session_id; one enrolment each."
+            )
+        return Enrolments(speaker_ids, session_ids, ids("split"), _matrix(table["speaker"], speaker_ids, path))
+
+    def write(self, path: str) -> None:
+        """Write `speakers.parquet`, whole."""
+        columns = {"speaker_id": self.speaker_ids, "session_id": self.session_ids, "split": self.splits}
+        vectors = pa.FixedSizeListArray.from_arrays(pa.array(self.vectors.reshape(-1)), self.dim)
+        texts = {name: pa.array(values, pa.string()) for name, values in columns.items()}
+        files.write_parquet_whole(path, pa.table({**texts, "speaker": vectors}))
+
+    @property
+    def dim(self) -> int:
+        """Length of a vector, D."""
+        return self.vectors.shape[1]
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over all that decides an enrolment."""
+        ids = [self.speaker_ids.tolist(), self.session_ids.tolist(), self.splits.tolist()]
+        return hashlib.sha256(repr(ids).encode() + np.ascontiguousarray(self.vectors).tobytes()).hexdigest()
+
+    def enrol(self, session: Session) -> Session:
+        """The session with its speakers' enrolments in the place of its stream `speaker`.
+
+        A voice counts that was heard in another session, and in no other split than the session's.
+
+        Raises:
+            FeatureMismatchError: if a speaker has no such voice, or the dimension is another.
+        """
+        dim = session.streams["speaker"].shape[1]
+        if dim != self.dim:
+            raise FeatureMismatchError(
+                f"the enrolments have {self.dim} numbers, the speaker embeddings of session '{session.session_id}' "
+                f"{dim}; enrol with the same extractor."
+            )
+        voices = {speaker: self._voice(speaker, session) for speaker in dict.fromkeys(session.speaker_ids)}
+        vectors = np.stack([voices[speaker] for speaker in session.speaker_ids])
+        return dataclasses.replace(session, streams={**session.streams, "speaker": vectors})
+
+    def _voice(self, speaker: str, session: Session) -> np.ndarray:
+        heard = self._rows.get(speaker, [])
+        allowed = [
+            row
+            for row in heard
+            if self.session_ids[row] != session.session_id
+            and (self.splits[row] == session.split or None in (self.splits[row], session.split))
+        ]
+        if not allowed:
+            where = "" if session.split is None else f" of split {session.split}"
+            found = f"is enrolled from no other session{where}" if heard else "has no enrolment"
+            raise FeatureMismatchError(
+                f"speaker '{speaker}' of session '{session.session_id}' {found}. Enrol every speaker who is heard, or "
+                "train with features.speaker_aggregation=running_mean."
+            )
+        return unit(self.vectors[allowed].sum(axis=0, dtype=np.float64))
+
+    @functools.cached_property
+    def _rows(self) -> dict[str, list[int]]:
+        rows: dict[str, list[int]] = {}
+        for row, speaker in enumerate(self.speaker_ids):
+            rows.setdefault(speaker, []).append(row)
+        return rows
+
+
 def aggregate_speakers(
     sessions: Sequence[Session],
     how: Literal["utterance", "enrolled", "running_mean"],
-    enrolments: Mapping[str, np.ndarray] | None = None,
+    enrolments: Enrolments | None = None,
 ) -> list[Session]:
     """Sessions whose stream `speaker` is what `features.speaker_aggregation` asks for.
 
     Args:
-        sessions: Of all splits that are used together.
+        sessions: All that are used together; with enrolments, any.
         how: `utterance` changes nothing; `running_mean` averages over the past of the session; `enrolled` takes a
-            vector that was made elsewhere.
-        enrolments: By speaker, (D,). Without them a speaker is enrolled, session by session, by the mean over the
-            other sessions of the same split.
+            voice that was heard elsewhere.
+        enrolments: Voices; None enrols the speakers of each session from the other sessions of its split.
 
     Raises:
-        FeatureMismatchError: if a speaker has no enrolment, or one of another dimension.
+        FeatureMismatchError: as `Enrolments.enrol`.
     """
     if how == "utterance" or not any("speaker" in session.streams for session in sessions):
         return list(sessions)
     if how == "running_mean":
         return [with_running_means(session) for session in sessions]
-    if enrolments is None:
-        return _enrolled_by_others(sessions)
-    return [_enrolled(session, enrolments) for session in sessions]
+    voices = enrolments or Enrolments.of_sessions(sessions)
+    return [voices.enrol(session) for session in sessions]
 
 
-def read_enrolments(path: str) -> dict[str, np.ndarray]:
-    """The vectors of `speakers.parquet`, unit length, by speaker.
-
-    Args:
-        path: A Parquet file with the columns `speaker_id` and `speaker` (a list of numbers).
-
-    Raises:
-        ReadStoreError: if a column is missing or a speaker stands twice.
-    """
-    table = files.read_parquet(path)
-    missing = [name for name in ("speaker_id", "speaker") if name not in table.column_names]
-    if missing:
-        raise ReadStoreError(f"{path} lacks the column {missing[0]}; enrolments have speaker_id and speaker.")
-    ids = table["speaker_id"].cast(pa.string()).to_pylist()
-    if len(set(ids)) < len(ids):
-        repeated = next(speaker for speaker in ids if ids.count(speaker) > 1)
-        raise ReadStoreError(f"{path}: speaker '{repeated}' stands there more than once; one enrolment each.")
-    return dict(zip(ids, (unit(np.array(vector)) for vector in table["speaker"].to_pylist()), strict=True))
-
-
-def write_enrolments(path: str, sessions: Sequence[Session]) -> None:
-    """Write `speakers.parquet`: per speaker the mean over all of these sessions, of unit length.
-
-    The sessions must not be those that are scored with it later, nor of another split than they.
-    """
-    totals: dict[str, np.ndarray] = {}
-    for session in sessions:
-        for speaker, total in _sums(session).items():
-            totals[speaker] = totals.get(speaker, 0.0) + total
-    vectors = [unit(total) for total in totals.values()]
-    dim = len(vectors[0]) if vectors else 0
-    column = pa.array(vectors, pa.list_(pa.float32(), dim))
-    files.write_parquet_whole(path, pa.table({"speaker_id": list(totals), "speaker": column}))
-
-
-def _sums(session: Session) -> dict[str, np.ndarray]:
-    """Per speaker of a session the sum of their vectors."""
-    vectors = session.streams["speaker"].astype(np.float64)
-    return {speaker: vectors[session.speaker_ids == speaker].sum(axis=0) for speaker in set(session.speaker_ids)}
-
-
-def _enrolled(session: Session, enrolments: Mapping[str, np.ndarray]) -> Session:
-    dim = session.streams["speaker"].shape[1]
-    for speaker in dict.fromkeys(session.speaker_ids):
-        if speaker not in enrolments:
-            raise FeatureMismatchError(
-                f"speaker '{speaker}' of session '{session.session_id}' has no enrolment; give one for every speaker, "
-                "or set features.speaker_aggregation to running_mean."
-            )
-        if len(enrolments[speaker]) != dim:
-            raise FeatureMismatchError(
-                f"the enrolment of speaker '{speaker}' has {len(enrolments[speaker])} numbers, the store's speaker "
-                f"embeddings have {dim}; enrol with the same extractor."
-            )
-    vectors = np.stack([enrolments[speaker] for speaker in session.speaker_ids]).astype(np.float32)
-    return dataclasses.replace(session, streams={**session.streams, "speaker": vectors})
-
-
-def _enrolled_by_others(sessions: Sequence[Session]) -> list[Session]:
-    """Every session with enrolments from the others of its split: never from itself."""
-    own = [_sums(session) for session in sessions]
-    # Sequences of one session (one for each speaker) leave it out together.
-    totals: dict[tuple[str | None, str], np.ndarray] = {}
-    inside: dict[tuple[str, str], np.ndarray] = {}
-    held_in: dict[tuple[str | None, str], set[str]] = {}
-    for session, sums in zip(sessions, own, strict=True):
-        for speaker, total in sums.items():
-            totals[session.split, speaker] = totals.get((session.split, speaker), 0.0) + total
-            inside[session.session_id, speaker] = inside.get((session.session_id, speaker), 0.0) + total
-            held_in.setdefault((session.split, speaker), set()).add(session.session_id)
-    enrolled = []
-    for session, sums in zip(sessions, own, strict=True):
-        for speaker in sums:
-            if len(held_in[session.split, speaker]) == 1:
-                raise FeatureMismatchError(
-                    f"speaker '{speaker}' speaks in session '{session.session_id}' alone"
-                    + (f" of split {session.split}" if session.split else "")
-                    + ": there is nothing to enrol them from. Give enrolments, or set features.speaker_aggregation to "
-                    "running_mean."
-                )
-        others = {
-            speaker: unit(totals[session.split, speaker] - inside[session.session_id, speaker]) for speaker in sums
-        }
-        enrolled.append(_enrolled(session, others))
-    return enrolled
+def _matrix(column: pa.ChunkedArray, speaker_ids: np.ndarray, path: str) -> np.ndarray:
+    """Lists of numbers of one length as (N, D), float32."""
+    try:
+        lists = column.cast(pa.large_list(pa.float32()))
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        raise ReadStoreError(f"{path}: column speaker is {column.type}; it must be lists of numbers.") from None
+    lengths = pc.list_value_length(lists).fill_null(0).to_numpy()
+    dim = int(lengths.max(initial=0))
+    wrong = (lengths != dim) | (lengths == 0)
+    if not wrong.any():
+        vectors = pc.list_flatten(lists).to_numpy().reshape(len(lengths), dim)
+        wrong = ~np.isfinite(vectors).all(axis=1)
+    if wrong.any():
+        row = int(np.argmax(wrong))
+        raise ReadStoreError(
+            f"{path}: the enrolment of speaker '{speaker_ids[row]}' holds {lengths[row]} numbers, or one that is not "
+            f"finite; every one needs {dim or 'some'}. Mend or drop it."
+        )
+    return vectors

@@ -32,6 +32,7 @@ _COLUMNS = {
     "split": pa.string(),
     "fold": pa.string(),
     "channel": pa.int32(),
+    "n_channels": pa.int32(),
     "role": pa.string(),
     "start_s": pa.float64(),
     "end_s": pa.float64(),

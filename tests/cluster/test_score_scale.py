@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from processes import memory, watching, workers
 from scoring_cases import make_checkpoint
 
 from vaemo import files
@@ -45,6 +46,10 @@ def write_short_sessions(path, n):
         files.write_parquet_whole(files.join(str(path), f"part-{first:07d}.parquet"), table)
 
 
+def largest_worker(pid):
+    return max((memory(worker.pid) for worker in workers("ray::MapWorker", pid)), default=0)
+
+
 def test_a_million_sessions_take_ten_times_a_hundred_thousand(tmp_path, capsys):
     checkpoint = make_checkpoint(tmp_path / "checkpoint", config={}, dims={"speech": 40})
     took_s, peak_bytes = {}, {}
@@ -53,14 +58,18 @@ def test_a_million_sessions_take_ten_times_a_hundred_thousand(tmp_path, capsys):
         command = [sys.executable, str(JOB), "--input", str(tmp_path / f"store{n}"), "--checkpoint", checkpoint]
         start = time.perf_counter()
         job = subprocess.Popen([*command, "--out", str(tmp_path / f"out{n}")], stderr=subprocess.DEVNULL)
-        _, status, usage = os.wait4(job.pid, 0)
+        with watching(lambda pid=job.pid: largest_worker(pid), every_s=1.0) as seen:
+            _, status, usage = os.wait4(job.pid, 0)
         assert status == 0
         took_s[n], peak_bytes[n] = time.perf_counter() - start, usage.ru_maxrss * 1024
         scored = [part["session_id"] for part in scan_utterances(str(tmp_path / f"out{n}"), ["session_id"])]
         ids = pa.chunked_array([chunk for column in scored for chunk in column.chunks])
         assert len(ids) == len(ids.unique()) == n
         with capsys.disabled():
-            print(f"\n{n:,} sessions: {took_s[n]:.0f} s, driver's peak {peak_bytes[n] / 2**30:.2f} GiB")
+            print(
+                f"\n{n:,} sessions: {took_s[n]:.0f} s, driver's peak {peak_bytes[n] / 2**30:.2f} GiB, "
+                f"a worker's (PSS) {max(seen) / 2**30:.2f} GiB"
+            )
     per_session_s = (took_s[100_000] - took_s[10_000]) / 90_000
     assert took_s[1_000_000] < took_s[10_000] + 1.5 * per_session_s * 990_000
     per_session_bytes = 2_000
@@ -76,7 +85,7 @@ def test_a_million_recordings_are_planned_in_a_minute(tmp_path, capsys):
     source = open_source(str(tmp_path))
     listing = source.list()
     request = Request(str(tmp_path), ("checkpoint",), str(tmp_path / "out"))
-    run = Run(request, Config(), [], source, listing, RoleRules(), None, {}, None)
+    run = Run(request, Config(), [], source, listing, RoleRules(), None, {}, None, None)
     shards, n_missing = plan(run)
     took_s, peak = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     with capsys.disabled():

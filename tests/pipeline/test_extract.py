@@ -1,20 +1,24 @@
 import json
+import re
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import soundfile
-from odd_files import ODD, write_av, write_odd_files
+from odd_files import ODD, without_length, write_av, write_odd_files
+from processes import memory, watching
 from speech_cases import call, overlap
 
 from vaemo import extract
 from vaemo.audio import decoder as decoder_module
 from vaemo.audio import recording as audio
 from vaemo.audio.recording import Decoder
+from vaemo.cluster.sources import RecordingsSource, Tools
 from vaemo.config import Config
 from vaemo.extract import extract_recording, extract_utterances, failures, reasons
 from vaemo.features import load_extractors
 from vaemo.manifest import COLUMNS, read_manifest
+from vaemo.scoring.roles import RoleRules
 from vaemo.store import part_schema
 from vaemo.units import STREAMS
 
@@ -183,8 +187,8 @@ def test_roles_are_written_and_skipped_channels_cost_no_features(recording, deco
         extractors={"speech": extractor},
         config=CONFIG,
         decoder=decoder,
-        roles=("agent", "customer"),
-        skip_channels=(0,),
+        roles_of=lambda n_channels: ["agent", "customer"][:n_channels],
+        hears=lambda role: role == "customer",
     )
     rows = table.to_pylist()
     agent = [row for row in rows if row["channel"] == 0]
@@ -195,6 +199,60 @@ def test_roles_are_written_and_skipped_channels_cost_no_features(recording, deco
     assert {(row["role"], row["status"]) for row in rows if row["channel"] == 1} == {("customer", "ok")}
     assert sum(extractor.calls) == len(rows) - len(agent)
     assert failures(table) == 0
+
+
+def test_how_many_channels_there_are_is_known_where_one_is_silent(recording, decoder, tmp_path):
+    samples, rate = soundfile.read(recording[0])
+    channels = {"one": samples.mean(axis=1), "two": samples * [1.0, 0.0], "three": np.pad(samples, ((0, 0), (0, 1)))}
+    found = {}
+    for name, signal in channels.items():
+        soundfile.write(tmp_path / f"{name}.wav", signal, rate)
+        path = str(tmp_path / f"{name}.wav")
+        table = extract_recording(path, name, extractors={}, config=CONFIG, decoder=decoder)
+        found[name] = {(row["channel"], row["n_channels"], row["role"]) for row in table.to_pylist()}
+    assert found == {
+        "one": {(0, 1, "mixed")},
+        "two": {(0, 2, None)},
+        "three": {(0, 3, None), (1, 3, None)},
+    }
+
+
+def test_a_recording_is_opened_once(recording, monkeypatch):
+    opened = []
+
+    class Counting(Decoder):
+        def open(self, path):
+            opened.append(path)
+            return super().open(path)
+
+    with Counting(30.0) as counting:
+        rules = RoleRules(channel_roles=("customer", "agent"))
+        tools = Tools({"speech": Loudness()}, CONFIG, counting, rules)
+        source = RecordingsSource(str(recording[0].parent))
+        rows = source.read({"recordings": json.dumps([recording[0].name])}, tools, None).to_pylist()
+    assert opened == [str(recording[0])]
+    assert {(row["role"], row["status"]) for row in rows} == {("customer", "ok"), ("agent", "not_scored_role")}
+
+
+@pytest.mark.parametrize("change", [bytes, without_length], ids=["said", "not said"])
+def test_hours_of_silence_in_a_small_file_are_refused_in_little_memory(decoder, tmp_path, change):
+    path = tmp_path / "a.flac"
+    with soundfile.SoundFile(path, "w", 2000, 1) as file:
+        for _ in range(12):
+            file.write(np.zeros(3600 * 2000, np.int16))
+    path.write_bytes(change(path.read_bytes()))
+    assert path.stat().st_size < 1 << 20
+    config = CONFIG.replace({"audio": {"max_recording_s": 1200.0}})
+    tools = {"extractors": {"speech": Loudness()}, "config": config, "decoder": decoder}
+    utterance = manifest(tmp_path, [{"utt_id": "a", "audio_path": str(path)}])
+    with watching(memory, every_s=0.05) as seen:
+        found, rows = extract_recording(str(path), "a", **tools), extract_utterances(utterance, **tools)
+    for table in (found, rows):
+        (row,) = table.to_pylist()
+        assert (row["status"], row["start_s"]) == ("too_long", None)
+        assert re.search(r"it lasts \d+ s or more; (1200|600) s are allowed", row["reason"])
+    # All of it would be 2.8 GB at 16 kHz.
+    assert max(seen) - seen[0] < 1 << 30
 
 
 def test_a_recording_that_breaks_off_keeps_what_came_before(recording, decoder, tmp_path):

@@ -1,5 +1,6 @@
 """Hidden ids, erased calls, personal deltas: what is left of a person, and what is not."""
 
+import json
 import runpy
 import sys
 
@@ -8,11 +9,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+import soundfile
 import torch
 from scoring_cases import SINGLE, make_checkpoint, make_world, run, run_inline, written
 
 from vaemo import files
+from vaemo.cluster import extract
 from vaemo.cluster import score as job
+from vaemo.config import Config
 from vaemo.errors import OtherRunError, ReadCheckpointError, ReadStoreError, UsageError, VaemoError
 from vaemo.model.checkpoint import load_checkpoint
 from vaemo.personalize import PROVENANCE, SPEAKERS, USED, Personal
@@ -22,6 +26,7 @@ from vaemo.scoring.erase import Tombstones, erase_session
 from vaemo.scoring.ids import VARIABLE, IdKey
 from vaemo.scoring.score import score_table
 from vaemo.shards import read_keys
+from vaemo.store import FeatureStore
 from vaemo.testing import write_store
 
 KEY = "correct horse battery"
@@ -115,6 +120,48 @@ def test_an_erased_call_is_gone_and_stays_away(store, checkpoint, tmp_path, opti
     assert erase_session("s0005", IdKey(KEY), scores=str(out))["utterances"] == 0
     for part in files.list_files(str(out / "utterances")):
         assert name not in "".join(read_keys(part))
+
+
+@pytest.fixture
+def extract_inline(monkeypatch):
+    monkeypatch.setattr(extract, "run_shards", run_inline)
+    monkeypatch.setattr(extract, "connect", lambda: None)
+    monkeypatch.setattr(extract, "gpu_share", lambda extractors: 0.0)
+
+
+def write_noise(folder, n=4):
+    """Recordings of noise and a manifest of them, one utterance each."""
+    folder.mkdir()
+    lines = []
+    for number in range(n):
+        name = f"s{number}.wav"
+        soundfile.write(folder / name, np.random.default_rng(number).normal(scale=0.1, size=8000), 8000)
+        lines.append(json.dumps({"utt_id": f"u{number}", "session_id": name, "speaker_id": "p", "audio_path": name}))
+    (folder / "m.jsonl").write_text("\n".join(lines))
+
+
+@pytest.mark.parametrize("given", ["folder", "manifest"])
+def test_an_erased_call_is_not_extracted_again(extract_inline, tmp_path, given):
+    archive, out = tmp_path / "archive", str(tmp_path / "out")
+    write_noise(archive)
+    source = {given: str(archive / "m.jsonl" if given == "manifest" else archive)}
+    sections = {"extract": {"shard_recordings": 2, "shard_utterances": 2, "max_failed_fraction": 1.0}}
+    config = Config().replace({**sections, "features": {"prosody": "none"}})
+    extract.run(config, out, **source)
+    assert set(FeatureStore.open(out).read()["session_id"].to_pylist()) == {f"s{number}.wav" for number in range(4)}
+    erase_session("s1.wav", IdKey(KEY), scores=str(tmp_path / "scores"), stores=[out])
+    write_noise(tmp_path / "more", 6)
+    for path in (tmp_path / "more").iterdir():
+        path.replace(archive / path.name)
+    for options in ({"limit": 5}, {}, {"retry": True}):
+        extract.run(config, out, **source, **options)
+    rows = FeatureStore.open(out).read()
+    assert sorted(rows["session_id"].to_pylist()) == ["s0.wav", "s2.wav", "s3.wav", "s4.wav", "s5.wav"]
+    assert "s1.wav" not in everything_in(tmp_path / "out")
+    for number in (0, 2, 3, 4, 5):
+        erase_session(f"s{number}.wav", IdKey(KEY), scores=str(tmp_path / "scores"), stores=[out])
+    extract.run(config, out, **source)
+    assert FeatureStore.open(out).read().num_rows == 0
 
 
 def test_tombstones_need_the_key_that_made_them(store, checkpoint, tmp_path, monkeypatch):

@@ -5,16 +5,27 @@ import json
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 import soundfile
 from scoring_cases import SINGLE, assert_close, make_audio_checkpoint, make_checkpoint, run, run_inline, write_calls
 
 from vaemo.cluster import score as job
 from vaemo.config import Config, FeatureConfig
-from vaemo.errors import FeatureMismatchError, OtherRunError, ReadManifestError, RolesError, TooManyFailuresError
-from vaemo.extract import extract_recording
+from vaemo.errors import (
+    FeatureMismatchError,
+    OtherRunError,
+    ReadManifestError,
+    RolesError,
+    TooManyFailuresError,
+    UsageError,
+)
+from vaemo.extract import extract_recording, extract_utterances
 from vaemo.features import load_extractors
+from vaemo.manifest import read_manifest
+from vaemo.model.checkpoint import load_checkpoint
 from vaemo.scores import read_provenance, read_sessions
+from vaemo.scoring.score import score_table
 from vaemo.store import write_part
 
 ORDER = {"channel_roles": ["customer", "agent"]}
@@ -72,12 +83,7 @@ def test_utterances_are_where_somebody_speaks(recordings, scored):
 
 
 def test_a_store_of_the_same_recordings_scores_the_same(recordings, checkpoint, scored, tmp_path):
-    folder, names, _ = recordings
-    extractors = load_extractors(FeatureConfig())
-    for name in names:
-        table = extract_recording(str(folder / name), name, extractors=extractors, config=Config())
-        write_part(str(tmp_path / "store"), f"part-{name}.parquet", table)
-    rows = run(tmp_path / "store", checkpoint, tmp_path / "out", score=ORDER)
+    rows = run(store_of(*recordings[:2], tmp_path / "store"), checkpoint, tmp_path / "out", score=ORDER)
     assert_close(rows.drop(["run_id"]), scored[0].drop(["run_id"]))
 
 
@@ -148,6 +154,99 @@ def test_one_channel_is_mixed_whatever_was_said(recordings, checkpoint, tmp_path
     assert set(one["status"].to_pylist()) == {"ok"}
 
 
+def store_of(folder, names, path):
+    extractors = load_extractors(FeatureConfig())
+    for name in names:
+        table = extract_recording(str(folder / name), name, extractors=extractors, config=Config())
+        write_part(str(path), f"part-{name}.parquet", table)
+    return path
+
+
+def test_a_store_knows_of_silent_channels_and_of_single_ones(recordings, checkpoint, tmp_path):
+    folder, names, _ = recordings
+    samples, rate = soundfile.read(folder / names[0])
+    calls = tmp_path / "calls"
+    calls.mkdir()
+    soundfile.write(calls / "quiet_agent.wav", samples * [1.0, 0.0], rate)
+    soundfile.write(calls / "mono.wav", samples.mean(axis=1), rate)
+    store = store_of(calls, ("quiet_agent.wav", "mono.wav"), tmp_path / "store")
+    said = {"quiet_agent.wav": "customer", "mono.wav": "mixed"}
+    for roles in (["customer", "agent"], ["customer"]):
+        heard = run(calls, checkpoint, tmp_path / f"heard{len(roles)}", score={"channel_roles": roles})
+        stored = run(store, checkpoint, tmp_path / f"stored{len(roles)}", score={"channel_roles": roles})
+        assert_close(stored.drop(["run_id"]), heard.drop(["run_id"]))
+        found = dict(zip(heard["session_id"].to_pylist(), heard["role"].to_pylist(), strict=True))
+        assert found == said
+        said = {"quiet_agent.wav": "unknown", "mono.wav": "customer"}
+
+
+@pytest.fixture(scope="module")
+def enrolled(tmp_path_factory):
+    return make_audio_checkpoint(
+        tmp_path_factory.mktemp("enrolled") / "best", features=FeatureConfig(speaker_aggregation="enrolled")
+    )
+
+
+def write_voices(path, speaker_ids, dim=64, seed=0):
+    """An enrolment for each speaker, as somebody else's program writes it."""
+    vectors = np.random.default_rng(seed).normal(size=(len(speaker_ids), dim)).astype(np.float32)
+    pq.write_table(pa.table({"speaker_id": speaker_ids, "speaker": list(vectors)}), path)
+    return {name: vector / np.linalg.norm(vector) for name, vector in zip(speaker_ids, vectors, strict=True)}
+
+
+@pytest.mark.parametrize("kind", ["recordings", "manifest", "store"])
+def test_speakers_are_enrolled_from_a_file(recordings, enrolled, tmp_path, kind):
+    folder, names, _ = recordings
+    manifest = kind == "manifest"
+    speakers = [f"{name}-{channel}" if manifest else f"{name}#c{channel}" for name in names for channel in (0,)]
+    voices = write_voices(tmp_path / "speakers.parquet", speakers)
+    source = {
+        "recordings": lambda: folder,
+        "manifest": lambda: write_manifest(tmp_path / "m.jsonl", recordings),
+        "store": lambda: store_of(folder, names, tmp_path / "store"),
+    }[kind]()
+    options = {"score": {} if manifest else ORDER, "speakers": str(tmp_path / "speakers.parquet")}
+    rows = run(source, enrolled, tmp_path / "out", **options)
+
+    # The same with the vectors put in by hand.
+    extractors = load_extractors(FeatureConfig())
+    tables = (
+        [extract_utterances(read_manifest(source), extractors=extractors, config=Config())]
+        if manifest
+        else [extract_recording(str(folder / name), name, extractors=extractors, config=Config()) for name in names]
+    )
+    table = pa.concat_tables(tables)
+    table = table.filter(pc.equal(table["channel"], 0))
+    column = pa.array([voices[speaker] for speaker in table["speaker_id"].to_pylist()], table["speaker"].type)
+    table = table.set_column(table.column_names.index("speaker"), "speaker", column)
+    expected = score_table(table, [load_checkpoint(enrolled).model.eval()], lanes=4, chunk=16)
+    found = rows.filter(pc.equal(rows["status"], "ok"))
+    assert found["utt_id"].to_pylist() == expected["utt_id"].to_pylist()
+    assert np.abs(found["valence"].to_numpy() - expected["valence"].to_numpy()).max() < SINGLE
+    write_voices(tmp_path / "speakers.parquet", speakers, seed=1)
+    with pytest.raises(OtherRunError, match="speakers was"):
+        run(source, enrolled, tmp_path / "out", **options)
+
+
+def test_enrolments_that_are_missing_or_not_meant_are_refused(recordings, checkpoint, enrolled, tmp_path):
+    folder, names, _ = recordings
+    voices = str(tmp_path / "speakers.parquet")
+    write_voices(voices, [f"{names[0]}#c0"])
+    with pytest.raises(UsageError, match=r"trained on enrolled speakers .*: give their voices with --speakers FILE"):
+        run(folder, enrolled, tmp_path / "out", score=ORDER)
+    with pytest.raises(UsageError, match=r"--speakers .* uses no enrolments .*speaker_aggregation is utterance"):
+        run(folder, checkpoint, tmp_path / "out", score=ORDER, speakers=voices)
+    features = FeatureConfig(speaker="none", speaker_aggregation="enrolled")
+    deaf = make_checkpoint(tmp_path / "deaf", features=features, dims={"speech": 120})
+    with pytest.raises(UsageError, match="it has no speaker stream"):
+        run(store_of(folder, names[:1], tmp_path / "store"), deaf, tmp_path / "out", score=ORDER, speakers=voices)
+    with pytest.raises(FeatureMismatchError, match=f"speaker '{names[1]}#c0' of session '{names[1]}' has no enrolment"):
+        run(folder, enrolled, tmp_path / "out", score=ORDER, speakers=voices)
+    write_voices(voices, [f"{name}#c0" for name in names], dim=5)
+    with pytest.raises(FeatureMismatchError, match="have 5 numbers; the checkpoint's speaker stream has 64"):
+        run(folder, enrolled, tmp_path / "out2", score=ORDER, speakers=voices)
+
+
 def test_a_bad_recording_is_one_row_and_an_exit_code(recordings, checkpoint, tmp_path, capsys):
     folder, names, _ = recordings
     mixed = tmp_path / "mixed"
@@ -205,6 +304,13 @@ def test_observed_values_of_a_manifest_are_on_the_corpus_range(recordings, check
     assert np.array_equal(rows.filter(pa.array(first))["valence"], plain.filter(pa.array(first))["valence"])
     later = pa.array(~first & pc.equal(rows["status"], "ok").to_numpy())
     assert (rows.filter(later)["valence"].to_numpy() != plain.filter(later)["valence"].to_numpy()).all()
+
+
+def test_a_manifest_that_leads_out_of_its_root_is_refused(recordings, checkpoint, tmp_path):
+    path = write_manifest(tmp_path / "m.jsonl", recordings)
+    assert run(path, checkpoint, tmp_path / "out", extract={"root": str(recordings[0])}).num_rows
+    with pytest.raises(ReadManifestError, match=r"m.jsonl, line 1: audio_path leads to .*, outside extract.root"):
+        run(path, checkpoint, tmp_path / "out2", extract={"root": str(tmp_path)})
 
 
 def test_a_changed_manifest_is_refused(recordings, checkpoint, tmp_path):

@@ -13,10 +13,10 @@ ORDER = {"channel_roles": ["customer", "agent"]}
 
 @pytest.fixture
 def bucket(monkeypatch):
-    server = ThreadedMotoServer(port=0, verbose=False)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}".replace("0.0.0.0", "127.0.0.1"))
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "test")
     for name in ("AWS_REGION", "AWS_DEFAULT_REGION"):

@@ -7,11 +7,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import soundfile
-from odd_files import write_av
+from odd_files import without_length, write_av
 
 from vaemo.audio import decoder as decoder_module
 from vaemo.audio import recording as audio
-from vaemo.audio.recording import AudioProblem, Decoder, Recording, Resampler, read_audio
+from vaemo.audio.recording import AudioProblem, Decoder, Recording, Resampler
+from vaemo.config import AudioConfig
 from vaemo.units import SAMPLING_RATE_HZ
 
 # Lossless formats differ by their own quantisation alone, lossy ones are compared by correlation.
@@ -143,11 +144,6 @@ def test_an_utterance_may_end_a_little_after_the_recording(tmp_path, decoder):
         recording.utterance(2.0, None, 0)
 
 
-def test_read_audio_serves_one_utterance(tmp_path):
-    soundfile.write(tmp_path / "a.wav", tone(1.0, 16000), 16000)
-    assert len(read_audio(str(tmp_path / "a.wav"), start_s=0.25, end_s=0.75, channel=1)) == 8000
-
-
 def test_uris_and_embedded_audio_are_read(tmp_path, decoder):
     soundfile.write(tmp_path / "a.wav", tone(1.0, 16000), 16000)
     direct = Recording(str(tmp_path / "a.wav"), decoder).utterance(channel=0)
@@ -204,13 +200,33 @@ def test_a_channel_that_is_not_there_has_a_status(tmp_path, decoder):
 def test_too_long_is_refused_from_the_header_and_from_what_comes(tmp_path, decoder):
     soundfile.write(tmp_path / "a.wav", tone(3.0, 16000), 16000)
     with pytest.raises(AudioProblem, match="too_long: it lasts 3 s or more; 2 s are allowed"):
-        Recording(str(tmp_path / "a.wav"), decoder, max_recording_s=2.0)
-    recording = Recording(str(tmp_path / "a.wav"), decoder)
-    recording._max_s = 2.0
-    with pytest.raises(AudioProblem, match="too_long"):
+        Recording(str(tmp_path / "a.wav"), decoder, AudioConfig(max_recording_s=2.0))
+    # A FLAC that was streamed has no length in its header.
+    soundfile.write(tmp_path / "a.flac", tone(3.0, 16000), 16000)
+    (tmp_path / "a.flac").write_bytes(without_length((tmp_path / "a.flac").read_bytes()))
+    recording = Recording(str(tmp_path / "a.flac"), decoder, AudioConfig(max_recording_s=2.0))
+    assert recording.info.frames is None
+    with pytest.raises(AudioProblem, match="too_long: it lasts 3 s or more; 2 s are allowed"):
         list(recording.blocks())
-    with pytest.raises(AudioProblem, match="too_long"):
-        recording.utterance()
+
+
+def test_a_too_long_utterance_is_refused(tmp_path, decoder):
+    soundfile.write(tmp_path / "a.wav", tone(3.0, 8000), 8000)
+    recording = Recording(str(tmp_path / "a.wav"), decoder, AudioConfig(max_utterance_s=2.0))
+    assert len(recording.utterance(0.5, 2.5)) == 2 * SAMPLING_RATE_HZ
+    for span in ((), (0.2,), (0.0, 2.5)):
+        with pytest.raises(AudioProblem, match="too_long: it lasts 3 s or more; 2 s are allowed"):
+            recording.utterance(*span)
+
+
+def test_a_streamed_flac_is_read_like_any_other(tmp_path, decoder):
+    soundfile.write(tmp_path / "a.flac", tone(15.0, 16000), 16000)
+    whole = (tmp_path / "a.flac").read_bytes()
+    (tmp_path / "b.flac").write_bytes(without_length(whole))
+    known = [Recording(str(tmp_path / "a.flac"), decoder).utterance(*span) for span in ((), (13.0, 14.0), (1.0, 2.0))]
+    streamed = Recording(str(tmp_path / "b.flac"), decoder)
+    for span, expected in zip(((), (13.0, 14.0), (1.0, 2.0)), known, strict=True):
+        np.testing.assert_array_equal(streamed.utterance(*span), expected)
 
 
 def test_a_ten_hour_header_over_nothing_costs_nothing(tmp_path, decoder):

@@ -1,5 +1,10 @@
 """A mistake on the command line is one line and its exit code."""
 
+import errno
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from vaemo import cli
@@ -37,6 +42,18 @@ def test_exit_codes(outcome, code, capsys):
         assert str(outcome) in printed
 
 
+def test_a_full_disk_is_one_line(capsys):
+    def main(_):
+        raise OSError(errno.ENOSPC, "No space left on device", "/out/a.parquet")
+
+    with pytest.raises(SystemExit) as exit_:
+        cli.run(main)
+    assert exit_.value.code == 1
+    printed = capsys.readouterr().err
+    assert "storage failed: [Errno 28] No space left on device: '/out/a.parquet'. Nothing is half written" in printed
+    assert len(printed.splitlines()) == 1
+
+
 def test_an_unknown_argument_is_one_line(capsys):
     with pytest.raises(SystemExit) as exit_:
         cli.JobParser("Do it.").parse_args(["--nope"])
@@ -44,6 +61,29 @@ def test_an_unknown_argument_is_one_line(capsys):
     printed = capsys.readouterr().err
     assert "unrecognized arguments: --nope" in printed
     assert len(printed.splitlines()) == 1
+
+
+@pytest.mark.parametrize("text", ["0", "-3", "2.5", "all", ""])
+def test_what_counts_nothing_is_one_line(text, capsys):
+    parser = cli.JobParser("Do it.")
+    parser.add_argument("--limit", type=cli.count)
+    assert parser.parse_args(["--limit", "3"]).limit == 3
+    with pytest.raises(SystemExit) as exit_:
+        parser.parse_args([f"--limit={text}"])
+    assert exit_.value.code == 2
+    printed = capsys.readouterr().err
+    assert f"argument --limit: '{text}' is not a whole number of at least 1" in printed
+    assert len(printed.splitlines()) == 1
+
+
+@pytest.mark.parametrize("job", ["extract", "score"])
+def test_a_limit_of_nothing_is_refused_by_the_jobs(job):
+    command = [sys.executable, str(Path(__file__).parents[2] / "jobs" / f"{job}.py"), "--limit", "0"]
+    refused = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert refused.returncode == 2
+    assert (
+        refused.stderr == f"{job}.py: argument --limit: '0' is not a whole number of at least 1. See {job}.py --help.\n"
+    )
 
 
 def test_config_and_overrides():

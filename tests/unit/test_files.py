@@ -6,6 +6,7 @@ import pyarrow as pa
 import pytest
 
 from vaemo import files
+from vaemo.errors import StorageError
 
 
 def test_write_is_whole_or_not_at_all(tmp_path, monkeypatch):
@@ -16,7 +17,7 @@ def test_write_is_whole_or_not_at_all(tmp_path, monkeypatch):
         raise OSError("disk full")
 
     monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(StorageError, match=r"storage failed at .*/a.json: disk full. Nothing is half written"):
         files.write_json(path, {"lost": 2})
     assert files.read_json(path) == {"kept": 1}
     assert os.listdir(path.parent) == ["a.json"]
@@ -48,6 +49,46 @@ def test_parquet_round_trip_through_every_kind_of_path(tmp_path):
         assert files.read_parquet(path, ["b"]).column_names == ["b"]
         assert files.read_parquet_schema(path).names == ["a", "b"]
         assert files.list_files(folder, ".parquet") == [path]
+
+
+@pytest.mark.parametrize(
+    ("path", "below"),
+    [
+        ("{root}/a.wav", True),
+        ("{root}/deep/../a.wav", True),
+        ("file://{root}/a.wav", True),
+        ("{root}/inside", True),
+        ("{root}/../other/a.wav", False),
+        ("{root}/outside", False),
+        ("file://{root}/../other/a.wav", False),
+        ("{root}", False),
+        ("{root}-2/a.wav", False),
+        ("s3://bucket/a.wav", False),
+    ],
+)
+def test_what_lies_below_a_folder(tmp_path, path, below):
+    root = tmp_path / "root"
+    (tmp_path / "other").mkdir()
+    (root / "deep").mkdir(parents=True)
+    (root / "inside").symlink_to(root / "deep")
+    (root / "outside").symlink_to(tmp_path / "other" / "a.wav")
+    assert files.lies_below(path.format(root=root), root) == below
+
+
+@pytest.mark.parametrize(
+    ("path", "below"),
+    [
+        ("s3://bucket/in/a.wav", True),
+        ("s3://bucket/in/../a.wav", False),
+        ("s3://bucket/in/a.wav?endpoint_override=elsewhere", False),
+        ("s3://bucket/in/a.wav#b", False),
+        ("s3://bucket/in/a::file:///etc/passwd", False),
+        ("s3://bucket/inside/a.wav", False),
+        ("/in/a.wav", False),
+    ],
+)
+def test_what_lies_below_a_prefix(path, below):
+    assert files.lies_below(path, "s3://bucket/in/") == below
 
 
 def test_missing_file_raises_as_open_does(tmp_path):

@@ -203,3 +203,27 @@ def test_reading_does_not_loop_over_rows(tmp_path):
     assert read_manifest(tmp_path / "m.parquet").num_rows == n
     # A fifth of a million; a loop over rows in Python takes ten times as long.
     assert time.process_time() - start < 3.0
+
+
+def test_audio_outside_the_root_is_refused_with_its_line(written, tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "leads_out.wav").symlink_to("/etc/passwd")
+    inside = [line("a", audio_path="in/a.wav"), line("b", audio_path=f"{tmp_path}/in/../in/b.wav")]
+    root = str(tmp_path / "in")
+    assert read_manifest(written(inside), root=root).num_rows == 2
+    for path in ("a.wav", "in/../a.wav", "/etc/passwd", "file:///etc/passwd", "in/leads_out.wav", "s3://b/in/a.wav"):
+        rows = [*inside, line("c", audio_path=path)]
+        with pytest.raises(ReadManifestError, match=r"m.jsonl, line 3: audio_path leads to .*, outside extract.root,"):
+            read_manifest(written(rows), root=root)
+        assert read_manifest(written(rows)).num_rows == 3
+
+
+def test_what_a_manifest_holds_lies_inside_any_root(written, tmp_path):
+    rows = [line("a", audio=b"sound") | {"audio_path": None}, line("b", audio=None) | {"audio_path": "b.wav"}]
+    path = written(rows, "m.parquet")
+    with pytest.raises(ReadManifestError, match=r"row 1: audio_path leads to .*b.wav'"):
+        read_manifest(path, root=str(tmp_path / "in"))
+    rows[1]["audio_path"] = f"{tmp_path}/other.parquet#0"
+    with pytest.raises(ReadManifestError, match=r"row 1: audio_path leads to .*other.parquet#0'"):
+        read_manifest(written(rows, "m.parquet"), root=str(tmp_path / "in"))
+    assert read_manifest(written(rows[:1], "m.parquet"), root=str(tmp_path / "in")).num_rows == 1

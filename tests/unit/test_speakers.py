@@ -7,7 +7,7 @@ import pytest
 
 from vaemo.errors import FeatureMismatchError, ReadStoreError
 from vaemo.sessions import assemble_sessions
-from vaemo.speakers import aggregate_speakers, read_enrolments, running_means, write_enrolments
+from vaemo.speakers import Enrolments, aggregate_speakers, running_means
 
 # Sums of float32 vectors in another order.
 CLOSE = 1e-6
@@ -87,36 +87,73 @@ def test_an_enrolment_comes_from_the_other_sessions_of_the_split(sequence_by):
 
 
 def test_enrolling_from_nothing_is_refused():
-    with pytest.raises(FeatureMismatchError, match=r"speaker .y. speaks in session .[bc]. alone of split"):
-        aggregate_speakers(
-            sessions([("a", "train", ["x", "y"]), ("b", "dev", ["y"]), ("c", "train", ["x", "y"])]), "enrolled"
-        )
+    alone = [("a", "train", ["x", "y"]), ("b", "dev", ["y"]), ("c", "train", ["x", "y"])]
+    with pytest.raises(FeatureMismatchError, match="speaker 'y' of session 'b' is enrolled from no other session"):
+        aggregate_speakers(sessions(alone), "enrolled")
 
 
-def test_enrolments_are_written_read_and_used(tmp_path):
+def test_enrolments_that_were_heard_elsewhere_serve_every_session(tmp_path):
     path = str(tmp_path / "speakers.parquet")
-    write_enrolments(path, sessions(LAYOUT[:2], seed=1))
-    enrolments = read_enrolments(path)
-    assert set(enrolments) == {"x", "y"}
-    for session in aggregate_speakers(sessions(LAYOUT), "enrolled", enrolments):
-        expected = np.stack([enrolments[speaker] for speaker in session.speaker_ids])
-        np.testing.assert_array_equal(session.streams["speaker"], expected)
-        np.testing.assert_allclose(np.linalg.norm(expected, axis=1), 1.0, atol=CLOSE)
+    vectors = np.random.default_rng(1).normal(size=(2, 4)).astype(np.float32)
+    pq.write_table(pa.table({"speaker_id": ["x", "y"], "speaker": list(vectors)}), path)
+    for session in aggregate_speakers(sessions(LAYOUT), "enrolled", Enrolments.read(path)):
+        expected = np.stack([unit(vectors["xy".index(speaker)]) for speaker in session.speaker_ids])
+        np.testing.assert_allclose(session.streams["speaker"], expected, atol=CLOSE)
 
 
-def test_enrolments_that_do_not_fit_are_refused(tmp_path):
+@pytest.mark.parametrize("sequence_by", ["session", "speaker"])
+def test_written_enrolments_leave_out_the_session_itself_and_other_splits(tmp_path, sequence_by):
+    path, given = str(tmp_path / "speakers.parquet"), sessions(LAYOUT, sequence_by=sequence_by)
+    Enrolments.of_sessions(given).write(path)
+    held = Enrolments.read(path)
+    assert held.fingerprint == Enrolments.of_sessions(given).fingerprint
+    assert held.fingerprint != Enrolments.of_sessions(given[1:]).fingerprint
+    expected = aggregate_speakers(given, "enrolled")
+    for session, wanted in zip(given, expected, strict=True):
+        # As a worker sees it, which has not the other sessions.
+        (alone,) = aggregate_speakers([session], "enrolled", held)
+        np.testing.assert_array_equal(alone.streams["speaker"], wanted.streams["speaker"])
+    unsplit = dataclasses.replace(given[0], session_id="new", split=None)
+    both = [v for s in given for v, who in zip(s.streams["speaker"], s.speaker_ids, strict=True) if who == "x"]
+    enrolled = held.enrol(unsplit).streams["speaker"][unsplit.speaker_ids == "x"]
+    np.testing.assert_allclose(enrolled, np.tile(unit(np.sum(both, axis=0)), (len(enrolled), 1)), atol=CLOSE)
+
+
+def enrolments(vectors, speaker_ids="xy"):
+    ids = np.array(list(speaker_ids), object)
+    nobody = np.full(len(ids), None, object)
+    return Enrolments(ids, nobody, nobody, np.array(vectors, np.float32))
+
+
+def test_enrolments_that_do_not_fit_are_refused():
     given = sessions(LAYOUT)
-    with pytest.raises(FeatureMismatchError, match="speaker 'y' of session 'a' has no enrolment"):
-        aggregate_speakers(given, "enrolled", {"x": np.ones(4)})
-    with pytest.raises(FeatureMismatchError, match=r"enrolment of speaker 'x' has 3 numbers, .* have 4"):
-        aggregate_speakers(given, "enrolled", {"x": np.ones(3), "y": np.ones(4)})
-    path = tmp_path / "s.parquet"
-    pq.write_table(pa.table({"speaker_id": ["x"]}), path)
-    with pytest.raises(ReadStoreError, match="lacks the column speaker; enrolments have"):
-        read_enrolments(str(path))
-    pq.write_table(pa.table({"speaker_id": ["x", "x"], "speaker": [[1.0], [2.0]]}), path)
-    with pytest.raises(ReadStoreError, match="speaker 'x' stands there more than once"):
-        read_enrolments(str(path))
+    with pytest.raises(FeatureMismatchError, match=r"speaker 'y' of session 'a' has no enrolment\. Enrol every"):
+        aggregate_speakers(given, "enrolled", enrolments(np.ones((1, 4)), "x"))
+    with pytest.raises(FeatureMismatchError, match=r"enrolments have 3 numbers, the speaker embeddings of .* 4"):
+        aggregate_speakers(given, "enrolled", enrolments(np.ones((2, 3))))
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"speaker_id": ["x"]}, "lacks the column speaker; enrolments have"),
+        ({"speaker_id": ["x", "x"], "speaker": [[1.0], [2.0]]}, "speaker 'x' stands there more than once without a"),
+        ({"speaker_id": ["x"], "speaker": ["loud"]}, "column speaker is string; it must be lists of numbers"),
+        ({"speaker_id": ["x", "y"], "speaker": [[1.0, 2.0], [2.0]]}, "speaker 'y' holds 1 numbers, .* needs 2"),
+        ({"speaker_id": ["x", "y"], "speaker": [[1.0], None]}, "speaker 'y' holds 0 numbers"),
+        ({"speaker_id": ["x", "y"], "speaker": [[1.0], [np.nan]]}, "speaker 'y' holds 1 numbers, or one that is not f"),
+    ],
+)
+def test_files_that_hold_no_enrolments_are_refused(tmp_path, columns, message):
+    path = str(tmp_path / "s.parquet")
+    pq.write_table(pa.table(columns), path)
+    with pytest.raises(ReadStoreError, match=message):
+        Enrolments.read(path)
+
+
+def test_a_file_that_cannot_be_read_is_refused(tmp_path):
+    with pytest.raises(ReadStoreError, match=r"the enrolments .*none.parquet cannot be read .* with speaker_id and sp"):
+        Enrolments.read(str(tmp_path / "none.parquet"))
 
 
 def test_utterances_and_stores_without_the_stream_are_left_alone():

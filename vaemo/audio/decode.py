@@ -30,6 +30,7 @@ FORMATS = (
 _SEEK_AHEAD_S = 10.0
 _PREROLL_S = 0.5
 _SKIP_FRAMES = 1 << 20
+_UNKNOWN_FRAMES = (1 << 63) - 1
 
 
 class DecodeError(Exception):
@@ -210,8 +211,9 @@ def open_file(path: str) -> AudioFile:
     audio: AudioFile
     try:
         audio = SoundFile(path)
-        if audio.format == "MP3":
-            # soundfile seeks after every read, and libsndfile garbles the 80 ms of MP3 behind a seek.
+        if audio.format == "MP3" or audio.frames == _UNKNOWN_FRAMES:
+            # soundfile seeks after every read: libsndfile garbles the 80 ms of MP3 behind a seek, and fails where a
+            # FLAC that was streamed does not say its length.
             audio = _open_av(path)
     except (soundfile.LibsndfileError, ValueError, OverflowError):
         audio = _open_av(path)

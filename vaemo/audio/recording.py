@@ -20,10 +20,11 @@ import torchaudio
 
 from vaemo import files
 from vaemo.audio.decoder import AudioInfo, AudioProblem, Decoder
+from vaemo.config import AudioConfig
 from vaemo.manifest import EMBEDDED
 from vaemo.units import SAMPLING_RATE_HZ
 
-__all__ = ["AudioInfo", "AudioProblem", "Decoder", "Recording", "Resampler", "read_audio"]
+__all__ = ["AudioInfo", "AudioProblem", "Decoder", "Recording", "Resampler"]
 
 _BLOCK_VALUES = 4_000_000
 """Samples, all channels counted, that are decoded at a time: 16 MB."""
@@ -44,19 +45,19 @@ class Recording:
     Args:
         path: Local path, URI, or `EMBEDDED` reference.
         decoder: The process that decodes; another recording opened on it closes this one.
-        max_recording_s: A longer one is refused.
+        limits: How long it, and an utterance of it, may be; what is decoded counts, whatever the header says;
+            None takes the defaults.
 
     Raises:
         AudioProblem: missing, unreadable, undecodable, too_long or timeout.
     """
 
-    def __init__(self, path: str, decoder: Decoder, *, max_recording_s: float = 36_000.0) -> None:
-        self._decoder = decoder
-        self._max_s = max_recording_s
+    def __init__(self, path: str, decoder: Decoder, limits: AudioConfig | None = None) -> None:
+        self._decoder, self._limits = decoder, limits or AudioConfig()
         with _local(path) as local:
             # The child holds the file open: a temporary copy may lose its name at once.
             self.info = decoder.open(local)
-        self._refuse_longer(self.info.frames or 0)
+        self._refuse_longer(self.info.frames or 0, self._limits.max_recording_s)
         ratio = Fraction(SAMPLING_RATE_HZ, self.info.sampling_rate).limit_denominator(_RATIO_LIMIT)
         self._resampler = Resampler(ratio.denominator, ratio.numerator)
 
@@ -81,7 +82,9 @@ class Recording:
         last = None if end_s is None else round(end_s * SAMPLING_RATE_HZ)
         begin = first // resampler.new * resampler.old - resampler.context
         stop = None if last is None else -(-last // resampler.new) * resampler.old + resampler.context
-        self._refuse_longer((stop or 0) - begin)
+        # The resampling filter reaches beyond the utterance on either side.
+        longest_s = self._limits.max_utterance_s + 2 * resampler.context / rate
+        self._refuse_longer((stop or 0) - begin, longest_s)
         parts, at = [], max(begin, 0)
         block = max(_BLOCK_VALUES // self.info.channels, 1)
         while stop is None or at < stop:
@@ -89,7 +92,7 @@ class Recording:
             samples = self._decoder.read(at, wanted, self.info.channels)
             parts.append(samples.mean(axis=1) if channel is None else samples[:, channel])
             at += len(samples)
-            self._refuse_longer(at - begin)
+            self._refuse_longer(at - begin, longest_s)
             if at < wanted:
                 break
         native = np.concatenate(parts)
@@ -122,30 +125,16 @@ class Recording:
                 block = self.info.sampling_rate
                 continue
             at += len(samples)
-            self._refuse_longer(at)
+            self._refuse_longer(at, self._limits.max_recording_s)
             yield stream.send(samples.T)
             if len(samples) < block:
                 yield stream.send(None)
                 return
 
-    def _refuse_longer(self, frames: int) -> None:
-        if frames > self._max_s * self.info.sampling_rate:
+    def _refuse_longer(self, frames: int, limit_s: float) -> None:
+        if frames > limit_s * self.info.sampling_rate:
             length = frames / self.info.sampling_rate
-            raise AudioProblem("too_long", f"it lasts {length:.0f} s or more; {self._max_s:.0f} s are allowed")
-
-
-def read_audio(
-    path: str,
-    *,
-    start_s: float | None = None,
-    end_s: float | None = None,
-    channel: int | None = None,
-    max_recording_s: float = 36_000.0,
-    timeout_s: float = 120.0,
-) -> np.ndarray:
-    """One utterance, or a whole recording: see `Recording.utterance`. For many of them keep a `Decoder`."""
-    with Decoder(timeout_s) as decoder:
-        return Recording(path, decoder, max_recording_s=max_recording_s).utterance(start_s, end_s, channel)
+            raise AudioProblem("too_long", f"it lasts {length:.0f} s or more; {limit_s:.0f} s are allowed")
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from vaemo import files
 from vaemo.audio.recording import Decoder
-from vaemo.cluster.runtime import connect, fit_pool
+from vaemo.cluster.runtime import connect, fit_pool, from_bytes
 from vaemo.config import Config
 from vaemo.extract import extract_recording, extract_utterances, failures, reasons
 from vaemo.features import Extractor
@@ -41,7 +41,7 @@ def estimate(work: Work, config: Config, extractors: Mapping[str, Extractor]) ->
     sample, n, seconds = _extract_sample(work.shards, config, extractors)
     audio_s = pc.sum(sample["duration_s"]).as_py() or 0.0
     connect()
-    workers = min(fit_pool().workers, len(work.shards))
+    workers = min(fit_pool().most, len(work.shards))
     say(
         f"A sample of {n} {work.unit} took {seconds:.1f} s ({audio_s / seconds:.0f} x real time). All of it is about "
         f"{audio_s / n * left / 3600:.1f} h of speech, and takes about {duration(seconds / n * left / workers)} "
@@ -61,7 +61,7 @@ def _extract_sample(
     with Decoder(config.extract.decode_timeout_s) as decoder:
         tools: dict[str, Any] = {"extractors": extractors, "config": config, "decoder": decoder}
         if "rows" in picked[0]:
-            tables = [pa.ipc.open_stream(shard["rows"]).read_all() for shard in picked]
+            tables = [from_bytes(shard["rows"]) for shard in picked]
             each = -(-_SAMPLE_UTTERANCES // len(tables))
             rows = pa.concat_tables(table.slice(0, each) for table in tables)
             # What is loaded at the first call is not part of the rate.

@@ -14,19 +14,20 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import ray
 
 from vaemo import files
 from vaemo.audio.recording import Decoder
 from vaemo.cluster.estimate import estimate
+from vaemo.cluster.nodes import total
 from vaemo.cluster.runtime import connect, from_bytes, run_shards, to_bytes
 from vaemo.config import Config
-from vaemo.errors import ReadRecordingsError, TooManyFailuresError, UsageError
+from vaemo.errors import ReadRecordingsError, TooManyFailuresError
 from vaemo.extract import AUDIO_SUFFIXES, extract_recording, extract_utterances, failed_rows, failures, reasons
 from vaemo.features import Extractor, describe, load_extractors
 from vaemo.features.prosody import FEATURE_SETS, LICENSE_NOTE
 from vaemo.manifest import COLUMNS, read_manifest
 from vaemo.progress import Progress, say
+from vaemo.scoring.erase import Tombstones
 from vaemo.shards import Shard, claim_folder, digest, plan_missing, read_keys, tag_keys
 from vaemo.store import INFO, store_info, write_part
 
@@ -46,12 +47,14 @@ class Work:
         n_units: Utterances of the manifest, or recordings of the folder.
         n_done: How many of them are finished.
         unit: What they are called.
+        audio: Where the first of them is read from, if there is one.
     """
 
     shards: Sequence[Mapping[str, Any]]
     n_units: int
     n_done: int
     unit: str
+    audio: Sequence[str]
 
 
 def run(
@@ -72,7 +75,7 @@ def run(
         out: The store's folder.
         manifest: Which utterances; or
         folder: Where the recordings are.
-        limit: Only the first utterances (whole sessions) or recordings.
+        limit: Only the first utterances (whole sessions) or recordings, at least 1.
         dry_run: Only say what would be done.
         retry: Try rows again that failed in an earlier run.
         about: What else `_vaemo.json` is to say.
@@ -80,16 +83,17 @@ def run(
     Raises:
         VaemoError: for whatever is wrong with the input, the settings, the store, the cluster, or too many failures.
     """
-    if limit is not None and limit < 1:
-        raise UsageError(f"--limit is {limit}; it must be at least 1.")
     extractors = load_extractors(config.features, batch_s=config.extract.batch_s)
     if manifest:
         native = config.labels.range or config.model.label_range
-        table = _first(read_manifest(manifest, label_range=native), limit)
-        work = plan_manifest(table, out, config)
+        table = read_manifest(manifest, label_range=native, root=config.extract.root)
+        work = plan_manifest(_first(_without_erased(table, out), limit), out, config)
     else:
         assert folder is not None
-        work = plan_folder(folder, list_recordings(folder)[:limit], out, config)
+        found = list_recordings(folder)
+        erased = frozenset(Tombstones.read(out).erased(found))
+        kept = [name for index, name in enumerate(found) if index not in erased]
+        work = plan_folder(folder, kept[:limit], out, config)
     if config.features.prosody in FEATURE_SETS and config.features.opensmile_license is None:
         say(LICENSE_NOTE)
     if dry_run:
@@ -121,7 +125,7 @@ def plan_manifest(table: pa.Table, out: str, config: Config) -> Work:
         rows = pa.concat_tables([table.slice(starts[index], sizes[index]) for index in shard.indices])
         planned.append({"name": shard.name, "keys": json.dumps(shard.keys), "rows": to_bytes(rows)})
     missing = sum(int(sizes[list(shard.indices)].sum()) for shard in shards)
-    return Work(planned, table.num_rows, table.num_rows - missing, "utterances")
+    return Work(planned, table.num_rows, table.num_rows - missing, "utterances", table["audio_path"][:1].to_pylist())
 
 
 def plan_folder(folder: str, recordings: Sequence[str], out: str, config: Config) -> Work:
@@ -135,7 +139,7 @@ def plan_folder(folder: str, recordings: Sequence[str], out: str, config: Config
     """
     shards, n_done = plan_missing(out, recordings, [1] * len(recordings), config.extract.shard_recordings)
     planned = [{"name": shard.name, "keys": json.dumps(shard.keys), "folder": folder} for shard in shards]
-    return Work(planned, len(recordings), n_done, "recordings")
+    return Work(planned, len(recordings), n_done, "recordings", [files.join(folder, name) for name in recordings[:1]])
 
 
 def list_recordings(folder: str) -> list[str]:
@@ -193,7 +197,8 @@ def extract_missing(work: Work, out: str, config: Config, extractors: Mapping[st
     def detail(elapsed_s: float) -> str:
         return f"{audio_s / 3600:.2f} h of audio at {audio_s / elapsed_s:.0f} x real time, {failed:.0f} failed"
 
-    for counts in run_shards(ExtractWorker, arguments, work.shards, gpus=gpu_share(extractors)):
+    needs = [files.join(out, INFO), *work.audio]
+    for counts in run_shards(ExtractWorker, arguments, work.shards, gpus=gpu_share(extractors), needs=needs):
         audio_s += counts["audio_s"]
         failed += counts["failed"]
         progress.advance(counts["units"], detail)
@@ -209,7 +214,7 @@ def retry_failed(out: str, config: Config, extractors: Mapping[str, Extractor]) 
     progress = Progress("retry", len(parts), "parts")
     arguments = {"config": config.to_dict(), "out": out}
     shards = [{"path": path} for path in parts]
-    for counts in run_shards(RetryWorker, arguments, shards, gpus=gpu_share(extractors)):
+    for counts in run_shards(RetryWorker, arguments, shards, gpus=gpu_share(extractors), needs=parts[:1]):
         progress.advance(1, f"{counts['mended']} of {counts['failed']} mended in the last")
     progress.close()
 
@@ -306,7 +311,7 @@ def summarise(out: str, config: Config) -> None:
 def _sessions(table: pa.Table) -> tuple[list[str], np.ndarray]:
     """The key of every session (its id and a digest of its rows), and where sessions start, end included."""
     codes = table["session_id"].combine_chunks().dictionary_encode().indices.to_numpy()
-    starts = np.r_[np.flatnonzero(np.r_[True, codes[1:] != codes[:-1]]), len(codes)]
+    starts = np.r_[np.flatnonzero(np.r_[True, codes[1:] != codes[:-1]][: len(codes)]), len(codes)]
     # Where a corpus lies may change between two runs, what it holds may not.
     names = pc.replace_substring_regex(table["audio_path"], r"^.*/", "")
     texts = [names, *(table[name] for name in COLUMNS if name != "audio_path")]
@@ -319,6 +324,13 @@ def _sessions(table: pa.Table) -> tuple[list[str], np.ndarray]:
     return keys, starts
 
 
+def _without_erased(table: pa.Table, out: str) -> pa.Table:
+    """The utterances of the sessions that were not erased from the store."""
+    session_ids = table["session_id"].unique()
+    erased = session_ids.take(pa.array(Tombstones.read(out).erased(session_ids.to_pylist()), pa.int64()))
+    return table.filter(pc.invert(pc.is_in(table["session_id"], erased))) if len(erased) else table
+
+
 def _first(table: pa.Table, limit: int | None) -> pa.Table:
     """The first `limit` utterances, and what is left of the last one's session."""
     if limit is None or limit >= table.num_rows:
@@ -329,8 +341,7 @@ def _first(table: pa.Table, limit: int | None) -> pa.Table:
 
 def gpu_share(extractors: Mapping[str, Extractor]) -> float:
     """Share of a GPU for each worker: as many workers share one as there are CPUs to decode for it."""
-    resources = ray.cluster_resources()
-    gpus, cpus = resources.get("GPU", 0.0), resources.get("CPU", 1.0)
+    gpus = total("GPU")
     if not gpus or not any(extractor.uses_gpu for extractor in extractors.values()):
         return 0.0
-    return max(gpus / cpus, _SMALLEST_GPU_SHARE)
+    return max(gpus / max(total("CPU"), 1.0), _SMALLEST_GPU_SHARE)

@@ -18,7 +18,7 @@ from vaemo.cluster.sources import Listing, Source, StoreSource, open_source
 from vaemo.config import Config
 from vaemo.errors import FeatureMismatchError, UsageError
 from vaemo.features import describe, load_extractors
-from vaemo.model.checkpoint import Checkpoint, load_checkpoint
+from vaemo.model.checkpoint import ENCODER, Checkpoint, load_checkpoint
 from vaemo.personalize import PROVENANCE as PERSONAL_PROVENANCE
 from vaemo.personalize import Personal
 from vaemo.progress import say
@@ -28,6 +28,7 @@ from vaemo.scoring.ids import IdKey, hidden_errors
 from vaemo.scoring.roles import NOT_KNOWN, RoleRules
 from vaemo.scoring.score import check_features
 from vaemo.shards import digest
+from vaemo.speakers import Enrolments
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Request:
         out: The folder of scores.
         calls: Table of calls, or None.
         personal: Folder of personal deltas, or None.
+        speakers: File of enrolments, or None.
         roles_unknown: Score speech of recordings whose role nobody knows.
         limit: Only the first sessions; None is all.
         dry_run: Say what would be done.
@@ -50,6 +52,7 @@ class Request:
     out: str
     calls: str | None = None
     personal: str | None = None
+    speakers: str | None = None
     roles_unknown: bool = False
     limit: int | None = None
     dry_run: bool = False
@@ -68,6 +71,7 @@ class Run:
         rules: Who may be scored.
         calls: The table of calls, or None.
         extractors: What is known of them, by stream.
+        enrolments: Voices of the speakers, or None.
         key: Hides ids, or None.
     """
 
@@ -79,6 +83,7 @@ class Run:
     rules: RoleRules
     calls: Calls | None
     extractors: dict[str, dict[str, Any]]
+    enrolments: Enrolments | None
     key: IdKey | None
 
     @property
@@ -87,11 +92,17 @@ class Run:
         sections = ["score", "sessions"]
         sections += ["audio", "vad", "features", "labels"] if self.source.needs_features else []
         personal = self.request.personal
+        decisive = self.config.decisive(*sections)
+        if self.source.needs_features and self.checkpoints[0].has_encoder:
+            # Its fingerprint stands below; where it lies decides nothing.
+            decisive["features"]["speech"] = ENCODER
         return {
-            **self.config.decisive(*sections),
+            **decisive,
             "checkpoints": [checkpoint.fingerprint for checkpoint in self.checkpoints],
             "extractors": {stream: facts.get("fingerprint") for stream, facts in self.extractors.items()},
             "personal": files.read_json(files.join(personal, PERSONAL_PROVENANCE))["fingerprint"] if personal else None,
+            "speaker_aggregation": self.config.features.speaker_aggregation,
+            "speakers": self.enrolments.fingerprint if self.enrolments else None,
             "roles_unknown": self.rules.score_unknown,
             "id_key": self.key.check if self.key else None,
         }
@@ -139,9 +150,10 @@ def prepare(request: Request, config: Config) -> Run:
     checkpoints = [load_checkpoint(path) for path in request.checkpoints]
     if request.personal:
         _check_personal(request.personal, checkpoints)
-    source = open_source(request.source)
+    source = open_source(request.source, config.extract.root)
     config = _with_checkpoints(config, checkpoints, source, request.source)
     extractors = _check_extractors(checkpoints, source, config)
+    enrolments = _read_enrolments(request.speakers, checkpoints, config)
     calls = read_calls(request.calls, request.source) if request.calls else None
     with hidden_errors(key):
         listing = source.list()
@@ -151,7 +163,7 @@ def prepare(request: Request, config: Config) -> Run:
     listing = listing.without(Tombstones.read(request.out).erased(listing.session_ids))
     if request.limit is not None:
         listing = listing.select(range(min(request.limit, len(listing.session_ids))))
-    run = Run(request, config, checkpoints, source, listing, rules, calls, extractors, key)
+    run = Run(request, config, checkpoints, source, listing, rules, calls, extractors, enrolments, key)
     _warn(run)
     return run
 
@@ -170,17 +182,11 @@ def _with_checkpoints(config: Config, checkpoints: Sequence[Checkpoint], source:
         trained = first.config.to_dict()
         sections["features"] = trained["features"]
         sections["audio"] = {"simulate_telephone": trained["audio"]["simulate_telephone"]}
-    if source.needs_features:
-        if first.features is None:
-            raise FeatureMismatchError(
-                "the checkpoint does not say which extractors its features come from, so the features of "
-                f"{where} cannot be computed. Train on a store that jobs/extract.py wrote, or score a store."
-            )
-        if first.features.speaker_aggregation == "enrolled" and "speaker" in first.model.dims:
-            raise FeatureMismatchError(
-                "the checkpoint was trained on enrolled speaker embeddings (features.speaker_aggregation), which "
-                f"{where} has not. Extract a store with enrolments and score that."
-            )
+    if source.needs_features and first.features is None:
+        raise FeatureMismatchError(
+            "the checkpoint does not say which extractors its features come from, so the features of "
+            f"{where} cannot be computed. Train on a store that jobs/extract.py wrote, or score a store."
+        )
     return config.replace(sections)
 
 
@@ -190,6 +196,31 @@ def _check_personal(personal: str, checkpoints: Sequence[Checkpoint]) -> None:
             f"--personal belongs to one checkpoint, and {len(checkpoints)} are given; score with that one alone."
         )
     Personal.load(personal, fingerprint=checkpoints[0].fingerprint)
+
+
+def _read_enrolments(path: str | None, checkpoints: Sequence[Checkpoint], config: Config) -> Enrolments | None:
+    """The enrolments that the checkpoints need; refused where they do not, lack them, or were made with others."""
+    how, dim = config.features.speaker_aggregation, checkpoints[0].model.dims.get("speaker")
+    if how != "enrolled" or dim is None:
+        if path:
+            raise UsageError(
+                f"--speakers {path} is given, and the checkpoint uses no enrolments "
+                f"({'it has no speaker stream' if dim is None else f'features.speaker_aggregation is {how}'}). "
+                "Leave it out."
+            )
+        return None
+    if path is None:
+        raise UsageError(
+            "the checkpoint was trained on enrolled speakers (features.speaker_aggregation): give their voices with "
+            "--speakers FILE, a Parquet file with speaker_id and speaker."
+        )
+    enrolments = Enrolments.read(path)
+    if enrolments.dim != dim:
+        raise FeatureMismatchError(
+            f"the enrolments {path} have {enrolments.dim} numbers; the checkpoint's speaker stream has {dim}. Enrol "
+            "with the checkpoint's extractor."
+        )
+    return enrolments
 
 
 def _check_extractors(checkpoints: Sequence[Checkpoint], source: Source, config: Config) -> dict[str, dict[str, Any]]:

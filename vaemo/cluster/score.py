@@ -20,7 +20,7 @@ from vaemo import files
 from vaemo.audio.recording import Decoder
 from vaemo.cluster.extract import gpu_share
 from vaemo.cluster.prepare import Request, Run, prepare
-from vaemo.cluster.runtime import connect, run_shards
+from vaemo.cluster.runtime import connect, from_bytes, run_shards, to_bytes
 from vaemo.cluster.sources import Source, Tools
 from vaemo.config import Config
 from vaemo.errors import TooManyFailuresError
@@ -34,6 +34,7 @@ from vaemo.scoring.ids import IdKey, hidden_errors
 from vaemo.scoring.roles import RoleRules
 from vaemo.scoring.score import score_table
 from vaemo.shards import Shard, claim_folder, plan_missing, tag_keys
+from vaemo.speakers import Enrolments
 
 NO_DATE = "__HIVE_DEFAULT_PARTITION__"
 """What readers of partitioned folders take for null."""
@@ -66,11 +67,16 @@ def score(request: Request, config: Config) -> None:
             "out": request.out,
             "run_id": fingerprint[:12],
             "personal": request.personal,
+            "speakers": request.speakers,
             "key": run.key,
         }
         gpus = gpu_share(load_extractors(run.config.features)) if run.source.needs_features else 0.0
         progress = Progress("score", n_sessions, unit, done=n_sessions - n_missing)
-        for counts in run_shards(ScoreWorker, arguments, shards, gpus=gpus):
+        # Where the source is a folder of recordings, a session's id is the path of one of them.
+        first = files.join(request.source, run.listing.session_ids[0])
+        needs = [files.join(request.out, PROVENANCE), request.source, first, *request.checkpoints]
+        needs += [path for path in (request.personal, request.speakers) if path]
+        for counts in run_shards(ScoreWorker, arguments, shards, gpus=gpus, needs=needs):
             tally.add(counts)
             progress.advance(counts["sessions"], f"{tally.statuses.total():,} utterances")
         progress.close()
@@ -88,6 +94,7 @@ class ScoreWorker:
         out: The folder of scores.
         run_id: Marks every row.
         personal: Folder of personal deltas.
+        speakers: File of enrolments.
         key: Hides ids.
     """
 
@@ -100,6 +107,7 @@ class ScoreWorker:
         out: str,
         run_id: str,
         personal: str | None = None,
+        speakers: str | None = None,
         key: IdKey | None = None,
     ) -> None:
         # One worker has one CPU, whatever the machine has.
@@ -107,6 +115,7 @@ class ScoreWorker:
         loaded = [load_checkpoint(path) for path in checkpoints]
         self._models = [checkpoint.model.eval() for checkpoint in loaded]
         self._personal = Personal.load(personal, fingerprint=loaded[0].fingerprint) if personal else None
+        self._enrolments = Enrolments.read(speakers) if speakers else None
         self._source, self._rules, self._out, self._run_id, self._key = source, rules, out, run_id, key
         self._config = Config.from_dict(config)
         extract, features = self._config.extract, source.needs_features
@@ -124,7 +133,7 @@ class ScoreWorker:
 
     def _score(self, shard: Mapping[str, Any]) -> dict[str, Any]:
         settings, keys = self._config.score, tuple(json.loads(shard["keys"]))
-        calls = Calls.from_bytes(shard["calls"]) if shard["calls"] else None
+        calls = Calls(from_bytes(shard["calls"])) if shard["calls"] else None
         table, context = self._rules.judge(self._source.read(shard, self._tools, calls))
         scored = score_table(
             table,
@@ -132,7 +141,8 @@ class ScoreWorker:
             lanes=settings.lanes,
             chunk=settings.chunk,
             sequence_by=self._config.sessions.sequence_by,
-            speaker_means=self._config.features.speaker_aggregation == "running_mean",
+            speaker_aggregation=self._config.features.speaker_aggregation,
+            enrolments=self._enrolments,
             personal=self._personal,
             context=context if context.any() else None,
         )
@@ -174,7 +184,7 @@ def plan(run: Run) -> tuple[list[dict[str, Any]], int]:
             described = {
                 "name": "/".join((*folder, shard.name)),
                 "keys": json.dumps(shard.keys),
-                "calls": Calls(calls.rows.take(pa.array(picked))).to_bytes() if calls else b"",
+                "calls": to_bytes(calls.rows.take(pa.array(picked))) if calls else b"",
             }
             shards.append(described | listing.pack(picked))
     return shards, n_missing

@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.fs as pafs
 
 from vaemo import files
-from vaemo.audio.recording import AudioProblem, Decoder, Recording
+from vaemo.audio.recording import Decoder
 from vaemo.cluster.extract import list_recordings
 from vaemo.cluster.runtime import from_bytes, to_bytes
 from vaemo.config import Config
@@ -29,7 +29,7 @@ from vaemo.extract import extract_recording, extract_utterances
 from vaemo.features import Extractor
 from vaemo.manifest import COLUMNS, read_manifest
 from vaemo.scoring.calls import Calls
-from vaemo.scoring.roles import RoleRules, cut_by_vaemo
+from vaemo.scoring.roles import NOT_KNOWN, RoleRules, cut_by_vaemo
 from vaemo.sessions import label_scale
 from vaemo.shards import digest
 from vaemo.store import FeatureStore
@@ -103,8 +103,12 @@ class Source(Protocol):
         ...
 
 
-def open_source(path: str) -> Source:
+def open_source(path: str, root: str | None = None) -> Source:
     """The source that a path names: a file is a manifest, a folder with Parquet files a store, another recordings.
+
+    Args:
+        path: What `--input` names.
+        root: Below which everything that a manifest names must lie.
 
     Raises:
         UsageError: if there is nothing.
@@ -113,7 +117,7 @@ def open_source(path: str) -> Source:
         raise UsageError(f"--input {path} does not exist; give a feature store, a manifest or a folder of recordings.")
     filesystem, inner = files.filesystem_of(path)
     if filesystem.get_file_info(inner).type == pafs.FileType.File:
-        return ManifestSource(path)
+        return ManifestSource(path, root)
     if files.list_files(path, ".parquet"):
         return StoreSource(FeatureStore.open(path))
     return RecordingsSource(path)
@@ -183,11 +187,12 @@ class ManifestSource:
     """A manifest: its utterances are cut and their features computed."""
 
     path: str
+    root: str | None = None
     needs_features = True
 
     def list(self) -> Listing:
         """Read the manifest."""
-        table = read_manifest(self.path)
+        table = read_manifest(self.path, root=self.root)
         starts, session_ids = _runs(table, [table.num_rows])
         sizes = np.diff(np.r_[starts, table.num_rows])
         texts = [pc.fill_null(table[name].cast(pa.string()), "") for name in COLUMNS if name not in ("split", "fold")]
@@ -239,26 +244,15 @@ class RecordingsSource:
         )
 
     def _read_one(self, name: str, tools: Tools, said: Sequence[str | None]) -> pa.Table:
-        path = files.join(self.path, name)
-        try:
-            assert tools.decoder is not None
-            info = Recording(path, tools.decoder, max_recording_s=tools.config.audio.max_recording_s).info
-            roles = tools.rules.of_channels(info.channels, said)
-        except AudioProblem:
-            roles = ()  # what is wrong with it becomes its row below
-        unheard = [
-            channel
-            for channel, role in enumerate(roles)
-            if not (tools.rules.scores(role, cut=True) or role in tools.rules.context)
-        ]
+        rules = tools.rules
         return extract_recording(
-            path,
+            files.join(self.path, name),
             name,
             extractors=tools.extractors,
             config=tools.config,
             decoder=tools.decoder,
-            roles=roles,
-            skip_channels=unheard,
+            roles_of=lambda n_channels: rules.of_channels(n_channels, said),
+            hears=lambda role: rules.scores(role, cut=True) or role in rules.context,
         )
 
 
@@ -284,32 +278,32 @@ def _digests(lines: list[str], starts: np.ndarray) -> list[str]:
 def _with_roles(table: pa.Table, rules: RoleRules, calls: Calls | None) -> pa.Table:
     """Fill in the roles that rows with a channel lack, from the calls or the channels' fixed order.
 
-    How many channels a recording had is only known from its rows here: where the last channels were silent all
-    along, `rules.of_channels` finds fewer than were said, and names none of them.
+    Where no row says how many channels the recording had (`n_channels`), it had those that its rows name: were the
+    last ones silent all along, fewer are found than the calls name, and none of them gets a role.
     """
     cut = cut_by_vaemo(table)
-    if not table["role"].null_count or not (cut.any() or calls or rules.channel_roles):
+    # What extraction wrote for want of a name is no name.
+    unnamed = table["role"].is_null().to_numpy() | (cut & pc.is_in(table["role"], pa.array(NOT_KNOWN)).to_numpy())
+    if not unnamed.any() or not (cut.any() or calls or rules.channel_roles):
         return table
     starts, session_ids = _runs(table, [table.num_rows])
     channel = table["channel"].cast(pa.int64()).fill_null(-1).to_numpy()
-    n_channels = np.maximum.reduceat(channel, starts) + 1
+    n_channels = np.maximum.reduceat(np.maximum(channel + 1, table["n_channels"].fill_null(0).to_numpy()), starts)
     from_calls = calls.roles if calls else {}
     by_session = [
         rules.of_channels(int(n), from_calls.get(name, ())) if n else ()
         for name, n in zip(session_ids, n_channels, strict=True)
     ]
     session = np.repeat(np.arange(len(starts)), np.diff(np.r_[starts, table.num_rows]))
-    given = table["role"].to_pylist()
-    roles = [
-        given[row] or (_known(by_session[session[row]][channel[row]], cut[row]) if channel[row] >= 0 else None)
-        for row in range(table.num_rows)
-    ]
+    roles = table["role"].to_pylist()
+    for row in np.flatnonzero(unnamed):
+        roles[row] = _known(by_session[session[row]][channel[row]], cut[row]) if channel[row] >= 0 else None
     return table.set_column(table.column_names.index("role"), "role", pa.array(roles, pa.string()))
 
 
 def _known(role: str, cut: bool) -> str | None:
     """A role that nobody said is null where somebody declared the utterance: that is research data."""
-    return role if cut or role not in ("unknown", "mixed") else None
+    return role if cut or role not in NOT_KNOWN else None
 
 
 def _check_observed(rows: pa.Table, config: Config, path: str) -> None:

@@ -7,7 +7,6 @@ travel to the scores; a `date` partitions them.
 from __future__ import annotations
 
 import functools
-import io
 import itertools
 import re
 from collections.abc import Sequence
@@ -72,18 +71,6 @@ class Calls:
     @property
     def _role_columns(self) -> list[str]:
         return [name for name in self.rows.column_names if _ROLE.fullmatch(name)]
-
-    def to_bytes(self) -> bytes:
-        """The rows for `from_bytes`."""
-        sink = io.BytesIO()
-        with pa.ipc.new_stream(sink, self.rows.schema) as writer:
-            writer.write_table(self.rows)
-        return sink.getvalue()
-
-    @staticmethod
-    def from_bytes(content: bytes) -> Calls:
-        """What `to_bytes` gave."""
-        return Calls(pa.ipc.open_stream(content).read_all())
 
 
 def read_calls(path: str, root: str = "") -> Calls:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -19,7 +18,7 @@ from safetensors.torch import load, save
 
 from vaemo import cli, files
 from vaemo.errors import OtherRunError, UsageError
-from vaemo.personalize import DELTAS, SPEAKERS, USED
+from vaemo.personalize import DELTAS, SPEAKERS, USED, metadata_of
 from vaemo.progress import say
 from vaemo.scoring.ids import IdKey
 from vaemo.shards import Shard, read_keys, tag_keys
@@ -151,19 +150,13 @@ def _erase_deltas(folder: str, names: Sequence[str]) -> int:
     path, gone = files.join(folder, DELTAS), set(speakers.to_pylist())
     content = files.read_bytes(path)
     tensors = {name: tensor for name, tensor in load(content).items() if name.rpartition("/")[0] not in gone}
-    files.write_whole(path, save(tensors, metadata=_metadata(content)))
+    files.write_whole(path, save(tensors, metadata=metadata_of(content)))
     for name in (SPEAKERS, USED):
         table = files.read_parquet(files.join(folder, name))
         files.write_parquet_whole(
             files.join(folder, name), table.filter(pc.invert(pc.is_in(table["speaker_id"], speakers)))
         )
     return len(speakers)
-
-
-def _metadata(safetensors: bytes) -> dict[str, str]:
-    """The metadata of a safetensors file: its header is JSON, whose length stands in the first eight bytes."""
-    length = int.from_bytes(safetensors[:8], "little")
-    return json.loads(safetensors[8 : 8 + length]).get("__metadata__", {})
 
 
 def main(argv: list[str] | None = None) -> None:

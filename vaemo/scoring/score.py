@@ -20,7 +20,7 @@ from vaemo.model.regressor import SessionRegressor
 from vaemo.model.state import SessionState
 from vaemo.scores import UTTERANCE_SCHEMA, conform
 from vaemo.sessions import assemble_sessions
-from vaemo.speakers import with_running_means
+from vaemo.speakers import Enrolments, aggregate_speakers
 from vaemo.units import DIMENSIONS, STREAMS, LabelScale
 from vaemo.windows import PackedSessions
 
@@ -112,7 +112,8 @@ def score_table(
     lanes: int,
     chunk: int,
     sequence_by: Literal["session", "speaker"] = "session",
-    speaker_means: bool = False,
+    speaker_aggregation: Literal["utterance", "enrolled", "running_mean"] = "utterance",
+    enrolments: Enrolments | None = None,
     personal: Personal | None = None,
     context: np.ndarray | None = None,
 ) -> pa.Table:
@@ -128,20 +129,22 @@ def score_table(
         lanes: As for `predict_sessions`.
         chunk: As for `predict_sessions`.
         sequence_by: One memory for a session, or one for each speaker of it.
-        speaker_means: Average the speaker embeddings over the past of the session (`running_mean`).
+        speaker_aggregation: What the speaker embeddings become, as `aggregate_speakers` has it.
+        enrolments: Voices for `enrolled`, which needs them.
         personal: Deltas of FiLM by speaker, of the one model.
         context: Rows (bool) that move the state and are not scored, whatever their status: nothing is predicted of
             them, and the middle of the label range is fed back behind them.
 
     Raises:
         NonFiniteFeatureError: if a feature is NaN or infinite.
+        FeatureMismatchError: if somebody who is heard has no enrolment.
     """
     heard = table if context is None else _with_context(table, context, models[0])
     streams = [name for name in STREAMS if any(name in model.dims for model in models)]
+    assert speaker_aggregation != "enrolled" or enrolments or "speaker" not in streams
     sessions = assemble_sessions(heard, sequence_by=sequence_by, streams=streams)
+    sessions = aggregate_speakers(sessions, speaker_aggregation, enrolments)
     found = np.full((len(models), table.num_rows, 2), np.nan)
-    if speaker_means and "speaker" in streams:
-        sessions = [with_running_means(session) for session in sessions]
     if sessions:
         rows = np.concatenate([session.rows for session in sessions])
         speaker_ids = np.concatenate([session.speaker_ids for session in sessions])
@@ -197,7 +200,8 @@ def check_features(
         if made and wanted and made != wanted:
             raise FeatureMismatchError(
                 f"the stream '{stream}' of {where} was made by the extractor {made[:12]}; the checkpoint was trained "
-                f"on features of {wanted[:12]}. Extract it with the checkpoint's features."
+                f"on features of {wanted[:12]}. Extract it with the checkpoint's features (features.speech=CHECKPOINT/"
+                "encoder where it has an encoder of its own), or score the manifest or the recordings."
             )
 
 

@@ -171,13 +171,14 @@ function callFacts(data, i) {
 }
 
 function makePlayer(source) {
-  const audio = h("audio", { controls: true, preload: "none", src: source });
+  const audio = h("audio", { controls: true, preload: "metadata", src: source });
   const problem = h("p", { class: "note", hidden: true }, "This browser cannot play the recording, or it is no longer beside the report.");
   let stop = null;
   audio.addEventListener("timeupdate", () => { if (stop !== null && audio.currentTime >= stop) { audio.pause(); stop = null; } });
   audio.addEventListener("error", () => { problem.hidden = false; });
+  audio.addEventListener("canplay", () => { problem.hidden = true; });
   const play = (start, end) => {
-    const begin = () => { audio.currentTime = start; stop = end; audio.play().catch(() => { problem.hidden = false; }); };
+    const begin = () => { audio.currentTime = start; stop = end; audio.play().catch((error) => { if (error.name === "NotSupportedError") problem.hidden = false; }); };
     if (audio.readyState >= 1) begin();
     else { audio.addEventListener("loadedmetadata", begin, { once: true }); audio.load(); }
   };
