@@ -6,7 +6,7 @@ PYTHON ?= python3
 OUT ?= demo
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint jobs/constraints.txt
 STAMP := $(VENV)/.installed
 # Much of a test's time is Ray starting: two files at a time, each with a Ray of its own.
 SIDE_BY_SIDE := --numprocesses=2 --dist=loadfile --durations=12
@@ -19,7 +19,7 @@ help:  ## Show this list
 
 venv: $(STAMP)  ## Make .venv with everything that demo and tests need
 
-$(STAMP): pyproject.toml
+$(STAMP): pyproject.toml jobs/constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) --editable '.[demo,dev]'
 	# The reference that the tests hold our Mamba against: its plain PyTorch parts, without CUDA.

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import threading
 
 import psutil
 
@@ -36,10 +37,29 @@ def kill_tree(pid):
         kill(process)
 
 
-def memory(pid):
-    """Proportional memory (PSS) of a process and all below it, in bytes."""
+@contextlib.contextmanager
+def watching(look, every_s=0.1):
+    """Calls `look` now and as long as the block runs; gives a list of what it returned."""
+    seen, ended = [look()], threading.Event()
+
+    def watch():
+        while not ended.wait(every_s):
+            seen.append(look())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield seen
+    finally:
+        ended.set()
+        watcher.join()
+
+
+def memory(pid=None):
+    """Proportional memory (PSS) of a process (this one) and all below it, in bytes; 0 once it is gone."""
     total = 0
-    for process in [psutil.Process(pid), *below(pid)]:
-        with contextlib.suppress(psutil.Error):
-            total += process.memory_full_info().pss
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for process in [psutil.Process(pid), *below(pid)]:
+            with contextlib.suppress(psutil.Error):
+                total += process.memory_full_info().pss
     return total

@@ -10,7 +10,7 @@ from typing import NoReturn
 
 from vaemo import files
 from vaemo.config import PRESETS, Config
-from vaemo.errors import UsageError, VaemoError
+from vaemo.errors import StorageError, UsageError, VaemoError
 
 
 class JobParser(argparse.ArgumentParser):
@@ -55,18 +55,30 @@ def data_path(text: str) -> str:
     return os.path.abspath(text)
 
 
+def count(text: str) -> int:
+    """The type of an argument that counts: a whole number, at least 1."""
+    # As a UsageError it would lose the argument's name.
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of at least 1")
+    return int(text)
+
+
 def in_ray_job() -> bool:
     """Whether this process was started by `ray job submit`."""
     return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
 
 
 def run(main: Callable[[list[str] | None], int | None]) -> NoReturn:
-    """Call a job's `main`; a VaemoError becomes one line and its exit code, anything else stays a traceback."""
+    """Call a job's `main`; what a user can put right becomes one line and an exit code, the rest stays a traceback.
+
+    An OSError is the disk's, the network's or the rights', never the program's: it counts as a StorageError.
+    """
     try:
         code = main(None)
-    except VaemoError as error:
-        print(f"{os.path.basename(sys.argv[0])}: {error}", file=sys.stderr, flush=True)
-        sys.exit(error.exit_code)
+    except (VaemoError, OSError) as error:
+        mistake = error if isinstance(error, VaemoError) else StorageError.of(error)
+        print(f"{os.path.basename(sys.argv[0])}: {mistake}", file=sys.stderr, flush=True)
+        sys.exit(mistake.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
     sys.exit(code or 0)

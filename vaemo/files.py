@@ -17,6 +17,14 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
+from vaemo.errors import StorageError
+
+_S3_ATTEMPTS = 12
+"""Of one request; the pauses between them grow to 20 s, some two minutes in all."""
+
+_S3_SILENCE_S = 60.0
+"""A request that stays silent for so long has failed, and is tried again."""
+
 
 def is_uri(path: str | Path) -> bool:
     """Whether a path names its file system, as in `s3://bucket/key`."""
@@ -34,17 +42,45 @@ def filesystem_of(path: str | Path) -> tuple[pafs.FileSystem, str]:
     if not is_uri(text):
         return pafs.LocalFileSystem(), os.path.abspath(text)
     try:
-        return pafs.FileSystem.from_uri(text)
+        filesystem, inner = pafs.FileSystem.from_uri(text)
     except pa.ArrowInvalid:
         import fsspec
 
         filesystem, inner = fsspec.core.url_to_fs(text)
         return pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), inner
+    return _patient(filesystem), inner
+
+
+def _patient(filesystem: pafs.FileSystem) -> pafs.FileSystem:
+    """The same file system; S3 with the patience for minutes in which it refuses or stalls, pyarrow has but seconds."""
+    if not isinstance(filesystem, pafs.S3FileSystem):
+        return filesystem
+    _, (settings,) = filesystem.__reduce__()
+    patience = {
+        "retry_strategy": pafs.AwsStandardS3RetryStrategy(max_attempts=_S3_ATTEMPTS),
+        "request_timeout": _S3_SILENCE_S,
+    }
+    return pafs.S3FileSystem(**settings | patience)
 
 
 def join(folder: str | Path, *names: str) -> str:
     """`folder/name/...`, for paths and URIs alike."""
     return posixpath.join(str(folder), *names)
+
+
+def lies_below(path: str | Path, folder: str | Path) -> bool:
+    """Whether a path lies below a folder, symbolic links followed.
+
+    A URI does not where it holds what its file system may read as something else than a name: `..`, `?`, `#`, `::`.
+    """
+    place = _real(path)
+    strange = is_uri(place) and (".." in place.split("/") or any(mark in place for mark in ("?", "#", "::")))
+    return not strange and place.startswith(_real(folder).rstrip("/") + "/")
+
+
+def _real(path: str | Path) -> str:
+    text = str(path)
+    return text if is_uri(text) and not text.startswith("file://") else os.path.realpath(filesystem_of(text)[1])
 
 
 def exists(path: str | Path) -> bool:
@@ -83,7 +119,18 @@ def read_json(path: str | Path) -> Any:
 
 
 def write_whole(path: str | Path, content: bytes) -> None:
-    """Write a file so that it is there complete or not at all; an older one of that name is replaced."""
+    """Write a file so that it is there complete or not at all; an older one of that name is replaced.
+
+    Raises:
+        StorageError: if the disk is full, or the storage refuses or fails.
+    """
+    try:
+        _write_whole(path, content)
+    except OSError as error:
+        raise StorageError.of(error, str(path)) from error
+
+
+def _write_whole(path: str | Path, content: bytes) -> None:
     filesystem, inner = filesystem_of(path)
     folder, name = posixpath.split(inner)
     filesystem.create_dir(folder, recursive=True)

@@ -1,13 +1,21 @@
 """Shards run to the end on clusters of any size, and mistakes come home as they were raised."""
 
 import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
 
 import pytest
 import ray
+from processes import kill_tree
 from ray.cluster_utils import Cluster
 
+from vaemo.cluster import nodes as cluster_nodes
 from vaemo.cluster import runtime
-from vaemo.errors import ClusterError, LabelError
+from vaemo.errors import ClusterError, LabelError, StorageError
 
 pytestmark = pytest.mark.ray
 
@@ -27,12 +35,44 @@ def square():
     return Square
 
 
+def deadly():
+    """A worker that one shard kills each time, as a crash in a library would."""
+
+    class Deadly:
+        def __call__(self, shard):
+            if shard["n"] == 1:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return {"n": shard["n"]}
+
+    return Deadly
+
+
+def asleep():
+    """A worker that does not come to an end."""
+
+    class Asleep:
+        def __call__(self, shard):
+            time.sleep(3600)
+
+    return Asleep
+
+
+def locked_out():
+    """A worker whose storage refuses."""
+
+    class LockedOut:
+        def __call__(self, shard):
+            raise PermissionError(13, "Permission denied", "/archive/a.parquet")
+
+    return LockedOut
+
+
 @pytest.fixture
 def cluster(request):
     """Raylets with as many CPUs as the parameter says, one number for each node."""
     ray.shutdown()
     head, *others = request.param
-    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": head})
+    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": head, "include_dashboard": False})
     for cpus in others:
         nodes.add_node(num_cpus=cpus)
     ray.init(address=nodes.address, logging_level="ERROR", log_to_driver=False)
@@ -78,3 +118,117 @@ def test_a_gpu_that_is_not_there_is_refused(local_ray):
 def test_a_cluster_without_cpus_is_refused(cluster):
     with pytest.raises(ClusterError, match="no node of the Ray cluster has a CPU"):
         runtime.fit_pool()
+
+
+def test_a_shard_that_kills_its_worker_each_time_ends_the_job(local_ray, monkeypatch):
+    monkeypatch.setattr(runtime, "MAX_ATTEMPTS", 2)
+    runtime.connect()
+    shards = [{"n": n, "name": f"part-{n}.parquet"} for n in range(3)]
+    with pytest.raises(ClusterError, match=r"part part-1.parquet has ended its worker 2 times: .*Run the same"):
+        list(runtime.run_shards(deadly(), {}, shards))
+
+
+def test_a_cluster_on_which_nothing_moves_is_not_waited_for(local_ray, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(runtime, "NO_PROGRESS_S", 2.0)
+        runtime.connect()
+        with pytest.raises(ClusterError, match=r"nothing moved on the cluster for 2 s: .*run the same command again"):
+            list(runtime.run_shards(asleep(), {}, [{"n": 1}]))
+    runtime.connect()
+
+
+def test_storage_that_refuses_a_worker_is_a_mistake_that_comes_home(local_ray):
+    runtime.connect()
+    with pytest.raises(StorageError, match=r"Permission denied: '/archive/a.parquet'. Nothing is half written"):
+        list(runtime.run_shards(locked_out(), {}, [{"n": 1}]))
+
+
+def announce(cpus, most):
+    """Tell the cluster, in the autoscaler's stead, that it may start so many nodes of so many CPUs."""
+    from ray.core.generated.autoscaler_pb2 import ClusterConfig, NodeGroupConfig
+    from ray.experimental.internal_kv import _internal_kv_put
+
+    group = NodeGroupConfig(name="cpu", max_count=most, resources={"CPU": cpus})
+    _internal_kv_put(
+        ray._raylet.GCS_AUTOSCALER_CLUSTER_CONFIG_KEY.encode(),
+        ClusterConfig(node_group_configs=[group]).SerializeToString(),
+        namespace=ray._raylet.GCS_AUTOSCALER_STATE_NAMESPACE.encode(),
+    )
+
+
+@pytest.mark.slow
+def test_a_cluster_that_starts_from_nothing_is_waited_for():
+    ray.shutdown()
+    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    ray.init(address=nodes.address, logging_level="ERROR", log_to_driver=False)
+    try:
+        runtime.connect()
+        announce(cpus=2, most=3)
+        assert cluster_nodes.total("CPU") == 6
+        assert runtime.fit_pool() == runtime.Pool(workers=1, most=6, cpus=0.5, gpus=0.0)
+        shards, rows = [{"n": n, "payload": b""} for n in range(4)], []
+        job = threading.Thread(target=lambda: rows.extend(runtime.run_shards(square(), {"power": 2}, shards)))
+        job.start()
+        job.join(3.0)
+        assert job.is_alive()
+        assert not rows
+        nodes.add_node(num_cpus=2)
+        job.join(60.0)
+        assert sorted(row["n"] for row in rows) == [0, 1, 4, 9]
+    finally:
+        ray.shutdown()
+        nodes.shutdown()
+
+
+@pytest.mark.parametrize("cluster", [[0, 1]], indirect=True, ids=str)
+def test_a_path_of_this_process_alone_is_refused(cluster, tmp_path):
+    cluster_nodes.check_visible([str(tmp_path), str(tmp_path / "not_yet_there")])
+    mine = f"/proc/self/task/{os.getpid()}"
+    with pytest.raises(ClusterError, match=rf"{mine} is there on this node, but not on .+ \([\d.]+\)\. Workers run on"):
+        cluster_nodes.check_visible([str(tmp_path), mine])
+
+
+BLIND_NODE = """
+mount --make-rprivate / && mount -t tmpfs tmpfs "$1" &&
+exec "$2" start --address "$3" --num-cpus 1 --block --disable-usage-stats
+"""
+
+
+@pytest.fixture
+def blind_node(tmp_path):
+    """A second node that sees another, empty disk where `shared` lies."""
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    ray.shutdown()
+    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    ray.init(address=nodes.address, logging_level="ERROR", log_to_driver=False)
+    command = ["unshare", "--mount", "sh", "-c", BLIND_NODE, "sh", shared]
+    command += [Path(sys.executable).with_name("ray"), nodes.address]
+    with (tmp_path / "node.log").open("w") as log:
+        process = subprocess.Popen(list(map(str, command)), stdout=log, stderr=log)
+    try:
+        while process.poll() is None and sum(node["Alive"] for node in ray.nodes()) < 2:
+            time.sleep(0.1)
+        if process.poll() is not None:
+            pytest.skip(f"no node with a view of its own can be started here: {(tmp_path / 'node.log').read_text()}")
+        yield shared
+    finally:
+        ray.shutdown()
+        if process.poll() is None:
+            kill_tree(process.pid)
+        process.wait()
+        nodes.shutdown()
+
+
+@pytest.mark.slow
+def test_a_path_that_one_node_does_not_see_is_refused_at_once(blind_node, tmp_path):
+    runtime.connect()
+    for folder in (blind_node, tmp_path):
+        (folder / "_vaemo.json").write_text("{}")
+    everywhere, nowhere = str(tmp_path / "_vaemo.json"), str(blind_node / "not_yet_there")
+    cluster_nodes.check_visible([everywhere, nowhere])
+    shards = [{"n": 1, "payload": b""}]
+    with pytest.raises(
+        ClusterError, match=r"/shared/_vaemo.json is there on this node, but not on .+ \([\d.]+\)\. Work"
+    ):
+        list(runtime.run_shards(square(), {"power": 2}, shards, needs=[str(blind_node / "_vaemo.json"), everywhere]))

@@ -1,9 +1,7 @@
 """Jobs submitted to a running cluster give what they give when run directly, and fail visibly."""
 
-import contextlib
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -13,6 +11,9 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from extract_cases import QUICK as QUICK_EXTRACTION
+from extract_cases import expected_rows, parts, rows_of, write_corpus
+from processes import kill_tree
 
 from vaemo import files
 from vaemo.demo.corpus import make_corpus
@@ -82,9 +83,10 @@ class Head:
         except OSError:
             return False
 
-    def submit(self, *command, env=None):
+    def job(self, verb, *arguments, env=None):
+        """`ray job VERB`."""
         return subprocess.run(
-            [RAY, "job", "submit", "--address", self.address, "--working-dir", ".", "--", "python", *command],
+            [RAY, "job", verb, "--address", self.address, *arguments],
             cwd=ROOT,
             env=env or self.env,
             capture_output=True,
@@ -92,13 +94,13 @@ class Head:
             timeout=300,
         )
 
+    def submit(self, *command, env=None, options=()):
+        return self.job("submit", "--working-dir", ".", *options, "--", "python", *command, env=env)
+
     def stop(self):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGTERM)
-        try:
-            self.process.wait(20)
-        except subprocess.TimeoutExpired:
-            os.killpg(self.process.pid, signal.SIGKILL)
+        if self.process.poll() is None:
+            kill_tree(self.process.pid)
+        self.process.wait()
         self.log.close()
 
 
@@ -175,3 +177,54 @@ def test_a_submit_without_the_token_is_refused(head, tmp_path):
     done = head.submit("-c", "print('ran')", env=env)
     assert done.returncode != 0
     assert "401" in done.stdout + done.stderr or "nauth" in done.stdout + done.stderr
+
+
+def stop_after(head, name, progress, *command):
+    """Submit a job, and stop it as soon as `progress` is true."""
+    sent = head.submit(*command, options=("--no-wait", "--submission-id", name))
+    assert sent.returncode == 0, sent.stdout + sent.stderr
+    deadline = time.monotonic() + 120
+    while not progress():
+        assert time.monotonic() < deadline, head.job("logs", name).stdout
+        time.sleep(0.02)
+    assert head.job("stop", name).returncode == 0
+    assert f"'{name}' was stopped" in head.job("status", name).stdout
+
+
+@pytest.mark.slow
+def test_an_extraction_that_was_stopped_goes_on(head, tmp_path):
+    manifest, _ = write_corpus(tmp_path / "c", 12)
+    expected, out = expected_rows(manifest), tmp_path / "out"
+    # The job gets stuck at the last recording, a pipe into which nobody writes, until it is stopped.
+    last, away = tmp_path / "c" / "11.wav", tmp_path / "away.wav"
+    last.rename(away)
+    os.mkfifo(last)
+    command = ["jobs/extract.py", "--manifest", str(manifest), "--out", str(out), *settings(*QUICK_EXTRACTION)]
+    stop_after(head, "extract-1", lambda: out.exists() and len(parts(out)) >= 2, *command)
+    kept = parts(out)
+    assert 2 <= len(kept) < 6
+    away.replace(last)
+    done = head.submit(*command)
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert kept.items() <= parts(out).items()
+    assert rows_of(out) == expected
+
+
+@pytest.mark.slow
+def test_a_training_that_was_stopped_goes_on(head, tmp_path):
+    manifest = str(make_corpus(tmp_path / "corpus", n_sessions=12))
+    store = str(tmp_path / "store")
+    assert head.submit("jobs/extract.py", "--manifest", manifest, "--out", store).returncode == 0
+    longer = [*QUICK, "train.epochs=60"]
+
+    def command(out):
+        return ["jobs/train.py", "--store", store, "--out", str(out), "--workers", "2", *settings(*longer)]
+
+    stopped, undisturbed = tmp_path / "stopped", tmp_path / "undisturbed"
+    log = stopped / "metrics.jsonl"
+    stop_after(head, "train-1", lambda: log.exists() and len(metrics(log)) >= 2, *command(stopped))
+    assert 2 <= len(metrics(log)) < 60
+    for out in (stopped, undisturbed):
+        done = head.submit(*command(out))
+        assert done.returncode == 0, done.stdout[-3000:]
+    assert metrics(log) == metrics(undisturbed / "metrics.jsonl")

@@ -8,6 +8,7 @@ from typing import Any
 
 import ray
 
+from vaemo.cluster.nodes import driver_node
 from vaemo.progress import say
 
 POLL_S = 0.3
@@ -22,7 +23,7 @@ class Console:
     """
 
     def __init__(self) -> None:
-        self.lines: Any = ray.remote(num_cpus=0)(_Lines).remote()
+        self.lines: Any = ray.remote(num_cpus=0)(_Lines).options(scheduling_strategy=driver_node()).remote()
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._print, daemon=True)
 

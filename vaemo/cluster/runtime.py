@@ -6,8 +6,9 @@ import json
 import logging
 import math
 import os
+import uuid
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,11 +17,18 @@ import ray
 import ray.data
 from ray.data import ActorPoolStrategy, DataContext
 from ray.data.exceptions import ExecutionTimeoutError
+from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get, _internal_kv_put
 
-from vaemo.errors import ClusterError, VaemoError, revive
+from vaemo.cluster.nodes import capacity, check_visible
+from vaemo.errors import ClusterError, StorageError, VaemoError, revive
 
 NO_PROGRESS_S = 900.0
-"""A pipeline in which nothing has moved for so long is ended: Ray would wait for half an hour."""
+"""A job in which nothing has moved for so long is ended: Ray would wait for half an hour, or for ever."""
+
+MAX_ATTEMPTS = 5
+"""A shard whose worker has died so often ends the job: Ray would try it again for ever."""
+
+_NUMBER = "_shard"
 
 
 def connect(*, worker_output: bool = False) -> None:
@@ -50,9 +58,17 @@ def connect(*, worker_output: bool = False) -> None:
 
 @dataclass(frozen=True)
 class Pool:
-    """How many workers of one kind fit, and what each of them reserves."""
+    """Workers of one kind.
+
+    Attributes:
+        workers: As many as fit the nodes that are there, at least one.
+        most: As many as fit once the autoscaler has done all it may.
+        cpus: What each of them reserves.
+        gpus: Likewise.
+    """
 
     workers: int
+    most: int
     cpus: float
     gpus: float
 
@@ -66,26 +82,34 @@ def fit_pool(*, gpus: float = 0.0) -> Pool:
         gpus: Share of a GPU that a worker needs; 0 for work on CPUs.
 
     Raises:
-        ClusterError: if the cluster has no CPU, or not the GPU share that is asked for.
+        ClusterError: if the cluster neither has nor can start a node with a CPU, or with the GPU share.
     """
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    cpus = [math.floor(node["CPU"]) for node in nodes if node.get("CPU", 0) >= 1]
-    if not cpus:
-        raise ClusterError(
+    kinds = capacity()
+    if gpus:
+        slots = [(kind, math.floor(kind.resources.get("GPU", 0) / gpus)) for kind in kinds]
+        refusal = f"a worker needs {gpus:g} GPU, and no node of the Ray cluster has that many."
+    else:
+        slots = [(kind, kind.cpus) for kind in kinds]
+        refusal = (
             "no node of the Ray cluster has a CPU to work with. Start a worker node, or one here with "
             "`ray start --head`."
         )
-    if gpus:
-        workers = sum(math.floor(node.get("GPU", 0) / gpus) for node in nodes)
-        if not workers:
-            raise ClusterError(f"a worker needs {gpus:g} GPU, and no node of the Ray cluster has that many.")
-        return Pool(workers, 0.0, gpus)
-    share = min((n - 1) / n for n in cpus)
-    return Pool(sum(cpus), math.floor(share * 100) / 100, 0.0)
+    slots = [(kind, n) for kind, n in slots if n]
+    if not slots:
+        raise ClusterError(refusal)
+    now = sum(kind.count * n for kind, n in slots if kind.alive)
+    most = sum(kind.count * n for kind, n in slots)
+    share = 0.0 if gpus else min((n - 1) / n for _, n in slots)
+    return Pool(max(now, 1), most, math.floor(share * 100) / 100, gpus)
 
 
 def run_shards(
-    worker: type, worker_args: Mapping[str, Any], shards: Sequence[Mapping[str, Any]], *, gpus: float = 0.0
+    worker: type,
+    worker_args: Mapping[str, Any],
+    shards: Sequence[Mapping[str, Any]],
+    *,
+    gpus: float = 0.0,
+    needs: Iterable[str] = (),
 ) -> Iterator[dict[str, Any]]:
     """Run a worker over every shard on the cluster and yield what it returns, in the order of completion.
 
@@ -93,21 +117,27 @@ def run_shards(
         worker: A class; each actor makes one object of it (models are loaded there), and calls that with a shard.
             The call writes the shard's file itself and returns a dict of counts, fit for JSON.
         worker_args: Keyword arguments of the class.
-        shards: Flat dicts of numbers, texts and bytes: light descriptions of work.
+        shards: Flat dicts of numbers, texts and bytes: light descriptions of work; a `name` is used in messages.
         gpus: Share of a GPU for each worker.
+        needs: Paths that every worker reads or writes; see `vaemo.cluster.nodes.check_visible`.
 
     Raises:
-        ClusterError: if nothing moved for `NO_PROGRESS_S`.
+        ClusterError: if a node does not see what it needs, nothing moved for `NO_PROGRESS_S`, or a shard has ended its
+            worker `MAX_ATTEMPTS` times.
+        StorageError: if a worker could not read or write.
         VaemoError: what a worker raised first.
     """
     if not shards:
         return
     pool = fit_pool(gpus=gpus)
-    workers = min(pool.workers, len(shards))
-    dataset = ray.data.from_items(list(shards), override_num_blocks=len(shards)).map(
+    check_visible(needs)
+    run = uuid.uuid4().hex
+    numbered = [{**shard, _NUMBER: number} for number, shard in enumerate(shards)]
+    made_of = {"worker": worker, "worker_args": dict(worker_args), "run": run, "attempts": MAX_ATTEMPTS}
+    dataset = ray.data.from_items(numbered, override_num_blocks=len(shards)).map(
         _ShardWorker,  # type: ignore[arg-type]  # Ray takes classes of callables too
-        fn_constructor_kwargs={"worker": worker, "worker_args": dict(worker_args)},
-        compute=ActorPoolStrategy(size=workers),
+        fn_constructor_kwargs=made_of,
+        compute=ActorPoolStrategy(min_size=min(pool.workers, len(shards)), max_size=min(pool.most, len(shards))),
         num_cpus=pool.cpus,
         num_gpus=pool.gpus,
     )
@@ -121,6 +151,8 @@ def run_shards(
             f"nothing moved on the cluster for {NO_PROGRESS_S:g} s: too few free CPUs, or a worker that hangs. "
             "What is finished is kept; run the same command again to do the rest."
         ) from error
+    finally:
+        _internal_kv_del(f"vaemo/{run}/", del_by_prefix=True)
 
 
 def to_bytes(table: pa.Table) -> bytes:
@@ -139,13 +171,31 @@ def from_bytes(content: bytes) -> pa.Table:
 class _ShardWorker:
     """Makes the worker when its first shard comes, and carries a VaemoError home as a row, without Ray's wrapping."""
 
-    def __init__(self, worker: type, worker_args: Mapping[str, Any]) -> None:
+    def __init__(self, worker: type, worker_args: Mapping[str, Any], run: str, attempts: int) -> None:
         self._make = lambda: worker(**worker_args)
         self._worker: Any = None
+        self._run, self._attempts = run, attempts
 
     def __call__(self, shard: dict[str, Any]) -> dict[str, str | None]:
+        number = shard.pop(_NUMBER)
         try:
+            if _count_attempt(self._run, number) > self._attempts:
+                raise ClusterError(
+                    f"part {shard.get('name', number)} has ended its worker {self._attempts} times: out of memory, or "
+                    "something in it crashes the process that works on it. What is finished is kept. Run the same "
+                    "command again; if it ends here once more, leave out what is in this part."
+                )
             self._worker = self._worker or self._make()
             return {"error": None, "message": json.dumps(self._worker(shard))}
         except VaemoError as error:
             return {"error": type(error).__name__, "message": str(error)}
+        except OSError as error:
+            return {"error": StorageError.__name__, "message": str(StorageError.of(error))}
+
+
+def _count_attempt(run: str, number: int) -> int:
+    """How often work on a shard has begun, this time included; kept by the cluster, for workers die."""
+    key = f"vaemo/{run}/{number}".encode()
+    begun = int(_internal_kv_get(key) or 0) + 1
+    _internal_kv_put(key, str(begun).encode())
+    return begun

@@ -1,0 +1,52 @@
+"""jobs/constraints.txt pins what pyproject.toml names, to the versions with which these tests run."""
+
+import re
+import subprocess
+import sys
+import tomllib
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+NO_CUDA_HERE = "causal-conv1d"
+"""Needs a CUDA compiler to install, so that no version of it was tested."""
+
+
+def requirements():
+    texts = [*PROJECT["dependencies"], *(text for extra in PROJECT["optional-dependencies"].values() for text in extra)]
+    return [item for item in map(Requirement, texts) if item.name != NO_CUDA_HERE]
+
+
+def pins():
+    lines = (ROOT / "jobs" / "constraints.txt").read_text().splitlines()
+    named = [Requirement(line) for line in lines if not line.startswith("#")]
+    return {canonicalize_name(item.name): str(item.specifier).removeprefix("==") for item in named}
+
+
+def test_every_direct_dependency_is_pinned_and_nothing_else():
+    assert pins().keys() == {canonicalize_name(item.name) for item in requirements()}
+
+
+@pytest.mark.parametrize("requirement", requirements(), ids=str)
+def test_a_pin_is_allowed_and_what_is_installed(requirement):
+    pin = pins()[canonicalize_name(requirement.name)]
+    assert pin in requirement.specifier
+    assert version(requirement.name) == pin
+
+
+def test_what_is_installed_fits_together():
+    done = subprocess.run([sys.executable, "-m", "pip", "check"], capture_output=True, text=True)
+    # mamba-ssm is there for its plain PyTorch parts alone, without what its CUDA kernels need.
+    conflicts = [line for line in done.stdout.splitlines() if not line.startswith(("mamba-ssm ", "No broken"))]
+    assert conflicts == []
+
+
+def test_everything_that_installs_uses_the_pins():
+    text = (ROOT / "Makefile").read_text()
+    assert re.search(r"^PIP := .*install.* --constraint jobs/constraints.txt", text, re.M)
+    assert re.search(r"^\$\(STAMP\):.*jobs/constraints.txt", text, re.M)

@@ -1,0 +1,127 @@
+"""The nodes of a cluster: what they have to work with, what may still come, and what they can see."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import ray
+import ray._private.state
+from ray.exceptions import RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from vaemo import files
+from vaemo.errors import ClusterError
+from vaemo.manifest import EMBEDDED
+
+_GROUP_LABEL = "ray.io/node-group"
+_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class Nodes:
+    """Nodes of one kind.
+
+    Attributes:
+        resources: Of each of them.
+        count: How many.
+        alive: Whether they are there; else the autoscaler starts them when there is work.
+    """
+
+    resources: Mapping[str, float]
+    count: int
+    alive: bool
+
+    @property
+    def cpus(self) -> int:
+        """Whole CPUs of one node."""
+        return math.floor(self.resources.get("CPU", 0))
+
+
+def capacity() -> list[Nodes]:
+    """The nodes that are alive, and those that the cluster's autoscaler may add to them."""
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    found = [Nodes(node["Resources"], 1, alive=True) for node in alive]
+    # What the autoscaler has told the cluster; Ray's own libraries read it here too.
+    config = ray._private.state.state.get_cluster_config()
+    for group in config.node_group_configs if config else ():
+        running = sum((node["Labels"] or {}).get(_GROUP_LABEL) == group.name for node in alive)
+        if group.max_count > running:
+            found.append(Nodes(dict(group.resources), group.max_count - running, alive=False))
+    return found
+
+
+def total(resource: str) -> float:
+    """How much of a resource, `CPU` or `GPU`, the cluster has or may grow to."""
+    return sum(nodes.count * nodes.resources.get(resource, 0.0) for nodes in capacity())
+
+
+def driver_node() -> NodeAffinitySchedulingStrategy:
+    """Keeps an actor where the job itself runs: it then lives as long as the job, whatever other nodes do."""
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+
+
+def check_visible(paths: Iterable[str], *, timeout_s: float = 120.0) -> None:
+    """Refuse paths that the job sees and a node that would work does not: a disk of its own, or no rights there.
+
+    Costs a task on every node, so it is asked once a job. Nodes that come later are not asked.
+
+    Args:
+        paths: Files or folders; what is not there for the job itself is left out.
+        timeout_s: A node that has not answered by then is left out: it is lost, and its work goes elsewhere.
+
+    Raises:
+        ClusterError: naming the path and the nodes.
+    """
+    here = ray.get_runtime_context().get_node_id()
+    others = [
+        node
+        for node in ray.nodes()
+        if node["Alive"] and node["NodeID"] != here and (node["Resources"].keys() & {"CPU", "GPU"})
+    ]
+    wanted = sorted({_outer(path) for path in paths if files.exists(_outer(path))}) if others else []
+    if not wanted:
+        return
+    look = ray.remote(num_cpus=0, max_retries=0)(_unseen)
+    asked = {
+        look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(wanted): (
+            f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
+        )
+        for node in others
+    }
+    answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=timeout_s)
+    blind: dict[str, list[str]] = {}
+    for task in answered:
+        try:
+            unseen = ray.get(task)
+        except RayTaskError:
+            raise
+        except RayError:
+            continue
+        for path in unseen:
+            blind.setdefault(path, []).append(asked[task])
+    for path, names in blind.items():
+        more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+        raise ClusterError(
+            f"{path} is there on this node, but not on {', '.join(sorted(names)[:_SHOWN])}{more}. Workers run on every "
+            "node: give a path on storage that all of them mount, or a URI (s3://, gs://) that all of them may read."
+        )
+
+
+def _outer(path: str) -> str:
+    """The file that holds it, for audio inside a manifest."""
+    before, embedded, _ = path.partition(EMBEDDED)
+    return before + embedded.rstrip("#")
+
+
+def _unseen(paths: Sequence[str]) -> list[str]:
+    """Those of the paths that are not there for this process."""
+    return [path for path in paths if not _seen(path)]
+
+
+def _seen(path: str) -> bool:
+    try:
+        return files.exists(path)
+    except OSError:
+        return False
