@@ -229,6 +229,7 @@ def test_folds(store, local_ray, tmp_path):
     assert train(store, out, config("train.epochs=2"), folds="k=2") == summary
 
 
+@pytest.mark.slow
 def test_folds_with_an_encoder_each(local_ray, tmp_path):
     corpus = Heard(tmp_path / "heard", sessions=(8, 0), lengths=(4, 5))
     settings = corpus.config(epochs=1, encoder_lr=1e-2)
@@ -264,6 +265,7 @@ def test_mistakes_of_workers_come_home_as_values(tmp_path):
     )
     store = write_store(broken, str(tmp_path / "store"))
     job = {"store": store, "config": config().to_dict(), "out": str(tmp_path / "run"), "folds": None, "fold": ""}
+    job |= {"speakers": None, "manifest": None}
     found = _train_worker(job)
     with pytest.raises(NonFiniteFeatureError, match="speech of utterance 's0000-0001' holds NaN"):
         raise revive(found["error"], found["message"])
