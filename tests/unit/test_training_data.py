@@ -5,6 +5,7 @@ import pyarrow as pa
 import pytest
 
 from vaemo import files
+from vaemo.cluster import ablate
 from vaemo.config import Config
 from vaemo.errors import LabelError, UsageError
 from vaemo.speakers import Enrolments, unit
@@ -85,13 +86,14 @@ def test_the_voices_that_are_written_enrol_alike_in_scoring(store, tmp_path):
     write_store(store)
     data = TrainingData.open(store, enrolled())
     path = str(tmp_path / "speakers.parquet")
-    data.voices().write(path)
+    data.voices(data.part("")).write(path)
     again = TrainingData.open(store, enrolled(), speakers=path)
     for one, other in zip(data.sessions(), again.sessions(), strict=True):
         np.testing.assert_allclose(one.streams["speaker"], other.streams["speaker"], atol=CLOSE)
-    assert again.voices() is again.enrolments
+    assert again.voices(again.part("")) is again.enrolments
     assert data.digest != again.digest
-    assert TrainingData.open(store, config()).voices() is None
+    plain = TrainingData.open(store, config())
+    assert plain.voices(plain.part("")) is None
 
 
 def test_voices_that_nothing_asks_for_are_refused(store, tmp_path):
@@ -124,3 +126,18 @@ def test_one_set_of_sessions_cannot_serve_folds_of_enrolled_speakers(store):
     assert len(TrainingData.open(store, enrolled()).shared_sessions()) == SESSIONS
     with pytest.raises(UsageError, match="voices differ from fold to fold"):
         TrainingData.open(store, enrolled(), folds="by=fold").shared_sessions()
+
+
+def test_a_grid_takes_the_embeddings_as_they_lie_in_the_store(store, tmp_path, monkeypatch):
+    """Its cells aggregate them, each with the voices of its fold; done twice, a running mean would be another one."""
+    raw = write_store(store)
+    given = []
+
+    def run(missing, sessions, *_):
+        given.extend(sessions)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ablate, "_run", run)
+    with pytest.raises(KeyboardInterrupt):
+        ablate.ablate(store, str(tmp_path / "out"), config("features.speaker_aggregation=running_mean"), folds="k=2")
+    np.testing.assert_array_equal(np.concatenate([session.streams["speaker"] for session in given]), raw)

@@ -29,7 +29,7 @@ from vaemo.progress import Progress, say
 from vaemo.sessions import Session
 from vaemo.shards import claim_folder, digest
 from vaemo.splits import Fold
-from vaemo.training.data import TrainingData
+from vaemo.training.data import SECTIONS, TrainingData
 
 MARKER, CELLS = "_ablation.json", "cells"
 
@@ -75,7 +75,7 @@ def ablate(
             "can be compared."
         )
     data = TrainingData.open(store, config, folds)
-    parts, sessions = data.parts, data.shared_sessions()
+    parts, sessions = data.parts, data.read()
     for fold in parts:
         check_fold(sessions, fold, config)
     variants, left_out = choose_variants(config, data.store.dims, only)
@@ -97,10 +97,10 @@ def ablate(
 
 
 def _claim(out: str, data: TrainingData) -> None:
-    sections, config = ("model", "updater", "train", "sessions", "splits", "labels"), data.config
+    config = data.config
     how = config.features.speaker_aggregation
-    settings = {**config.decisive(*sections), "folds": data.folds, "data": data.digest, "speaker_aggregation": how}
-    fingerprint = digest(config.fingerprint(*sections), data.digest, how, str(data.folds))
+    settings = {**config.decisive(*SECTIONS), "folds": data.folds, "data": data.digest, "speaker_aggregation": how}
+    fingerprint = digest(config.fingerprint(*SECTIONS), data.digest, how, str(data.folds))
     claim_folder(out, MARKER, fingerprint, {"settings": settings})
 
 

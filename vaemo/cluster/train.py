@@ -40,7 +40,7 @@ from vaemo.shards import claim_folder, digest
 from vaemo.splits import Fold
 from vaemo.training import run_folder
 from vaemo.training.curves import draw_curves
-from vaemo.training.data import TrainingData
+from vaemo.training.data import SECTIONS, TrainingData
 from vaemo.training.end_to_end import EndToEnd, check_encoder_settings
 from vaemo.training.group import Group, ProcessGroup
 from vaemo.training.held_out import score_held_out
@@ -97,11 +97,10 @@ def train(
     data = TrainingData.open(store, config, folds, speakers)
     check_encoder_settings(config, manifest, data.store.info)
     data.check_labels()
-    sections = ("model", "updater", "train", "sessions", "splits", "labels")
     heard = [EndToEnd.open(data.store, manifest, config).fingerprint] if manifest else []
     aggregation = config.features.speaker_aggregation
-    fingerprint = digest(config.fingerprint(*sections), aggregation, data.digest, str(folds), *heard)
-    settings = {section: config.to_dict()[section] for section in sections}
+    fingerprint = digest(config.fingerprint(*SECTIONS), aggregation, data.digest, str(folds), *heard)
+    settings = {section: config.to_dict()[section] for section in SECTIONS}
     claim_folder(out, run_folder.MARKER, fingerprint, {"data": data.digest, "folds": folds, "settings": settings})
     if (summary := run_folder.finished(out)) is not None:
         say(f"{out} is finished: {_headline(summary)}. Give another --out to train again.")
@@ -114,9 +113,10 @@ def train(
     if cpus < workers:
         raise ClusterError(f"--workers {workers} need {workers} CPUs; the Ray cluster has {cpus}.")
     job: dict[str, Any] = {"store": store, "manifest": manifest, "speakers": speakers, "folds": folds}
-    job |= {"config": config.to_dict(), "workers": workers}
-    if voices := data.voices():
-        voices.write(files.join(out, run_folder.SPEAKERS))
+    job |= {"config": config.to_dict(), "workers": workers, "data": data.digest}
+    for fold in data.parts:
+        if voices := data.voices(fold):
+            voices.write(files.join(_fold_folder(out, fold.name) if folds else out, run_folder.SPEAKERS))
     with Console() as console:
         job["lines"] = console.lines
         if not folds:
@@ -213,7 +213,7 @@ def _train(job: Mapping[str, Any]) -> dict[str, Any]:
             talk(f"going on after epoch {len(trainer.history)}")
     first = group.rank == 0
     trackers = Trackers(config.train.trackers if first else (), out, job["name"], job["config"], len(trainer.history))
-    provenance = run_folder.provenance_of(store, config, data.digest, trainer.model, device.type)
+    provenance = run_folder.provenance_of(store, config, job["data"], trainer.model, device.type)
     for metrics in trainer:
         saved = None
         with tempfile.TemporaryDirectory() as folder:

@@ -34,7 +34,7 @@ from vaemo.config import Config
 from vaemo.errors import ClusterError, UsageError
 from vaemo.progress import say
 from vaemo.shards import claim_folder, digest
-from vaemo.training.data import TrainingData
+from vaemo.training.data import SECTIONS, TrainingData
 from vaemo.training.end_to_end import check_encoder_settings
 from vaemo.tuning.search import Method, Scheduler, Search
 from vaemo.tuning.space import WHILE_TRAINING, Point, Space, read_space
@@ -96,7 +96,7 @@ def tune(
         "scheduler": scheduler,
         "folds": folds,
         "seeds": seeds,
-        **config.decisive("model", "updater", "train", "sessions", "splits", "labels"),
+        **config.decisive(*SECTIONS),
     }
     fingerprint = digest(json.dumps(settings), config.features.speaker_aggregation, provenance)
     claim_folder(out, MARKER, fingerprint, {"data": provenance, "settings": settings})

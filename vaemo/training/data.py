@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 
 import pyarrow as pa
 
@@ -22,6 +23,9 @@ LIGHT = [
     "valence", "arousal", "status", "reason",
 ]  # fmt: skip
 """The columns of a store but for its features."""
+
+SECTIONS = ("model", "updater", "train", "sessions", "splits", "labels")
+"""Of the config, those that decide what a training gives."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -101,14 +105,24 @@ class TrainingData:
         """The fold of a name; of the one split it is empty."""
         return next(fold for fold in self.parts if not self.folds or fold.name == name)
 
-    def sessions(self, fold: Fold | None = None) -> list[Session]:
-        """All sessions with their features, the speaker embeddings as the config wants them.
+    def read(self) -> list[Session]:
+        """All sessions with their features, as they lie in the store."""
+        return read_sessions(self.store, self.config)
+
+    def aggregate(self, sessions: Sequence[Session], fold: Fold | None = None) -> list[Session]:
+        """What `read` returned, the speaker embeddings as the config wants them.
 
         Args:
+            sessions: All of them.
             fold: Whose splits the sessions get, and which voices may be heard; None leaves the store's.
         """
-        sessions = read_sessions(self.store, self.config, split=None if fold is None else fold.split)
+        if fold is not None:
+            sessions = [dataclasses.replace(session, split=fold.split[session.rows[0]]) for session in sessions]
         return aggregate_speakers(sessions, self.config.features.speaker_aggregation, self.enrolments)
+
+    def sessions(self, fold: Fold | None = None) -> list[Session]:
+        """All sessions, read and aggregated."""
+        return self.aggregate(self.read(), fold)
 
     def shared_sessions(self) -> list[Session]:
         """All sessions, once for all parts: for those who train on them again and again.
@@ -123,10 +137,10 @@ class TrainingData:
             )
         return self.sessions(None if self.folds else self.parts[0])
 
-    def voices(self) -> Enrolments | None:
-        """What scoring needs of `enrolled` speakers as its `--speakers`; None where nothing is enrolled."""
+    def voices(self, fold: Fold) -> Enrolments | None:
+        """What scoring with the model of a fold needs as its `--speakers`; None where nothing is enrolled."""
         if self.config.features.speaker_aggregation != "enrolled" or "speaker" not in self.store.dims:
             return None
         return self.enrolments or Enrolments.of_sessions(
-            read_sessions(self.store, self.config, split=self.parts[0].split, streams=("speaker",))
+            read_sessions(self.store, self.config, split=fold.split, streams=("speaker",))
         )

@@ -41,8 +41,9 @@ def score_held_out(
     names, per_fold = np.full(n, None, object), {}
     for session in data.labelled:
         labels[session.rows] = session.labels
+    sessions = data.read()
     for fold in data.parts:
-        tested = [session for session in data.sessions(fold) if fold.held_out[session.rows].any()]
+        tested = [session for session in data.aggregate(sessions, fold) if fold.held_out[session.rows].any()]
         checkpoint = models[fold.name]
         if manifest and checkpoint.has_encoder and checkpoint.features:
             tested = rehear(tested, checkpoint.features, Waveforms.of_store(data.store, manifest, config))
