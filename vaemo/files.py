@@ -172,3 +172,9 @@ def read_parquet_schema(path: str | Path) -> pa.Schema:
     """The schema of a Parquet file, metadata included; reads its footer alone."""
     filesystem, inner = filesystem_of(path)
     return pq.read_schema(inner, filesystem=filesystem)
+
+
+def safetensors_metadata(content: bytes) -> dict[str, str]:
+    """The metadata of a safetensors file: its header is JSON, its length stands in the first eight bytes."""
+    length = int.from_bytes(content[:8], "little")
+    return json.loads(content[8 : 8 + length]).get("__metadata__", {})

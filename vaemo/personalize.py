@@ -90,7 +90,7 @@ class Personal:
         path = files.join(folder, DELTAS)
         try:
             content = files.read_bytes(path)
-            tensors, found = load(content), metadata_of(content).get("fingerprint", "")
+            tensors, found = load(content), files.safetensors_metadata(content).get("fingerprint", "")
         except (OSError, SafetensorError) as error:
             raise ReadCheckpointError(
                 f"'{path}' cannot be read ({error.__class__.__name__}); give the --out folder of jobs/personalize.py."
@@ -104,12 +104,6 @@ class Personal:
         names = dict.fromkeys(name.rpartition("/")[2] for name in tensors)
         stacked = {name: torch.stack([tensors[f"{speaker}/{name}"] for speaker in speakers]) for name in names}
         return Personal(stacked, {speaker: row for row, speaker in enumerate(speakers)}, fingerprint)
-
-
-def metadata_of(content: bytes) -> dict[str, str]:
-    """The metadata of a safetensors file: its header is JSON, its length stands in the first eight bytes."""
-    length = int.from_bytes(content[:8], "little")
-    return json.loads(content[8 : 8 + length]).get("__metadata__", {})
 
 
 @dataclass(frozen=True, eq=False)

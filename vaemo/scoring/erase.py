@@ -18,7 +18,7 @@ from safetensors.torch import load, save
 
 from vaemo import cli, files
 from vaemo.errors import OtherRunError, UsageError
-from vaemo.personalize import DELTAS, SPEAKERS, USED, metadata_of
+from vaemo.personalize import DELTAS, SPEAKERS, USED
 from vaemo.progress import say
 from vaemo.scoring.ids import IdKey
 from vaemo.shards import Shard, read_keys, tag_keys
@@ -150,7 +150,7 @@ def _erase_deltas(folder: str, names: Sequence[str]) -> int:
     path, gone = files.join(folder, DELTAS), set(speakers.to_pylist())
     content = files.read_bytes(path)
     tensors = {name: tensor for name, tensor in load(content).items() if name.rpartition("/")[0] not in gone}
-    files.write_whole(path, save(tensors, metadata=metadata_of(content)))
+    files.write_whole(path, save(tensors, metadata=files.safetensors_metadata(content)))
     for name in (SPEAKERS, USED):
         table = files.read_parquet(files.join(folder, name))
         files.write_parquet_whole(

@@ -9,19 +9,17 @@ from __future__ import annotations
 
 import itertools
 import json
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.torch import save
+from safetensors.torch import load, save
 
 from vaemo.config import Config
+from vaemo.files import safetensors_metadata
 from vaemo.lanes import schedule_lanes
 from vaemo.sessions import Session
 from vaemo.training.group import Group
@@ -172,12 +170,7 @@ class Trial:
 
     def restore(self, saved: bytes) -> None:
         """Go on from what `save` gave, from a trial of the same data, model and optimiser."""
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder, "state.safetensors")
-            path.write_bytes(saved)
-            with safe_open(path, framework="pt") as held:
-                tensors = {name: held.get_tensor(name) for name in held.keys()}  # noqa: SIM118 -- not a mapping
-                said = json.loads(held.metadata()["trial"])
+        tensors, said = load(saved), _said(saved)
         self._train_s, self._curve = said["train_s"], [(step, value) for step, value in said["curve"]]
         for number, (trainer, progress) in enumerate(zip(self.trainers, said["progress"], strict=True)):
             prefix = f"{number}."
@@ -187,6 +180,8 @@ class Trial:
 
 def saved_point(saved: bytes) -> dict[str, Any]:
     """The point at which a trial stood when it was saved."""
-    # A safetensors file begins with the length of its header, which is JSON.
-    length = int.from_bytes(saved[:8], "little")
-    return json.loads(json.loads(saved[8 : 8 + length])["__metadata__"]["trial"])["point"]
+    return _said(saved)["point"]
+
+
+def _said(saved: bytes) -> dict[str, Any]:
+    return json.loads(safetensors_metadata(saved)["trial"])
