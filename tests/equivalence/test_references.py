@@ -7,7 +7,7 @@ from model_cases import assert_close
 
 from vaemo.model.mamba import Mamba
 from vaemo.model.mamba2 import Mamba2, ssd_chunk, ssd_kernel, ssd_reference
-from vaemo.model.scan import scan_chunk, scan_kernel, scan_reference
+from vaemo.model.scan import BLOCK_STEPS, scan_chunk, scan_kernel, scan_reference, scan_step
 
 OUTPUT, GRADIENT = 1e-5, 1e-4
 """float32: sums of some hundred terms in another order; gradients add up over lanes and steps."""
@@ -65,18 +65,30 @@ def test_the_scan_is_selective_scan_ref(scan):
         torch.testing.assert_close(ours, theirs, rtol=GRADIENT, atol=OUTPUT)
 
 
-def test_the_chunk_scan_is_its_specification():
+def scan_by_steps(x, delta, A, B, C, h):
+    outputs = []
+    for t in range(T):
+        y, h = scan_step(x[:, t], delta[:, t], A, B[:, t], C[:, t], h)
+        outputs.append(y)
+    return torch.stack(outputs, 1), h
+
+
+@pytest.mark.parametrize("scan", [scan_chunk, scan_by_steps])
+def test_the_fast_scans_are_their_specification(scan):
+    assert T > 2 * BLOCK_STEPS
+    assert T % BLOCK_STEPS
     inputs = scan_inputs()
     expected = outputs_and_gradients(scan_reference, inputs)
-    for found, other in zip(outputs_and_gradients(scan_chunk, inputs), expected, strict=True):
+    for found, other in zip(outputs_and_gradients(scan, inputs), expected, strict=True):
         assert_close(found, other)
     with torch.no_grad():
-        for found, other in zip(scan_chunk(*inputs), expected, strict=False):
+        for found, other in zip(scan(*inputs), expected, strict=False):
             assert_close(found, other)
 
 
-def test_the_chunk_scan_has_the_gradients_of_its_outputs():
-    small = [x[:2, :4] if x.dim() == 3 and x.shape[1] == T else x for x in scan_inputs()]
+@pytest.mark.parametrize("steps", [1, BLOCK_STEPS + 1])
+def test_the_chunk_scan_has_the_gradients_of_its_outputs(steps):
+    small = [x[:2, :steps] if x.dim() == 3 and x.shape[1] == T else x for x in scan_inputs()]
     small = [x.detach()[: 2 if x.dim() == 3 else None].clone().requires_grad_() for x in small]
     assert torch.autograd.gradcheck(scan_chunk, small)
 

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.perf
 SAME_CURVE = 2e-3
 """Losses of two orders of float32 sums, over an epoch of optimiser steps."""
 
-ROUNDS = 3
+ROUNDS = 9
 
 DIMS = {"speech": 768, "prosody": 88, "speaker": 192}
 
@@ -114,7 +114,7 @@ def seconds(call):
     return time.perf_counter() - start, value
 
 
-@pytest.mark.parametrize(("feedback", "at_least"), [("label", 2.5), ("model", 1.5)])
+@pytest.mark.parametrize(("feedback", "at_least"), [("label", 2.8), ("model", 1.5)])
 def test_epoch_against_the_plain_loop(feedback, at_least):
     torch.set_num_threads(2)
     config = Config.load("seed", ["model.dropout=0", f"model.feedback={feedback}"])
@@ -172,7 +172,7 @@ def test_cost_is_linear():
         trainer = Trainer(data, data[:2], config)
         trainer._train_epoch(0)
         count = sum(map(len, data))
-        rounds = [seconds(lambda trainer=trainer: trainer._train_epoch(1))[0] for _ in range(ROUNDS)]
+        rounds = [seconds(lambda trainer=trainer: trainer._train_epoch(1))[0] for _ in range(3)]
         per_utterance[count] = min(rounds) / count
     print("\n" + ", ".join(f"{count:,} utterances: {1e6 * s:.0f} us each" for count, s in per_utterance.items()))
     small, middle, large = per_utterance.values()

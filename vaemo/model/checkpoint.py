@@ -167,9 +167,11 @@ def _read(folder: str | Path, name: str) -> bytes:
     try:
         return files.read_bytes(files.join(folder, name))
     except OSError as error:
+        best = files.join(folder, "best")
+        hint = f" Give {best}." if files.exists(files.join(best, WEIGHTS)) else ""
         raise ReadCheckpointError(
             f"'{folder}' is not a whole checkpoint: {name} cannot be read ({error.__class__.__name__}). "
-            f"It holds {WEIGHTS}, {CONFIG}, {METRICS} and {PROVENANCE}."
+            f"A checkpoint holds {WEIGHTS}, {CONFIG}, {METRICS} and {PROVENANCE}.{hint}"
         ) from None
 
 

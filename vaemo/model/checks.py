@@ -83,12 +83,22 @@ def check_features(features: Streams, dims: Mapping[str, int], *, lanes: int, n_
     return steps.pop()
 
 
-def check_finite(features: Streams) -> None:
-    """Raise NonFiniteFeatureError, naming lane and step, if a feature is NaN or infinite."""
+def check_finite(features: Streams, valid: Tensor | None = None) -> None:
+    """Raise NonFiniteFeatureError, naming lane and step, if a feature is NaN or infinite.
+
+    Args:
+        features: (L, T, D) or (L, D) per stream.
+        valid: Steps that are looked at, (L, T), bool; None looks at all.
+    """
     for name, x in features.items():
         # One pass over the features; only a sum that is not finite is looked into.
-        if not x.sum().isfinite() and not x.isfinite().all():
-            lane, *step = (~x.isfinite().all(-1)).nonzero()[0].tolist()
+        if x.sum().isfinite():
+            continue
+        broken = ~x.isfinite().all(-1)
+        if valid is not None:
+            broken &= valid
+        if broken.any():
+            lane, *step = broken.nonzero()[0].tolist()
             raise NonFiniteFeatureError(name, lane, step[0] if step else 0)
 
 

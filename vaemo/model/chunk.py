@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from vaemo.model.head import HeadWeights
 from vaemo.model.updater import Memory, UpdaterConstants
 
 
@@ -59,7 +60,7 @@ class Weights(NamedTuple):
 
     updater: UpdaterConstants | None
     alpha: Tensor | None
-    head: tuple[Tensor, Tensor, Tensor]
+    head: HeadWeights
 
 
 class Carried(NamedTuple):

@@ -11,6 +11,7 @@ import logging
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 log = logging.getLogger(__name__)
@@ -58,7 +59,7 @@ def conv_chunk(
         y: (L, T, E).
         tail: (L, K-1, E); bit-identical where a lane has no valid step.
     """
-    T, K = x.shape[1], len(taps)
+    K = len(taps)
     padded = torch.cat([tail, x], 1)
     last = valid.sum(1)[:, None] + torch.arange(K - 1, device=x.device)
     after = padded.gather(1, last[..., None].expand(-1, -1, x.shape[-1]))
@@ -68,10 +69,34 @@ def conv_chunk(
             x.transpose(1, 2), taps.t(), bias, initial_states=tail.transpose(1, 2), activation="silu"
         )
         return y.transpose(1, 2), after
-    y = torch.addcmul(bias, padded[:, :T], taps[0])
-    for k in range(1, K):
-        y = torch.addcmul(y, padded[:, k : k + T], taps[k])
-    return functional.silu(y), after
+    return functional.silu(_Convolution.apply(padded, taps, bias)), after
+
+
+class _Convolution(torch.autograd.Function):
+    """The K shifted products, (L, T, E), of the inputs behind their tail, (L, T+K-1, E).
+
+    One node of the graph: the gradient of every slice would cost a whole tensor.
+    """
+
+    @staticmethod
+    def forward(ctx, padded, taps, bias):
+        ctx.save_for_backward(padded, taps)
+        T = padded.shape[1] - len(taps) + 1
+        y = torch.addcmul(bias, padded[:, :T], taps[0])
+        for k in range(1, len(taps)):
+            y.addcmul_(padded[:, k : k + T], taps[k])
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        padded, taps = ctx.saved_tensors
+        T = grad.shape[1]
+        grad_padded, grad_taps = torch.zeros_like(padded), torch.empty_like(taps)
+        for k, tap in enumerate(taps):
+            grad_padded[:, k : k + T].addcmul_(grad, tap)
+            grad_taps[k] = (grad * padded[:, k : k + T]).sum((0, 1))
+        return grad_padded, grad_taps, grad.sum((0, 1))
 
 
 def conv_step(x: Tensor, tail: Tensor, taps: Tensor, bias: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -23,7 +23,7 @@ class FilmDelta:
 
     Attributes:
         parameters: By the names of `Film`'s state dict, (S, ...) each; what is absent is unchanged.
-        speaker: Index into S of every utterance, (L, T) or (L,), int64; -1 where nothing is added.
+        speaker: Index into S of every utterance, (L, T), (L,) or (R,), int64; -1 where nothing is added.
     """
 
     parameters: Mapping[str, Tensor]
@@ -32,6 +32,10 @@ class FilmDelta:
     def steps(self, start: int, stop: int) -> FilmDelta:
         """The chunk's steps from `start` up to `stop`."""
         return FilmDelta(self.parameters, self.speaker[:, start:stop])
+
+    def rows(self, index: Tensor) -> FilmDelta:
+        """The chunk's steps at `index`, (R,), counted through lane after lane."""
+        return FilmDelta(self.parameters, self.speaker.flatten()[index])
 
     def to(self, device: torch.device | str) -> FilmDelta:
         """The changes on a device."""
@@ -63,7 +67,8 @@ class Film(nn.Module):
             own = _OwnUtterances(delta)
             hidden = functional.relu(own.add("hidden", speaker, self.hidden(speaker)))
             gamma, beta = own.add("last", hidden, self.last(hidden)).chunk(2, -1)
-        return (1 + gamma.tanh()) * speech + beta
+        # 1 + tanh(x) is 2 sigmoid(2 x), at a fifth of the cost on a CPU.
+        return torch.addcmul(beta, speech, torch.sigmoid(2 * gamma), value=2)
 
 
 class _OwnUtterances:

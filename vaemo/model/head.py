@@ -5,9 +5,27 @@ Letters: L lanes, T steps, D width of z, H width of the hidden layer.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+
+class HeadWeights(NamedTuple):
+    """What the head multiplies by, cut once per chunk: the gradient of every cut costs a whole weight.
+
+    Attributes:
+        of_z: The hidden layer's weight of z, (H, D).
+        of_c: The hidden layer's weight of c, (H, d_c).
+        last: The two heads' weight, (2, H).
+        bias: The two heads' bias, (2,).
+    """
+
+    of_z: Tensor
+    of_c: Tensor
+    last: Tensor
+    bias: Tensor
 
 
 class Head(nn.Module):
@@ -25,27 +43,23 @@ class Head(nn.Module):
 
     def __init__(self, z_dim: int, d_c: int, hidden: int, label_range: tuple[float, float]):
         super().__init__()
-        self.z_dim = z_dim
+        self.z_dim, self.d_c = z_dim, d_c
         self.squash = torch.sigmoid if label_range[0] == 0 else torch.tanh
         self.hidden = nn.Linear(z_dim + d_c, hidden)
         self.valence = nn.Linear(hidden, 1)
         self.arousal = nn.Linear(hidden, 1)
 
-    def project(self, z: Tensor) -> Tensor:
+    def weights(self) -> HeadWeights:
+        """What `project` and `forward` multiply by."""
+        of_z, of_c = self.hidden.weight.split([self.z_dim, self.d_c], 1)
+        last = torch.cat([self.valence.weight, self.arousal.weight])
+        return HeadWeights(of_z, of_c, last, torch.cat([self.valence.bias, self.arousal.bias]))
+
+    def project(self, z: Tensor, weights: HeadWeights) -> Tensor:
         """The hidden layer's share of z, (..., H), with its bias."""
-        return functional.linear(z, self.hidden.weight[:, : self.z_dim], self.hidden.bias)
+        return functional.linear(z, weights.of_z, self.hidden.bias)
 
-    def weights(self) -> tuple[Tensor, Tensor, Tensor]:
-        """What `forward` multiplies by: c's share of the hidden layer (H, d_c), the heads' weight (2, H), bias (2,)."""
-        return (
-            self.hidden.weight[:, self.z_dim :],
-            torch.cat([self.valence.weight, self.arousal.weight]),
-            torch.cat([self.valence.bias, self.arousal.bias]),
-        )
-
-    def forward(
-        self, projected: Tensor, c: Tensor | None, weights: tuple[Tensor, Tensor, Tensor], dropout: Tensor | None
-    ) -> Tensor:
+    def forward(self, projected: Tensor, c: Tensor | None, weights: HeadWeights, dropout: Tensor | None) -> Tensor:
         """Predictions (..., 2) on the label range.
 
         Args:
@@ -54,8 +68,7 @@ class Head(nn.Module):
             weights: What `weights` returned.
             dropout: Scaled mask of the hidden layer, (..., H), or None.
         """
-        of_c, last, bias = weights
-        hidden = functional.relu(projected if c is None else projected + functional.linear(c, of_c))
+        hidden = functional.relu(projected if c is None else projected + functional.linear(c, weights.of_c))
         if dropout is not None:
             hidden = hidden * dropout
-        return self.squash(functional.linear(hidden, last, bias))
+        return self.squash(functional.linear(hidden, weights.last, weights.bias))

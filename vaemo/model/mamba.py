@@ -100,7 +100,7 @@ class Mamba(nn.Module):
         delta, B, C = self._selection(u)
         delta = delta * valid[..., None]
         y, h = _SCANS[scan](u, delta, constants.A, B, C, h)
-        return self.out_proj((y + u * self.D) * functional.silu(gate)), (tail, h)
+        return self.out_proj(torch.addcmul(y, u, self.D) * functional.silu(gate)), (tail, h)
 
     def step(
         self, x: Tensor, memory: tuple[Tensor, ...], valid: Tensor | None, constants: MambaConstants
@@ -112,12 +112,8 @@ class Mamba(nn.Module):
         delta, B, C = self._selection(u)
         if valid is not None:
             delta = delta * valid[:, None]
-        if torch.is_grad_enabled():
-            y, h = scan_chunk(u[:, None], delta[:, None], constants.A, B[:, None], C[:, None], h)
-            y = y[:, 0]
-        else:
-            y, h = scan_step(u, delta, constants.A, B, C, h)
-        return self.out_proj((y + u * self.D) * functional.silu(gate)), (tail, h)
+        y, h = scan_step(u, delta, constants.A, B, C, h)
+        return self.out_proj(torch.addcmul(y, u, self.D) * functional.silu(gate)), (tail, h)
 
     def _selection(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Step sizes (..., E), input weights (..., N) and output weights (..., N) of every step."""

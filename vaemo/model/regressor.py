@@ -245,9 +245,14 @@ class SessionRegressor(nn.Module):
             return self.label_deviation.new_zeros(state.lanes, T, 2), state
         lengths = lengths.to(self.label_deviation.device)
         valid = torch.arange(longest, device=lengths.device) < lengths[:, None]
-        features = Streams(**{name: _cut(getattr(features, name), valid, shortest) for name in self.dims})
-        check_finite(features)
-        to_updater, to_head = self._encode(features, None if film_delta is None else film_delta.steps(0, longest))
+        features = Streams(**{name: getattr(features, name)[:, :longest] for name in self.dims})
+        check_finite(features, valid)
+        film_delta = None if film_delta is None else film_delta.steps(0, longest)
+        weights = self._weights()
+        if shortest == longest:
+            to_updater, to_head = self._encode(features, weights, film_delta)
+        else:
+            to_updater, to_head = self._encode_valid(features, weights, film_delta, valid)
         chunk = Chunk(
             to_updater,
             to_head,
@@ -259,7 +264,7 @@ class SessionRegressor(nn.Module):
         )
         carried = Carried(self._unpack(state), state.c)
         run = self._runner(chunk)
-        prediction, carried = run(self, chunk, self._weights(), carried, self._first(state), diagnostics)
+        prediction, carried = run(self, chunk, weights, carried, self._first(state), diagnostics)
         prediction = prediction.masked_fill(~valid[..., None], 0)
         values, known = replace_observed(prediction, chunk.observed)
         after = self._pack(
@@ -298,9 +303,10 @@ class SessionRegressor(nn.Module):
         check_observed(observed, (state.lanes, 2))
         features = Streams(**{name: getattr(features, name) for name in self.dims})
         check_finite(features)
-        to_updater, to_head = self._encode(features, film_delta)
+        weights = self._weights()
+        to_updater, to_head = self._encode(features, weights, film_delta)
         carried = Carried(self._unpack(state), state.c)
-        prediction, carried = self.advance(to_updater, to_head, self._weights(), carried, self._first(state), None)
+        prediction, carried = self.advance(to_updater, to_head, weights, carried, self._first(state), None)
         fed = replace_observed(prediction, None if observed is None else observed.to(prediction))
         return prediction, self._pack(state, carried, fed, torch.ones_like(state.n_steps))
 
@@ -346,7 +352,7 @@ class SessionRegressor(nn.Module):
 
     # -- parts -------------------------------------------------------------------------------------------------------
 
-    def _encode(self, features: Streams, delta: FilmDelta | None) -> tuple[Tensor | None, Tensor]:
+    def _encode(self, features: Streams, weights: Weights, delta: FilmDelta | None) -> tuple[Tensor | None, Tensor]:
         """What needs no feedback: the updater's and the head's shares of z, (..., d_model) and (..., H)."""
         standard = {name: self.standardize[name](x) for name, x in features.items()}
         parts = []
@@ -359,7 +365,27 @@ class SessionRegressor(nn.Module):
         if self.film_kind == "concat":
             parts.append(standard["speaker"])
         z = self.norm_z(torch.cat(parts, -1) if len(parts) > 1 else parts[0])
-        return (self.updater.project(z) if self.has_memory else None), self.head.project(z)
+        to_head = self.head.project(z, weights.head)
+        return (None if weights.updater is None else self.updater.project(z, weights.updater)), to_head
+
+    def _encode_valid(
+        self, features: Streams, weights: Weights, delta: FilmDelta | None, valid: Tensor
+    ) -> tuple[Tensor | None, Tensor]:
+        """`_encode` of a chunk with padding, of which nothing gets through, whatever stands there.
+
+        With gradients only valid steps are encoded. Without, padding is encoded too, as zeros: a matrix product of
+        another size rounds otherwise, and scores must not depend on how long the others in a batch are.
+        """
+        if not torch.is_grad_enabled():
+            return self._encode(features.map(lambda x: x.masked_fill(~valid[..., None], 0)), weights, delta)
+        rows = valid.flatten().nonzero()[:, 0]
+        packed = features.map(lambda x: x.flatten(0, 1)[rows])
+        to_updater, to_head = self._encode(packed, weights, delta and delta.to(rows.device).rows(rows))
+
+        def spread(x: Tensor) -> Tensor:
+            return x.new_zeros(valid.numel(), x.shape[-1]).index_copy(0, rows, x).unflatten(0, valid.shape)
+
+        return (None if to_updater is None else spread(to_updater)), spread(to_head)
 
     def _weights(self) -> Weights:
         if not self.has_memory:
@@ -409,9 +435,3 @@ class SessionRegressor(nn.Module):
             last_observed=fed[1],
             n_steps=state.n_steps + lengths,
         )
-
-
-def _cut(x: Tensor, valid: Tensor, shortest: int) -> Tensor:
-    """The steps that any lane has, with zeros for padding: whatever stood there, it cannot spread."""
-    x = x[:, : valid.shape[1]]
-    return x if shortest == valid.shape[1] else x.masked_fill(~valid[..., None], 0)

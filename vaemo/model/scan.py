@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import functools
 import importlib
+import itertools
 import logging
+import math
 
 import torch
 from torch import Tensor
@@ -24,7 +26,11 @@ from vaemo.errors import UsageError
 
 log = logging.getLogger(__name__)
 
-SCANS = ("reference", "chunk", "kernel")
+BLOCK_STEPS = 6
+"""Steps whose decays, inputs and sums are computed at once: enough to spare calls, few enough to stay in the cache."""
+
+LOG2_E = math.log2(math.e)
+"""Decays are powers of 2: on a CPU PyTorch takes those in a third of the time of `exp`."""
 
 Scanned = tuple[Tensor, Tensor]
 
@@ -56,87 +62,122 @@ def scan_reference(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, h:
 
 
 def scan_step(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, h: Tensor) -> Scanned:
-    """One step without gradients: the arguments of `scan_reference` without T.
+    """One step: the arguments of `scan_reference` without T.
 
-    One new tensor (L, N, E), filled in place: with many lanes a step is as fast as memory is.
+    Without gradients one new tensor (L, N, E), filled in place: with many lanes a step is as fast as memory is.
     """
-    after = torch.mul(delta[:, None], A).exp_().mul_(h).addcmul_(B[:, :, None], (delta * x)[:, None])
+    if torch.is_grad_enabled():
+        return _StepScan.apply(x, delta, A, B, C, h)
+    after = torch.mul(delta[:, None], A * LOG2_E).exp2_().mul_(h).addcmul_(B[:, :, None], (delta * x)[:, None])
     return torch.bmm(C[:, None], after)[:, 0], after
+
+
+class _StepScan(torch.autograd.Function):
+    """`scan_step` and its gradient, as one node of the graph."""
+
+    @staticmethod
+    def forward(ctx, x, delta, A, B, C, h):
+        decay = torch.mul(delta[:, None], A * LOG2_E).exp2_()
+        after = torch.mul(decay, h).addcmul_(B[:, :, None], (delta * x)[:, None])
+        ctx.save_for_backward(x, delta, A, B, C, h, decay, after)
+        return torch.bmm(C[:, None], after)[:, 0], after
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_y, grad_after):
+        x, delta, A, B, C, h, decay, after = ctx.saved_tensors
+        grad = torch.addcmul(grad_after, C[:, :, None], grad_y[:, None])
+        grad_C = torch.bmm(grad_y[:, None], after.transpose(1, 2))[:, 0]
+        grad_B = torch.bmm((delta * x)[:, None], grad.transpose(1, 2))[:, 0]
+        grad_dx = torch.bmm(B[:, None], grad)[:, 0]
+        grad_h = grad.mul_(decay)
+        grad_exponent = grad_h * h
+        grad_A = (grad_exponent * delta[:, None]).sum(0)
+        grad_delta = grad_exponent.mul_(A).sum(1).addcmul_(grad_dx, x)
+        return grad_dx.mul_(delta), grad_delta, grad_A, grad_B, grad_C, grad_h
 
 
 def scan_chunk(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, h: Tensor) -> Scanned:
     """The scan as one node of the graph, with a hand-written backward; arguments as `scan_reference`.
 
-    Steps follow one another on slabs of (L, N, E) that stay in the processor's cache. All states are kept for the
-    backward, (T, L, N, E); the decays are computed again.
+    It goes by blocks of K steps, (L, K, N, E), in buffers that stay in the processor's cache. Kept for the backward is
+    the state before every block; to compute the others again is faster than to fetch them from memory.
     """
-    if not torch.is_grad_enabled():
-        return _scan_without_history(x, delta, A, B, C, h)
     return _ChunkScan.apply(x, delta, A, B, C, h)
 
 
-def _time_first(*tensors: Tensor) -> list[Tensor]:
-    return [tensor.transpose(0, 1).contiguous() for tensor in tensors]
+def _blocks(steps: int) -> list[slice]:
+    return [slice(start, min(start + BLOCK_STEPS, steps)) for start in range(0, steps, BLOCK_STEPS)]
 
 
-def _scan_without_history(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, h: Tensor) -> Scanned:
-    dx, delta, B, C = _time_first(delta * x, delta, B, C)
-    T, L, E = dx.shape
-    y, decay, h = x.new_empty(T, L, 1, E), torch.empty_like(h), h.clone()
-    for t in range(T):
-        torch.mul(delta[t][:, None], A, out=decay).exp_()
-        h.mul_(decay).addcmul_(B[t][:, :, None], dx[t][:, None])
-        torch.bmm(C[t][:, None], h, out=y[t])
-    return y[:, :, 0].transpose(0, 1), h
+def _buffers(number: int, x: Tensor, A: Tensor) -> Tensor:
+    """Room for some tensors of a block, (number, L, K, N, E), that serves all blocks."""
+    return A.new_empty(number, len(x), min(BLOCK_STEPS, x.shape[1]), *A.shape)
+
+
+def _states(delta: Tensor, A: Tensor, B: Tensor, dx: Tensor, h: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
+    """Decays and states of a block, in the first two buffers of `out`, from its steps' delta, B and dx = delta x."""
+    decays, states = out[:2, :, : delta.shape[1]]
+    torch.mul(delta[:, :, None], A * LOG2_E, out=decays).exp2_()
+    torch.mul(B[..., None], dx[:, :, None], out=states)
+    for decay, state in zip(decays.unbind(1), states.unbind(1), strict=True):
+        h = state.addcmul_(decay, h)
+    return decays, states
+
+
+def _over_states(weights: Tensor, block: Tensor) -> Tensor:
+    """Sums over N of a block with weights (L, K, N): (L, K, E)."""
+    return torch.matmul(weights[:, :, None], block)[:, :, 0]
+
+
+def _over_channels(weights: Tensor, block: Tensor) -> Tensor:
+    """Sums over E of a block with weights (L, K, E): (L, K, N)."""
+    return torch.matmul(weights[:, :, None], block.transpose(2, 3))[:, :, 0]
 
 
 class _ChunkScan(torch.autograd.Function):
-    """`scan_chunk` with its history and its gradient."""
+    """`scan_chunk` and its gradient; buffers hold decays, states, the states' gradients, and the sum for A's."""
 
     @staticmethod
     def forward(ctx, x, delta, A, B, C, h):
-        x, delta, B, C = _time_first(x, delta, B, C)
-        T, L, E = x.shape
-        dx = delta * x
-        states, y, decay = x.new_empty(T, *h.shape), x.new_empty(T, L, 1, E), torch.empty_like(h)
-        before = h
-        for t in range(T):
-            torch.mul(delta[t][:, None], A, out=decay).exp_()
-            torch.mul(before, decay, out=states[t])
-            before = states[t].addcmul_(B[t][:, :, None], dx[t][:, None])
-            torch.bmm(C[t][:, None], before, out=y[t])
-        ctx.save_for_backward(x, delta, A, B, C, h, states)
-        return y[:, :, 0].transpose(0, 1), before.clone()
+        dx, y, starts = delta * x, torch.empty_like(x), []
+        buffers = _buffers(2, x, A)
+        for block in _blocks(x.shape[1]):
+            starts.append(h)
+            _, states = _states(delta[:, block], A, B[:, block], dx[:, block], h, buffers)
+            y[:, block] = _over_states(C[:, block], states)
+            h = states[:, -1].clone()
+        ctx.save_for_backward(x, delta, A, B, C, *starts)
+        return y, h
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_y, grad_h):
-        x, delta, A, B, C, h, states = ctx.saved_tensors
-        (grad_y,) = _time_first(grad_y)
-        T, L, E = x.shape
+        x, delta, A, B, C, *starts = ctx.saved_tensors
         dx = delta * x
-        grad_dx, grad_decay_rate = x.new_empty(T, L, 1, E), torch.zeros_like(h)
-        grad_delta, grad_B = torch.empty_like(delta), torch.empty_like(B)
-        grad_C = torch.empty_like(C)
-        decay, product, grad = torch.empty_like(h), torch.empty_like(h), grad_h.clone()
-        for t in reversed(range(T)):
-            before = states[t - 1] if t else h
-            torch.mul(states[t], grad_y[t][:, None], out=product)
-            torch.sum(product, -1, out=grad_C[t])
-            grad.addcmul_(C[t][:, :, None], grad_y[t][:, None])
-            torch.bmm(B[t][:, None], grad, out=grad_dx[t])
-            torch.mul(grad, dx[t][:, None], out=product)
-            torch.sum(product, -1, out=grad_B[t])
-            torch.mul(delta[t][:, None], A, out=decay).exp_()
-            grad.mul_(decay)
-            torch.mul(grad, before, out=product)  # the gradient of delta_t A
-            grad_decay_rate.addcmul_(product, delta[t][:, None])
-            torch.sum(product.mul_(A), 1, out=grad_delta[t])
-        grad_dx = grad_dx[:, :, 0]
+        grad_dx, grad_delta, grad_B, grad_C = (torch.empty_like(tensor) for tensor in (x, delta, B, C))
+        buffers = _buffers(4, x, A)
+        grad_A = buffers[3].zero_()
+        for block, start in reversed(list(zip(_blocks(x.shape[1]), starts, strict=True))):
+            delta_block, dx_block = delta[:, block], dx[:, block]
+            decays, states = _states(delta_block, A, B[:, block], dx_block, start, buffers)
+            grads = buffers[2, :, : states.shape[1]]
+            torch.mul(C[:, block, :, None], grad_y[:, block, None], out=grads)
+            grads[:, -1].add_(grad_h)
+            backwards = reversed(list(zip(grads.unbind(1), decays.unbind(1), strict=True)))
+            for (later, decay), (own, _) in itertools.pairwise(backwards):
+                own.addcmul_(decay, later)
+            grad_C[:, block] = _over_channels(grad_y[:, block], states)
+            grad_B[:, block] = _over_channels(dx_block, grads)
+            grad_dx[:, block] = _over_states(B[:, block], grads)
+            grads.mul_(decays)
+            grad_h = grads[:, 0].clone()
+            grads[:, 0].mul_(start)
+            grads[:, 1:].mul_(states[:, :-1])  # now the gradient of the exponents, delta A
+            grad_A[:, : grads.shape[1]].addcmul_(grads, delta_block[:, :, None])
+            grad_delta[:, block] = grads.mul_(A).sum(2)
         grad_delta.addcmul_(grad_dx, x)
-        grads = (grad_dx * delta, grad_delta, grad_B, grad_C)
-        grad_x, grad_delta, grad_B, grad_C = (g.transpose(0, 1) for g in grads)
-        return grad_x, grad_delta, grad_decay_rate.sum(0), grad_B, grad_C, grad
+        return grad_dx.mul_(delta), grad_delta, grad_A.sum((0, 1)), grad_B, grad_C, grad_h
 
 
 def scan_kernel(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, h: Tensor) -> Scanned:

@@ -32,4 +32,4 @@ class Standardize(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The features (..., D) in deviations."""
-        return ((x - self.mean) / self.deviation).clamp(-CLIP, CLIP)
+        return (x - self.mean).div_(self.deviation).clamp_(-CLIP, CLIP)

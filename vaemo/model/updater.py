@@ -32,10 +32,12 @@ class UpdaterConstants(NamedTuple):
     would cost a whole weight each time.
 
     Attributes:
+        of_z: The input's weight of z, (H, D).
         feedback: The input's weight of what is fed back, (H, 2 or 4), or (H, 0).
         mixers: Of every block.
     """
 
+    of_z: Tensor
     feedback: Tensor
     mixers: list[Any]
 
@@ -109,7 +111,7 @@ class Updater(nn.Module):
 
     def __init__(self, kind: str, config: UpdaterConfig, z_dim: int, feedback_dim: int, d_c: int, scan: str):
         super().__init__()
-        self.z_dim = z_dim
+        self.z_dim, self.feedback_dim = z_dim, feedback_dim
         self.carry = config.carry
         self.input = nn.Linear(z_dim + feedback_dim, config.d_model)
         self.blocks = nn.ModuleList(Block(_mixer(kind, config, scan), config.d_model) for _ in range(config.layers))
@@ -145,11 +147,12 @@ class Updater(nn.Module):
 
     def constants(self) -> UpdaterConstants:
         """What `forward` and `step` need of the parameters, computed once per chunk."""
-        return UpdaterConstants(self.input.weight[:, self.z_dim :], [block.mixer.constants() for block in self.layers])
+        of_z, feedback = self.input.weight.split([self.z_dim, self.feedback_dim], 1)
+        return UpdaterConstants(of_z, feedback, [block.mixer.constants() for block in self.layers])
 
-    def project(self, z: Tensor) -> Tensor:
+    def project(self, z: Tensor, constants: UpdaterConstants) -> Tensor:
         """The input's share of z, (..., H), with its bias."""
-        return functional.linear(z, self.input.weight[:, : self.z_dim], self.input.bias)
+        return functional.linear(z, constants.of_z, self.input.bias)
 
     def forward(
         self, projected: Tensor, fed: Tensor | None, memory: Memory, valid: Tensor, constants: UpdaterConstants

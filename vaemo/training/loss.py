@@ -30,7 +30,7 @@ def window_sums(prediction: Tensor, labels: Tensor, centre: float) -> Tensor:
     x = torch.where(known, prediction - centre, 0).double()
     y = torch.where(known, labels - centre, 0).double()
     parts = (known.double(), x, y, x * x, y * y, x * y, (x - y) ** 2)
-    return torch.stack([part.sum(dim=(0, 1)) for part in parts])
+    return torch.stack(parts).sum(dim=(1, 2))
 
 
 def window_loss(sums: Tensor, cells: int, train: TrainConfig) -> Tensor:

@@ -61,7 +61,7 @@ def add_noise(
 
     def noisy(name: str, x: Tensor) -> Tensor:
         noise = torch.randn(lanes, *x.shape[1:], generator=generator)
-        return x + noise[picked].to(x) * deviations[name]
+        return noise[picked].to(x).mul_(deviations[name]).add_(x)
 
     return Streams(**{name: noisy(name, x) for name, x in features.items()})
 

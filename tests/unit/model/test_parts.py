@@ -117,19 +117,24 @@ def test_the_head_is_one_hidden_layer_and_a_linear_head_for_either_dimension(lab
     z, c, mask = randn(2, 5, 4), randn(2, 5, 3), torch.rand(2, 5, 6, dtype=torch.float64)
     hidden = head.hidden(torch.cat([z, c], -1)).relu() * mask
     expected = squash(torch.cat([head.valence(hidden), head.arousal(hidden)], -1))
-    assert_close(head(head.project(z), c, head.weights(), mask), expected)
+    weights = head.weights()
+    assert_close(head(head.project(z, weights), c, weights, mask), expected)
 
 
 @pytest.mark.parametrize("width", [2, 3, 4])
 def test_the_convolution_is_the_one_of_torch_behind_a_tail(width):
-    weight, bias = randn(6, 1, width), randn(6)
-    x, tail = randn(3, 9, 6), randn(3, width - 1, 6)
+    leaves = [randn(6, 1, width), randn(6), randn(3, 9, 6), randn(3, width - 1, 6)]
+    weight, bias, x, tail = (leaf.requires_grad_() for leaf in leaves)
     padded = torch.cat([tail, x], 1).transpose(1, 2)
     expected = torch.nn.functional.silu(torch.conv1d(padded, weight, bias, groups=6)).transpose(1, 2)
     lengths = torch.tensor([9, 1, 0])
     valid = torch.arange(9) < lengths[:, None]
     y, after = conv_chunk(x, tail, taps_of(weight), bias, valid)
     assert_close(y, expected)
+    loss_weights = randn(3, 9, 6)
+    found, theirs = (torch.autograd.grad((out * loss_weights).sum(), leaves) for out in (y, expected))
+    for grad, other in zip(found, theirs, strict=True):
+        assert_close(grad, other)
     for lane, length in enumerate(lengths):
         assert torch.equal(after[lane], torch.cat([tail, x], 1)[lane, length : length + width - 1])
     for t in range(9):

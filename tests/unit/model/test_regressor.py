@@ -7,6 +7,7 @@ from model_cases import DIMS, LANES, STEPS, assert_close, make_case, make_featur
 from vaemo.config import ModelConfig, UpdaterConfig
 from vaemo.errors import FeatureMismatchError, NonFiniteFeatureError, ShapeError
 from vaemo.model.chunk import Diagnostics
+from vaemo.model.film import FilmDelta
 from vaemo.model.regressor import SessionRegressor
 from vaemo.model.streams import Streams
 
@@ -56,6 +57,25 @@ def test_without_feedback_nothing_that_was_observed_matters():
     case = make_case("mamba", "none")
     observed = torch.rand(LANES, STEPS, 2, dtype=torch.float64)
     assert torch.equal(case.run(observed=observed)[0], case.run()[0])
+
+
+def test_changes_of_film_find_their_utterances_beside_padding(case):
+    film = case.model.film
+    changes = {f"last.{name}": torch.randn(2, *x.shape, dtype=x.dtype) for name, x in film.last.named_parameters()}
+    delta = FilmDelta(changes, torch.randint(-1, 2, (LANES, STEPS)))
+    found, _ = case.run(film_delta=delta)
+    with torch.no_grad():
+        assert_close(case.run(film_delta=delta)[0], found)
+    assert not torch.allclose(case.run()[0], found)
+    for lane, length in enumerate(case.lengths.tolist()):
+        alone, _ = case.model(
+            case.features.select([lane]).steps(0, length),
+            case.state.select([lane]),
+            case.lengths[[lane]],
+            observed=case.observed[[lane], :length],
+            film_delta=FilmDelta(changes, delta.speaker[[lane], :length]),
+        )
+        assert_close(found[[lane], :length], alone)
 
 
 def test_observed_values_act_from_the_next_step_on_across_the_border_of_a_chunk(case):
