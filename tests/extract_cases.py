@@ -45,6 +45,13 @@ def write_rows(folder, rows):
     (folder / "m.jsonl").write_text("\n".join(map(json.dumps, rows)))
 
 
+def make_loud(path, start, stop):
+    """Let a recording be loud in a span of its frames."""
+    samples, rate = soundfile.read(path)
+    samples[start:stop] = np.copysign(0.99, samples[start:stop])
+    soundfile.write(path, samples, rate)
+
+
 def rows_of(store):
     """Every row of a store, by id, as files hold them; none twice."""
     table = pa.concat_tables(pq.read_table(path) for path in sorted(Path(store).glob("*.parquet")))

@@ -18,9 +18,11 @@ from vaemo.audio.acoustics import bandwidth_hz, require_usable, simulate_telepho
 from vaemo.audio.recording import AudioProblem, Decoder, Recording
 from vaemo.audio.vad import UtteranceFinder
 from vaemo.config import Config
-from vaemo.features import Extractor
+from vaemo.errors import ExtractorError
+from vaemo.features import Extractor, ExtractorLost, StandIn
 from vaemo.store import part_schema
-from vaemo.units import DIMENSIONS, SAMPLING_RATE_HZ, LabelScale
+from vaemo.tables import with_column
+from vaemo.units import DIMENSIONS, NOT_FAILED, SAMPLING_RATE_HZ, LabelScale
 
 AUDIO_SUFFIXES = (
     *(".wav", ".w64", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".spx", ".aif", ".aiff", ".au", ".snd", ".caf"),
@@ -30,6 +32,9 @@ AUDIO_SUFFIXES = (
 
 _BUFFER_S = 600.0
 """Seconds of speech that wait for the extractors: enough to batch utterances of like length."""
+
+_HOPELESS = 5
+"""An extractor whose process dies of each of so many utterances, the first of a buffer, is broken itself."""
 
 
 def unsaid_roles(n_channels: int) -> Sequence[str | None]:
@@ -130,7 +135,7 @@ def extract_recording(
 
 def failed_rows(table: pa.Table) -> pa.ChunkedArray:
     """Which rows have no features although they should."""
-    return pc.invert(pc.is_in(table["status"], pa.array(["ok", "not_scored_role"])))
+    return pc.invert(pc.is_in(table["status"], pa.array(NOT_FAILED)))
 
 
 def failures(table: pa.Table) -> int:
@@ -188,7 +193,11 @@ def _found_rows(
 
 
 class _Work:
-    """Utterances on their way through the extractors, by row number; samples are held for `_BUFFER_S` at most."""
+    """Utterances on their way through the extractors, by row number.
+
+    Samples of `_BUFFER_S` are held at most, and as many again where another process computes: what was begun there is
+    waited for when the next buffer is full.
+    """
 
     def __init__(self, extractors: Mapping[str, Extractor], config: Config, n_rows: int = 0) -> None:
         self._extractors = extractors
@@ -200,6 +209,7 @@ class _Work:
         self._vectors: dict[str, dict[int, np.ndarray]] = {stream: {} for stream in extractors}
         self._waiting: list[tuple[int, np.ndarray]] = []
         self._waiting_s = 0.0
+        self._begun: list[tuple[str, list[int], list[np.ndarray], Callable[[], np.ndarray]]] = []
         self._n_rows = n_rows
 
     def add(self, row: int, samples: np.ndarray) -> None:
@@ -229,6 +239,7 @@ class _Work:
     def finish(self) -> dict[str, pa.Array]:
         """Columns `duration_s`, `bandwidth_hz`, `status`, `reason` and the streams, by row number."""
         self._run()
+        self._collect()
         rows = range(self._n_rows)
         problems = [self._problems.get(row) for row in rows]
         columns: dict[str, pa.Array] = {
@@ -248,17 +259,51 @@ class _Work:
         return columns
 
     def _run(self) -> None:
+        self._collect()
         rows = [row for row, _ in self._waiting]
         utterances = [samples for _, samples in self._waiting]
         self._waiting, self._waiting_s = [], 0.0
-        for stream, extractor in self._extractors.items() if rows else ():
-            vectors = extractor(utterances)
-            for row, vector in zip(rows, vectors, strict=True):
-                if np.isfinite(vector).all():
-                    self._vectors[stream][row] = vector
-                elif row not in self._problems:
-                    reason = f"{extractor.name} finds nothing to measure in {self._duration_s[row]:.3f} s"
-                    self.fail(row, AudioProblem("too_short", reason))
+        if not rows:
+            return
+        for stream, extractor in self._extractors.items():
+            if isinstance(extractor, StandIn):
+                self._begun.append((stream, rows, utterances, extractor.begin(utterances)))
+        for stream, extractor in self._extractors.items():
+            if not isinstance(extractor, StandIn):
+                self._keep(stream, rows, extractor(utterances))
+
+    def _collect(self) -> None:
+        """Take the vectors of what was begun elsewhere."""
+        begun, self._begun = self._begun, []
+        for stream, rows, utterances, wait in begun:
+            try:
+                self._keep(stream, rows, wait())
+            except ExtractorLost:
+                self._one_by_one(stream, rows, utterances)
+
+    def _one_by_one(self, stream: str, rows: Sequence[int], utterances: Sequence[np.ndarray]) -> None:
+        """Take the vectors of a buffer that has ended the process which computes; an utterance that does so fails."""
+        extractor, n_lost = self._extractors[stream], 0
+        for number, (row, samples) in enumerate(zip(rows, utterances, strict=True), 1):
+            try:
+                self._keep(stream, [row], extractor([samples]))
+            except ExtractorLost as lost:
+                self.fail(row, AudioProblem("undecodable", f"{extractor.name} ended its process on it ({lost})"))
+                n_lost += 1
+                if n_lost == number == _HOPELESS:
+                    raise ExtractorError(
+                        f"{extractor.name} ended its process on each of {number} utterances alone ({lost}): it is "
+                        "broken here, or memory is short. What is finished is kept; put it right and run the same "
+                        "command again."
+                    ) from None
+
+    def _keep(self, stream: str, rows: Sequence[int], vectors: np.ndarray) -> None:
+        for row, vector in zip(rows, vectors, strict=True):
+            if np.isfinite(vector).all():
+                self._vectors[stream][row] = vector
+            elif row not in self._problems:
+                reason = f"{self._extractors[stream].name} finds nothing to measure in {self._duration_s[row]:.3f} s"
+                self.fail(row, AudioProblem("too_short", reason))
 
 
 class _decoding:  # noqa: N801 - reads as a verb where it is used
@@ -283,7 +328,7 @@ def _on_model_scale(rows: pa.Table, config: Config) -> pa.Table:
         column = rows[name].cast(pa.float64())
         values = native.to(model, column.to_numpy())
         scaled = pa.array(values, pa.float32(), mask=column.is_null().to_numpy())
-        rows = rows.set_column(rows.column_names.index(name), name, scaled)
+        rows = with_column(rows, name, scaled)
     return rows
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import ray
+from announced import announce
 from processes import kill_tree
 from ray.cluster_utils import Cluster
 
@@ -143,19 +144,6 @@ def test_storage_that_refuses_a_worker_is_a_mistake_that_comes_home(local_ray):
         list(runtime.run_shards(locked_out(), {}, [{"n": 1}]))
 
 
-def announce(cpus, most):
-    """Tell the cluster, in the autoscaler's stead, that it may start so many nodes of so many CPUs."""
-    from ray.core.generated.autoscaler_pb2 import ClusterConfig, NodeGroupConfig
-    from ray.experimental.internal_kv import _internal_kv_put
-
-    group = NodeGroupConfig(name="cpu", max_count=most, resources={"CPU": cpus})
-    _internal_kv_put(
-        ray._raylet.GCS_AUTOSCALER_CLUSTER_CONFIG_KEY.encode(),
-        ClusterConfig(node_group_configs=[group]).SerializeToString(),
-        namespace=ray._raylet.GCS_AUTOSCALER_STATE_NAMESPACE.encode(),
-    )
-
-
 @pytest.mark.slow
 def test_a_cluster_that_starts_from_nothing_is_waited_for():
     ray.shutdown()
@@ -163,7 +151,7 @@ def test_a_cluster_that_starts_from_nothing_is_waited_for():
     ray.init(address=nodes.address, logging_level="ERROR", log_to_driver=False)
     try:
         runtime.connect()
-        announce(cpus=2, most=3)
+        announce({"CPU": 2}, most=3)
         assert cluster_nodes.total("CPU") == 6
         assert runtime.fit_pool() == runtime.Pool(workers=1, most=6, cpus=0.5, gpus=0.0)
         shards, rows = [{"n": n, "payload": b""} for n in range(4)], []

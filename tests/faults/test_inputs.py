@@ -1,10 +1,13 @@
-"""A file that hangs its decoder, and one that kills it each time, are a row each; the job and the others go on."""
+"""What hangs its decoder, kills it, or crashes an extractor each time is a row each; the job and the others go on."""
 
+import importlib.util
 import os
+import sys
+from pathlib import Path
 
 import pytest
 import ray
-from extract_cases import CONFIG, expected_rows, rows_of, write_corpus, write_rows
+from extract_cases import CONFIG, expected_rows, make_loud, rows_of, write_corpus, write_rows
 
 from vaemo.cluster import extract
 
@@ -12,6 +15,9 @@ pytestmark = pytest.mark.ray
 
 TIMEOUT_S = 6.0
 """Of a decode, in place of two minutes; starting the decoder on a busy machine takes some seconds of it."""
+
+CRASHING = Path(__file__).parents[1] / "crashing"
+"""Where an openSMILE lies that crashes on loud speech."""
 
 KILLER = """
 import os, signal, sys
@@ -27,19 +33,23 @@ if any(argument.endswith("decode.py") for argument in sys.orig_argv):
 
 
 @pytest.fixture
-def deadly_ray(tmp_path):
+def deadly_ray(tmp_path, monkeypatch):
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(KILLER)
+    spec = importlib.util.spec_from_file_location("opensmile", CRASHING / "opensmile.py")
+    monkeypatch.setitem(sys.modules, "opensmile", importlib.util.module_from_spec(spec))
+    spec.loader.exec_module(sys.modules["opensmile"])
     ray.shutdown()
-    environment = {"env_vars": {"PYTHONPATH": str(tmp_path / "site")}}
+    environment = {"env_vars": {"PYTHONPATH": os.pathsep.join([str(tmp_path / "site"), str(CRASHING)])}}
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env=environment)
     yield
     ray.shutdown()
 
 
-def test_files_that_hang_or_kill_become_rows(deadly_ray, tmp_path):
+def test_input_that_hangs_or_kills_becomes_rows(deadly_ray, tmp_path):
     folder = tmp_path / "c"
     manifest, rows = write_corpus(folder, 6)
+    make_loud(folder / "2.wav", 3200, 5600)
     for session, name in ((1, "killer.wav"), (4, "hangs.wav")):
         for row in rows:
             if row["session_id"] == f"s{session}":
@@ -48,7 +58,8 @@ def test_files_that_hang_or_kill_become_rows(deadly_ray, tmp_path):
     # A pipe into which nobody writes: opening it never returns.
     os.mkfifo(folder / "hangs.wav")
     write_rows(folder, rows)
-    config = CONFIG.replace({"extract": {"decode_timeout_s": TIMEOUT_S, "max_failed_fraction": 0.5}})
+    changes = {"extract": {"decode_timeout_s": TIMEOUT_S, "max_failed_fraction": 0.5}}
+    config = CONFIG.replace({**changes, "features": {"prosody": "egemaps"}})
     extract.run(config, str(tmp_path / "out"), manifest=str(manifest))
 
     found = rows_of(tmp_path / "out")
@@ -59,9 +70,11 @@ def test_files_that_hang_or_kill_become_rows(deadly_ray, tmp_path):
     }.items():
         said = {(row["status"], row["reason"]) for row in found.values() if row["session_id"] == f"s{number}"}
         assert said == {(status, reason)}
+    assert found["s2-1"]["status"] == "undecodable"
+    assert found["s2-1"]["reason"] == "egemaps ended its process on it (SIGKILL)"
 
     healthy, _ = write_corpus(tmp_path / "healthy", 6)
-    expected = expected_rows(healthy)
+    expected = expected_rows(healthy, config)
     for name, row in found.items():
-        if row["session_id"] not in {"s1", "s4"}:
+        if row["session_id"] not in {"s1", "s4"} and name != "s2-1":
             assert {**row, "audio_path": ""} == {**expected[name], "audio_path": ""}

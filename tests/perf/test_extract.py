@@ -19,7 +19,7 @@ from processes import memory, watching
 from speech_cases import SENTENCES, VOICES, sentence
 from tiny_models import write_speech_model
 
-from vaemo.cluster import extract
+from vaemo.cluster import encoders, extract
 from vaemo.cluster.runtime import connect, run_shards
 from vaemo.config import Config, FeatureConfig
 from vaemo.features.speech import SpeechEncoder, fitting_batch_s
@@ -200,6 +200,43 @@ def test_memory_does_not_grow_with_the_archive(tmp_path):
         peaks[hours] = peak_of_job(folder, tmp_path / f"out{hours}") / 2**30
     print(f"\npeak memory (PSS of all processes) in GiB by hours of audio: {peaks}; ratio {peaks[4] / peaks[1]:.2f}")
     assert peaks[4] <= 1.2 * peaks[1]
+
+
+def idle_encoder():
+    """The class of an encoder that computes nothing, made here so that it travels by value."""
+
+    class Idle(encoders._Encoder):
+        def encode(self, stream, utterances):
+            return np.zeros((len(utterances), 768), np.float32)
+
+    return Idle
+
+
+class Known:
+    """What the driver knows of it."""
+
+    name, version, dim, fingerprint, uses_gpu = "idle", "1", 768, "0" * 16, True
+
+
+@pytest.mark.ray
+def test_the_way_to_an_encoder_is_short(monkeypatch):
+    """Ten minutes of speech to an encoder that does nothing, and vectors back, one buffer after the other."""
+    ray.shutdown()
+    ray.init(num_cpus=2, num_gpus=1, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+    monkeypatch.setattr(encoders, "_Encoder", idle_encoder())
+    utterances = noise_utterances(600.0)
+    spent_s = []
+    try:
+        with encoders.encoder_stage({"speech": Known()}, Config(), 1) as stage:
+            for _ in range(12):
+                start = time.monotonic()
+                assert stage["speech"](utterances).shape == (len(utterances), 768)
+                spent_s.append(time.monotonic() - start)
+    finally:
+        ray.shutdown()
+    median_s = float(np.median(spent_s[2:]))
+    print(f"\nto an encoder and back: {median_s * 1000:.0f} ms for 600 s of speech, {600 / median_s:.0f} x real time")
+    assert 600 / median_s > 2000
 
 
 def flops_per_second(config):

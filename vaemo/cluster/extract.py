@@ -17,25 +17,24 @@ import pyarrow.compute as pc
 
 from vaemo import files
 from vaemo.audio.recording import Decoder
+from vaemo.cluster.encoders import encoder_stage
 from vaemo.cluster.estimate import estimate
-from vaemo.cluster.nodes import total
 from vaemo.cluster.runtime import connect, from_bytes, run_shards, to_bytes
 from vaemo.config import Config
 from vaemo.errors import ReadRecordingsError, TooManyFailuresError
 from vaemo.extract import AUDIO_SUFFIXES, extract_recording, extract_utterances, failed_rows, failures, reasons
 from vaemo.features import Extractor, describe, load_extractors
+from vaemo.features.isolated import isolated
 from vaemo.features.prosody import FEATURE_SETS, LICENSE_NOTE
 from vaemo.manifest import COLUMNS, read_manifest
 from vaemo.progress import Progress, say
 from vaemo.scoring.erase import Tombstones
 from vaemo.shards import Shard, claim_folder, digest, plan_missing, read_keys, tag_keys
 from vaemo.store import INFO, store_info, write_part
+from vaemo.tables import codes
 
 SETTINGS = ("audio", "vad", "features", "labels")
 """Sections of the config that a store records."""
-
-_SMALLEST_GPU_SHARE = 1 / 16
-"""Every worker holds its own copy of the encoder."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,10 +197,11 @@ def extract_missing(work: Work, out: str, config: Config, extractors: Mapping[st
         return f"{audio_s / 3600:.2f} h of audio at {audio_s / elapsed_s:.0f} x real time, {failed:.0f} failed"
 
     needs = [files.join(out, INFO), *work.audio]
-    for counts in run_shards(ExtractWorker, arguments, work.shards, gpus=gpu_share(extractors), needs=needs):
-        audio_s += counts["audio_s"]
-        failed += counts["failed"]
-        progress.advance(counts["units"], detail)
+    with encoder_stage(extractors, config, len(work.shards)) as encoders:
+        for counts in run_shards(ExtractWorker, {**arguments, "encoders": encoders}, work.shards, needs=needs):
+            audio_s += counts["audio_s"]
+            failed += counts["failed"]
+            progress.advance(counts["units"], detail)
     progress.close()
 
 
@@ -214,8 +214,9 @@ def retry_failed(out: str, config: Config, extractors: Mapping[str, Extractor]) 
     progress = Progress("retry", len(parts), "parts")
     arguments = {"config": config.to_dict(), "out": out}
     shards = [{"path": path} for path in parts]
-    for counts in run_shards(RetryWorker, arguments, shards, gpus=gpu_share(extractors), needs=parts[:1]):
-        progress.advance(1, f"{counts['mended']} of {counts['failed']} mended in the last")
+    with encoder_stage(extractors, config, len(shards)) as encoders:
+        for counts in run_shards(RetryWorker, {**arguments, "encoders": encoders}, shards, needs=parts[:1]):
+            progress.advance(1, f"{counts['mended']} of {counts['failed']} mended in the last")
     progress.close()
 
 
@@ -225,20 +226,24 @@ class ExtractWorker:
     Args:
         config: As `Config.to_dict` gives it.
         out: The store.
+        encoders: Stand-ins for extractors that compute elsewhere; see `encoder_stage`.
     """
 
-    def __init__(self, config: Mapping[str, Any], out: str) -> None:
+    def __init__(self, config: Mapping[str, Any], out: str, encoders: Mapping[str, Extractor] | None = None) -> None:
         self._config = Config.from_dict(config)
         self._out = out
-        self._extractors = load_extractors(self._config.features, batch_s=self._config.extract.batch_s)
+        batch_s = self._config.extract.batch_s
+        self._extractors = load_extractors(self._config.features, batch_s=batch_s, ready=encoders)
         self._decoder = Decoder(self._config.extract.decode_timeout_s)
 
     def __call__(self, shard: Mapping[str, Any]) -> dict[str, float]:
-        """Extract and write a shard; counts of it."""
+        """Do a shard; counts of it."""
+        with isolated(self._extractors, self._config, careful=shard.get("careful", False)) as extractors:
+            return self._do(shard, {"extractors": extractors, "config": self._config, "decoder": self._decoder})
+
+    def _do(self, shard: Mapping[str, Any], tools: dict[str, Any]) -> dict[str, float]:
+        """Extract and write a part."""
         keys = tuple(json.loads(shard["keys"]))
-        tools: dict[str, Any] = {
-            "extractors": self._extractors, "config": self._config, "decoder": self._decoder,
-        }  # fmt: skip
         if "rows" in shard:
             table = extract_utterances(from_bytes(shard["rows"]), **tools)
             units = table.num_rows
@@ -255,15 +260,12 @@ class ExtractWorker:
 class RetryWorker(ExtractWorker):
     """Rewrites a part whose failed rows are tried again."""
 
-    def __call__(self, shard: Mapping[str, Any]) -> dict[str, float]:
-        """Rewrite one part; counts of its failures."""
+    def _do(self, shard: Mapping[str, Any], tools: dict[str, Any]) -> dict[str, float]:
+        """Rewrite a part."""
         path = shard["path"]
         held = files.read_parquet(path)
-        tools: dict[str, Any] = {
-            # Labels in a part are on the model's range already.
-            "extractors": self._extractors, "decoder": self._decoder,
-            "config": self._config.replace({"labels": {"range": None}}),
-        }  # fmt: skip
+        # Labels in a part are on the model's range already.
+        tools = {**tools, "config": self._config.replace({"labels": {"range": None}})}
         if files.read_json(files.join(self._out, INFO))["source"] == "manifest":
             wrong = failed_rows(held).to_numpy()
             computed = ["status", "reason", "duration_s", "bandwidth_hz", *self._extractors]
@@ -310,8 +312,8 @@ def summarise(out: str, config: Config) -> None:
 
 def _sessions(table: pa.Table) -> tuple[list[str], np.ndarray]:
     """The key of every session (its id and a digest of its rows), and where sessions start, end included."""
-    codes = table["session_id"].combine_chunks().dictionary_encode().indices.to_numpy()
-    starts = np.r_[np.flatnonzero(np.r_[True, codes[1:] != codes[:-1]][: len(codes)]), len(codes)]
+    session = codes(table["session_id"])
+    starts = np.r_[np.flatnonzero(np.r_[True, session[1:] != session[:-1]][: len(session)]), len(session)]
     # Where a corpus lies may change between two runs, what it holds may not.
     names = pc.replace_substring_regex(table["audio_path"], r"^.*/", "")
     texts = [names, *(table[name] for name in COLUMNS if name != "audio_path")]
@@ -335,13 +337,5 @@ def _first(table: pa.Table, limit: int | None) -> pa.Table:
     """The first `limit` utterances, and what is left of the last one's session."""
     if limit is None or limit >= table.num_rows:
         return table
-    codes = table["session_id"].combine_chunks().dictionary_encode().indices.to_numpy()
-    return table.slice(0, int(np.searchsorted(codes, codes[limit - 1], side="right")))
-
-
-def gpu_share(extractors: Mapping[str, Extractor]) -> float:
-    """Share of a GPU for each worker: as many workers share one as there are CPUs to decode for it."""
-    gpus = total("GPU")
-    if not gpus or not any(extractor.uses_gpu for extractor in extractors.values()):
-        return 0.0
-    return max(gpus / max(total("CPU"), 1.0), _SMALLEST_GPU_SHARE)
+    session = codes(table["session_id"])
+    return table.slice(0, int(np.searchsorted(session, session[limit - 1], side="right")))

@@ -1,14 +1,16 @@
 """The contract of an extractor, and the extractors that a config asks for.
 
 An extractor turns the samples of utterances into one vector each. An utterance's vector depends on that utterance
-alone, never on what else is in the call.
+alone, never on what else is in the call. Where it is computed is a matter of its own: a `StandIn` has another process
+do it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -48,7 +50,45 @@ class Extractor(Protocol):
         ...
 
 
-def load_extractors(config: FeatureConfig, *, batch_s: float = 60.0) -> dict[str, Extractor]:
+class ExtractorLost(Exception):  # noqa: N818 - of an utterance alone it becomes a row, not an error
+    """The process that computed vectors for this one has died of it; the message says how."""
+
+
+@dataclass(eq=False)
+class StandIn:
+    """An extractor whose vectors another process computes: its weights are never loaded here.
+
+    Attributes:
+        name: This and the next four as of the extractor it stands for.
+        version: Likewise.
+        dim: Likewise.
+        fingerprint: Likewise.
+        uses_gpu: Likewise.
+        begin: Takes utterances and returns at once, with a function that waits for their vectors; `ExtractorLost`
+            where the process has died of them.
+    """
+
+    name: str
+    version: str
+    dim: int
+    fingerprint: str
+    uses_gpu: bool
+    begin: Callable[[Sequence[np.ndarray]], Callable[[], np.ndarray]]
+
+    @classmethod
+    def of(cls, extractor: Extractor, begin: Callable[[Sequence[np.ndarray]], Callable[[], np.ndarray]]) -> StandIn:
+        """What stands for an extractor."""
+        known = extractor.name, extractor.version, extractor.dim, extractor.fingerprint, extractor.uses_gpu
+        return cls(*known, begin)
+
+    def __call__(self, utterances: Sequence[np.ndarray]) -> np.ndarray:
+        """See `Extractor`."""
+        return self.begin(utterances)()
+
+
+def load_extractors(
+    config: FeatureConfig, *, batch_s: float = 60.0, ready: Mapping[str, Extractor] | None = None
+) -> dict[str, Extractor]:
     """The extractor of every stream that is not `none`, in the order of `STREAMS`.
 
     Weights are loaded at the first call of an extractor, so that this is cheap and may be done where only names,
@@ -57,17 +97,24 @@ def load_extractors(config: FeatureConfig, *, batch_s: float = 60.0) -> dict[str
     Args:
         config: Which extractors.
         batch_s: Most seconds of speech in one batch of a neural encoder.
+        ready: Extractors that are there already, by stream.
 
     Raises:
         ExtractorError: if one is unknown, not installed, or its model cannot be found.
     """
-    loaders = {"speech": _load_speech, "prosody": _load_prosody, "speaker": _load_speaker}
-    extractors = {stream: loaders[stream](config, batch_s) for stream in STREAMS if getattr(config, stream) != "none"}
+    there = ready or {}
+    streams = [stream for stream in STREAMS if getattr(config, stream) != "none"]
+    extractors = {stream: there.get(stream) or load_extractor(stream, config, batch_s=batch_s) for stream in streams}
     if not extractors:
         raise ExtractorError(
             "features.speech, features.prosody and features.speaker are all `none`; at least one stream is needed."
         )
     return extractors
+
+
+def load_extractor(stream: str, config: FeatureConfig, *, batch_s: float = 60.0) -> Extractor:
+    """The extractor of one stream, which is not `none`; otherwise as `load_extractors`."""
+    return {"speech": _load_speech, "prosody": _load_prosody, "speaker": _load_speaker}[stream](config, batch_s)
 
 
 def describe(extractors: Mapping[str, Extractor]) -> dict[str, dict[str, Any]]:

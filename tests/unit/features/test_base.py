@@ -4,7 +4,7 @@ from tiny_models import write_speaker_model, write_speech_model
 
 from vaemo.config import FeatureConfig
 from vaemo.errors import ExtractorError
-from vaemo.features import describe, load_extractors
+from vaemo.features import StandIn, describe, load_extractors
 
 
 def test_the_defaults_need_no_weights():
@@ -33,6 +33,16 @@ def test_models_in_folders_are_loaded_by_their_path(tmp_path):
         "speech": (1, 32),
         "speaker": (1, 12),
     }
+
+
+def test_an_extractor_that_is_there_already_is_not_loaded():
+    config = FeatureConfig(speech="/nowhere")
+    ready = StandIn("wavlm", "1", 768, "0" * 16, True, begin=lambda utterances: lambda: np.ones((len(utterances), 768)))
+    extractors = load_extractors(config, ready={"speech": ready})
+    assert list(extractors) == ["speech", "prosody", "speaker"]
+    assert extractors["speech"] is ready
+    assert ready([np.zeros(160, np.float32)]).shape == (1, 768)
+    assert describe({"speech": StandIn.of(ready, ready.begin)}) == describe({"speech": ready})
 
 
 def test_what_is_not_offered_is_refused():

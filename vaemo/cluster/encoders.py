@@ -1,0 +1,181 @@
+"""Encoders as a stage of their own where there are GPUs: one for each GPU, shared by the workers of a job.
+
+Workers decode and compute prosody on CPUs, any node's, and send the speech that they have gathered to an encoder, which
+holds the only copy of the weights on its GPU. Without GPUs there is no stage: every worker has encoders of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from ray.exceptions import RayActorError
+
+from vaemo.cluster.nodes import driver_node, total
+from vaemo.config import Config
+from vaemo.errors import ClusterError, ExtractorError, StorageError, VaemoError, revive
+from vaemo.features import Extractor, ExtractorLost, StandIn, load_extractor
+
+_ATTEMPTS = 2
+"""Speech that has ended so many encoders is given back: a machine may fail once."""
+
+
+@contextlib.contextmanager
+def encoder_stage(extractors: Mapping[str, Extractor], config: Config, most: int) -> Iterator[dict[str, Extractor]]:
+    """Start an encoder for each GPU that the cluster has or may start, and end them with the context.
+
+    They need no CPU, so that they never wait for one. Those whose GPU is not there yet join when it is.
+
+    Args:
+        extractors: By stream.
+        config: What they were loaded from; sections features and extract.
+        most: Parts to be done: more encoders would have nothing to do.
+
+    Returns:
+        A stand-in for each extractor that uses a GPU, for workers' `load_extractors`; none where there is no GPU.
+    """
+    using = {stream: extractor for stream, extractor in extractors.items() if extractor.uses_gpu}
+    n = min(int(total("GPU")), most) if using else 0
+    if not n:
+        yield {}
+        return
+    encoder = ray.remote(num_cpus=0, num_gpus=1, max_restarts=-1)(_Encoder)
+    encoders: list[Any] = [encoder.remote(config.to_dict()) for _ in range(n)]
+    dispatcher: Any = ray.remote(num_cpus=0)(_Dispatcher).options(scheduling_strategy=driver_node()).remote(encoders)
+    try:
+        yield {stream: StandIn.of(extractor, _Sender(dispatcher, stream)) for stream, extractor in using.items()}
+    finally:
+        for actor in (dispatcher, *encoders):
+            ray.kill(actor)
+
+
+@dataclass(frozen=True)
+class _Sender:
+    """Sends a worker's utterances to an encoder; see `StandIn.begin`."""
+
+    dispatcher: Any
+    stream: str
+
+    def __call__(self, utterances: Sequence[np.ndarray]) -> Callable[[], np.ndarray]:
+        # As an object of its own the speech goes from here to the encoder, and not by way of the dispatcher.
+        speech = ray.put(list(utterances))
+        node = ray.get_runtime_context().get_node_id()
+        return functools.partial(_receive, self.dispatcher.encode.remote(self.stream, [speech], node))
+
+
+def _receive(answer: Any) -> np.ndarray:
+    try:
+        vectors = ray.get(answer)
+    except RayActorError as error:
+        raise ClusterError(
+            "the actor that hands speech to the encoders has died on the job's own node, where memory may be short. "
+            "What is finished is kept; run the same command again to do the rest."
+        ) from error
+    if vectors is None:
+        raise ExtractorLost(f"{_ATTEMPTS} encoders died")
+    if isinstance(vectors, tuple):
+        raise revive(*vectors)
+    return vectors
+
+
+class _Dispatcher:
+    """Gives speech to encoders as they come free, those on the sender's node first.
+
+    An encoder has one piece of work at a time: if it dies, that may be why, and no other's work dies with it. It is
+    given work once it has answered: one whose node has not started, or which is being started again, is not waited for.
+
+    Args:
+        encoders: Actors of `_Encoder`.
+    """
+
+    def __init__(self, encoders: Sequence[Any]) -> None:
+        self._away = list(encoders)
+        self._free: list[tuple[Any, str]] = []
+        self._changed = asyncio.Condition()
+        self._asking: set[asyncio.Task] = set()
+
+    async def encode(self, stream: str, speech: Sequence[Any], node: str) -> Any:
+        """What an encoder answers; None if `_ATTEMPTS` of them have died of it.
+
+        Args:
+            stream: Which extractor.
+            speech: A reference to utterances, wrapped so that they are not fetched here.
+            node: Where they are.
+        """
+        for _ in range(_ATTEMPTS):
+            encoder = await self._take(node)
+            try:
+                return await encoder.encode.remote(stream, speech[0])
+            except RayActorError:
+                continue
+            finally:
+                self._away.append(encoder)
+                self._call_back()
+        return None
+
+    async def _take(self, node: str) -> Any:
+        self._call_back()
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._free)
+            near = (place for place, (_, where) in enumerate(self._free) if where == node)
+            return self._free.pop(next(near, 0))[0]
+
+    def _call_back(self) -> None:
+        """Ask those who are away for an answer, without waiting for it."""
+        while self._away:
+            task = asyncio.create_task(self._welcome(self._away.pop()))
+            self._asking.add(task)
+            task.add_done_callback(self._asking.discard)
+
+    async def _welcome(self, encoder: Any) -> None:
+        # Answers when the encoder is there, however often it has to be started for that.
+        where = await encoder.node.options(max_task_retries=-1).remote()
+        async with self._changed:
+            self._free.append((encoder, where))
+            self._changed.notify()
+
+
+class _Encoder:
+    """The extractors that use a GPU, loaded when they are first asked for.
+
+    Args:
+        config: As `Config.to_dict` gives it.
+    """
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        self._config = Config.from_dict(config)
+        self._extractors: dict[str, Extractor] = {}
+
+    def node(self) -> str:
+        """Where it runs."""
+        return ray.get_runtime_context().get_node_id()
+
+    def encode(self, stream: str, utterances: Sequence[np.ndarray]) -> np.ndarray | tuple[str, str]:
+        """Vectors of utterances; for a mistake, its class's name and its message, free of Ray's wrapping."""
+        try:
+            # What comes from Ray's memory cannot be written to, which torch does not take.
+            return self._extractor(stream)([samples.copy() for samples in utterances])
+        except torch.OutOfMemoryError as error:
+            short = str(error).partition(".")[0]
+            mistake: VaemoError = ExtractorError(
+                f"features.{stream} with extract.batch_s={self._config.extract.batch_s:g} needs more memory than the "
+                f"GPU has ({short}). Lower it, or end what else uses the GPU, and run the same command again."
+            )
+        except VaemoError as error:
+            mistake = error
+        except OSError as error:
+            mistake = StorageError.of(error)
+        return type(mistake).__name__, str(mistake)
+
+    def _extractor(self, stream: str) -> Extractor:
+        if stream not in self._extractors:
+            batch_s = self._config.extract.batch_s
+            self._extractors[stream] = load_extractor(stream, self._config.features, batch_s=batch_s)
+        return self._extractors[stream]

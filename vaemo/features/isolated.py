@@ -1,0 +1,112 @@
+"""Extractors in a child process: an utterance on which native code crashes costs that child, and not this process.
+
+It takes seconds to start and holds weights of its own, so it is for parts that are known to have ended a worker.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import multiprocessing
+import signal
+from collections.abc import Iterator, Mapping, Sequence
+from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
+from typing import Any
+
+import numpy as np
+
+from vaemo.config import Config
+from vaemo.features.base import Extractor, ExtractorLost, StandIn, load_extractor
+
+
+@contextlib.contextmanager
+def isolated(
+    extractors: Mapping[str, Extractor], config: Config, *, careful: bool = True
+) -> Iterator[Mapping[str, Extractor]]:
+    """The same extractors, computing in one child process as long as the context is open.
+
+    Args:
+        extractors: By stream; those that compute elsewhere already stay as they are.
+        config: What they were loaded from; sections features and extract.
+        careful: False leaves all of them as they are.
+    """
+    if not careful:
+        yield extractors
+        return
+    child = _Child(config)
+
+    def in_child(stream: str, extractor: Extractor) -> StandIn:
+        return StandIn.of(extractor, lambda utterances: functools.partial(child.compute, stream, utterances))
+
+    try:
+        yield {
+            stream: extractor if isinstance(extractor, StandIn) else in_child(stream, extractor)
+            for stream, extractor in extractors.items()
+        }
+    finally:
+        child.close()
+
+
+class _Child:
+    """The process; it starts at the first request, and again at the next one after it has died."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._process: SpawnProcess | None = None
+        self._pipe: Connection
+
+    def compute(self, stream: str, utterances: Sequence[np.ndarray]) -> np.ndarray:
+        """The vectors of utterances.
+
+        Raises:
+            ExtractorLost: if the child has died.
+            Exception: what the extractor raised.
+        """
+        process = self._process or self._start()
+        try:
+            self._pipe.send((stream, utterances))
+            answer = self._pipe.recv()
+        except (EOFError, BrokenPipeError, ConnectionResetError):
+            process.join()
+            code = process.exitcode or 0
+            self.close()
+            raise ExtractorLost(signal.Signals(-code).name if code < 0 else f"exit code {code}") from None
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def close(self) -> None:
+        """End the child, if there is one."""
+        if self._process is not None:
+            self._pipe.close()
+            self._process.kill()
+            self._process.join()
+            self._process.close()
+            self._process = None
+
+    def _start(self) -> SpawnProcess:
+        # A fork would take over the locks of threads that it has not.
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, self._config), daemon=True)
+        self._process.start()
+        # With the last other copy of its end gone, the child's death is this end's end of file.
+        theirs.close()
+        return self._process
+
+
+def _serve(pipe: Connection, config: Config) -> None:
+    """Answer requests until the other end is closed."""
+    extractors: dict[str, Extractor] = {}
+    with contextlib.suppress(EOFError, BrokenPipeError):
+        while True:
+            stream, utterances = pipe.recv()
+            try:
+                if stream not in extractors:
+                    extractors[stream] = load_extractor(stream, config.features, batch_s=config.extract.batch_s)
+                answer: Any = extractors[stream](utterances)
+            except Exception as error:
+                # A mistake or a bug is raised where it would have been without the child.
+                answer = error
+            pipe.send(answer)
