@@ -8,8 +8,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint jobs/constraints.txt
 STAMP := $(VENV)/.installed
-# Much of a test's time is Ray starting: two files at a time, each with a Ray of its own.
-SIDE_BY_SIDE := --numprocesses=2 --dist=loadfile --durations=12
+# Much of a test's time is Ray starting: two files at a time, each with a Ray of its own, and those of tests/cluster first:
+# a long file that starts last would leave one process idle.
+SIDE_BY_SIDE := --numprocesses=2 --dist=loadfile --no-loadscope-reorder --durations=12
 export HF_HUB_OFFLINE := 1
 export RAY_USAGE_STATS_ENABLED := 0
 export PYTHONUNBUFFERED := 1

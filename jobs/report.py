@@ -12,7 +12,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--scores", type=path, required=True, metavar="SCORES", help="folder that jobs/score.py wrote")
     parser.add_argument("--labels", type=path, metavar="STORE|MANIFEST", help="draw these labels beside the scores")
     parser.add_argument("--audio", type=path, metavar="FOLDER", help="link the recordings: click a point to hear it")
-    parser.add_argument("--top", type=int, default=500, metavar="N", help="draw N calls where there are more")
+    parser.add_argument("--top", type=cli.count, default=500, metavar="N", help="draw N calls where there are more")
     parser.add_argument("--out", type=path, required=True, metavar="DIR", help="index.html and pictures/ go here")
     args = parser.parse_args(argv)
     config = cli.load_config(args)

@@ -1,17 +1,20 @@
 #!/usr/bin/env python3
 """Search over fields of the config: many short trainings on one feature store, side by side."""
 
-from vaemo.cli import JobParser, count, data_path, load_config, run
+from __future__ import annotations
+
+from vaemo import cli
 from vaemo.tuning.search import METHODS, SCHEDULERS
 
 
-def main(argv: list[str] | None) -> None:
-    parser = JobParser(__doc__)
-    parser.add_argument("--store", type=data_path, required=True, help="feature store of jobs/extract.py, or your own")
+def main(argv: list[str] | None = None) -> None:
+    parser = cli.JobParser(__doc__)
+    path, count = cli.data_path, cli.count
+    parser.add_argument("--store", type=path, required=True, help="feature store of jobs/extract.py, or your own")
     parser.add_argument("--space", required=True, help="YAML file of fields and values, such as those in tune_spaces")
-    parser.add_argument("--out", type=data_path, required=True, help="the sweep's folder; one that is there goes on")
-    parser.add_argument("--trials", type=count, help="trials in all, the config itself included; 20, or the whole grid")
-    parser.add_argument("--search", choices=METHODS, help="how points are drawn; tpe")
+    parser.add_argument("--out", type=path, required=True, metavar="SWEEP", help="folder; one that is there goes on")
+    parser.add_argument("--trials", type=count, help="in all, the config itself too (default: 20, or the whole grid)")
+    parser.add_argument("--search", choices=METHODS, help="how points are drawn (default: tpe)")
     parser.add_argument(
         "--scheduler",
         choices=SCHEDULERS,
@@ -24,13 +27,15 @@ def main(argv: list[str] | None) -> None:
     parser.add_argument("--folds", help="by=fold, by=speaker or k=N: the mean over folds is searched for")
     parser.add_argument("--seeds", type=count, default=1, help="trainings of each trial; their mean counts")
     args = parser.parse_args(argv)
+    config = cli.load_config(args)
+
     from vaemo.cluster.tune import tune
 
     tune(
         args.store,
         args.space,
         args.out,
-        load_config(args),
+        config,
         trials=args.trials,
         search=args.search,
         scheduler=args.scheduler,
@@ -42,4 +47,4 @@ def main(argv: list[str] | None) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    cli.run(main)

@@ -26,3 +26,23 @@ def local_ray():
 
     if not ray.is_initialized():
         ray.init(num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+
+
+@pytest.fixture
+def bucket(monkeypatch):
+    """The URI of an empty bucket, on an S3 of this process that its children reach too."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "test")
+    for name in ("AWS_REGION", "AWS_DEFAULT_REGION"):
+        monkeypatch.setenv(name, "us-east-1")
+    # moto keeps what it holds as long as the process lives.
+    boto3.client("s3").create_bucket(Bucket=f"bucket-{port}")
+    yield f"s3://bucket-{port}"
+    server.stop()

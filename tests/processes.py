@@ -2,9 +2,35 @@
 
 import contextlib
 import os
+import subprocess
+import sys
 import threading
+import time
+from pathlib import Path
 
 import psutil
+
+ROOT = Path(__file__).parents[1]
+
+
+def start_job(name, *arguments, overrides=()):
+    """`jobs/NAME.py` in a process of its own, which talks into pipes."""
+    command = [sys.executable, ROOT / "jobs" / f"{name}.py", *arguments]
+    command += [part for override in overrides for part in ("--set", override)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        list(map(str, command)), env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def kill_job(job, due, within_s=120):
+    """SIGKILL to a job and all below it as soon as `due()` holds, or the job has ended by itself."""
+    deadline = time.monotonic() + within_s
+    while not due() and time.monotonic() < deadline and job.poll() is None:
+        time.sleep(0.02)
+    if job.poll() is None:
+        kill_tree(job.pid)
+    job.communicate()
 
 
 def below(pid=None):

@@ -24,7 +24,7 @@ SINGLE = 2e-6
 SMALL = {"model": {"d_c": 8, "head_hidden": 16}, "updater": {"d_model": 16}, "score": {"lanes": 4, "chunk": 16}}
 
 
-def run_inline(worker, arguments, shards, *, gpus=0.0, needs=()):
+def run_inline(worker, arguments, shards, *, needs=()):
     """Stands in for `run_shards`: in this process, one after the other."""
     made = worker(**arguments)
     yield from map(made, shards)

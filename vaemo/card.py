@@ -11,13 +11,13 @@ from typing import Any
 import yaml
 
 from vaemo import files
-from vaemo.errors import ReadCheckpointError
+from vaemo.errors import ReadCheckpointError, StorageError
+from vaemo.features.prosody import FEATURE_SETS
 from vaemo.units import DIMENSIONS
 
 CARD = "README.md"
 
-BUILT_IN = {"logmel", "ltas"}
-_OPENSMILE = {"egemaps", "gemaps", "compare"}
+_BUILT_IN = {"logmel", "ltas"}
 
 LIMITS = """\
 ## Intended use
@@ -53,7 +53,7 @@ def write_card(checkpoint: str, evaluation: Mapping[str, Any] | None = None) -> 
         config = yaml.safe_load(files.read_bytes(files.join(checkpoint, "config.yaml")))
         metrics = files.read_json(files.join(checkpoint, "metrics.json"))
         provenance = files.read_json(files.join(checkpoint, "provenance.json"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, StorageError, yaml.YAMLError) as error:
         raise ReadCheckpointError(f"'{checkpoint}' is not a whole checkpoint: {error}") from None
     card = card_of(config, metrics, provenance, evaluation)
     files.write_whole(files.join(checkpoint, CARD), card.encode())
@@ -102,7 +102,7 @@ def card_of(
         "",
         "## Results",
         "",
-        *_results(metrics, evaluation),
+        *_results(metrics, evaluation, chosen=config["train"]["select"] == "best"),
         "",
         LIMITS,
         "",
@@ -120,15 +120,15 @@ def card_of(
     return "\n".join(lines)
 
 
-def _results(metrics: Mapping[str, Any], evaluation: Mapping[str, Any] | None) -> list[str]:
+def _results(metrics: Mapping[str, Any], evaluation: Mapping[str, Any] | None, *, chosen: bool) -> list[str]:
     lines = ["| | valence | arousal | average |", "|---|---|---|---|"]
     if evaluation is not None:
         pooled = evaluation["pooled"]
         for title, metric in (("CCC", "ccc"), ("RMSE", "rmse"), ("Pearson's r", "pearson")):
             cells = (_cell(pooled, f"{metric}_{name}") for name in (*DIMENSIONS, "avg"))
             lines.append(f"| {title}, {evaluation['split']} | {' | '.join(cells)} |")
-    chosen = (_number(metrics.get(f"dev_ccc_{name}")) for name in (*DIMENSIONS, "avg"))
-    lines.append(f"| CCC, dev (the model was chosen by it) | {' | '.join(chosen)} |")
+    on_dev = (_number(metrics.get(f"dev_ccc_{name}")) for name in (*DIMENSIONS, "avg"))
+    lines.append(f"| CCC, dev{' (the model was chosen by it)' if chosen else ''} | {' | '.join(on_dev)} |")
     if evaluation is not None:
         pooled = evaluation["pooled"]
         lines += [
@@ -157,9 +157,9 @@ def _licences(features: Mapping[str, Any] | None, encoder: Mapping[str, Any] | N
         name = features[stream]
         if name == "none":
             continue
-        if name in BUILT_IN:
+        if name in _BUILT_IN:
             licence = "part of vaemo, Apache-2.0, no weights"
-        elif name in _OPENSMILE:
+        elif name in FEATURE_SETS:
             declared = features.get("opensmile_license") or "not declared"
             licence = (
                 f"openSMILE (audEERING): free for research, commercial use needs an agreement; declared use: {declared}"

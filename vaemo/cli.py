@@ -13,11 +13,26 @@ from vaemo.config import PRESETS, Config
 from vaemo.errors import StorageError, UsageError, VaemoError
 
 
-class JobParser(argparse.ArgumentParser):
-    """A parser with `--config` and `--set`, whose errors are one line."""
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Names a default where there is one to name."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return super()._get_help_string(action) if action.default else action.help
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """One line and exit code 2, without the usage block."""
+        self.exit(2, f"{self.prog}: {message}. See {self.prog} --help.\n")
+
+
+class JobParser(Parser):
+    """What all jobs take: `--config` and `--set`."""
 
     def __init__(self, description: str) -> None:
-        super().__init__(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+        super().__init__(description=description, formatter_class=_HelpFormatter)
         self.add_argument("--config", default="default", help=f"YAML file, or one of {', '.join(PRESETS)}")
         self.add_argument(
             "--set",
@@ -27,10 +42,6 @@ class JobParser(argparse.ArgumentParser):
             dest="overrides",
             help="change one field of the config; may be repeated",
         )
-
-    def error(self, message: str) -> NoReturn:
-        """One line and exit code 2, without the usage block."""
-        self.exit(2, f"{self.prog}: {message}. See {self.prog} --help.\n")
 
 
 def load_config(args: argparse.Namespace) -> Config:
@@ -68,16 +79,20 @@ def in_ray_job() -> bool:
     return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
 
 
-def run(main: Callable[[list[str] | None], int | None]) -> NoReturn:
+def run(main: Callable[[list[str] | None], int | None], prog: str | None = None) -> NoReturn:
     """Call a job's `main`; what a user can put right becomes one line and an exit code, the rest stays a traceback.
 
     An OSError is the disk's, the network's or the rights', never the program's: it counts as a StorageError.
+
+    Args:
+        main: Takes the arguments, and gives an exit code where it is not 0.
+        prog: What the line begins with; None is the name of the script.
     """
     try:
         code = main(None)
     except (VaemoError, OSError) as error:
         mistake = error if isinstance(error, VaemoError) else StorageError.of(error)
-        print(f"{os.path.basename(sys.argv[0])}: {mistake}", file=sys.stderr, flush=True)
+        print(f"{prog or os.path.basename(sys.argv[0])}: {mistake}", file=sys.stderr, flush=True)
         sys.exit(mistake.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import functools
 import hashlib
 import json
-import types
-import typing
+import textwrap
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
@@ -22,15 +20,9 @@ from typing import Any, Literal
 import yaml
 
 from vaemo.errors import ConfigValueError, UnknownConfigKeyError
+from vaemo.fields import explain, fields_of, fit, option
 
 PRESETS = ("default", "seed")
-
-
-def option(
-    default: Any, doc: str, *, low: float | None = None, high: float | None = None, runtime: bool = False
-) -> Any:
-    """A config field: its default, what it means, the closed range it may take, and whether results depend on it."""
-    return dataclasses.field(default=default, metadata={"doc": doc, "low": low, "high": high, "runtime": runtime})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,6 +114,12 @@ class LabelConfig:
     range: tuple[float, float] | None = option(
         None, "Native range of valence and arousal, such as [1, 7]; null when they are on model.label_range."
     )
+
+    def __post_init__(self) -> None:
+        if self.range and not self.range[0] < self.range[1]:
+            raise ConfigValueError(
+                f"labels.range is {list(self.range)}; give the lowest and the highest label, such as [1, 7]."
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -322,7 +320,12 @@ class ExtractConfig:
     decode_timeout_s: float = option(
         120.0, "A decode that takes longer becomes a row with status timeout.", low=0.1, runtime=True
     )
-    batch_s: float = option(60.0, "Seconds of speech in one batch of an encoder.", low=1, runtime=True)
+    batch_s: float = option(
+        60.0,
+        "Seconds of speech in one batch of an encoder, less on a CPU. More suit a GPU of much memory.",
+        low=1,
+        runtime=True,
+    )
     root: str | None = option(
         None,
         "Folder or URI below which everything that a manifest names must lie; for manifests that others wrote.",
@@ -432,22 +435,34 @@ class Config:
         """The YAML text that `load` reads back."""
         return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
 
+    def explained(self) -> str:
+        """`to_yaml` with what every field means, and may be, in comments; `load` reads it back too."""
+        lines = []
+        for section, values in self.to_dict().items():
+            lines.append(f"{section}:  # {(_SECTIONS[section].__doc__ or '').splitlines()[0]}")
+            for key, value in values.items():
+                doc = explain(_SECTIONS[section], key)
+                lines += ["", *textwrap.wrap(doc, 120, initial_indent="  # ", subsequent_indent="  # ")]
+                lines.append(f"  {key}: {json.dumps(value, ensure_ascii=False)}")
+            lines.append("")
+        return "\n".join(lines)
+
     def replace(self, sections: Mapping[str, Mapping[str, Any]]) -> Config:
         """A copy with the named fields changed, checked as `load` checks them."""
         changed = {}
         for section, values in sections.items():
             if section not in _SECTIONS:
-                raise UnknownConfigKeyError(_unknown("config section", section, _SECTIONS))
+                raise UnknownConfigKeyError(_unknown("config section", str(section), _SECTIONS))
             if not isinstance(values, Mapping):
                 raise ConfigValueError(
                     f"config section '{section}' holds {values!r}; it takes fields such as "
-                    f"{section}.{next(iter(_fields(_SECTIONS[section])))}."
+                    f"{section}.{next(iter(fields_of(_SECTIONS[section])))}."
                 )
-            known = _fields(_SECTIONS[section])
+            known = fields_of(_SECTIONS[section])
             for key in values:
                 if key not in known:
                     raise UnknownConfigKeyError(_unknown("config key", f"{section}.{key}", known, section))
-            checked = {key: _check(f"{section}.{key}", known[key], value) for key, value in values.items()}
+            checked = {key: fit(_SECTIONS[section], f"{section}.{key}", value) for key, value in values.items()}
             changed[section] = dataclasses.replace(getattr(self, section), **checked)
         return dataclasses.replace(self, **changed)
 
@@ -462,22 +477,13 @@ class Config:
             section: {
                 key: value
                 for key, value in plain[section].items()
-                if not _fields(_SECTIONS[section])[key].metadata["runtime"]
+                if not fields_of(_SECTIONS[section])[key].metadata["runtime"]
             }
             for section in (sections or _SECTIONS)
         }
 
 
 _SECTIONS: dict[str, type] = {field.name: type(field.default) for field in dataclasses.fields(Config)}
-
-
-def _fields(section: type) -> dict[str, dataclasses.Field]:
-    return {field.name: field for field in dataclasses.fields(section)}
-
-
-@functools.cache
-def _type_hints(section: type) -> dict[str, Any]:
-    return typing.get_type_hints(section)
 
 
 def _read_yaml(source: str | Path) -> Mapping[str, Any]:
@@ -521,74 +527,7 @@ def _unknown(kind: str, found: str, known: Iterable[str], section: str | None = 
     """The message for an unknown name, with the nearest known one first: in this section, then anywhere."""
     names = [f"{section}.{key}" if section else key for key in known]
     key = found.partition(".")[2]
-    elsewhere = [f"{other}.{key}" for other, fields in _SECTIONS.items() if key in _fields(fields)]
+    elsewhere = [f"{other}.{key}" for other, fields in _SECTIONS.items() if key in fields_of(fields)]
     near = elsewhere[:1] or difflib.get_close_matches(found, names, n=1)
     hint = f" Did you mean {near[0]}?" if near else ""
     return f"unknown {kind} '{found}'.{hint} Allowed: {', '.join(names)}."
-
-
-def _check(name: str, field: dataclasses.Field, value: Any) -> Any:
-    section, _, key = name.partition(".")
-    hint = _type_hints(_SECTIONS[section])[key]
-    try:
-        converted = _convert(hint, value)
-    except (TypeError, ValueError):
-        raise ConfigValueError(f"{name} is {value!r}; allowed is {_describe(hint)}.") from None
-    low, high = field.metadata["low"], field.metadata["high"]
-    if isinstance(converted, (int, float)) and not isinstance(converted, bool):
-        if low is not None and converted < low:
-            raise ConfigValueError(f"{name} is {value!r}; it must be at least {low}.")
-        if high is not None and converted > high:
-            raise ConfigValueError(f"{name} is {value!r}; it must be at most {high}.")
-    return converted
-
-
-def _convert(hint: Any, value: Any) -> Any:
-    """The value as the type asks for it; TypeError or ValueError where it does not fit."""
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in args:
-            return None
-        for member in args:
-            try:
-                return _convert(member, value)
-            except (TypeError, ValueError):
-                continue
-        raise ValueError
-    if origin is Literal:
-        if isinstance(value, bool) or value not in args:
-            # YAML 1.1 reads a bare `none` as text but `off` and `on` as booleans.
-            if value is False and "off" in args:
-                return "off"
-            raise ValueError
-        return value
-    if origin is tuple:
-        if not isinstance(value, (list, tuple)):
-            raise TypeError
-        if args[-1] is not Ellipsis and len(value) != len(args):
-            raise ValueError
-        members = [args[0]] * len(value) if args[-1] is Ellipsis else args
-        return tuple(_convert(member, item) for member, item in zip(members, value, strict=True))
-    if hint is float:
-        # YAML 1.1 reads 1e-3 as text.
-        if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-            raise TypeError
-        converted = float(value)
-        if converted != converted or converted in (float("inf"), float("-inf")):
-            raise ValueError
-        return converted
-    if hint is type(None) or not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
-        raise TypeError
-    return value
-
-
-def _describe(hint: Any) -> str:
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        return " or ".join(_describe(member) for member in args)
-    if origin is Literal:
-        return "one of " + ", ".join(map(str, args))
-    if origin is tuple:
-        length = "any number" if args[-1] is Ellipsis else str(len(args))
-        return f"a list of {length} of {_describe(args[0])}"
-    return {type(None): "null", bool: "true or false", int: "a whole number", float: "a number", str: "text"}[hint]

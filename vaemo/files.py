@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from vaemo.errors import StorageError
+from vaemo.errors import StorageError, UsageError
 
 _S3_ATTEMPTS = 12
 """Of one request; the pauses between them grow to 20 s, some two minutes in all."""
@@ -37,6 +37,9 @@ def filesystem_of(path: str | Path) -> tuple[pafs.FileSystem, str]:
     Returns:
         filesystem: pyarrow's own for local paths, S3 and GCS, otherwise fsspec's.
         path: What that file system calls it; absolute for local paths.
+
+    Raises:
+        UsageError: for a URI of a kind that nothing installed here can read.
     """
     text = str(path)
     if not is_uri(text):
@@ -46,7 +49,12 @@ def filesystem_of(path: str | Path) -> tuple[pafs.FileSystem, str]:
     except pa.ArrowInvalid:
         import fsspec
 
-        filesystem, inner = fsspec.core.url_to_fs(text)
+        try:
+            filesystem, inner = fsspec.core.url_to_fs(text)
+        except (ValueError, ImportError) as error:
+            raise UsageError(
+                f"'{text}' cannot be reached ({error}); give a path, or a URI such as s3://, gs:// or file://."
+            ) from None
         return pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), inner
     return _patient(filesystem), inner
 
@@ -93,9 +101,15 @@ def list_files(folder: str | Path, suffix: str = "", *, recursive: bool = False)
     """Sorted paths of the files below a folder; empty where there is no folder.
 
     Hidden names (a leading `.` or `_`) are left out: they are bookkeeping, or a write under way.
+
+    Raises:
+        UsageError: if it is a file.
     """
     filesystem, inner = filesystem_of(folder)
-    infos = filesystem.get_file_info(pafs.FileSelector(inner, recursive=recursive, allow_not_found=True))
+    try:
+        infos = filesystem.get_file_info(pafs.FileSelector(inner, recursive=recursive, allow_not_found=True))
+    except NotADirectoryError:
+        raise UsageError(f"{folder} is a file; a folder is needed in its place.") from None
     skip = len(inner.rstrip("/")) + 1
     return sorted(
         join(folder, info.path[skip:])
@@ -114,8 +128,17 @@ def read_bytes(path: str | Path) -> bytes:
 
 
 def read_json(path: str | Path) -> Any:
-    """The value that a JSON file holds."""
-    return json.loads(read_bytes(path))
+    """The value that a JSON file holds.
+
+    Raises:
+        StorageError: if it holds something else.
+    """
+    try:
+        return json.loads(read_bytes(path))
+    except ValueError as error:
+        raise StorageError(
+            f"{path} is not JSON ({error}): it was cut short or changed by hand. Put back what was written there."
+        ) from None
 
 
 def write_whole(path: str | Path, content: bytes) -> None:

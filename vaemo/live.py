@@ -16,10 +16,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from vaemo.audio.recording import Resampler
 from vaemo.audio.vad import FRAME, Utterance, UtteranceFinder
 from vaemo.config import VadConfig
 from vaemo.errors import ShapeError, StateMismatchError
-from vaemo.stream import Prediction, Stream, read_memory, resampler_from
+from vaemo.stream import Prediction, Stream, as_float32, read_memory
 from vaemo.units import SAMPLING_RATE_HZ
 
 
@@ -56,11 +57,14 @@ class LiveSession:
         self._waiting: list[Utterance] = []
 
     def push(self, packet: np.ndarray) -> list[Prediction]:
-        """Take the next packet, (C, n) or with one channel (n,): int16, or float in [-1, 1]. Gives what it ends."""
-        block = np.atleast_2d(packet)
+        """Take the next packet, (C, n) or with one channel (n,): int16, or float in [-1, 1]. Gives what it ends.
+
+        Raises:
+            ShapeError: for another number of channels, or samples of another kind.
+        """
+        block = np.atleast_2d(as_float32(packet))
         if len(block) != self._channels:
             raise ShapeError(f"a packet has {len(block)} channels; the session was opened with {self._channels}.")
-        block = block / np.float32(32768) if block.dtype == np.int16 else block.astype(np.float32)
         return self._hear(self._finder.push(self._resampler.push(block)), self._finder.earliest_s(self._listen))
 
     def finish(self) -> list[Prediction]:
@@ -139,7 +143,7 @@ class _LiveResampler:
     tail: np.ndarray
 
     def __init__(self, sampling_rate: int, channels: int) -> None:
-        self._resampler = resampler_from(sampling_rate)
+        self._resampler = Resampler.to_16_khz(sampling_rate)
         self._reach = 3 * self._resampler.context + 2 * self._resampler.old
         self.restore(np.zeros((channels, 0), np.float32))
 

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from vaemo import files
 from vaemo.errors import ReadManifestError
+from vaemo.tables import codes, with_column
 from vaemo.units import DIMENSIONS, SPLITS
 
 COLUMNS = {
@@ -266,14 +267,14 @@ def _refuse(wrong: pa.ChunkedArray, path: str, message: Callable[[int], str]) ->
 
 
 def _check_unique(ids: pa.ChunkedArray, path: str) -> None:
-    codes = ids.combine_chunks().dictionary_encode().indices.to_numpy()
-    first = np.unique(codes, return_index=True)[1]
-    if len(first) == len(codes):
+    number = codes(ids)
+    first = np.unique(number, return_index=True)[1]
+    if len(first) == len(number):
         return
-    repeated = np.ones(len(codes), bool)
+    repeated = np.ones(len(number), bool)
     repeated[first] = False
     row = int(np.argmax(repeated))
-    earlier = int(first[codes[row]])
+    earlier = int(first[number[row]])
     raise ReadManifestError(
         f"{path}, {_place(path, row)}: utt_id '{ids[row]}' already stands in {_place(path, earlier)}; "
         "every utterance needs an id of its own."
@@ -294,7 +295,7 @@ def _resolved(table: pa.Table, path: str) -> pa.Table:
     given = table["audio_path"]
     whole = pc.match_substring_regex(given, r"^(/|[A-Za-z][A-Za-z0-9+.-]*://)")
     resolved = pc.if_else(whole, given, pc.binary_join_element_wise(pa.scalar(folder), given, "/"))
-    return table.set_column(table.column_names.index("audio_path"), "audio_path", resolved)
+    return with_column(table, "audio_path", resolved)
 
 
 def _absolute(path: str) -> str:
@@ -302,7 +303,7 @@ def _absolute(path: str) -> str:
 
 
 def _in_order(table: pa.Table) -> pa.Table:
-    sessions = table["session_id"].combine_chunks().dictionary_encode().indices.to_numpy()
+    sessions = codes(table["session_id"])
     n_sessions = int(sessions.max()) + 1
 
     def complete(name: str) -> np.ndarray:
@@ -319,4 +320,4 @@ def _in_order(table: pa.Table) -> pa.Table:
     position = np.where(positioned[order], key("position", positioned)[order], rank).astype(np.int32)
     if not np.array_equal(order, np.arange(len(order))):
         table = table.take(pa.array(order))
-    return table.set_column(table.column_names.index("position"), "position", pa.array(position))
+    return with_column(table, "position", pa.array(position))

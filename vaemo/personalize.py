@@ -9,7 +9,6 @@ did not help on held-out utterances. Letters: S speakers, L lanes, T steps, D fe
 from __future__ import annotations
 
 import copy
-import dataclasses
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,11 +29,9 @@ from vaemo.model.film import FilmDelta
 from vaemo.model.regressor import SessionRegressor
 from vaemo.model.streams import Streams
 from vaemo.progress import Progress
-from vaemo.scoring.score import check_features
-from vaemo.sessions import Session, read_sessions
+from vaemo.scoring.trained_on import read_as_trained
+from vaemo.sessions import Session
 from vaemo.shards import claim_folder, digest
-from vaemo.speakers import aggregate_speakers
-from vaemo.store import FeatureStore
 
 DELTAS, SPEAKERS, USED, PROVENANCE = "deltas.safetensors", "speakers.parquet", "used.parquet", "_provenance.json"
 
@@ -198,14 +195,8 @@ def personalize_store(store_path: str, checkpoint_path: str, out: str, config: C
         LabelError: if no speaker has enough labelled utterances.
         OtherRunError: if the folder holds another run.
     """
-    checkpoint, store = load_checkpoint(checkpoint_path), FeatureStore.open(store_path)
-    made_by = {name: made.get("fingerprint") for name, made in store.info.get("extractors", {}).items()}
-    trained_on = checkpoint.provenance.get("feature_fingerprints", {})
-    check_features(checkpoint.model, trained_on, store.dims, made_by, store_path)
-    config = dataclasses.replace(config, model=checkpoint.config.model, sessions=checkpoint.config.sessions)
-    sessions = read_sessions(store, config)
-    if checkpoint.features:
-        sessions = aggregate_speakers(sessions, checkpoint.features.speaker_aggregation)
+    checkpoint = load_checkpoint(checkpoint_path)
+    sessions = read_as_trained(store_path, checkpoint, config)
     labelled = [session for session in sessions if not np.isnan(session.labels).all()]
     content = np.concatenate([session.labels for session in labelled] or [np.empty((0, 2), np.float32)])
     utt_ids = [utt_id for session in labelled for utt_id in session.utt_ids]

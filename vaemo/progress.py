@@ -38,6 +38,7 @@ class Progress:
         self._done = self._before = done
         self._every_s = 0.2 if sys.stderr.isatty() else every_s
         self._start = self._shown = time.monotonic()
+        self._last = -1
         self._detail: Callable[[float], str] = lambda elapsed_s: ""
 
     def advance(self, n: int, detail: Callable[[float], str] | str = "") -> None:
@@ -49,13 +50,14 @@ class Progress:
 
     def show(self) -> None:
         """Write the line now."""
-        self._shown = time.monotonic()
+        self._shown, self._last = time.monotonic(), self._done
         sys.stderr.write(f"\r\x1b[K{self.line()}" if sys.stderr.isatty() else f"{self.line()}\n")
         sys.stderr.flush()
 
     def close(self) -> None:
-        """Write the last line."""
-        self.show()
+        """Write the last line, if it does not stand there."""
+        if self._last != self._done:
+            self.show()
         if sys.stderr.isatty():
             sys.stderr.write("\n")
 

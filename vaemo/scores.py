@@ -22,7 +22,8 @@ import pyarrow.parquet as pq
 from vaemo import files
 from vaemo.config import ScoreConfig
 from vaemo.errors import ReadScoresError
-from vaemo.units import DIMENSIONS, LabelScale
+from vaemo.tables import codes
+from vaemo.units import DIMENSIONS, NOT_FAILED, LabelScale
 
 UTTERANCE_SCHEMA = pa.schema(
     [
@@ -180,8 +181,8 @@ def summarise_sessions(utterances: pa.Table, score: ScoreConfig, travel: Sequenc
         travel: Further columns to keep; the first value of each session and role.
     """
     utterances = conform(utterances)
-    session = _codes(utterances["session_id"])
-    role = _codes(utterances["role"])
+    session = codes(utterances["session_id"])
+    role = codes(utterances["role"])
     key = session * (role.max(initial=0) + 1) + role
     _, first, group = np.unique(key, return_index=True, return_inverse=True)
     groups = _Groups(group, len(first))
@@ -190,7 +191,7 @@ def summarise_sessions(utterances: pa.Table, score: ScoreConfig, travel: Sequenc
     length_s = end_s - start_s
     timed = np.isfinite(length_s)
     status = utterances["status"]
-    failed = pc.invert(pc.is_in(status, pa.array(["ok", "not_scored_role"]))).to_numpy(zero_copy_only=False)
+    failed = pc.invert(pc.is_in(status, pa.array(NOT_FAILED))).to_numpy(zero_copy_only=False)
     last_s = np.full(session.max(initial=-1) + 1, -np.inf)
     np.maximum.at(last_s, session[timed], end_s[timed])
     recency = np.exp2((end_s - last_s[session]) / score.end_half_life_s)
@@ -279,12 +280,6 @@ def _summarise(
         "below_s": np.where(has_times, groups.sum(length_s * (values < low)), np.nan),
         "end_weighted": groups.mean(values, np.where(inside, length_s * np.nan_to_num(recency), 0.0)),
     }
-
-
-def _codes(column: pa.ChunkedArray) -> np.ndarray:
-    """Whole numbers in the order of first appearance; null is a value like any other."""
-    encoded = pc.dictionary_encode(column.combine_chunks(), null_encoding="encode")
-    return encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
 
 
 def _floats(column: pa.ChunkedArray) -> np.ndarray:

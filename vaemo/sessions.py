@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 from vaemo.config import Config
 from vaemo.errors import NonFiniteFeatureError
 from vaemo.store import FeatureStore, part_schema
+from vaemo.tables import codes, with_column
 from vaemo.units import DIMENSIONS, STREAMS, LabelScale
 
 
@@ -84,11 +85,9 @@ def read_sessions(
     if scale != model:
         for name in (*DIMENSIONS, *(f"observed_{dimension}" for dimension in DIMENSIONS)):
             mapped = scale.to(model, table[name].to_numpy())
-            table = table.set_column(
-                table.column_names.index(name), name, pa.array(mapped, pa.float32(), from_pandas=True)
-            )
+            table = with_column(table, name, pa.array(mapped, pa.float32(), from_pandas=True))
     if split is not None:
-        table = table.set_column(table.column_names.index("split"), "split", pa.array(split, pa.string()))
+        table = with_column(table, "split", pa.array(split, pa.string()))
     return assemble_sessions(table, sequence_by=config.sessions.sequence_by, streams=streams)
 
 
@@ -152,9 +151,9 @@ def _rows_in_order(table: pa.Table, sequence_by: str) -> np.ndarray:
     usable = np.ones(len(table), bool)
     if "status" in table.column_names:
         usable = pc.fill_null(pc.equal(table["status"], "ok"), True).to_numpy()
-    keys = [_codes(table, "session_id")]
+    keys = [codes(table["session_id"])]
     if sequence_by == "speaker" and "speaker_id" in table.column_names:
-        speaker = _codes(table, "speaker_id")
+        speaker = codes(table["speaker_id"])
         # First appearance of the pair, so that both ways of cutting keep the order of the sessions.
         pair = keys[0] * (int(speaker.max(initial=0)) + 1) + speaker
         _, first, inverse = np.unique(pair, return_index=True, return_inverse=True)
@@ -164,12 +163,6 @@ def _rows_in_order(table: pa.Table, sequence_by: str) -> np.ndarray:
         position = pc.fill_null(table["position"], 0).to_numpy()
     order = np.lexsort([position, *reversed(keys)])
     return order[usable[order]]
-
-
-def _codes(table: pa.Table, name: str) -> np.ndarray:
-    encoded = table[name].combine_chunks().dictionary_encode()
-    encoded = encoded.combine_chunks() if isinstance(encoded, pa.ChunkedArray) else encoded
-    return encoded.indices.to_numpy().astype(np.int64)
 
 
 def _texts(table: pa.Table, name: str, rows: np.ndarray) -> np.ndarray:
@@ -188,13 +181,13 @@ def _vectors(table: pa.Table, name: str, rows: np.ndarray, utt_ids: np.ndarray) 
     """The vectors of one stream at these rows, (rows, D)."""
     wanted = np.zeros(len(table), bool)
     wanted[rows] = True
-    parts, offset = [], 0
+    matrix = np.empty((len(rows), len(table[name][int(rows[0])].values)), np.float32)
+    offset = filled = 0
     # Chunk by chunk: joining large list columns first would hold them twice.
     for chunk in table[name].chunks:
         kept = chunk.filter(pa.array(wanted[offset : offset + len(chunk)]))
-        offset += len(chunk)
-        parts.append(kept.flatten().to_numpy(zero_copy_only=False))
-    matrix = np.concatenate(parts).astype(np.float32, copy=False).reshape(len(rows), -1)
+        matrix[filled : filled + len(kept)].reshape(-1)[:] = kept.flatten().to_numpy(zero_copy_only=False)
+        offset, filled = offset + len(chunk), filled + len(kept)
     if (np.diff(rows) < 0).any():
         matrix = matrix[np.searchsorted(np.flatnonzero(wanted), rows)]
     finite = np.isfinite(matrix).all(axis=1)

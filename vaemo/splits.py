@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 from vaemo.config import SplitConfig
 from vaemo.errors import SplitError, UsageError
+from vaemo.tables import codes
 from vaemo.units import SPLITS
 
 
@@ -106,7 +107,7 @@ def _by_column(table: pa.Table, name: str) -> dict[str, np.ndarray]:
 
 
 def _whole_sessions(table: pa.Table, rows: np.ndarray) -> np.ndarray:
-    session = _codes(table, "session_id")
+    session = codes(table["session_id"])
     return np.isin(session, session[rows])
 
 
@@ -148,10 +149,10 @@ def _deal(table: pa.Table, config: SplitConfig, shares: list[float]) -> np.ndarr
 
 def _components(table: pa.Table, config: SplitConfig) -> np.ndarray:
     """Number of the component of every row: sessions alone where speakers may overlap."""
-    session = _codes(table, "session_id")
+    session = codes(table["session_id"])
     if config.allow_speaker_overlap:
         return session
-    speaker = _codes(table, "speaker_id")
+    speaker = codes(table["speaker_id"])
     label = np.arange(session.max(initial=-1) + 1)
     while True:
         # Every speaker takes the lowest number among its sessions, every session that among its speakers.
@@ -192,7 +193,3 @@ def _check_disjoint(table: pa.Table, split: np.ndarray, config: SplitConfig) -> 
                 "splits.allow_speaker_overlap=true."
             )
             raise SplitError(f"{len(several)} {what}(s) stand in more than one split: {names}. {cure}")
-
-
-def _codes(table: pa.Table, name: str) -> np.ndarray:
-    return table[name].combine_chunks().dictionary_encode().indices.to_numpy().astype(np.int64)

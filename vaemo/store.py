@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 
 from vaemo import files
 from vaemo.errors import ReadStoreError
+from vaemo.tables import codes
 from vaemo.units import STATUSES, STREAMS
 
 SCHEMA_VERSION = 1
@@ -71,6 +72,11 @@ class FeatureStore:
     columns: frozenset[str]
     info: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def fingerprints(self) -> dict[str, str | None]:
+        """By stream, the fingerprint of the extractor that made it, as far as the store says."""
+        return {stream: facts.get("fingerprint") for stream, facts in self.info.get("extractors", {}).items()}
+
     @staticmethod
     def open(path: str) -> FeatureStore:
         """Find a store's parts and dimensions, without reading its rows.
@@ -80,8 +86,8 @@ class FeatureStore:
         """
         parts = tuple(files.list_files(path, ".parquet"))
         if not parts:
-            found = "no Parquet files" if files.exists(path) else "nothing"
-            raise ReadStoreError(f"{path} holds {found}; a feature store is a folder of part-*.parquet files.")
+            found = "holds no Parquet files" if files.exists(path) else "does not exist"
+            raise ReadStoreError(f"{path} {found}; a feature store is a folder of part-*.parquet files.")
         info_path = files.join(path, INFO)
         info = files.read_json(info_path) if files.exists(info_path) else {}
         if info and info.get("schema_version") != SCHEMA_VERSION:
@@ -253,7 +259,7 @@ def _vectors(
 
 def _session_order(columns: Mapping[str, pa.Array]) -> tuple[np.ndarray | None, np.ndarray]:
     """The permutation that makes sessions contiguous and ordered (None where they are), and each row's position."""
-    sessions = columns["session_id"].dictionary_encode().indices.to_numpy()
+    sessions = codes(columns["session_id"])
     n = len(sessions)
     within = np.arange(n)
     starts = np.flatnonzero(np.r_[True, sessions[1:] != sessions[:-1]]) if n else np.zeros(0, np.int64)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,20 +20,18 @@ from torch import Tensor
 from vaemo.audio.acoustics import require_usable, simulate_telephone
 from vaemo.audio.recording import AudioProblem, Resampler
 from vaemo.config import Config
-from vaemo.errors import FeatureMismatchError, StateMismatchError
+from vaemo.errors import FeatureMismatchError, ShapeError, StateMismatchError
 from vaemo.features import Extractor, describe, load_extractors
 from vaemo.model.checkpoint import Checkpoint, load_checkpoint
 from vaemo.model.regressor import SessionRegressor
 from vaemo.model.state import TENSOR_FIELDS, SessionState
 from vaemo.model.streams import Streams
-from vaemo.scoring.score import check_features
+from vaemo.scoring.trained_on import check_trained_on
 from vaemo.speakers import unit
 from vaemo.units import SAMPLING_RATE_HZ
 
 if TYPE_CHECKING:
     from vaemo.personalize import Personal
-
-_RATIO_LIMIT = 1000
 
 
 @dataclass(frozen=True)
@@ -103,7 +100,7 @@ class Stream:
         described = describe(dict(extractors))
         dims = {stream: facts["dim"] for stream, facts in described.items()}
         made_by = {stream: facts["fingerprint"] for stream, facts in described.items()}
-        check_features(self._model, trained_on, dims, made_by, "the list of extractors")
+        check_trained_on(self._model, trained_on, dims, made_by, "the list of extractors")
         if self._config.features.speaker_aggregation == "enrolled" and "speaker" in self._model.dims:
             raise FeatureMismatchError(
                 "the model was trained on enrolled speaker embeddings (features.speaker_aggregation), and a stream "
@@ -127,11 +124,15 @@ class Stream:
         What has no prediction (too short, silent, NaN) does not move the memory, as in the batch job.
 
         Args:
-            samples: (n,), float in [-1, 1], mono.
+            samples: (n,), mono: float in [-1, 1], or int16.
             sampling_rate: Of the samples, in Hz.
             speaker: Who speaks; tells memories and speaker means apart where these are kept per speaker.
             observed: Valence and arousal of this utterance on the model's label range where somebody knows them, None
                 where not; they act from the next utterance on.
+
+        Raises:
+            ShapeError: for samples of more than one channel, or of another kind.
+            UsageError: for a sampling rate that no recording has.
         """
         name = speaker or ""
         try:
@@ -205,17 +206,27 @@ class Stream:
         self._sums = {name: tensors[f"sum.{number}"].numpy() for number, name in enumerate(names["sums"])}
 
 
-def resampler_from(sampling_rate: int) -> Resampler:
-    """What turns samples at this rate into 16 kHz, as for recordings."""
-    ratio = Fraction(SAMPLING_RATE_HZ, sampling_rate).limit_denominator(_RATIO_LIMIT)
-    return Resampler(ratio.denominator, ratio.numerator)
+def as_float32(samples: np.ndarray) -> np.ndarray:
+    """Samples in [-1, 1] as float32, of int16 or of floats.
+
+    Raises:
+        ShapeError: for numbers of another kind, of which nobody knows how loud they are.
+    """
+    samples = np.asarray(samples)
+    if samples.dtype == np.int16:
+        return samples / np.float32(32768)
+    if samples.dtype.kind != "f":
+        raise ShapeError(f"samples are {samples.dtype}; give int16, or floats in [-1, 1].")
+    return samples.astype(np.float32)
 
 
 def _resampled(samples: np.ndarray, sampling_rate: int) -> np.ndarray:
     """The samples at 16 kHz, as a recording that holds nothing else."""
-    stream = resampler_from(sampling_rate).stream(1)
+    stream = Resampler.to_16_khz(sampling_rate).stream(1)
     next(stream)
-    block = np.asarray(samples, np.float32).reshape(1, -1)
+    block = as_float32(samples)[None]
+    if block.ndim != 2:
+        raise ShapeError(f"samples have the shape {block.shape[1:]}; an utterance is mono, (n,).")
     return np.concatenate([stream.send(block), stream.send(None)], axis=1)[0]
 
 

@@ -31,6 +31,9 @@ STATUSES = (
 )
 """What can become of an utterance; all but `ok` carry a reason and no features or scores."""
 
+NOT_FAILED = ("ok", "not_scored_role")
+"""The statuses in which nothing is wrong with an utterance."""
+
 
 @dataclass(frozen=True)
 class LabelScale:

@@ -2,13 +2,15 @@
 
 Takes sessions and a schedule, gives what the model reads. The utterances of all sessions lie end to end in one
 tensor per stream, and a window is gathered from it by index. Letters: U utterances of all sessions, L lanes, T steps,
-D features.
+D features, F utterances whose features lie there, of these sessions and perhaps of others.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +19,7 @@ from torch import Tensor
 from vaemo.lanes import LaneSchedule
 from vaemo.model.streams import Streams
 from vaemo.sessions import Session
+from vaemo.units import DIMENSIONS
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,10 +48,13 @@ class Window:
 
 @dataclass(frozen=True, eq=False)
 class PackedSessions:
-    """Sessions end to end.
+    """Sessions end to end. Some of them (`select`) share the features of all.
+
+    Pickled as arrays, so that processes which are handed them through shared memory read the same features there.
 
     Attributes:
-        features: (U, D) each.
+        features: (F, D) each; never written to.
+        places: Row of `features` in which each utterance's stand, (U,), int64.
         labels: (U, 2), NaN = unlabelled.
         observed: (U, 2), NaN = unknown.
         lengths: Utterances of each session, (sessions,).
@@ -58,6 +64,7 @@ class PackedSessions:
     """
 
     features: Streams
+    places: Tensor
     labels: Tensor
     observed: Tensor
     lengths: np.ndarray
@@ -69,21 +76,63 @@ class PackedSessions:
     def of(
         sessions: Sequence[Session], *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
     ) -> PackedSessions:
-        """Pack sessions that have the same streams; at least one."""
+        """Pack sessions that have the same streams."""
         lengths = np.array([len(session) for session in sessions], np.int64)
+        blank = np.zeros((0, len(DIMENSIONS)), np.float32)
 
         def joined(arrays: list[np.ndarray]) -> Tensor:
             return torch.from_numpy(np.concatenate(arrays)).to(device, dtype)
 
-        names = sessions[0].streams
+        names = sessions[0].streams if sessions else ()
         return PackedSessions(
             features=Streams(**{name: joined([session.streams[name] for session in sessions]) for name in names}),
-            labels=joined([session.labels for session in sessions]),
-            observed=joined([session.observed for session in sessions]),
+            places=torch.arange(int(lengths.sum()), device=device),
+            labels=joined([blank, *(session.labels for session in sessions)]),
+            observed=joined([blank, *(session.observed for session in sessions)]),
             lengths=lengths,
             offsets=np.cumsum(lengths) - lengths,
             session_ids=[session.session_id for session in sessions],
-            utt_ids=np.concatenate([session.utt_ids for session in sessions]),
+            utt_ids=np.concatenate([np.zeros(0, object), *(session.utt_ids for session in sessions)]),
+        )
+
+    def select(self, numbers: Sequence[int] | np.ndarray) -> PackedSessions:
+        """Some of the sessions, in this order, on the features of all; nothing of those is copied."""
+        numbers = np.asarray(numbers, np.int64)
+        lengths = self.lengths[numbers]
+        offsets = np.cumsum(lengths) - lengths
+        index = np.repeat(self.offsets[numbers] - offsets, lengths) + np.arange(lengths.sum())
+        picked = torch.from_numpy(index).to(self.places.device)
+        return PackedSessions(
+            features=self.features,
+            places=self.places[picked],
+            labels=self.labels[picked],
+            observed=self.observed[picked],
+            lengths=lengths,
+            offsets=offsets,
+            session_ids=[self.session_ids[number] for number in numbers],
+            utt_ids=self.utt_ids[index],
+        )
+
+    def at(self, index: Tensor) -> Streams:
+        """Features of utterances, by their numbers among these sessions': those of `index`, and D."""
+        return self.features.select(self.places[index])
+
+    def gathered(self) -> PackedSessions:
+        """These sessions on features of their own, copied: row u is that of utterance u."""
+        places = torch.arange(len(self.places), device=self.places.device)
+        return replace(self, features=self.at(places), places=places)
+
+    def to(self, device: torch.device | str, dtype: torch.dtype) -> PackedSessions:
+        """On a device and in a dtype: a copy of what these sessions need, or themselves where they are so already."""
+        if self.labels.device == torch.device(device) and self.labels.dtype == dtype:
+            return self
+        own = self.gathered()
+        return replace(
+            own,
+            features=own.features.to(device, dtype),
+            places=own.places.to(device),
+            labels=own.labels.to(device, dtype),
+            observed=own.observed.to(device, dtype),
         )
 
     def windows(self, schedule: LaneSchedule, lanes: Sequence[int] | np.ndarray | None = None) -> Iterator[Window]:
@@ -105,7 +154,7 @@ class PackedSessions:
             row = torch.from_numpy(index).to(device)
             valid = torch.from_numpy(step < lengths[:, None]).to(device)
             yield Window(
-                features=self.features.select(row),
+                features=self.at(row),
                 labels=torch.where(valid[..., None], self.labels[row], torch.nan),
                 lengths=torch.from_numpy(lengths).to(device),
                 fresh=torch.from_numpy(start == 0).to(device),
@@ -114,10 +163,27 @@ class PackedSessions:
 
     def statistics(self) -> dict[str, tuple[Tensor, Tensor]]:
         """Mean and standard deviation of every stream over all utterances, (D,) each, summed in float64."""
-        found = {}
+        found, n = {}, len(self.places)
+        blocks, zero = self.places.split(4096), torch.zeros((), dtype=torch.float64)
         for name, features in self.features.items():
-            blocks = features.split(4096)
-            mean = sum(block.double().sum(dim=0) for block in blocks) / len(features)
-            variance = sum(((block.double() - mean) ** 2).sum(dim=0) for block in blocks) / len(features)
+            mean = sum((features[rows].double().sum(dim=0) for rows in blocks), zero) / n
+            variance = sum((((features[rows].double() - mean) ** 2).sum(dim=0) for rows in blocks), zero) / n
             found[name] = (mean, variance.sqrt())
         return found
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        arrays = {name: tensor.cpu().numpy() for name, tensor in self.features.items()}
+        tensors = (self.places, self.labels, self.observed)
+        rest = (self.lengths, self.offsets, self.session_ids, self.utt_ids)
+        return _from_arrays, (arrays, *(tensor.cpu().numpy() for tensor in tensors), *rest)
+
+
+def _from_arrays(
+    features: dict[str, np.ndarray], places: np.ndarray, labels: np.ndarray, observed: np.ndarray, *rest: Any
+) -> PackedSessions:
+    with warnings.catch_warnings():
+        # Shared memory is read-only, and nothing is written to it.
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        streams = Streams(**{name: torch.from_numpy(array) for name, array in features.items()})
+        tensors: list[Any] = [torch.from_numpy(array) for array in (places, labels, observed)]
+        return PackedSessions(streams, *tensors, *rest)

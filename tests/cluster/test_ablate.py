@@ -2,25 +2,22 @@
 
 import json
 import os
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from processes import kill_tree
+from processes import kill_job, start_job
 
 from vaemo.ablation import grid
 from vaemo.ablation.grid import Variant
 from vaemo.cluster.ablate import ablate
+from vaemo.cluster.nodes import capacity
 from vaemo.config import Config
-from vaemo.errors import ConfigValueError, LabelError, OtherRunError, UsageError
+from vaemo.errors import ClusterError, ConfigValueError, LabelError, OtherRunError, UsageError
 from vaemo.testing import linear_world, write_store
 
 pytestmark = pytest.mark.ray
 
-ROOT = Path(__file__).parents[2]
 OVERRIDES = [
     "model.d_c=8",
     "model.head_hidden=16",
@@ -55,6 +52,15 @@ def config(*overrides):
 
 def cells(out):
     return {path.name: path for path in Path(out, "cells").glob("*.parquet")}
+
+
+def test_a_grid_whose_nodes_are_gone_ends(store, small, local_ray, tmp_path, monkeypatch):
+    """Here they are there, and only said to be gone once the cells are waited for."""
+    answers = iter([capacity()])
+    monkeypatch.setattr("vaemo.cluster.runtime.capacity", lambda: next(answers, []))
+    monkeypatch.setattr("vaemo.cluster.ablate.NO_PROGRESS_S", 0.01)
+    with pytest.raises(ClusterError, match="no node of the Ray cluster has a CPU"):
+        ablate(store, str(tmp_path / "grid"), config("train.epochs=2"), seeds=1)
 
 
 def test_grid(store, small, local_ray, tmp_path, capsys):
@@ -152,28 +158,18 @@ def test_a_store_without_test_sessions_is_refused(tmp_path):
     assert not Path(tmp_path, "grid").exists()
 
 
-def start_job(store, out):
-    command = [sys.executable, str(ROOT / "jobs" / "ablate.py"), "--store", store, "--out", out, "--seeds", "1"]
-    command += [part for override in OVERRIDES for part in ("--set", override)]
-    return subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, text=True)
-
-
 @pytest.mark.slow
 def test_a_grid_that_was_killed_goes_on(store, tmp_path):
     out = str(tmp_path / "grid")
-    job = start_job(store, out)
-    deadline = time.monotonic() + 120
-    while len(cells(out)) < 4 and time.monotonic() < deadline and job.poll() is None:
-        time.sleep(0.02)
-    kill_tree(job.pid)
-    job.communicate()
+    command = ["ablate", "--store", store, "--out", out, "--seeds", "1"]
+    kill_job(start_job(*command, overrides=OVERRIDES), due=lambda: len(cells(out)) >= 4)
     before = {name: path.stat().st_mtime_ns for name, path in cells(out).items()}
     assert 4 <= len(before) < 11
     assert not Path(out, "ablation.md").exists()
 
-    again = start_job(store, out)
-    said, _ = again.communicate(timeout=240)
-    assert again.returncode == 0
+    again = start_job(*command, overrides=OVERRIDES)
+    said, complained = again.communicate(timeout=240)
+    assert again.returncode == 0, complained
     assert f"11 trainings, {11 - len(before)} of them to do" in said
     assert {name: cells(out)[name].stat().st_mtime_ns for name in before} == before
     rows = pq.read_table(Path(out, "ablation.parquet")).to_pylist()

@@ -14,13 +14,25 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
+import torch
 from finetune_cases import Heard
 from processes import kill, kill_tree, workers
+from scoring_cases import run_inline
 
-from vaemo import scores
-from vaemo.cluster.train import _train_worker, train
+from vaemo import files, scores
+from vaemo.cluster import score as scoring
+from vaemo.cluster.prepare import Request
+from vaemo.cluster.train import _headline, _train_worker, train
 from vaemo.config import Config
-from vaemo.errors import ClusterError, LabelError, NonFiniteFeatureError, OtherRunError, UsageError, revive
+from vaemo.errors import (
+    ClusterError,
+    LabelError,
+    NonFiniteFeatureError,
+    OtherRunError,
+    UsageError,
+    revive,
+)
+from vaemo.evaluation.evaluate import evaluate
 from vaemo.features.speech import SpeechEncoder
 from vaemo.metrics import ccc
 from vaemo.model.checkpoint import load_checkpoint
@@ -50,10 +62,13 @@ OVERRIDES = [
 ]
 
 
+def make_store(path):
+    return write_store(linear_world(5, sessions=(120, 12, 6), lengths=(20, 60), features=8, noise=2.0), str(path))
+
+
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
-    world = linear_world(5, sessions=(120, 12, 6), lengths=(20, 60), features=8, noise=2.0)
-    return write_store(world, str(tmp_path_factory.mktemp("store")))
+    return make_store(tmp_path_factory.mktemp("store"))
 
 
 def config(*overrides):
@@ -61,8 +76,8 @@ def config(*overrides):
 
 
 def lines(out):
-    path = Path(out, "metrics.jsonl")
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    path = files.join(out, "metrics.jsonl")
+    return [json.loads(line) for line in files.read_bytes(path).splitlines()] if files.exists(path) else []
 
 
 def assert_same_lines(found, expected, tolerance):
@@ -98,6 +113,18 @@ def test_run_folder(undisturbed, store):
     assert Path(undisturbed, "curves.png").read_bytes().startswith(b"\x89PNG")
     assert list(Path(undisturbed, "tensorboard").iterdir())
     assert kept["dev_ccc_avg"] > 0.5
+    rows = FeatureStore.open(store).read(["utt_id", "split"])
+    used = rows.filter(pc.is_in(rows["split"], pa.array(["train", "dev"])))["utt_id"].to_pylist()
+    assert 0 < len(used) < rows.num_rows
+    assert files.read_parquet(Path(undisturbed, "used.parquet"))["utt_id"].to_pylist() == used
+
+
+@pytest.mark.parametrize(("peak", "said"), [(0.311, ""), (0.591, " (it was 0.591 at epoch 3: ")])
+def test_an_earlier_epoch_that_was_clearly_better_is_named(peak, said):
+    summary = {"dev_ccc_avg": 0.311, "kept_epoch": 9, "epochs": 9, "peak_dev_ccc_avg": peak, "peak_epoch": 3}
+    line = _headline(summary)
+    assert line.startswith("dev CCC-avg 0.311 at epoch 9 of 9" + said)
+    assert line.endswith(")") == bool(said)
 
 
 def test_finished_run_is_left_alone(undisturbed, store, capsys):
@@ -180,9 +207,25 @@ def survive_driver_kill(undisturbed, store, out, after, delay_s, *more):
     return said
 
 
-def test_driver_killed_and_job_run_again(undisturbed, store, tmp_path):
-    said = survive_driver_kill(undisturbed, store, str(tmp_path / "run"), after=2, delay_s=0.1)
+def test_driver_killed_and_job_run_again_with_all_in_a_bucket(undisturbed, bucket, monkeypatch):
+    store, out = make_store(f"{bucket}/store"), f"{bucket}/run"
+    said = survive_driver_kill(undisturbed, store, out, after=2, delay_s=0.1)
     assert "going on after epoch " in said
+    best, expected = load_checkpoint(f"{out}/best"), load_checkpoint(Path(undisturbed, "best"))
+    assert best.metrics["epoch"] == expected.metrics["epoch"]
+    weights = best.model.state_dict()
+    for name, tensor in expected.model.state_dict().items():
+        torch.testing.assert_close(weights[name], tensor, atol=SAME_RUN, rtol=0)
+    assert files.read_bytes(f"{out}/curves.png").startswith(b"\x89PNG")
+    assert len(files.list_files(f"{out}/tensorboard")) == 2, "one of each job"
+
+    monkeypatch.setattr(scoring, "run_shards", run_inline)
+    monkeypatch.setattr(scoring, "connect", lambda: None)
+    scoring.score(Request(store, (f"{out}/best",), f"{bucket}/scores"), Config())
+    evaluate(f"{bucket}/scores", store, f"{bucket}/numbers", Config(), split="dev", checkpoint=f"{out}/best")
+    found = files.read_json(f"{bucket}/numbers/metrics.json")
+    assert found["pooled"]["ccc_avg"] == pytest.approx(best.metrics["dev_ccc_avg"], abs=OTHER_WORLD_SIZE)
+    assert "label_fed" in found
 
 
 @pytest.mark.slow
@@ -255,7 +298,7 @@ def test_labels_are_looked_at_before_the_folder_is_claimed(tmp_path):
     assert not Path(tmp_path, "run").exists()
 
 
-def test_mistakes_of_workers_come_home_as_values(tmp_path):
+def test_features_that_are_no_numbers_end_the_run(local_ray, tmp_path):
     world = linear_world(5, sessions=(6, 2, 2), lengths=(4, 8), features=3)
     speech = world.table["speech"].combine_chunks().flatten().to_numpy().copy()
     speech[4] = np.nan
@@ -264,10 +307,14 @@ def test_mistakes_of_workers_come_home_as_values(tmp_path):
         world, table=world.table.set_column(world.table.column_names.index("speech"), "speech", column)
     )
     store = write_store(broken, str(tmp_path / "store"))
-    job = {"store": store, "config": config().to_dict(), "out": str(tmp_path / "run"), "folds": None, "fold": ""}
-    job |= {"speakers": None, "manifest": None}
-    found = _train_worker(job)
     with pytest.raises(NonFiniteFeatureError, match="speech of utterance 's0000-0001' holds NaN"):
+        train(store, str(tmp_path / "run"), config())
+
+
+def test_mistakes_of_workers_come_home_as_values(store, tmp_path):
+    job = {"store": FeatureStore.open(store), "manifest": "m.jsonl", "config": config("train.encoder=all").to_dict()}
+    found = _train_worker({**job, "out": str(tmp_path / "run")})
+    with pytest.raises(UsageError, match="there is no encoder to train"):
         raise revive(found["error"], found["message"])
 
 

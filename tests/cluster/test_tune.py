@@ -24,11 +24,12 @@ from vaemo.config import Config
 from vaemo.errors import ClusterError, ConfigValueError, LabelError, OtherRunError, SweepFailedError, UsageError
 from vaemo.model.checkpoint import load_checkpoint
 from vaemo.testing import ccc_avg, linear_world, write_store
+from vaemo.training.data import SplitSessions
 from vaemo.training.replay import replay
 from vaemo.tuning.search import Search
 from vaemo.tuning.space import read_space
 from vaemo.tuning.sweep import Record, Sweep, write_state
-from vaemo.tuning.trial import METRIC, Trial, TrialData
+from vaemo.tuning.trial import METRIC, Trial
 from vaemo.windows import PackedSessions
 
 pytestmark = pytest.mark.ray
@@ -261,7 +262,8 @@ def test_a_population_goes_on_where_it_was_saved(tmp_path):
     moved = {"model.alpha": 0.5, "train.window": 5}
     world = linear_world(5, sessions=(6, 2, 0), lengths=(4, 8), features=3)
     sessions = [*world.sessions("train"), *world.sessions("dev")]
-    data = TrialData(sessions, [[session.split for session in sessions]])
+    splits = np.array([[session.split for session in sessions]], object)
+    data = SplitSessions(PackedSessions.of(sessions), splits)
     write_state(sweep.folder(1), Trial(data, config(), 1).save(moved))
     again = Sweep(sweep.out)
     assert [_population_point(again, points, number) for number in range(2)] == [drawn[0], moved]

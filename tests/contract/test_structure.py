@@ -15,8 +15,8 @@ JOBS = sorted((ROOT / "jobs").glob("*.py"))
 
 RANKS = (
     {"errors", "units"},
-    {"config", "metrics", "progress"},
-    {"files", "cli"},
+    {"fields", "config", "metrics", "progress"},
+    {"files", "cli", "tables"},
     {"manifest"},
     {"audio"},
     {"features", "shards", "store"},
@@ -104,8 +104,10 @@ def test_jobs_are_thin_and_executable(path):
 @pytest.mark.parametrize("path", JOBS, ids=lambda path: path.name)
 def test_jobs_explain_themselves_and_refuse_nonsense(path):
     shown = subprocess.run([sys.executable, path, "--help"], capture_output=True, text=True, check=True).stdout
-    assert "--config" in shown
-    assert "--set" in shown
+    options = set(re.findall(r"^  (--[a-z-]+)", shown, re.M))
+    assert options >= {"--config", "--set"}
+    (row,) = re.findall(rf"^\| [^|]*`jobs/{path.name}`.*", (ROOT / "README.md").read_text(), re.M)
+    assert options - {"--config", "--set"} <= set(re.findall(r"--[a-z-]+", row)), "the README's table of commands"
     refused = subprocess.run([sys.executable, path, "--nonsense"], capture_output=True, text=True)
     assert refused.returncode == 2
     assert len(refused.stderr.splitlines()) == 1

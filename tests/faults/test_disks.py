@@ -72,7 +72,7 @@ def test_an_object_store_smaller_than_the_work_is_enough():
             return {"n": shard["n"], "sum": int(np.frombuffer(shard["payload"], np.uint8).sum())}
 
     random = np.random.default_rng(0)
-    payloads = [random.integers(0, 256, 10 * MIB, np.uint8) for _ in range(20)]
+    payloads = [random.integers(0, 256, 10 * MIB, np.uint8) for _ in range(12)]
     shards = [{"n": n, "payload": payload.tobytes()} for n, payload in enumerate(payloads)]
     try:
         found = {row["n"]: row["sum"] for row in runtime.run_shards(Measure, {}, shards)}

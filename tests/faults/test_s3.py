@@ -67,7 +67,6 @@ def corpus(s3, tmp_path, monkeypatch):
     """A manifest in the bucket, extracted in this process, and the rows that are to come of it."""
     monkeypatch.setattr(extract, "run_shards", run_inline)
     monkeypatch.setattr(extract, "connect", lambda: None)
-    monkeypatch.setattr(extract, "gpu_share", lambda extractors: 0.0)
     manifest, _ = write_corpus(tmp_path / "c", 6)
     for path in (tmp_path / "c").iterdir():
         s3.client.upload_file(str(path), s3.bucket, f"in/{path.name}")

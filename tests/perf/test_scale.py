@@ -42,7 +42,7 @@ class Clock:
         self._workers = workers
         self.elapsed_s = self.busy_s = 0.0
 
-    def run(self, worker, arguments, shards, *, gpus=0.0, needs=()):
+    def run(self, worker, arguments, shards, *, needs=()):
         shards, running = iter(shards), []
         for number, shard in zip(range(self._workers), shards, strict=False):
             heapq.heappush(running, self._begin(shard, number))
@@ -64,7 +64,6 @@ def test_bookkeeping_does_not_grow_with_the_workers(tmp_path, monkeypatch, capsy
     extractors = load_extractors(CONFIG.features)
     config = CONFIG.replace({"extract": {"shard_recordings": 8}})
     monkeypatch.setattr(extract, "connect", lambda: None)
-    monkeypatch.setattr(extract, "gpu_share", lambda extractors: 0.0)
     table = [
         "| workers | recordings | planned in, s | s a part | driver busy | workers busy |",
         "|---|---|---|---|---|---|",

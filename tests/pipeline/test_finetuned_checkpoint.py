@@ -1,5 +1,6 @@
 """A checkpoint with a speech encoder of its own: what is scored with it, what is extracted, and what it is made of."""
 
+import contextlib
 import dataclasses
 import json
 import shutil
@@ -20,7 +21,7 @@ from vaemo.metrics import ccc
 from vaemo.model.checkpoint import load_checkpoint
 from vaemo.stream import Stream
 from vaemo.training.replay import replay
-from vaemo.training.run_folder import keep, provenance_of
+from vaemo.training.run_folder import keep, origin_of, provenance_of
 from vaemo.windows import PackedSessions
 
 pytestmark = pytest.mark.filterwarnings("ignore:Support for mismatched key_padding_mask:UserWarning")
@@ -42,7 +43,7 @@ def tuned(request, tmp_path_factory):
     config = corpus.config(features=asked, encoder_lr=1e-2)
     trainer = corpus.trainer(config)
     line = list(trainer)[-1]
-    provenance = provenance_of(corpus.store, config, "data", trainer.model, "cpu")
+    provenance = provenance_of(origin_of(corpus.store, config, "data"), config, trainer.model, "cpu")
     keep(str(folder), trainer.kept, config, corpus.store, line, provenance, trainer.kept_encoder())
     return corpus, str(folder / "best"), trainer
 
@@ -52,7 +53,7 @@ def inline(monkeypatch):
     """Scoring in this process."""
     monkeypatch.setattr("vaemo.cluster.score.run_shards", scoring_cases.run_inline)
     monkeypatch.setattr("vaemo.cluster.score.connect", lambda: None)
-    monkeypatch.setattr("vaemo.cluster.score.gpu_share", lambda _: 0.0)
+    monkeypatch.setattr("vaemo.cluster.score.encoder_stage", lambda *_: contextlib.nullcontext({}))
 
 
 def pushed(corpus, checkpoint):

@@ -10,7 +10,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 from scoring_cases import run, run_inline
 from speaker_world import biased_world
 
@@ -51,7 +50,6 @@ def world(tmp_path_factory):
             "train": {"epochs": 25, "lr": 3e-3},
         }
     )
-    torch.set_num_threads(1)
     trainer = Trainer(biased_world(32, seed=0, utterances=40), biased_world(4, seed=1, utterances=40), config)
     list(trainer)
     save_checkpoint(folder / "best", trainer.kept, config)

@@ -25,7 +25,6 @@ def call(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(job, "run_shards", run_inline)
         patch.setattr(job, "connect", lambda: None)
-        patch.setattr(job, "gpu_share", lambda extractors: 0.0)
         customer = run(
             folder / "recordings", checkpoint, folder / "customer", score={"channel_roles": ["customer", "agent"]}
         )

@@ -126,7 +126,6 @@ def test_an_erased_call_is_gone_and_stays_away(store, checkpoint, tmp_path, opti
 def extract_inline(monkeypatch):
     monkeypatch.setattr(extract, "run_shards", run_inline)
     monkeypatch.setattr(extract, "connect", lambda: None)
-    monkeypatch.setattr(extract, "gpu_share", lambda extractors: 0.0)
 
 
 def write_noise(folder, n=4):
@@ -193,8 +192,19 @@ def test_the_command_erases_reports_and_deltas_too(checkpoint, store, tmp_path, 
     left = set(pq.read_table(deltas + "/speakers.parquet")["speaker_id"].to_pylist())
     assert speakers - left == {"p0005"}
     assert "p0005" not in Personal.load(deltas, fingerprint=load_checkpoint(tmp_path / "film").fingerprint).index
-    with pytest.raises(UsageError, match="does not exist"):
-        erase.main(["erase", "--session", "x", "--scores", str(tmp_path / "none")])
+    erase.main(["erase", "--session", "s0055", "--scores", str(out)])
+    assert "warning: no row is of a call 's0055'" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("option", ["--scores", "--store", "--report", "--personal"])
+def test_a_folder_that_is_not_there_is_not_made_by_erasing(checkpoint, store, tmp_path, option):
+    out = tmp_path / "out"
+    run(store, checkpoint, out)
+    before = everything_in(out)
+    with pytest.raises(UsageError, match="none does not exist, so that nothing was erased anywhere"):
+        erase.main(["erase", "--session", "s0005", "--scores", str(out), option, str(tmp_path / "none")])
+    assert everything_in(out) == before
+    assert not (tmp_path / "none").exists()
 
 
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules")

@@ -35,7 +35,6 @@ ORDER = {"channel_roles": ["customer", "agent"]}
 def inline(monkeypatch):
     monkeypatch.setattr(job, "run_shards", run_inline)
     monkeypatch.setattr(job, "connect", lambda: None)
-    monkeypatch.setattr(job, "gpu_share", lambda extractors: 0.0)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +54,6 @@ def scored(recordings, checkpoint, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(job, "run_shards", run_inline)
         patch.setattr(job, "connect", lambda: None)
-        patch.setattr(job, "gpu_share", lambda extractors: 0.0)
         return run(recordings[0], checkpoint, out, score=ORDER), out
 
 
@@ -140,7 +138,7 @@ def test_an_exception_scores_agents_or_lets_them_move_the_memory(recordings, che
     assert difference[0] < SINGLE < difference[1:].max()
 
 
-def test_one_channel_is_mixed_whatever_was_said(recordings, checkpoint, tmp_path):
+def test_one_channel_is_mixed_whatever_was_said(recordings, checkpoint, tmp_path, capsys):
     folder, names, _ = recordings
     samples, rate = soundfile.read(folder / names[0])
     (tmp_path / "mono").mkdir()
@@ -150,8 +148,10 @@ def test_one_channel_is_mixed_whatever_was_said(recordings, checkpoint, tmp_path
         rows = run(tmp_path / "mono", checkpoint, tmp_path / f"out{number}", **options)
         assert set(rows["role"].to_pylist()) == {"mixed"}
         assert set(rows["status"].to_pylist()) == {"not_scored_role"}
+        assert "warning: nobody was scored: no utterance is of a customer." in capsys.readouterr().out
     one = run(tmp_path / "mono", checkpoint, tmp_path / "one", score={"channel_roles": ["customer"]})
     assert set(one["status"].to_pylist()) == {"ok"}
+    assert "nobody was scored" not in capsys.readouterr().out
 
 
 def store_of(folder, names, path):

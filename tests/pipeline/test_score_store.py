@@ -229,6 +229,9 @@ def test_a_session_in_two_parts_is_refused(store, checkpoint, tmp_path):
 def test_inputs_that_are_nothing_are_refused(checkpoint, tmp_path):
     with pytest.raises(UsageError, match="does not exist; give a feature store, a manifest or a folder"):
         run(str(tmp_path / "none"), checkpoint, tmp_path / "out")
+    (tmp_path / "call.WAV").write_bytes(b"RIFF")
+    with pytest.raises(UsageError, match=r"call\.WAV is a recording; give the folder that it lies in"):
+        run(str(tmp_path / "call.WAV"), checkpoint, tmp_path / "out")
     (tmp_path / "empty").mkdir()
     with pytest.raises(FeatureMismatchError, match="does not say which extractors"):
         run(str(tmp_path / "empty"), checkpoint, tmp_path / "out")

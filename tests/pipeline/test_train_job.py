@@ -55,7 +55,7 @@ def test_mistakes_are_one_line(store, tmp_path, args, code, says):
 def test_no_store(tmp_path):
     ended = job("--store", str(tmp_path / "nowhere"), "--out", str(tmp_path / "run"))
     assert ended.returncode == 1
-    assert "holds nothing; a feature store is a folder of part-*.parquet" in ended.stderr
+    assert "does not exist; a feature store is a folder of part-*.parquet" in ended.stderr
 
 
 def test_a_folder_of_another_run_is_left_alone(store, tmp_path):

@@ -4,9 +4,9 @@ import dataclasses
 
 import numpy as np
 import pytest
-import torch
 
-from vaemo.ablation.cell import FED, check_fold, matrix, read_result, run_cell, write_result
+from vaemo.ablation.cell import FED, check_fold, matrix, read_result, write_result
+from vaemo.ablation.cell import run_cell as cell_of_the_grid
 from vaemo.ablation.grid import ABLATIONS, FULL, Cell, Variant, choose_variants, plan_cells
 from vaemo.config import Config
 from vaemo.errors import FeatureMismatchError, LabelError, UsageError
@@ -93,13 +93,18 @@ def test_cells_come_seed_by_seed_and_have_names_of_their_own():
 
 @pytest.fixture(scope="module")
 def world():
-    torch.set_num_threads(1)
     return linear_world(3, sessions=(12, 4, 5), lengths=(6, 14), features=6, noise=1.0, unlabelled=0.1)
 
 
 @pytest.fixture(scope="module")
 def sessions(world):
     return [session for split in ("train", "dev", "test") for session in world.sessions(split)]
+
+
+def run_cell(cell, sessions, fold, config):
+    """As a task of the grid does it: ids and labels here, features there."""
+    light = [dataclasses.replace(session, streams={}) for session in sessions]
+    return cell_of_the_grid(cell, light, PackedSessions.of(sessions), fold, config)
 
 
 def test_a_cell_is_a_plain_training(world, sessions):

@@ -43,7 +43,7 @@ def test_the_card_says_what_the_model_is_and_how_good(tmp_path):
     card = (tmp_path / "best" / "README.md").read_text()
     assert "| CCC, test | 0.500 [0.400, 0.600] | 0.500 [0.400, 0.600] | 0.500 [0.400, 0.600] |" in card
     assert "| Pearson's r, test | 0.500 | 0.500 | 0.500 |" in card
-    assert "| CCC, dev (the model was chosen by it) | 0.612 | 0.701 | 0.657 |" in card
+    assert "| CCC, dev | 0.612 | 0.701 | 0.657 |" in card
     assert "1,234 utterances of 56 sessions" in card
     assert PROVENANCE["data_fingerprint"] in card
     assert PROVENANCE["fingerprint"] in card
@@ -62,6 +62,11 @@ def test_without_an_evaluation_the_development_set_speaks():
     card = card_of(Config().to_dict(), METRICS, PROVENANCE)
     assert "CCC, dev" in card
     assert "CCC, test" not in card
+
+
+def test_what_the_development_set_decided_is_said():
+    card = card_of(Config().replace({"train": {"select": "best"}}).to_dict(), METRICS, PROVENANCE)
+    assert "| CCC, dev (the model was chosen by it) | 0.612" in card
 
 
 def test_synthetic_speech_is_said_first():
@@ -92,4 +97,7 @@ def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path, name):
     folder = write_checkpoint(tmp_path / "best")
     (tmp_path / "best" / name).unlink()
     with pytest.raises(ReadCheckpointError, match=f"is not a whole checkpoint: .*{name}"):
+        write_card(folder)
+    (tmp_path / "best" / name).write_text("{")
+    with pytest.raises(ReadCheckpointError, match="is not a whole checkpoint: "):
         write_card(folder)

@@ -24,6 +24,15 @@ def test_a_relative_path_in_a_ray_job_is_refused(monkeypatch):
     assert cli.data_path("/runs/a") == "/runs/a"
 
 
+def test_a_mistake_begins_with_the_command(capsys):
+    def main(_):
+        raise UsageError("no such key")
+
+    with pytest.raises(SystemExit):
+        cli.run(main, "python -m vaemo.corpora")
+    assert capsys.readouterr().err == "python -m vaemo.corpora: no such key\n"
+
+
 @pytest.mark.parametrize(
     ("outcome", "code"), [(None, 0), (0, 0), (1, 1), (LabelError("no labels"), 1), (UsageError("no such key"), 2)]
 )
@@ -61,6 +70,15 @@ def test_an_unknown_argument_is_one_line(capsys):
     printed = capsys.readouterr().err
     assert "unrecognized arguments: --nope" in printed
     assert len(printed.splitlines()) == 1
+
+
+def test_help_names_the_defaults_that_there_are():
+    parser = cli.JobParser("Do it.")
+    parser.add_argument("--limit", help="only so many")
+    parser.add_argument("--top", default=500, help="draw so many")
+    shown = " ".join(parser.format_help().split())
+    assert "draw so many (default: 500)" in shown
+    assert shown.count("(default: ") == 2  # and that of --config
 
 
 @pytest.mark.parametrize("text", ["0", "-3", "2.5", "all", ""])

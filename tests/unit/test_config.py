@@ -45,6 +45,18 @@ def test_round_trip_through_yaml(tmp_path):
     assert Config.from_dict(config.to_dict()) == config
 
 
+def test_explained_it_is_the_same_config_and_says_what_every_field_means(tmp_path):
+    config = Config.load("seed", ["labels.range=[1, 7]", "model.film=off", "score.channel_roles=[agent, customer]"])
+    path = tmp_path / "run.yaml"
+    path.write_text(config.explained())
+    assert Config.load(path) == config
+    told = " ".join(path.read_text().replace("#", " ").split())
+    for _, field in FIELDS:
+        assert " ".join(field.metadata["doc"].split()) in told
+    assert "(a number from 0 to 0.999) alpha: 0.8" in told
+    assert '(one of mamba, mamba2, gru, none) updater: "mamba"' in told
+
+
 def test_overrides_are_converted_to_the_field_type():
     config = Config.load("default", ["train.lr=1e-4", "model.film=off", "model.alpha_arousal=null", "train.epochs=3"])
     assert (config.train.lr, config.model.film, config.model.alpha_arousal, config.train.epochs) == (
@@ -70,7 +82,9 @@ def test_overrides_are_converted_to_the_field_type():
         ("train.lanes=true", ConfigValueError, r"train\.lanes is True; allowed is a whole number"),
         ("train.lr=.nan", ConfigValueError, r"train\.lr is nan; allowed is a number"),
         ("model.updater=lstm", ConfigValueError, r"'lstm'; allowed is one of mamba, mamba2, gru, none"),
-        ("labels.range=[1, 7, 9]", ConfigValueError, r"allowed is a list of 2 of a number or null"),
+        ("labels.range=[1, 7, 9]", ConfigValueError, r"allowed is a list of 2 numbers or null"),
+        ("labels.range=[7, 1]", ConfigValueError, r"labels\.range is \[7\.0, 1\.0\]; give the lowest and the highest"),
+        ("train.trackers=wandb", ConfigValueError, r"'wandb'; allowed is a list of texts"),
         ("model.label_range=[0, 2]", ConfigValueError, r"allowed are \[0, 1\] and \[-1, 1\]"),
         ("train.sampling_hold_fraction=0.9", ConfigValueError, r"together they may be 1 at most"),
         ("train.encoder_from_epoch=30", ConfigValueError, r"of train\.epochs 30: the encoder would never be trained"),
@@ -91,13 +105,22 @@ def test_bad_overrides_say_what_is_allowed(override, error, message):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("- a\n", "needs sections"), ("model: 3\n", "takes fields such as model"), ("a: [\n", "is not YAML")],
+    [
+        ("- a\n", "needs sections"),
+        ("model: 3\n", "takes fields such as model"),
+        ("a: [\n", "is not YAML"),
+    ],
 )
 def test_bad_files(tmp_path, text, message):
     path = tmp_path / "bad.yaml"
     path.write_text(text)
     with pytest.raises(ConfigValueError, match=message):
         Config.load(path)
+
+
+def test_a_section_that_is_a_number_is_unknown():
+    with pytest.raises(UnknownConfigKeyError, match=r"unknown config section '1'\. Allowed: audio, vad"):
+        Config().replace({1: {}})
 
 
 def test_missing_file_names_the_presets():

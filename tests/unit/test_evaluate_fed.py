@@ -28,7 +28,6 @@ CONFIG = Config().replace({"evaluate": {"bootstrap": 100}})
 
 @pytest.fixture(scope="module")
 def world():
-    torch.set_num_threads(1)
     return linear_world(6, sessions=(3, 2, 8), lengths=(5, 70), features=FEATURES, noise=1.0, unlabelled=0.1)
 
 

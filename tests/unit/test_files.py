@@ -6,7 +6,7 @@ import pyarrow as pa
 import pytest
 
 from vaemo import files
-from vaemo.errors import StorageError
+from vaemo.errors import StorageError, UsageError
 
 
 def test_write_is_whole_or_not_at_all(tmp_path, monkeypatch):
@@ -37,6 +37,23 @@ def test_listing_leaves_hidden_files_out(tmp_path):
     assert files.list_files(tmp_path, ".parquet") == [f"{tmp_path}/a.parquet", f"{tmp_path}/b.parquet"]
     assert files.list_files(tmp_path, ".parquet", recursive=True)[-1] == f"{tmp_path}/deep/c.parquet"
     assert files.list_files(tmp_path / "absent") == []
+
+
+def test_what_is_no_folder_is_refused(tmp_path):
+    files.write_whole(tmp_path / "a.wav", b"x")
+    with pytest.raises(UsageError, match=r"a\.wav is a file; a folder is needed"):
+        files.list_files(tmp_path / "a.wav")
+
+
+def test_a_uri_that_nothing_reads_is_refused():
+    with pytest.raises(UsageError, match=r"'s4://bucket/a' cannot be reached \(Protocol not known: s4\); give a path"):
+        files.exists("s4://bucket/a")
+
+
+def test_json_that_is_damaged_is_refused(tmp_path):
+    files.write_whole(tmp_path / "a.json", b'{"kept": ')
+    with pytest.raises(StorageError, match=r"a\.json is not JSON \(Expecting value.*Put back what was written there"):
+        files.read_json(tmp_path / "a.json")
 
 
 def test_parquet_round_trip_through_every_kind_of_path(tmp_path):

@@ -14,14 +14,6 @@ from vaemo.personalize import Personal, personalize, personalize_store
 FIRST = PersonalizeConfig().utterances
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def stacked(sessions):
     features = {name: torch.from_numpy(np.stack([s.streams[name] for s in sessions])) for name in sessions[0].streams}
     return Streams(**features), torch.from_numpy(np.stack([s.labels for s in sessions]))

@@ -29,3 +29,12 @@ def test_lines_in_a_log_come_now_and_then(capsys):
     assert len(lines) == 2
     assert lines[1].startswith("score: 2 of 10 sessions, ")
     assert "2 failed" in lines[1]
+    progress.close()
+    assert capsys.readouterr().err == "", "the last line stands there already"
+
+
+def test_the_last_line_is_written_where_it_is_new(capsys):
+    progress = Progress("score", 2, "sessions", every_s=1e9)
+    progress.advance(2)
+    progress.close()
+    assert capsys.readouterr().err.startswith("score: 2 of 2 sessions, ")

@@ -12,7 +12,7 @@ from vaemo import files, scores
 from vaemo.config import Config, ScoreConfig
 from vaemo.errors import ReadScoresError
 from vaemo.report.overview import BINS, MIN_SCORED, Overview, calls_table, choose_calls, curves, over_time
-from vaemo.report.page import build_page
+from vaemo.report.page import build_report
 from vaemo.report.write import write_report
 from vaemo.units import LabelScale
 
@@ -208,7 +208,7 @@ def test_the_page_is_whole_and_loads_nothing(tmp_path, scored, no_drawing):
 
 
 def test_markers_within_data_are_left_alone():
-    page = build_page({"text": "@SCRIPT@ @DATA@ @STYLE@"}).decode()
+    page = build_report({"text": "@SCRIPT@ @DATA@ @STYLE@"}).decode()
     assert '{"text":"@SCRIPT@ @DATA@ @STYLE@"}' in page
 
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from vaemo.config import ModelConfig, UpdaterConfig
-from vaemo.errors import FeatureMismatchError, NonFiniteFeatureError
+from vaemo.errors import NonFiniteFeatureError
 from vaemo.model.regressor import SessionRegressor
 from vaemo.model.streams import Streams
 from vaemo.scoring import score
-from vaemo.scoring.score import check_features, predict_sessions, score_table
+from vaemo.scoring.score import predict_sessions, score_table
 from vaemo.sessions import assemble_sessions
 from vaemo.testing import linear_world
 from vaemo.units import DIMENSIONS
@@ -18,14 +18,6 @@ from vaemo.windows import PackedSessions
 
 SINGLE = 2e-6
 """Rounding of float32 over a session of 60 steps, on a range of width 1."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def make_model(seed=0, dims=None, **settings):
@@ -214,21 +206,3 @@ def test_a_feature_that_is_not_finite_is_refused():
     speech[0, 2] = np.inf
     with pytest.raises(NonFiniteFeatureError, match="s0000-0000"):
         run(replace(table, "speech", pa.FixedSizeListArray.from_arrays(pa.array(speech.ravel()), 6)))
-
-
-@pytest.mark.parametrize(
-    ("dims", "made_by", "message"),
-    [
-        ({"prosody": 88}, {}, "the store X has no stream 'speech'"),
-        ({"speech": 7}, {}, "'speech' of the store X has 7 numbers; the checkpoint was made for 6"),
-        ({"speech": 6}, {"speech": "bbbb"}, "made by the extractor bbbb; the checkpoint was trained on features of aa"),
-    ],
-)
-def test_features_of_others_are_refused(dims, made_by, message):
-    with pytest.raises(FeatureMismatchError, match=message):
-        check_features(make_model(), {"speech": "aaaa"}, dims, made_by, "the store X")
-
-
-def test_features_of_unknown_origin_are_taken():
-    check_features(make_model(), {"speech": "aaaa"}, {"speech": 6, "prosody": 3}, {}, "the store X")
-    check_features(make_model(), {}, {"speech": 6}, {"speech": "bbbb"}, "the store X")

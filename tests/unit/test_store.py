@@ -117,7 +117,7 @@ def test_missing_columns_are_named(tmp_path):
 
 
 def test_no_store(tmp_path):
-    with pytest.raises(ReadStoreError, match="holds nothing; a feature store is a folder"):
+    with pytest.raises(ReadStoreError, match="none does not exist; a feature store is a folder"):
         FeatureStore.open(str(tmp_path / "none"))
     with pytest.raises(ReadStoreError, match="holds no Parquet files"):
         FeatureStore.open(str(tmp_path))
@@ -127,6 +127,14 @@ def test_not_parquet(tmp_path):
     (tmp_path / "part-0.parquet").write_bytes(b"not parquet at all")
     with pytest.raises(ReadStoreError, match="is not a Parquet file"):
         FeatureStore.open(str(tmp_path))
+
+
+def test_a_store_says_who_made_its_streams(tmp_path):
+    folder = write(tmp_path / "s", rows())
+    assert FeatureStore.open(folder).fingerprints == {}
+    info = store_info({"speech": {"name": "logmel", "fingerprint": "ab"}, "prosody": {}}, (0, 1), None, {})
+    (tmp_path / "s" / "_vaemo.json").write_text(json.dumps(info))
+    assert FeatureStore.open(folder).fingerprints == {"speech": "ab", "prosody": None}
 
 
 def test_another_schema_version_is_refused(tmp_path):

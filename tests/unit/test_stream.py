@@ -10,7 +10,7 @@ from scoring_cases import SINGLE, make_checkpoint
 from stream_cases import EXTRACTORS, RATE, SPEAKERS, Energies, config, heard, push_all, utterances
 
 from vaemo.config import FeatureConfig
-from vaemo.errors import FeatureMismatchError, StateMismatchError
+from vaemo.errors import FeatureMismatchError, ShapeError, StateMismatchError, UsageError
 from vaemo.model.checkpoint import load_checkpoint
 from vaemo.model.regressor import SessionRegressor
 from vaemo.model.streams import Streams
@@ -124,6 +124,25 @@ def test_other_rates_are_resampled(checkpoint):
     slow = torchaudio.functional.resample(torch.from_numpy(x), RATE, 8000).numpy()
     found = heard(Stream(checkpoint, EXTRACTORS).push(slow, 8000))
     assert np.abs(found - heard(Stream(checkpoint, EXTRACTORS).push(x, RATE))).max() < 1e-3  # two resampling filters
+
+
+def test_int16_is_what_it_stands_for(checkpoint):
+    whole = (32767 * utterances(1)[0]).astype(np.int16)
+    found = heard(Stream(checkpoint, EXTRACTORS).push(whole, RATE))
+    assert np.array_equal(found, heard(Stream(checkpoint, EXTRACTORS).push(whole / np.float32(32768), RATE)))
+
+
+@pytest.mark.parametrize(
+    ("change", "rate", "error", "message"),
+    [
+        (lambda x: np.stack([x, x]), RATE, ShapeError, r"samples have the shape \(2, \d+\); an utterance is mono"),
+        (lambda x: (1e9 * x).astype(np.int32), RATE, ShapeError, "samples are int32; give int16, or floats"),
+        (lambda x: x, 0, UsageError, "the sampling rate is 0 Hz; from 2000 to 768000 Hz is heard"),
+    ],
+)
+def test_samples_that_cannot_be_heard_are_refused(checkpoint, change, rate, error, message):
+    with pytest.raises(error, match=message):
+        Stream(checkpoint, EXTRACTORS).push(change(utterances(1)[0]), rate)
 
 
 CONTINUE = """

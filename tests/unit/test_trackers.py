@@ -11,16 +11,20 @@ from vaemo.training.trackers import Trackers
 LINE = {"epoch": 3, "train_loss": 0.5, "feedback_gain_valence": None}
 
 
-def test_tensorboard_writes_what_it_is_told(tmp_path):
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_tensorboard_writes_what_it_is_told_whole_after_every_epoch(tmp_path, scheme):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    trackers = Trackers(["tensorboard"], str(tmp_path), "run", {})
+    trackers = Trackers(["tensorboard"], f"{scheme}{tmp_path}", "run", {})
     trackers.log(LINE)
-    trackers.close()
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     assert [(event.step, event.value) for event in events.Scalars("train_loss")] == [(3, 0.5)]
     assert "feedback_gain_valence" not in events.Tags()["scalars"]
+    trackers.log(LINE | {"epoch": 4})
+    trackers.close()
+    events.Reload()
+    assert [event.step for event in events.Scalars("train_loss")] == [3, 4]
 
 
 def test_mlflow_and_wandb(monkeypatch, tmp_path):

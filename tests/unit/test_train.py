@@ -90,6 +90,13 @@ def test_same_seed_same_bits(data):
     assert comparable(list(Trainer(*data, small(seed=1)))) != comparable(histories[0])
 
 
+def test_packed_sessions_train_as_sessions_do(data):
+    packed = PackedSessions.of([*data[0], *data[1]])
+    parts = np.split(np.arange(len(packed.lengths)), [len(data[0])])
+    trained = list(Trainer(*(packed.select(part) for part in parts), small()))
+    assert comparable(trained) == comparable(list(Trainer(*data, small())))
+
+
 def test_global_generator_is_left_alone(data):
     torch.manual_seed(5)
     before = torch.get_rng_state()
@@ -115,35 +122,7 @@ def test_going_on_equals_never_having_stopped(data, tmp_path, done):
         assert torch.equal(resumed.tensors()[name], tensor), name
 
 
-# -- windows and replay --------------------------------------------------------------------------------------------
-
-
-def test_windows_hold_what_the_schedule_says(data):
-    packed = PackedSessions.of(data[0])
-    schedule = schedule_lanes(packed.lengths, 4, 6, seed=2)
-    seen = np.zeros(len(packed.labels), int)
-    for number, window in enumerate(packed.windows(schedule, lanes=[3, 1])):
-        for lane, source in enumerate([3, 1]):
-            session, start, length = (
-                getattr(schedule, name)[number, source] for name in ("session", "start", "lengths")
-            )
-            rows = slice(start, start + length)
-            if length:
-                speech = data[0][session].streams["speech"][rows]
-                np.testing.assert_array_equal(window.features.speech[lane, :length], speech)
-                np.testing.assert_array_equal(window.labels[lane, :length], data[0][session].labels[rows])
-            assert window.labels[lane, length:].isnan().all()
-            assert bool(window.fresh[lane]) == (start == 0)
-            seen[window.index[lane, :length]] += 1
-        assert window.valid.sum(dim=1).tolist() == window.lengths.tolist()
-    assert seen.max() == 1
-
-
-def test_statistics_are_those_of_the_rows(data):
-    packed = PackedSessions.of(data[0])
-    mean, deviation = packed.statistics()["speech"]
-    np.testing.assert_allclose(mean, packed.features.speech.double().mean(0), atol=1e-12)
-    np.testing.assert_allclose(deviation, packed.features.speech.double().std(0, correction=0), atol=1e-12)
+# -- replay --------------------------------------------------------------------------------------------------------
 
 
 def test_replay_is_the_session_alone(data):
@@ -294,7 +273,7 @@ def test_best_counts_from_the_end_of_the_schedule(data):
         (line["dev_ccc_avg"], line["epoch"]) for line, counts in zip(trainer.history, counted, strict=True) if counts
     )
     assert trainer.summary()["kept_epoch"] == best[1]
-    assert trainer.summary()["dev_ccc_avg"] == best[0]
+    assert trainer.summary()["dev_ccc_avg"] == best[0] == trainer.summary()["peak_dev_ccc_avg"]
 
 
 def test_patience_ends_a_run(data):
@@ -315,7 +294,11 @@ def test_patience_ends_a_run(data):
 def test_last_keeps_every_epoch_and_never_stops_early(data):
     trainer = Trainer(*data, small(epochs=4, patience=1, select="last"))
     assert [trainer.improved for _ in trainer] == [True] * 4
-    assert trainer.summary()["kept_epoch"] == 4
+    summary = trainer.summary()
+    assert summary["kept_epoch"] == 4
+    assert summary["peak_dev_ccc_avg"] == max(line["dev_ccc_avg"] for line in trainer.history)
+    assert summary["peak_dev_ccc_avg"] == trainer.history[summary["peak_epoch"] - 1]["dev_ccc_avg"]
+    assert "kept" not in trainer.line()
 
 
 def healthy():

@@ -5,10 +5,10 @@ import pyarrow as pa
 import pytest
 
 from vaemo import files
-from vaemo.cluster import ablate
+from vaemo.cluster import ablate, train
 from vaemo.config import Config
 from vaemo.errors import LabelError, UsageError
-from vaemo.speakers import Enrolments, unit
+from vaemo.speakers import Enrolments, running_means, unit
 from vaemo.store import SCHEMA_VERSION, FeatureStore
 from vaemo.training.data import TrainingData
 
@@ -63,7 +63,7 @@ def voice(raw, speaker, sessions):
 def test_speakers_are_enrolled_from_the_other_sessions_of_their_split(store):
     raw = write_store(store)
     data = TrainingData.open(store, enrolled())
-    for number, session in enumerate(data.sessions(data.part(""))):
+    for number, session in enumerate(data.sessions(data.parts[0])):
         others = [
             other for other in range(SESSIONS) if other != number and 2 * other // SESSIONS == 2 * number // SESSIONS
         ]
@@ -86,20 +86,20 @@ def test_the_voices_that_are_written_enrol_alike_in_scoring(store, tmp_path):
     write_store(store)
     data = TrainingData.open(store, enrolled())
     path = str(tmp_path / "speakers.parquet")
-    data.voices(data.part("")).write(path)
+    data.voices(data.parts[0]).write(path)
     again = TrainingData.open(store, enrolled(), speakers=path)
-    for one, other in zip(data.sessions(), again.sessions(), strict=True):
+    for one, other in zip(data.sessions(data.parts[0]), again.sessions(again.parts[0]), strict=True):
         np.testing.assert_allclose(one.streams["speaker"], other.streams["speaker"], atol=CLOSE)
-    assert again.voices(again.part("")) is again.enrolments
+    assert again.voices(again.parts[0]) is again.enrolments
     assert data.digest != again.digest
     plain = TrainingData.open(store, config())
-    assert plain.voices(plain.part("")) is None
+    assert plain.voices(plain.parts[0]) is None
 
 
 def test_voices_that_nothing_asks_for_are_refused(store, tmp_path):
     write_store(store)
     path = str(tmp_path / "speakers.parquet")
-    Enrolments.of_sessions(TrainingData.open(store, config()).sessions()).write(path)
+    Enrolments.of_sessions(TrainingData.open(store, config()).read()).write(path)
     with pytest.raises(UsageError, match="speaker_aggregation is utterance; enrolments need enrolled"):
         TrainingData.open(store, config(), speakers=path)
 
@@ -123,21 +123,65 @@ def test_labels_that_are_missing_are_refused(store):
 
 def test_one_set_of_sessions_cannot_serve_folds_of_enrolled_speakers(store):
     write_store(store, fold=sorted("abc" * 8))
-    assert len(TrainingData.open(store, enrolled()).shared_sessions()) == SESSIONS
+    assert len(TrainingData.open(store, enrolled()).pack().sessions.lengths) == SESSIONS
     with pytest.raises(UsageError, match="voices differ from fold to fold"):
-        TrainingData.open(store, enrolled(), folds="by=fold").shared_sessions()
+        TrainingData.open(store, enrolled(), folds="by=fold").pack()
 
 
-def test_a_grid_takes_the_embeddings_as_they_lie_in_the_store(store, tmp_path, monkeypatch):
-    """Its cells aggregate them, each with the voices of its fold; done twice, a running mean would be another one."""
-    raw = write_store(store)
-    given = []
+def test_what_is_packed_is_what_is_trained_on(store):
+    write_store(store, fold=sorted("abc" * 8))
+    data = TrainingData.open(store, config(), folds="by=fold")
+    packed = data.pack()
+    assert len(packed.sessions.lengths) == SESSIONS
+    for number, fold in enumerate(data.parts):
+        for name in ("train", "dev"):
+            wanted = [session for session in data.sessions(fold) if session.split == name]
+            found = packed.split(number, name)
+            assert found.session_ids == [session.session_id for session in wanted]
+            np.testing.assert_array_equal(
+                found.gathered().features.speech, np.concatenate([session.streams["speech"] for session in wanted])
+            )
+            np.testing.assert_array_equal(found.labels, np.concatenate([session.labels for session in wanted]))
+            assert found.features.speech.data_ptr() == packed.sessions.features.speech.data_ptr(), "copied"
+    one = data.pack(data.parts[0])
+    assert len(one.splits) == 1
+    assert set(one.splits[0]) == {"train", "dev"}
 
-    def run(missing, sessions, *_):
-        given.extend(sessions)
-        raise KeyboardInterrupt
 
-    monkeypatch.setattr(ablate, "_run", run)
-    with pytest.raises(KeyboardInterrupt):
-        ablate.ablate(store, str(tmp_path / "out"), config("features.speaker_aggregation=running_mean"), folds="k=2")
-    np.testing.assert_array_equal(np.concatenate([session.streams["speaker"] for session in given]), raw)
+def test_folds_share_their_sessions_unless_voices_differ(store, tmp_path, monkeypatch):
+    write_store(store, fold=sorted("abc" * 8))
+    monkeypatch.setattr(train.ray, "put", lambda value: value)
+    out = str(tmp_path / "run")
+    files.write_json(files.join(out, "fold-b", "summary.json"), {})
+
+    def jobs(config):
+        data = TrainingData.open(store, config, folds="by=fold")
+        return data, list(train._fold_jobs({"workers": 1}, data, out, "0123456789abcdef"))
+
+    data, (a, c) = jobs(config())
+    assert a["sessions"] is c["sessions"]
+    assert [(job["fold"], job["part"], job["name"]) for job in (a, c)] == [
+        ("a", 0, "train-0123456789ab-a"), ("c", 2, "train-0123456789ab-c"),
+    ]  # fmt: skip
+    data, (a, c) = jobs(enrolled())
+    for job, fold in ((a, data.parts[0]), (c, data.parts[2])):
+        for name in ("train", "dev"):
+            heard = [session.streams["speaker"] for session in data.sessions(fold) if session.split == name]
+            found = job["sessions"].split(job["part"], name).gathered().features.speaker
+            np.testing.assert_array_equal(found, np.concatenate(heard))
+
+
+def test_a_grid_hears_in_each_fold_what_its_splits_may_hear(store, monkeypatch):
+    raw = write_store(store, fold=sorted("abc" * 8))
+    monkeypatch.setattr(ablate.ray, "put", lambda value: value)
+    means = ablate._share(TrainingData.open(store, config("features.speaker_aggregation=running_mean"), folds="k=2"))
+    one, other = means.values()
+    assert one is other
+    by_session = raw.reshape(SESSIONS, len(SPEAKERS), 3)
+    expected = [running_means(vectors, np.array(SPEAKERS)) for vectors in by_session]
+    np.testing.assert_array_equal(one.features.speaker, np.concatenate(expected))
+
+    data = TrainingData.open(store, enrolled(), folds="by=fold")
+    for fold, packed in zip(data.parts, ablate._share(data).values(), strict=True):
+        expected = [session.streams["speaker"] for session in data.sessions(fold)]
+        np.testing.assert_array_equal(packed.features.speaker, np.concatenate(expected))

@@ -18,7 +18,7 @@ from vaemo.model.regressor import SessionRegressor
 from vaemo.tuning import pictures
 from vaemo.tuning.space import read_space
 from vaemo.tuning.sweep import Record, Sweep, importance, read_state, table_of, trial_folder, write_state
-from vaemo.tuning.write import build_page, write_summary
+from vaemo.tuning.write import sweep_page, write_summary
 
 ENTRIES = {
     "model.updater": {"choice": ["mamba", "gru"]},
@@ -170,13 +170,13 @@ def test_pictures_show_every_kind_of_trial(space):
     records = simulated(space, 30)
     shares = importance(space, records)
     course = look(pictures.history(records))
-    assert share_of(course, pictures.COLOUR) > 1e-3
-    assert share_of(course, pictures.BEST_COLOUR) > 1e-3
+    assert share_of(course, pictures.PLAIN) > 1e-3
+    assert share_of(course, pictures.MARKED) > 1e-3
     assert share_of(course, "#000000") > 1e-5
     lines = look(pictures.parallel_coordinates(space, records))
     assert share_of(lines, "#fde725") > 1e-4  # the best line
     points = look(pictures.slices(space, records, shares))
-    assert share_of(points, pictures.BEST_COLOUR) > 1e-5
+    assert share_of(points, pictures.MARKED) > 1e-5
 
 
 def test_pictures_of_a_single_trial(space):
@@ -192,7 +192,7 @@ def test_pictures_of_a_single_trial(space):
 def test_page_holds_everything_and_loads_nothing(space):
     records = simulated(space, 10)
     drawn = {"history": b"one", "slices": b"two"}
-    page = build_page(space, records, records[0], importance(space, records), drawn).decode()
+    page = sweep_page(space, records, records[0], importance(space, records), drawn).decode()
     for picture in drawn.values():
         assert base64.b64encode(picture).decode() in page
     assert not re.search(r"(src|href)=[\"'](?!data:)", page)

@@ -8,9 +8,11 @@ import yaml
 
 from vaemo.config import Config
 from vaemo.testing import linear_world
+from vaemo.training.data import SplitSessions
 from vaemo.training.trainer import Trainer
 from vaemo.tuning.space import read_space
-from vaemo.tuning.trial import METRIC, Trial, TrialData, equal_steps, saved_point, schedule_end
+from vaemo.tuning.trial import METRIC, Trial, equal_steps, saved_point, schedule_end, total_steps
+from vaemo.windows import PackedSessions
 
 SMALL = [
     "model.d_c=4",
@@ -33,11 +35,12 @@ def data():
     world = linear_world(3, sessions=(16, 6, 0), lengths=(8, 30), features=4, noise=1.0)
     sessions = world.sessions("train") + world.sessions("dev")
     halves = [["train" if number % 2 == fold else "dev" for number in range(len(sessions))] for fold in (0, 1)]
-    return TrialData(sessions, [[session.split for session in sessions], *halves])
+    splits = [[session.split for session in sessions], *halves]
+    return SplitSessions(PackedSessions.of(sessions), np.array(splits, object))
 
 
 def only(data, *folds):
-    return TrialData(data.sessions, [data.folds[fold] for fold in folds])
+    return SplitSessions(data.sessions, data.splits[list(folds)])
 
 
 def run(trial):
@@ -49,7 +52,7 @@ def test_every_trial_makes_the_same_steps(data, window, lanes):
     plain = only(data, 0)
     reference = config("train.epochs=20")
     wanted = Trial(plain, reference, 1).first.total_steps
-    assert plain.total_steps(reference) == wanted
+    assert total_steps(plain, reference) == wanted
     made = equal_steps(config("train.epochs=20", f"train.window={window}", f"train.lanes={lanes}"), plain, wanted)
     trainer = Trial(plain, made, 1).first
     longest = max(len(schedule) for schedule in trainer._schedules)
@@ -59,12 +62,12 @@ def test_every_trial_makes_the_same_steps(data, window, lanes):
 
 
 def test_the_reference_itself_is_unchanged(data):
-    assert equal_steps(config(), data, data.total_steps(config())) == config()
+    assert equal_steps(config(), data, total_steps(data, config())) == config()
 
 
 def test_patience_goes_with_the_epochs(data):
     given = config("train.window=5", "train.epochs=20", "train.patience=10")
-    made = equal_steps(given, data, data.total_steps(config("train.epochs=20")))
+    made = equal_steps(given, data, total_steps(data, config("train.epochs=20")))
     assert made.train.epochs < 20
     assert made.train.patience == pytest.approx(10 * made.train.epochs / 20, abs=0.5)
 

@@ -9,12 +9,19 @@ import torch
 from speech_cases import call, overlap, sentence
 
 from vaemo.audio.acoustics import simulate_telephone
-from vaemo.audio.vad import FRAME, SpeechDetector, UtteranceFinder, find_utterances
+from vaemo.audio.vad import FRAME, SpeechDetector, UtteranceFinder
 from vaemo.config import VadConfig
 from vaemo.units import SAMPLING_RATE_HZ
 
 # Rounding grows along the LSTM; decisions stand at 0.5.
 PROBABILITY = 1e-3
+
+
+def find_utterances(samples, config):
+    """The utterances of a whole recording, by start and channel."""
+    finder = UtteranceFinder(len(samples), config)
+    found = [*finder.push(samples), *finder.finish()]
+    return sorted(found, key=lambda utterance: (utterance.start_s, utterance.channel))
 
 
 def spans(utterances):

@@ -22,8 +22,8 @@ from vaemo.model.checks import used_streams
 from vaemo.model.regressor import SessionRegressor
 from vaemo.progress import say
 from vaemo.sessions import Session
-from vaemo.speakers import aggregate_speakers
 from vaemo.splits import Fold
+from vaemo.training.data import split_of
 from vaemo.training.replay import replay
 from vaemo.training.trainer import Trainer, check_labels
 from vaemo.units import DIMENSIONS, SPLITS, LabelScale
@@ -36,18 +36,20 @@ _FACTS = b"vaemo.cell"
 
 def check_fold(sessions: Sequence[Session], fold: Fold, config: Config) -> None:
     """Raise LabelError unless every split of a fold has labels that can be learned from, and be judged by."""
+    packed = PackedSessions.of(sessions)
     for name, part in zip(SPLITS, _parts(sessions, fold), strict=True):
-        if name == "test" and not part:
+        if name == "test" and not len(part):
             raise LabelError(
                 "no utterance is in the split 'test', so that nothing is held out to compare the models on. Fill the "
                 "column 'split', leave it out to have it made, or give --folds."
             )
-        check_labels(part, name, LabelScale(*config.model.label_range))
+        check_labels(packed.select(part), name, LabelScale(*config.model.label_range))
 
 
 def run_cell(
     cell: Cell,
     sessions: Sequence[Session],
+    packed: PackedSessions,
     fold: Fold,
     config: Config,
     *,
@@ -58,7 +60,8 @@ def run_cell(
 
     Args:
         cell: What to train.
-        sessions: Of the whole store.
+        sessions: Of the whole store; they need no features.
+        packed: The same sessions, with features.
         fold: Who is trained on, chosen on, and held out.
         config: Of the full model; the cell's seed and changes are applied to it.
         device: Where to compute.
@@ -75,22 +78,22 @@ def run_cell(
     """
     started = time.perf_counter()
     config = config.replace(cell.variant.changes).replace({"train": {"seed": cell.seed}})
-    own = [dataclasses.replace(session, split=fold.split[session.rows[0]]) for session in sessions]
-    train, dev, test = _parts(aggregate_speakers(own, config.features.speaker_aggregation), fold)
+    parts = _parts(sessions, fold)
     facts: dict[str, Any] = {"variant": cell.variant.name, "seed": cell.seed, "fold": cell.fold}
     fed = None
     if cell.variant.baseline:
-        _, used = used_streams(config.model, {name: x.shape[1] for name, x in train[0].streams.items()})
+        _, used = used_streams(config.model, {name: x.shape[1] for name, x in packed.features.items()})
+        train, dev, test = ([_with_features(sessions[n], packed, n) for n in part] for part in parts)
         predicted = np.concatenate(cell.variant.baseline(train, dev, test, list(used)))
     else:
-        model, summary = _train(train, dev, config, device, say)
-        packed = PackedSessions.of(test, dtype=getattr(torch, config.train.dtype), device=device)
-        known = None if packed.observed.isnan().all() else packed.observed
-        predicted = replay(model, packed, window=config.train.window, observed=known).prediction
+        model, summary = _train(packed.select(parts[0]), packed.select(parts[1]), config, device, say)
+        held = packed.select(parts[2]).to(device, getattr(torch, config.train.dtype))
+        known = None if held.observed.isnan().all() else held.observed
+        predicted = replay(model, held, window=config.train.window, observed=known).prediction
         if model.has_feedback:
-            fed = replay(model, packed, window=config.train.window, observed=packed.labels).prediction
+            fed = replay(model, held, window=config.train.window, observed=held.labels).prediction
         facts |= {"dev_ccc_avg": summary["dev_ccc_avg"], "epochs": summary["epochs"]}
-    table = _table(test, fold, predicted, fed)
+    table = _table([sessions[number] for number in parts[2]], fold, predicted, fed)
     found = ccc(matrix(table, DIMENSIONS), matrix(table, LABELS))
     facts |= {f"ccc_{name}": float(value) for name, value in zip(DIMENSIONS, found, strict=True)}
     return table, facts | {"ccc_avg": float(found.mean()), "seconds": time.perf_counter() - started}
@@ -113,7 +116,7 @@ def matrix(table: pa.Table, names: Sequence[str]) -> np.ndarray:
 
 
 def _train(
-    train: Sequence[Session], dev: Sequence[Session], config: Config, device: str, say: Callable[[str], None]
+    train: PackedSessions, dev: PackedSessions, config: Config, device: str, say: Callable[[str], None]
 ) -> tuple[SessionRegressor, dict[str, Any]]:
     """The model that a run of the trainer keeps, and the run's summary."""
     trainer = Trainer(train, dev, config, device=device, say=say)
@@ -124,10 +127,19 @@ def _train(
     return kept, trainer.summary()
 
 
-def _parts(sessions: Sequence[Session], fold: Fold) -> tuple[list[Session], ...]:
-    """Sessions to train on, to choose on, and those that hold what is held out."""
-    named = [[s for s in sessions if fold.split[s.rows[0]] == name] for name in SPLITS]
-    return *named[:2], [session for session in named[2] if fold.held_out[session.rows].any()]
+def _parts(sessions: Sequence[Session], fold: Fold) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Numbers of the sessions to train on, to choose on, and of those that hold what is held out."""
+    split = split_of(sessions, fold)
+    held = np.array([fold.held_out[session.rows].any() for session in sessions], bool)
+    train, dev, test = (split == name for name in SPLITS)
+    return np.flatnonzero(train), np.flatnonzero(dev), np.flatnonzero(test & held)
+
+
+def _with_features(session: Session, packed: PackedSessions, number: int) -> Session:
+    """A session as a baseline takes it; its number is that among the packed ones."""
+    first = packed.offsets[number]
+    features = packed.at(torch.arange(first, first + packed.lengths[number]))
+    return dataclasses.replace(session, streams={name: x.numpy() for name, x in features.items()})
 
 
 def _table(test: Sequence[Session], fold: Fold, predicted: np.ndarray, fed: np.ndarray | None) -> pa.Table:

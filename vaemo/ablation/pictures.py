@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from vaemo.ablation.table import Row
-from vaemo.evaluation.pictures import GREY, figure, to_png
+from vaemo.evaluation.pictures import GREY, MARKED, PLAIN, figure, to_png
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_COLOUR, _CLEAR = "#2a7f9e", "#d9662b"
 LEVEL = 0.05
 """A corrected p below this is drawn in the second colour."""
 
@@ -30,10 +29,10 @@ def ablation(rows: Sequence[Row]) -> bytes:
         places = range(len(shown))
         for place, row in zip(places, shown, strict=True):
             value.plot(row["ccc_avg_seeds"], [place] * row["n_seeds"], "|", color=GREY, markersize=11)
-            _bar(value, place, row, "ccc_avg", _COLOUR)
+            _bar(value, place, row, "ccc_avg", PLAIN)
             if row["difference_avg"] is not None:
                 clear = row["p_holm"] is not None and row["p_holm"] < LEVEL
-                _bar(difference, place, row, "difference_avg", _CLEAR if clear else _COLOUR)
+                _bar(difference, place, row, "difference_avg", MARKED if clear else PLAIN)
         for axis in (value, difference):
             axis.set(yticks=places, ylim=(len(shown) - 0.4, -0.6))
         value.set_yticklabels([row["title"] for row in shown])

@@ -16,10 +16,9 @@ import pyarrow as pa
 from vaemo.ablation.cell import FED, LABELS, matrix
 from vaemo.ablation.grid import FULL, Cell, Variant
 from vaemo.config import EvaluateConfig
-from vaemo.evaluation.bootstrap import Resampled, SessionSums, holm, metrics_of
+from vaemo.evaluation.bootstrap import NAMES, Resampled, SessionSums, defined, holm, metrics_of
+from vaemo.tables import codes
 from vaemo.units import DIMENSIONS
-
-NAMES = (*DIMENSIONS, "avg")
 
 Result = tuple[pa.Table, Mapping[str, Any]]
 """What `run_cell` returned."""
@@ -76,8 +75,7 @@ def _runs(results: Mapping[Cell, Result], variant: Variant, folds: Sequence[str]
 def _sums(run: Sequence[Result], predicted: Sequence[str]) -> SessionSums:
     """The sums of a seed, over all folds; the cells of all variants hold the same utterances in the same order."""
     table = pa.concat_tables([table.replace_schema_metadata() for table, _ in run]).combine_chunks()
-    session = table["session_id"].combine_chunks().dictionary_encode().indices.to_numpy().astype(np.int64)
-    return SessionSums.of(matrix(table, predicted), matrix(table, LABELS), session)
+    return SessionSums.of(matrix(table, predicted), matrix(table, LABELS), codes(table["session_id"]))
 
 
 def _row(variant: Variant, runs: Sequence[list[Result]], resampled: Resampled | None, config: EvaluateConfig) -> Row:
@@ -89,10 +87,10 @@ def _row(variant: Variant, runs: Sequence[list[Result]], resampled: Resampled | 
         row |= {
             f"ccc_{name}": float(np.mean(values)) if values else None,
             f"ccc_{name}_sd": float(np.std(values, ddof=1)) if len(values) > 1 else None,
-            f"ccc_{name}_low": None if low is None else _number(low[k]),
-            f"ccc_{name}_high": None if high is None else _number(high[k]),
+            f"ccc_{name}_low": None if low is None else defined(low[k]),
+            f"ccc_{name}_high": None if high is None else defined(high[k]),
             f"ccc_{name}_seeds": values,
-            f"rmse_{name}": _number(resampled.estimate["rmse"][k]) if resampled else None,
+            f"rmse_{name}": defined(resampled.estimate["rmse"][k]) if resampled else None,
             **{f"difference_{name}{suffix}": None for suffix in ("", "_low", "_high")},
         }
     row |= {"p": None, "p_holm": None, "fed_ccc_avg": None, "seconds": None}
@@ -101,16 +99,16 @@ def _row(variant: Variant, runs: Sequence[list[Result]], resampled: Resampled | 
         row |= {"n_sessions": len(held_out), "n": int(held_out[..., 0].sum(axis=0).max())}
         row["seconds"] = float(np.mean([sum(facts["seconds"] for _, facts in run) for run in runs]))
         fed = [metrics_of(_sums(run, FED).total(), config.variance)["ccc"][2] for run in runs]
-        row["fed_ccc_avg"] = _number(np.mean(fed))
+        row["fed_ccc_avg"] = defined(np.mean(fed))
     return row
 
 
 def _comparison(variant: Resampled, full: Resampled) -> Row:
     difference = variant.less(full, "ccc")
-    row: Row = {"p": _number(difference.p[2])}
+    row: Row = {"p": defined(difference.p[2])}
     for k, name in enumerate(NAMES):
         for suffix, values in (("", difference.estimate), ("_low", difference.low), ("_high", difference.high)):
-            row[f"difference_{name}{suffix}"] = _number(values[k])
+            row[f"difference_{name}{suffix}"] = defined(values[k])
     return row
 
 
@@ -205,8 +203,3 @@ def _legend(rows: Sequence[Row]) -> str:
         f"from resampled sessions; p of the difference in CCC average, corrected by Holm for {n_compared} comparisons. "
         "'Labels fed' is CCC average where the label of every earlier utterance is observed."
     )
-
-
-def _number(value: Any) -> float | None:
-    """A float, or None where it is not defined."""
-    return float(value) if np.isfinite(value) else None

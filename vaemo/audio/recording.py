@@ -19,8 +19,10 @@ import torch
 import torchaudio
 
 from vaemo import files
+from vaemo.audio.decode import SAMPLING_RATES_HZ
 from vaemo.audio.decoder import AudioInfo, AudioProblem, Decoder
 from vaemo.config import AudioConfig
+from vaemo.errors import UsageError
 from vaemo.manifest import EMBEDDED
 from vaemo.units import SAMPLING_RATE_HZ
 
@@ -58,8 +60,7 @@ class Recording:
             # The child holds the file open: a temporary copy may lose its name at once.
             self.info = decoder.open(local)
         self._refuse_longer(self.info.frames or 0, self._limits.max_recording_s)
-        ratio = Fraction(SAMPLING_RATE_HZ, self.info.sampling_rate).limit_denominator(_RATIO_LIMIT)
-        self._resampler = Resampler(ratio.denominator, ratio.numerator)
+        self._resampler = Resampler.to_16_khz(self.info.sampling_rate)
 
     def utterance(
         self, start_s: float | None = None, end_s: float | None = None, channel: int | None = None
@@ -153,7 +154,7 @@ def _local(path: str) -> Iterator[str]:
             content = files.read_bytes(path)
     except FileNotFoundError:
         raise AudioProblem("missing", "there is no such file") from None
-    except (OSError, ValueError, ImportError, pa.ArrowException) as error:
+    except (OSError, ValueError, UsageError, pa.ArrowException) as error:
         raise AudioProblem("unreadable", " ".join(str(error).split())) from None
     with tempfile.NamedTemporaryFile(prefix="vaemo-") as copy:
         copy.write(content)
@@ -200,6 +201,19 @@ class Resampler:
         self._resample = _resample_module(old, new)
         # The filter's reach, in whole periods, so that the phase stays.
         self.context = 0 if old == new else -(-(self._resample.width + old) // old) * old
+
+    @staticmethod
+    def to_16_khz(sampling_rate: float) -> Resampler:
+        """What brings samples at a rate in Hz to 16 kHz.
+
+        Raises:
+            UsageError: for a rate that no recording has.
+        """
+        low, high = SAMPLING_RATES_HZ
+        if not low <= sampling_rate <= high:
+            raise UsageError(f"the sampling rate is {sampling_rate:g} Hz; from {low} to {high} Hz is heard.")
+        ratio = Fraction(SAMPLING_RATE_HZ, round(sampling_rate)).limit_denominator(_RATIO_LIMIT)
+        return Resampler(ratio.denominator, ratio.numerator)
 
     def between(self, samples: np.ndarray, *, pad_left: int = 0) -> np.ndarray:
         """The whole of (n,) as (m,), behind `pad_left` more zeros, m rounded up; there is silence around it."""

@@ -275,10 +275,3 @@ class _Cutter:
         if (end - begin) * _FRAME_S >= self._config.min_utterance_s:
             self._previous_end_s = end_s
             yield start_s, end_s
-
-
-def find_utterances(samples: np.ndarray, config: VadConfig) -> list[Utterance]:
-    """The utterances of a whole recording, (C, n), float32, 16 kHz, by start and channel."""
-    finder = UtteranceFinder(len(samples), config)
-    found = [*finder.push(samples), *finder.finish()]
-    return sorted(found, key=lambda utterance: (utterance.start_s, utterance.channel))

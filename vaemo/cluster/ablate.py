@@ -1,8 +1,8 @@
 """The ablation grid on Ray: every cell a task of its own, several at a time.
 
-The distributed form of `vaemo.ablation`. The driver reads the store once and shares it with the nodes; it also keeps
-what comes back, one file per cell. So a grid that was killed, run again, does only the cells that are missing, and
-may be given more seeds. A cell that fails is noted and tried again by the next run.
+The distributed form of `vaemo.ablation`. The driver reads the store once, and every node holds it once; the driver also
+keeps what comes back, one file per cell. So a grid that was killed, run again, does only the cells that are missing,
+and may be given more seeds. A cell that fails is noted and tried again by the next run.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from vaemo.ablation.pictures import ablation
 from vaemo.ablation.table import Result, Row, summarise, to_latex, to_markdown, to_parquet
 from vaemo.cluster.console import Console, tell
 from vaemo.cluster.nodes import total
-from vaemo.cluster.runtime import connect, fit_pool
+from vaemo.cluster.runtime import NO_PROGRESS_S, connect, fit_pool
 from vaemo.config import Config
 from vaemo.errors import UsageError, VaemoError, revive
 from vaemo.progress import Progress, say
@@ -30,6 +30,7 @@ from vaemo.sessions import Session
 from vaemo.shards import claim_folder, digest
 from vaemo.splits import Fold
 from vaemo.training.data import SECTIONS, TrainingData
+from vaemo.windows import PackedSessions
 
 MARKER, CELLS = "_ablation.json", "cells"
 
@@ -65,6 +66,7 @@ def ablate(
 
     Raises:
         UsageError: for unknown folds or variants, or an encoder that is to be trained.
+        ClusterError: if no node can do the work, or none is left.
         OtherRunError: if `out` holds a grid with other settings or data.
         VaemoError: what `vaemo.splits`, `vaemo.sessions` and `check_fold` raise; and, where no variant can be done,
             what the first cell failed with.
@@ -75,21 +77,21 @@ def ablate(
             "can be compared."
         )
     data = TrainingData.open(store, config, folds)
-    parts, sessions = data.parts, data.read()
-    for fold in parts:
-        check_fold(sessions, fold, config)
+    for fold in data.parts:
+        check_fold(data.labelled, fold, config)
     variants, left_out = choose_variants(config, data.store.dims, only)
     first = config.train.seed
-    cells = plan_cells(variants, range(first, first + seeds), [fold.name for fold in parts])
+    names = [fold.name for fold in data.parts]
+    cells = plan_cells(variants, range(first, first + seeds), names)
     _claim(out, data)
     for line in left_out:
         say(line)
 
     missing = [cell for cell in cells if not files.exists(_path(out, cell))]
     say(f"{len(variants)} variants, {len(cells)} trainings, {len(missing)} of them to do")
-    failed = _run(missing, sessions, {fold.name: fold for fold in parts}, config, out, len(cells)) if missing else {}
+    failed = _run(missing, data, out, len(cells)) if missing else {}
     results = {cell: read_result(_path(out, cell)) for cell in cells if cell not in failed}
-    rows = summarise(results, variants, [fold.name for fold in parts], config.evaluate)
+    rows = summarise(results, variants, names, config.evaluate)
     if not any(row["n_seeds"] for row in rows):
         raise next(iter(failed.values()))
     _write(out, rows, results, failed)
@@ -104,14 +106,7 @@ def _claim(out: str, data: TrainingData) -> None:
     claim_folder(out, MARKER, fingerprint, {"settings": settings})
 
 
-def _run(
-    cells: Sequence[Cell],
-    sessions: Sequence[Session],
-    folds: Mapping[str, Fold],
-    config: Config,
-    out: str,
-    n_all: int,
-) -> dict[Cell, Exception]:
+def _run(cells: Sequence[Cell], data: TrainingData, out: str, n_all: int) -> dict[Cell, Exception]:
     """Do cells, write each as it comes back, and say which could not be done, and why."""
     connect()
     gpus = GPU_SHARE if total("GPU") else 0.0
@@ -120,15 +115,21 @@ def _run(
     failed: dict[Cell, Exception] = {}
     progress = Progress("ablate", n_all, "trainings", done=n_all - len(cells))
     with Console() as console:
-        shared = ray.put(sessions)
+        folds = {fold.name: fold for fold in data.parts}
+        labelled, packed = ray.put(data.labelled), _share(data)
         task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=0)(_run_cell)
 
         def start(cell: Cell) -> ray.ObjectRef:
-            return task.remote(cell, shared, folds[cell.fold], config, console.lines)
+            return task.remote(cell, labelled, packed[cell.fold], folds[cell.fold], data.config, console.lines)
 
         running = {start(cell): (cell, 1) for cell in cells}
         while running:
-            (done,), _ = ray.wait(list(running))
+            ended, _ = ray.wait(list(running), timeout=NO_PROGRESS_S)
+            if not ended:
+                # A cell may take longer; but what waits for a node that is gone would wait for ever.
+                fit_pool(gpus=gpus)
+                continue
+            (done,) = ended
             cell, attempt = running.pop(done)
             try:
                 found = ray.get(done)
@@ -148,13 +149,23 @@ def _run(
     return failed
 
 
-def _run_cell(cell: Cell, sessions: Sequence[Session], fold: Fold, config: Config, lines: Any) -> dict[str, Any]:
+def _share(data: TrainingData) -> dict[str, ray.ObjectRef]:
+    """The packed sessions of each fold: the same for all, but where voices differ."""
+    if data.voices_differ:
+        return {fold.name: ray.put(PackedSessions.of(data.sessions(fold))) for fold in data.parts}
+    shared = ray.put(PackedSessions.of(data.sessions(data.parts[0])))
+    return dict.fromkeys((fold.name for fold in data.parts), shared)
+
+
+def _run_cell(
+    cell: Cell, sessions: list[Session], packed: PackedSessions, fold: Fold, config: Config, lines: Any
+) -> dict[str, Any]:
     """What a worker does; a VaemoError is carried home as a value, without Ray's wrapping."""
     torch.set_num_threads(1)
     device = "cuda" if ray.get_gpu_ids() else "cpu"
     try:
         table, facts = run_cell(
-            cell, sessions, fold, config, device=device, say=lambda text: tell(lines, f"{cell.name}: {text}")
+            cell, sessions, packed, fold, config, device=device, say=lambda text: tell(lines, f"{cell.name}: {text}")
         )
     except VaemoError as error:
         return {"error": type(error).__name__, "message": str(error)}

@@ -26,7 +26,7 @@ from vaemo.scoring.calls import Calls, read_calls
 from vaemo.scoring.erase import Tombstones
 from vaemo.scoring.ids import IdKey, hidden_errors
 from vaemo.scoring.roles import NOT_KNOWN, RoleRules
-from vaemo.scoring.score import check_features
+from vaemo.scoring.trained_on import check_trained_on
 from vaemo.shards import digest
 from vaemo.speakers import Enrolments
 
@@ -235,7 +235,7 @@ def _check_extractors(checkpoints: Sequence[Checkpoint], source: Source, config:
     made_by = {stream: facts.get("fingerprint") for stream, facts in described.items()}
     for checkpoint in checkpoints:
         trained_on = checkpoint.provenance.get("feature_fingerprints", {})
-        check_features(checkpoint.model, trained_on, dims, made_by, where)
+        check_trained_on(checkpoint.model, trained_on, dims, made_by, where)
     return described
 
 

@@ -28,16 +28,16 @@ NO_PROGRESS_S = 900.0
 MAX_ATTEMPTS = 5
 """A shard whose worker has died so often ends the job: Ray would try it again for ever."""
 
+CAREFUL_AFTER = 2
+"""A shard whose worker has died so often is worked on as if it would again; nodes that are lost make that rare."""
+
 _NUMBER = "_shard"
 
 
-def connect(*, worker_output: bool = False) -> None:
+def connect() -> None:
     """Attach to the cluster that RAY_ADDRESS names, or start Ray on this machine; once per process.
 
     The number of CPUs is never passed: inside a submitted job Ray refuses it, elsewhere the machine knows best.
-
-    Args:
-        worker_output: Show what workers print, as training's progress.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # One footer reader instead of Ray's 32 actors a read.
@@ -49,7 +49,8 @@ def connect(*, worker_output: bool = False) -> None:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
     if not ray.is_initialized():
-        ray.init(logging_level=logging.ERROR, log_to_driver=worker_output)
+        # Where Ray is started for this job alone nobody is told of a dashboard, whose processes cost seconds.
+        ray.init(logging_level=logging.ERROR, log_to_driver=False, include_dashboard=False)
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
@@ -108,7 +109,6 @@ def run_shards(
     worker_args: Mapping[str, Any],
     shards: Sequence[Mapping[str, Any]],
     *,
-    gpus: float = 0.0,
     needs: Iterable[str] = (),
 ) -> Iterator[dict[str, Any]]:
     """Run a worker over every shard on the cluster and yield what it returns, in the order of completion.
@@ -117,8 +117,8 @@ def run_shards(
         worker: A class; each actor makes one object of it (models are loaded there), and calls that with a shard.
             The call writes the shard's file itself and returns a dict of counts, fit for JSON.
         worker_args: Keyword arguments of the class.
-        shards: Flat dicts of numbers, texts and bytes: light descriptions of work; a `name` is used in messages.
-        gpus: Share of a GPU for each worker.
+        shards: Flat dicts of numbers, texts and bytes: light descriptions of work; a `name` is used in messages. One
+            that has ended its worker `CAREFUL_AFTER` times comes to the next with `careful`, which is true.
         needs: Paths that every worker reads or writes; see `vaemo.cluster.nodes.check_visible`.
 
     Raises:
@@ -129,7 +129,7 @@ def run_shards(
     """
     if not shards:
         return
-    pool = fit_pool(gpus=gpus)
+    pool = fit_pool()
     check_visible(needs)
     run = uuid.uuid4().hex
     numbered = [{**shard, _NUMBER: number} for number, shard in enumerate(shards)]
@@ -139,7 +139,6 @@ def run_shards(
         fn_constructor_kwargs=made_of,
         compute=ActorPoolStrategy(min_size=min(pool.workers, len(shards)), max_size=min(pool.most, len(shards))),
         num_cpus=pool.cpus,
-        num_gpus=pool.gpus,
     )
     try:
         for row in dataset.iter_rows():
@@ -148,7 +147,7 @@ def run_shards(
             yield json.loads(row["message"])
     except ExecutionTimeoutError as error:
         raise ClusterError(
-            f"nothing moved on the cluster for {NO_PROGRESS_S:g} s: too few free CPUs, or a worker that hangs. "
+            f"nothing moved on the cluster for {NO_PROGRESS_S:g} s: too few free CPUs, no GPU, or a worker that hangs. "
             "What is finished is kept; run the same command again to do the rest."
         ) from error
     finally:
@@ -178,15 +177,17 @@ class _ShardWorker:
 
     def __call__(self, shard: dict[str, Any]) -> dict[str, str | None]:
         number = shard.pop(_NUMBER)
+        attempt = _count_attempt(self._run, number)
         try:
-            if _count_attempt(self._run, number) > self._attempts:
+            if attempt > self._attempts:
                 raise ClusterError(
                     f"part {shard.get('name', number)} has ended its worker {self._attempts} times: out of memory, or "
                     "something in it crashes the process that works on it. What is finished is kept. Run the same "
                     "command again; if it ends here once more, leave out what is in this part."
                 )
             self._worker = self._worker or self._make()
-            return {"error": None, "message": json.dumps(self._worker(shard))}
+            careful = {"careful": True} if attempt > CAREFUL_AFTER else {}
+            return {"error": None, "message": json.dumps(self._worker({**shard, **careful}))}
         except VaemoError as error:
             return {"error": type(error).__name__, "message": str(error)}
         except OSError as error:

@@ -6,6 +6,7 @@ again does what is missing, and an archive may grow.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 from collections import Counter
@@ -18,13 +19,14 @@ import torch
 
 from vaemo import files
 from vaemo.audio.recording import Decoder
-from vaemo.cluster.extract import gpu_share
+from vaemo.cluster.encoders import encoder_stage
 from vaemo.cluster.prepare import Request, Run, prepare
 from vaemo.cluster.runtime import connect, from_bytes, run_shards, to_bytes
 from vaemo.cluster.sources import Source, Tools
 from vaemo.config import Config
 from vaemo.errors import TooManyFailuresError
-from vaemo.features import load_extractors
+from vaemo.features import Extractor, load_extractors
+from vaemo.features.isolated import isolated
 from vaemo.model.checkpoint import load_checkpoint
 from vaemo.personalize import Personal
 from vaemo.progress import Progress, say
@@ -35,6 +37,8 @@ from vaemo.scoring.roles import RoleRules
 from vaemo.scoring.score import score_table
 from vaemo.shards import Shard, claim_folder, plan_missing, tag_keys
 from vaemo.speakers import Enrolments
+from vaemo.tables import with_column
+from vaemo.units import NOT_FAILED
 
 NO_DATE = "__HIVE_DEFAULT_PARTITION__"
 """What readers of partitioned folders take for null."""
@@ -70,15 +74,16 @@ def score(request: Request, config: Config) -> None:
             "speakers": request.speakers,
             "key": run.key,
         }
-        gpus = gpu_share(load_extractors(run.config.features)) if run.source.needs_features else 0.0
+        extractors = load_extractors(run.config.features) if run.source.needs_features else {}
         progress = Progress("score", n_sessions, unit, done=n_sessions - n_missing)
         # Where the source is a folder of recordings, a session's id is the path of one of them.
         first = files.join(request.source, run.listing.session_ids[0])
         needs = [files.join(request.out, PROVENANCE), request.source, first, *request.checkpoints]
         needs += [path for path in (request.personal, request.speakers) if path]
-        for counts in run_shards(ScoreWorker, arguments, shards, gpus=gpus, needs=needs):
-            tally.add(counts)
-            progress.advance(counts["sessions"], f"{tally.statuses.total():,} utterances")
+        with encoder_stage(extractors, run.config, len(shards)) as encoders:
+            for counts in run_shards(ScoreWorker, {**arguments, "encoders": encoders}, shards, needs=needs):
+                tally.add(counts)
+                progress.advance(counts["sessions"], f"{tally.statuses.total():,} utterances")
         progress.close()
     tally.summarise(run.config.score.max_failed_fraction)
 
@@ -96,6 +101,7 @@ class ScoreWorker:
         personal: Folder of personal deltas.
         speakers: File of enrolments.
         key: Hides ids.
+        encoders: Stand-ins for extractors that compute elsewhere; see `encoder_stage`.
     """
 
     def __init__(
@@ -109,6 +115,7 @@ class ScoreWorker:
         personal: str | None = None,
         speakers: str | None = None,
         key: IdKey | None = None,
+        encoders: Mapping[str, Extractor] | None = None,
     ) -> None:
         # One worker has one CPU, whatever the machine has.
         torch.set_num_threads(1)
@@ -120,7 +127,7 @@ class ScoreWorker:
         self._config = Config.from_dict(config)
         extract, features = self._config.extract, source.needs_features
         self._tools = Tools(
-            load_extractors(self._config.features, batch_s=extract.batch_s) if features else {},
+            load_extractors(self._config.features, batch_s=extract.batch_s, ready=encoders) if features else {},
             self._config,
             Decoder(extract.decode_timeout_s) if features else None,
             rules,
@@ -134,7 +141,7 @@ class ScoreWorker:
     def _score(self, shard: Mapping[str, Any]) -> dict[str, Any]:
         settings, keys = self._config.score, tuple(json.loads(shard["keys"]))
         calls = Calls(from_bytes(shard["calls"])) if shard["calls"] else None
-        table, context = self._rules.judge(self._source.read(shard, self._tools, calls))
+        table, context = self._rules.judge(self._read(shard, calls))
         scored = score_table(
             table,
             self._models,
@@ -146,8 +153,7 @@ class ScoreWorker:
             personal=self._personal,
             context=context if context.any() else None,
         )
-        run_id = pa.repeat(self._run_id, scored.num_rows)
-        scored = scored.set_column(scored.column_names.index("run_id"), "run_id", run_id)
+        scored = with_column(scored, "run_id", pa.repeat(self._run_id, scored.num_rows))
         if calls:
             scored = _with_travelling(scored, calls)
         if self._key:
@@ -155,6 +161,11 @@ class ScoreWorker:
         scored = tag_keys(scored, Shard(shard["name"], keys, ()))
         write_part(self._out, shard["name"], scored, settings, calls.travel if calls else ())
         return {"sessions": len(keys), **_counts(scored)}
+
+    def _read(self, shard: Mapping[str, Any], calls: Calls | None) -> pa.Table:
+        """Rows of a shard, their features computed where its source needs that."""
+        with isolated(self._tools.extractors, self._config, careful=shard.get("careful", False)) as extractors:
+            return self._source.read(shard, dataclasses.replace(self._tools, extractors=extractors), calls)
 
 
 def plan(run: Run) -> tuple[list[dict[str, Any]], int]:
@@ -221,7 +232,7 @@ def _with_travelling(scored: pa.Table, calls: Calls) -> pa.Table:
 def _counts(scored: pa.Table) -> dict[str, Any]:
     """Utterances by status; sessions `heard`, in which anything may be scored, and `lost`, where all of it failed."""
     ok = pc.equal(scored["status"], "ok")
-    failed = pc.invert(pc.or_(ok, pc.equal(scored["status"], "not_scored_role")))
+    failed = pc.invert(pc.is_in(scored["status"], pa.array(NOT_FAILED)))
     well, ill = (set(scored["session_id"].filter(rows).unique().to_pylist()) for rows in (ok, failed))
     statuses = {item["values"]: item["counts"] for item in scored["status"].value_counts().to_pylist()}
     return {"statuses": statuses, "heard": len(well | ill), "lost": len(ill - well)}
@@ -247,8 +258,13 @@ class _Tally:
         scored, refused = self.statuses["ok"], self.statuses["not_scored_role"]
         failed = self.statuses.total() - scored - refused
         say(f"{self.out}: {scored:,} utterances scored, {refused:,} not scored for their role, {failed:,} failed")
+        if refused and not scored + failed:
+            say(
+                "warning: nobody was scored: no utterance is of a customer. Name every channel, channel 0 first, in "
+                "score.channel_roles, or in the table of calls."
+            )
         for status, count in self.statuses.most_common():
-            if status not in ("ok", "not_scored_role"):
+            if status not in NOT_FAILED:
                 say(f"  {count:>8,}  {status}")
         # A recording that cannot be read is one row: by rows alone an archive of them would go unnoticed.
         for unit, lost, heard in (("utterances", failed, scored + failed), ("sessions", self.lost, self.heard)):

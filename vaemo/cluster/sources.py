@@ -25,7 +25,7 @@ from vaemo.cluster.extract import list_recordings
 from vaemo.cluster.runtime import from_bytes, to_bytes
 from vaemo.config import Config
 from vaemo.errors import ReadManifestError, ReadStoreError, UsageError
-from vaemo.extract import extract_recording, extract_utterances
+from vaemo.extract import AUDIO_SUFFIXES, extract_recording, extract_utterances
 from vaemo.features import Extractor
 from vaemo.manifest import COLUMNS, read_manifest
 from vaemo.scoring.calls import Calls
@@ -33,6 +33,7 @@ from vaemo.scoring.roles import NOT_KNOWN, RoleRules, cut_by_vaemo
 from vaemo.sessions import label_scale
 from vaemo.shards import digest
 from vaemo.store import FeatureStore
+from vaemo.tables import codes, with_column
 from vaemo.units import DIMENSIONS, LabelScale
 
 _OBSERVED = [f"observed_{dimension}" for dimension in DIMENSIONS]
@@ -111,12 +112,14 @@ def open_source(path: str, root: str | None = None) -> Source:
         root: Below which everything that a manifest names must lie.
 
     Raises:
-        UsageError: if there is nothing.
+        UsageError: if there is nothing, or a single recording.
     """
     if not files.exists(path):
         raise UsageError(f"--input {path} does not exist; give a feature store, a manifest or a folder of recordings.")
     filesystem, inner = files.filesystem_of(path)
     if filesystem.get_file_info(inner).type == pafs.FileType.File:
+        if path.lower().endswith(AUDIO_SUFFIXES):
+            raise UsageError(f"--input {path} is a recording; give the folder that it lies in.")
         return ManifestSource(path, root)
     if files.list_files(path, ".parquet"):
         return StoreSource(FeatureStore.open(path))
@@ -178,7 +181,7 @@ class StoreSource:
         scale, model = label_scale(self.store, tools.config), LabelScale(*tools.config.model.label_range)
         for name in _OBSERVED if scale != model else ():
             mapped = pa.array(scale.to(model, table[name].to_numpy()), pa.float32(), from_pandas=True)
-            table = table.set_column(table.column_names.index(name), name, mapped)
+            table = with_column(table, name, mapped)
         return _with_roles(table, tools.rules, calls)
 
 
@@ -261,9 +264,8 @@ def _runs(table: pa.Table, part_lengths: Sequence[int]) -> tuple[np.ndarray, lis
     n = table.num_rows
     if not n:
         return np.zeros(0, np.int64), []
-    ids = table["session_id"].combine_chunks().dictionary_encode()
-    codes = ids.indices.to_numpy()
-    new = np.r_[True, codes[1:] != codes[:-1]]
+    session = codes(table["session_id"])
+    new = np.r_[True, session[1:] != session[:-1]]
     part_starts = np.cumsum([0, *part_lengths[:-1]])
     new[part_starts[part_starts < n]] = True
     starts = np.flatnonzero(new)
@@ -298,7 +300,7 @@ def _with_roles(table: pa.Table, rules: RoleRules, calls: Calls | None) -> pa.Ta
     roles = table["role"].to_pylist()
     for row in np.flatnonzero(unnamed):
         roles[row] = _known(by_session[session[row]][channel[row]], cut[row]) if channel[row] >= 0 else None
-    return table.set_column(table.column_names.index("role"), "role", pa.array(roles, pa.string()))
+    return with_column(table, "role", pa.array(roles, pa.string()))
 
 
 def _known(role: str, cut: bool) -> str | None:

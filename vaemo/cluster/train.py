@@ -1,15 +1,17 @@
 """Training on Ray Train: workers that each take their lanes, one checkpoint an epoch, folds side by side.
 
-The distributed form of `vaemo.training.trainer`. Every worker reads the store itself. A worker that dies takes the
-group back to the last epoch's checkpoint; a driver that dies does no more than that either, for the run's name
-follows from its fingerprint, and Ray Train finds the checkpoints of a name again.
+The distributed form of `vaemo.training.trainer`. The driver reads the store and puts its sessions, packed, into Ray's
+object store: every node holds them once, and its workers read them there. A worker that dies takes the group back to
+the last epoch's checkpoint; a driver that dies does no more than that either, for the run's name follows from its
+fingerprint, and Ray Train finds the checkpoints of a name again.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import quote
 
@@ -37,10 +39,10 @@ from vaemo.errors import ClusterError, UsageError, VaemoError, revive
 from vaemo.model.checkpoint import load_checkpoint
 from vaemo.progress import say
 from vaemo.shards import claim_folder, digest
-from vaemo.splits import Fold
+from vaemo.store import FeatureStore
 from vaemo.training import run_folder
 from vaemo.training.curves import draw_curves
-from vaemo.training.data import SECTIONS, TrainingData
+from vaemo.training.data import SECTIONS, SplitSessions, TrainingData
 from vaemo.training.end_to_end import EndToEnd, check_encoder_settings
 from vaemo.training.group import Group, ProcessGroup
 from vaemo.training.held_out import score_held_out
@@ -53,6 +55,9 @@ MAX_FAILURES = 8
 
 PLACE_TRY_S = 60.0
 """A group of workers that has not found its place on the cluster by then is tried once more, up to `NO_PROGRESS_S`."""
+
+CLEARLY_BETTER = 0.05
+"""Dev CCC-avg that an earlier epoch had more of: less is the noise of a few dev speakers."""
 
 POLL_S = "0.3"
 """A report at an epoch's end waits for the controller to look; Ray's 2 s are longer than an epoch of a small corpus."""
@@ -112,20 +117,23 @@ def train(
     cpus = int(total("CPU"))
     if cpus < workers:
         raise ClusterError(f"--workers {workers} need {workers} CPUs; the Ray cluster has {cpus}.")
-    job: dict[str, Any] = {"store": store, "manifest": manifest, "speakers": speakers, "folds": folds}
-    job |= {"config": config.to_dict(), "workers": workers, "data": data.digest}
+    job: dict[str, Any] = {"store": data.store, "manifest": manifest, "config": config.to_dict(), "workers": workers}
+    job["origin"] = run_folder.origin_of(data.store, config, data.digest)
     for fold in data.parts:
+        folder = _fold_folder(out, fold.name) if folds else out
+        files.write_parquet_whole(files.join(folder, run_folder.USED), data.used(fold))
         if voices := data.voices(fold):
-            voices.write(files.join(_fold_folder(out, fold.name) if folds else out, run_folder.SPEAKERS))
+            voices.write(files.join(folder, run_folder.SPEAKERS))
     with Console() as console:
         job["lines"] = console.lines
         if not folds:
             _say_split(data)
             job |= {"out": out, "fold": "", "name": f"train-{fingerprint[:12]}", "storage": files.join(out, "_ray")}
+            job |= {"sessions": ray.put(data.pack()), "part": 0}
             summary = _fit(job)
         else:
             say(f"{len(data.parts)} folds ({folds}), {max(1, cpus // workers)} at a time")
-            _fit_folds(job, data.parts, out, fingerprint, max(1, cpus // workers))
+            _fit_folds(job, data, out, fingerprint, max(1, cpus // workers))
             models = {
                 fold.name: load_checkpoint(files.join(_fold_folder(out, fold.name), run_folder.BEST))
                 for fold in data.parts
@@ -192,20 +200,12 @@ def _train(job: Mapping[str, Any]) -> dict[str, Any]:
         tell(job["lines"], f"fold {job['fold']}, {text}" if job["fold"] else text)
 
     group = ProcessGroup() if torch.distributed.is_initialized() else Group()
-    data = TrainingData.open(job["store"], config, job["folds"], job["speakers"])
-    store, sessions = data.store, data.sessions(data.part(job["fold"]))
-    device = ray.train.torch.get_device()
+    store: FeatureStore = job["store"]
     end_to_end = EndToEnd.open(store, job["manifest"], config) if job["manifest"] else None
-    trainer = Trainer(
-        [session for session in sessions if session.split == "train"],
-        [session for session in sessions if session.split == "dev"],
-        config,
-        group=group,
-        device=device,
-        end_to_end=end_to_end,
-        say=talk,
-    )
-    del sessions
+    sessions: SplitSessions = ray.get(job["sessions"])
+    train, dev = (sessions.split(job["part"], name) for name in ("train", "dev"))
+    device = ray.train.torch.get_device()
+    trainer = Trainer(train, dev, config, group=group, device=device, end_to_end=end_to_end, say=talk)
     if (checkpoint := ray.train.get_checkpoint()) is not None:
         with checkpoint.as_directory() as folder:
             run_folder.restore_state(trainer, folder)
@@ -213,7 +213,7 @@ def _train(job: Mapping[str, Any]) -> dict[str, Any]:
             talk(f"going on after epoch {len(trainer.history)}")
     first = group.rank == 0
     trackers = Trackers(config.train.trackers if first else (), out, job["name"], job["config"], len(trainer.history))
-    provenance = run_folder.provenance_of(store, config, job["data"], trainer.model, device.type)
+    provenance = run_folder.provenance_of(job["origin"], config, trainer.model, device.type)
     for metrics in trainer:
         saved = None
         with tempfile.TemporaryDirectory() as folder:
@@ -234,29 +234,34 @@ def _train(job: Mapping[str, Any]) -> dict[str, Any]:
     return trainer.summary()
 
 
-def _fit_folds(job: Mapping[str, Any], folds: Sequence[Fold], out: str, fingerprint: str, at_once: int) -> None:
+def _fit_folds(job: Mapping[str, Any], data: TrainingData, out: str, fingerprint: str, at_once: int) -> None:
     """All folds, several at a time, each a run of its own; those that are finished are left alone."""
-    waiting = [
-        {
-            **job,
-            "out": _fold_folder(out, fold.name),
-            "fold": fold.name,
-            "name": f"train-{fingerprint[:12]}-{quote(fold.name, safe='')}",
-            "storage": files.join(out, "_ray"),
-        }
-        for fold in folds
-    ]
-    waiting = [fold for fold in waiting if run_folder.finished(fold["out"]) is None]
-    running: list[ray.ObjectRef] = []
+    waiting = _fold_jobs(job, data, out, fingerprint)
     # The tasks only wait for their run, so they reserve nothing; how many run together is decided here.
     fit = ray.remote(num_cpus=0, max_retries=0)(_fit_fold).options(scheduling_strategy=driver_node())
-    while waiting or running:
-        while waiting and len(running) < at_once:
-            running.append(fit.remote(waiting.pop(0)))
+    running = [fit.remote(fold_job) for fold_job in itertools.islice(waiting, at_once)]
+    while running:
         (done,), running = ray.wait(running)
         ended = ray.get(done)
         if "error" in ended:
             raise revive(ended["error"], ended["message"])
+        running += [fit.remote(fold_job) for fold_job in itertools.islice(waiting, 1)]
+
+
+def _fold_jobs(job: Mapping[str, Any], data: TrainingData, out: str, fingerprint: str) -> Iterator[dict[str, Any]]:
+    """The folds that are left, each made when it is asked for: where voices differ its sessions are its own."""
+    shared = None
+    for part, fold in enumerate(data.parts):
+        folder = _fold_folder(out, fold.name)
+        if run_folder.finished(folder) is not None:
+            continue
+        if data.voices_differ:
+            sessions, part = ray.put(data.pack(fold)), 0
+        else:
+            sessions = shared = shared or ray.put(data.pack())
+        name = f"train-{fingerprint[:12]}-{quote(fold.name, safe='')}"
+        place = {"out": folder, "fold": fold.name, "name": name, "storage": files.join(out, "_ray")}
+        yield {**job, **place, "sessions": sessions, "part": part}
 
 
 def _fit_fold(job: Mapping[str, Any]) -> dict[str, Any]:
@@ -278,7 +283,15 @@ def _headline(summary: Mapping[str, Any]) -> str:
             f"CCC-avg {summary['fold_mean']['ccc_avg']:.3f} (mean over {len(summary['folds'])} folds), "
             f"{summary['pooled']['ccc_avg']:.3f} pooled"
         )
-    return f"dev CCC-avg {summary['dev_ccc_avg']:.3f} at epoch {summary['kept_epoch']} of {summary['epochs']}"
+    kept = f"dev CCC-avg {summary['dev_ccc_avg']:.3f} at epoch {summary['kept_epoch']} of {summary['epochs']}"
+    # Runs of older versions do not know their peak.
+    peak = summary.get("peak_dev_ccc_avg", summary["dev_ccc_avg"])
+    if peak - summary["dev_ccc_avg"] < CLEARLY_BETTER:
+        return kept
+    return (
+        f"{kept} (it was {peak:.3f} at epoch {summary['peak_epoch']}: more is learnt by heart "
+        "than helps; try fewer train.epochs, or train.select=best)"
+    )
 
 
 def _say_split(data: TrainingData) -> None:

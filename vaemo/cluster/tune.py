@@ -27,19 +27,20 @@ from ray.tune.schedulers import TrialScheduler
 
 from vaemo import files
 from vaemo.cluster.nodes import check_visible, total
-from vaemo.cluster.runtime import connect
+from vaemo.cluster.runtime import NO_PROGRESS_S, connect
 from vaemo.cluster.tune_search import Recorder, Suggestions, make_scheduler
 from vaemo.cluster.tune_trial import MAX_FAILURES, Job, run_trial
 from vaemo.config import Config
 from vaemo.errors import ClusterError, UsageError
 from vaemo.progress import say
 from vaemo.shards import claim_folder, digest
+from vaemo.training import run_folder
 from vaemo.training.data import SECTIONS, TrainingData
 from vaemo.training.end_to_end import check_encoder_settings
 from vaemo.tuning.search import Method, Scheduler, Search
 from vaemo.tuning.space import WHILE_TRAINING, Point, Space, read_space
 from vaemo.tuning.sweep import MARKER, Sweep, read_state
-from vaemo.tuning.trial import METRIC, TrialData, saved_point
+from vaemo.tuning.trial import METRIC, saved_point, total_steps
 from vaemo.tuning.write import write_summary
 
 TRIALS = 20
@@ -81,7 +82,7 @@ def tune(
     Raises:
         UsageError: for options that do not fit each other, or the space; see `read_space`.
         OtherRunError: if `out` holds a sweep with other settings or data.
-        ClusterError: if the cluster has too few CPUs or GPUs.
+        ClusterError: if the cluster has too few CPUs or GPUs, or nodes are lost and trials find no place again.
         SweepFailedError: if no trial ran to its end.
         VaemoError: what `vaemo.splits`, `vaemo.sessions` and `vaemo.training.trainer` raise of the data.
     """
@@ -89,7 +90,8 @@ def tune(
     _check_options(around, search, scheduler, workers)
     method: Method = search or ("random" if scheduler == "pbt" else "tpe")
     points = Search(around, method, config.train.seed)
-    data, provenance = _read(store, config, folds)
+    data = _read(store, config, folds)
+    sessions = data.pack()
     settings = {
         "space": around.to_plain(),
         "search": method,
@@ -98,8 +100,8 @@ def tune(
         "seeds": seeds,
         **config.decisive(*SECTIONS),
     }
-    fingerprint = digest(json.dumps(settings), config.features.speaker_aggregation, provenance)
-    claim_folder(out, MARKER, fingerprint, {"data": provenance, "settings": settings})
+    fingerprint = digest(json.dumps(settings), config.features.speaker_aggregation, data.digest)
+    claim_folder(out, MARKER, fingerprint, {"data": data.digest, "settings": settings})
     sweep = Sweep(out)
     wanted = trials or points.trials or TRIALS
     if points.trials is not None:
@@ -111,24 +113,28 @@ def tune(
         share = _gpu_share(gpus)
         slots = min(_slots(workers, share), len(left))
         finished = f", {wanted - len(left)} of them finished" if len(left) < wanted else ""
-        say(f"{wanted} trials{finished}, {slots} at a time, {len(data.folds) * seeds} training(s) each")
-        steps = data.total_steps(config)
+        say(f"{wanted} trials{finished}, {slots} at a time, {len(data.parts) * seeds} training(s) each")
+        steps = total_steps(sessions, config)
+        shared = ray.put(sessions)
+        # What the driver looks at lies there too: it holds no features of its own from here on.
+        sessions = ray.get(shared)
         job = Job(
-            store=store,
+            store=data.store,
             out=out,
             space=around,
-            data=ray.put(data),
+            data=shared,
             steps=steps,
-            digest=provenance,
+            origin=run_folder.origin_of(data.store, config, data.digest),
             seeds=seeds,
             workers=workers,
             gpus=share,
+            patience_s=NO_PROGRESS_S,
             population=tuple(left) if scheduler == "pbt" else None,
         )
         for record in sweep.records.values():
             points.tell(record.number, record.point, record.value, stopped_at=record.stopped_at)
         decider = make_scheduler(_decided(scheduler, around, workers), around, sweep, round(steps))
-        _run(job, Recorder(job, data, sweep, points, wanted), decider, sweep, points, left, slots)
+        _run(job, Recorder(job, sessions, sweep, points, wanted), decider, sweep, points, left, slots)
     summary = write_summary(sweep, around)
     best = summary["best"]
     say(f"done: dev CCC-avg {best[METRIC]:.3f}, trial {best['trial_id']} of {len(sweep.records)}; {out}/index.html")
@@ -169,18 +175,12 @@ def _decided(scheduler: Scheduler, space: Space, workers: int) -> Scheduler:
     return "none" if space.searches_schedule or workers > 1 else "asha"
 
 
-def _read(store: str, config: Config, folds: str | None) -> tuple[TrialData, str]:
-    """The sessions that trials need, and the digest of ids, labels and splits."""
+def _read(store: str, config: Config, folds: str | None) -> TrainingData:
+    """What trials are to learn from, looked at."""
     data = TrainingData.open(store, config, folds)
     check_encoder_settings(config, None, data.store.info)
     data.check_labels()
-    sessions = [
-        session
-        for session in data.shared_sessions()
-        if any(fold.split[session.rows[0]] in ("train", "dev") for fold in data.parts)
-    ]
-    splits = [[fold.split[session.rows[0]] for session in sessions] for fold in data.parts]
-    return TrialData(sessions, splits), data.digest
+    return data
 
 
 def _gpu_share(gpus: float | None) -> float:

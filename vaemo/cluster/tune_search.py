@@ -9,16 +9,18 @@ from typing import Any
 
 import numpy as np
 from ray.tune import Callback
+from ray.tune.experiment import Trial
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, PopulationBasedTraining, TrialScheduler
 from ray.tune.search import Searcher
 
-from vaemo.cluster.tune_trial import MAX_FAILURES, Job
-from vaemo.errors import UsageError
+from vaemo.cluster.tune_trial import MAX_FAILURES, NO_PLACE, Job
+from vaemo.errors import ClusterError, UsageError
 from vaemo.progress import duration, say
+from vaemo.training.data import SplitSessions
 from vaemo.tuning.search import Scheduler, Search
 from vaemo.tuning.space import Point, Space
 from vaemo.tuning.sweep import DONE, FAILED, STOPPED, Record, Sweep
-from vaemo.tuning.trial import METRIC, TrialData, equal_steps, schedule_end
+from vaemo.tuning.trial import METRIC, equal_steps, schedule_end
 
 SHOWN_EVERY_S = 10.0
 
@@ -112,20 +114,35 @@ class Suggestions(Searcher):
 class Recorder(Callback):
     """Keeps what each trial gave, tells the search, and shows how far the sweep is."""
 
-    def __init__(self, job: Job, data: TrialData, sweep: Sweep, points: Search, trials: int) -> None:
-        self._job, self._data, self._sweep, self._points = job, data, sweep, points
+    def __init__(self, job: Job, sessions: SplitSessions, sweep: Sweep, points: Search, trials: int) -> None:
+        self._job, self._sessions, self._sweep, self._points = job, sessions, sweep, points
         self._trials = trials
         self._before = len(sweep.records)
-        self._started = self._shown = time.monotonic()
+        self._started = self._shown = self._running = time.monotonic()
+        self._no_place = False
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        """An epoch of a trial has ended."""
+        """An epoch of a trial has ended, or its workers found no place."""
+        # Raised from here, Ray Tune would wrap it.
+        self._no_place |= NO_PLACE in result
         if METRIC in result and time.monotonic() - self._shown > SHOWN_EVERY_S:
             number = self._job.number(trial.config, trial.trial_id)
             self._say(
                 f"trial {number:04d}: step {result['step']:,} of {self._job.steps:,.0f}, dev CCC {result[METRIC]:.3f}"
+            )
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """Ray Tune has looked around, as it does ten times a second; it would wait for a place for ever."""
+        patience_s = self._job.patience_s
+        if any(trial.status == Trial.RUNNING for trial in trials):
+            self._running = time.monotonic()
+        if self._no_place or time.monotonic() - self._running > patience_s:
+            raise ClusterError(
+                f"no trial found a place on the cluster for {patience_s:g} s: a node was lost and none came in its "
+                "place, or other jobs hold the CPUs. Run the same command again, with fewer --workers if the cluster "
+                "stays smaller: finished trials are kept, the others go on."
             )
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -142,7 +159,7 @@ class Recorder(Callback):
         result, point, space = trial.last_result, trial.config["point"], self._job.space
         status = FAILED if error else DONE if result["finished"] else STOPPED
         try:
-            config = equal_steps(space.apply(point), self._data, self._job.steps)
+            config = equal_steps(space.apply(point), self._sessions, self._job.steps)
         except UsageError:
             # It is why the trial failed.
             config = space.config

@@ -15,12 +15,12 @@ import ray
 import ray.train.torch
 import torch
 from ray import tune
-from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train import ControllerError, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from vaemo import files
-from vaemo.cluster.train import POLL_S
+from vaemo.cluster.train import PLACE_TRY_S, POLL_S
 from vaemo.errors import VaemoError
 from vaemo.store import FeatureStore
 from vaemo.training import run_folder
@@ -35,6 +35,9 @@ SAVED_EVERY_S = 10.0
 MAX_FAILURES = 3
 """How often the process of a trial may die before the trial has failed; it goes on from where it was saved."""
 
+NO_PLACE = "no_place"
+"""Reported by a trial whose workers found none on the cluster: it has not failed, it goes on another time."""
+
 _CHECKPOINT = "state.safetensors"
 
 
@@ -43,27 +46,29 @@ class Job:
     """What all trials of a sweep share.
 
     Attributes:
-        store: The feature store.
+        store: The feature store, opened.
         out: The sweep's folder.
         space: What is searched.
-        data: Reference to the `TrialData`, which every node holds once.
+        data: Reference to the `SplitSessions`, which every node holds once.
         steps: Optimiser steps that every training makes, as nearly as whole epochs allow.
-        digest: Of ids, labels and splits.
+        origin: What the checkpoints of all trials say of their origin.
         seeds: Trainings for each fold.
         workers: Processes that train one trial.
         gpus: Share of a GPU for each of them.
+        patience_s: How long a trial, or its workers, may find no place on the cluster.
         population: With population-based training, the numbers of its members; None otherwise.
     """
 
-    store: str
+    store: FeatureStore
     out: str
     space: Space
     data: Any
     steps: float
-    digest: str
+    origin: Mapping[str, Any]
     seeds: int
     workers: int
     gpus: float
+    patience_s: float
     population: tuple[int, ...] | None
 
     def number(self, given: Mapping[str, Any], trial_id: str) -> int:
@@ -116,15 +121,14 @@ def _epochs(
     if state is not None:
         trial.restore(state)
     folder = trial_folder(job.out, number)
-    store = FeatureStore.open(job.store)
     first = trial.first
-    provenance = run_folder.provenance_of(store, config, job.digest, first.model, torch.device(device).type)
+    provenance = run_folder.provenance_of(job.origin, config, first.model, torch.device(device).type)
     saved_at = time.monotonic()
     for metrics in trial:
         if group.rank == 0:
             # With `select: last` every epoch would be kept, for the next to replace it.
             if first.improved and (config.train.select == "best" or first.finished):
-                run_folder.keep(folder, first.kept, config, store, first.history[-1], provenance)
+                run_folder.keep(folder, first.kept, config, job.store, first.history[-1], provenance)
             if trial.finished or time.monotonic() - saved_at > SAVED_EVERY_S:
                 write_state(folder, trial.save(point))
                 saved_at = time.monotonic()
@@ -134,27 +138,32 @@ def _epochs(
 def _fit_workers(number: int, point: Point, job: Job) -> None:
     """A trial on several workers: a run of Ray Train that reports to Tune."""
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", POLL_S)
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(PLACE_TRY_S)
     gpus = job.gpus
-    ended: Any = (
-        TorchTrainer(
-            _train_worker,  # type: ignore[arg-type]  # its value comes back in the result
-            train_loop_config={"number": number, "point": point, "job": job},
-            torch_config=TorchConfig(backend="nccl" if gpus >= 1 else "gloo"),
-            scaling_config=ScalingConfig(
-                num_workers=job.workers,
-                resources_per_worker={"CPU": 1, **({"GPU": gpus} if gpus else {})},
-                use_gpu=gpus > 0,
+    trainer = TorchTrainer(
+        _train_worker,  # type: ignore[arg-type]  # its value comes back in the result
+        train_loop_config={"number": number, "point": point, "job": job},
+        torch_config=TorchConfig(backend="nccl" if gpus >= 1 else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=job.workers,
+            resources_per_worker={"CPU": 1, **({"GPU": gpus} if gpus else {})},
+            use_gpu=gpus > 0,
+        ),
+        run_config=RunConfig(
+            name=f"trial-{number:04d}-{uuid.uuid4().hex[:12]}",
+            storage_path=files.join(job.out, "_ray"),
+            failure_config=FailureConfig(
+                max_failures=MAX_FAILURES,
+                controller_failure_limit=int(job.patience_s / PLACE_TRY_S),  # type: ignore[call-arg]  # of Train V2's
             ),
-            run_config=RunConfig(
-                name=f"trial-{number:04d}-{uuid.uuid4().hex[:12]}",
-                storage_path=files.join(job.out, "_ray"),
-                failure_config=FailureConfig(max_failures=MAX_FAILURES),
-                callbacks=[TuneReportCallback()],  # type: ignore[list-item]  # Train V2's kind
-            ),
-        )
-        .fit()
-        .return_value  # type: ignore[attr-defined]  # of Train V2's Result
+            callbacks=[TuneReportCallback()],  # type: ignore[list-item]  # Train V2's kind
+        ),
     )
+    try:
+        ended: Any = trainer.fit().return_value  # type: ignore[attr-defined]  # of Train V2's Result
+    except ControllerError:
+        tune.report({NO_PLACE: True, "finished": False})
+        return
     if ended is not None:
         tune.report({"error": ended, "finished": False})
 

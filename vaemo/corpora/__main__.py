@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections import Counter
 
 from vaemo import cli
@@ -10,10 +9,12 @@ from vaemo.corpora.base import LABEL_LAG_S, NAMES, load_corpus
 from vaemo.manifest import read_manifest, write_manifest
 from vaemo.progress import say
 
+PROG = "python -m vaemo.corpora"
+
 
 def main(argv: list[str] | None) -> None:
     """Write the manifest, read it again to check it, and say how to extract it."""
-    parser = argparse.ArgumentParser(prog="python -m vaemo.corpora", description=__doc__)
+    parser = cli.Parser(prog=PROG, description=__doc__)
     parser.add_argument("name", choices=NAMES)
     parser.add_argument("root", help="the corpus's folder")
     parser.add_argument("--out", required=True, metavar="FILE", help="manifest to write, .jsonl or .parquet")
@@ -38,4 +39,4 @@ def main(argv: list[str] | None) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, PROG)

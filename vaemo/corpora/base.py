@@ -57,7 +57,13 @@ def load_corpus(name: str, root: str | Path, *, label_lag_s: float = LABEL_LAG_S
     if not Path(root).is_dir():
         raise ReadCorpusError(f"{root} is not a folder; give the folder of {name} as it is distributed.")
     read = import_module(f"vaemo.corpora.{name.replace('-', '_')}").read
-    corpus = read(Path(root).absolute(), label_lag_s)
+    try:
+        corpus = read(Path(root).absolute(), label_lag_s)
+    except (OSError, LookupError, ValueError) as error:
+        raise ReadCorpusError(
+            f"{root} is not laid out as {name} is distributed, or a file in it is damaged: "
+            f"{type(error).__name__}, {' '.join(str(error).split())}."
+        ) from error
     if not corpus.rows:
         raise ReadCorpusError(f"{root} holds no utterance of {name}; give the folder as it is distributed.")
     return corpus

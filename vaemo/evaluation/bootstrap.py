@@ -15,13 +15,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 
 from vaemo.config import EvaluateConfig
 from vaemo.metrics import Moments, Variance
+from vaemo.units import DIMENSIONS
 
 METRICS = ("ccc", "pearson", "rmse", "mae", "bias")
+NAMES = (*DIMENSIONS, "avg")
+"""What each metric is given for: the last axis of everything here, `avg` the mean of the two."""
+
 _BLOCK = 1 << 24
 _ROUNDING = 1e-12
 _ANGLES = 20_001
@@ -77,6 +82,11 @@ class SessionSums:
             times = np.bincount(drawn.ravel(), minlength=rows * n_sessions).reshape(rows, n_sessions)
             resampled.append(times @ flat)
         return np.concatenate(resampled).reshape(draws, 2, 7)
+
+
+def defined(value: Any) -> float | None:
+    """A float fit for JSON; None where it is not defined."""
+    return float(value) if np.isfinite(value) else None
 
 
 def metrics_of(sums: np.ndarray, variance: Variance = "biased") -> dict[str, np.ndarray]:

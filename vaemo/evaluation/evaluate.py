@@ -17,12 +17,11 @@ from vaemo import files
 from vaemo.config import Config
 from vaemo.errors import UsageError
 from vaemo.evaluation import pictures
-from vaemo.evaluation.bootstrap import METRICS, Resampled, SessionSums, metrics_of
+from vaemo.evaluation.bootstrap import METRICS, NAMES, Resampled, SessionSums, defined, metrics_of
 from vaemo.evaluation.fed import replay_fed
 from vaemo.evaluation.pairs import Pairs, choose_split, in_common, is_folder, leave_out, read_pairs
-from vaemo.units import DIMENSIONS, SPLITS
+from vaemo.units import SPLITS
 
-NAMES = (*DIMENSIONS, "avg")
 GROUPS = ("session_id", "speaker_id", "role", "split", "fold", "position")
 POSITIONS = (0, 5, 10, 20, 40)
 """Where a range of positions in the session begins; the last has no end."""
@@ -155,11 +154,11 @@ def compare_pairs(first: Pairs, second: Pairs, config: Config) -> dict[str, Any]
         difference = one.less(other, metric)
         for k, name in enumerate(NAMES):
             result[f"{metric}_{name}"] = {
-                "first": _number(one.estimate[metric][k]),
-                "second": _number(other.estimate[metric][k]),
-                "difference": _number(difference.estimate[k]),
-                "ci95": [_number(difference.low[k]), _number(difference.high[k])],
-                "p": _number(difference.p[k]),
+                "first": defined(one.estimate[metric][k]),
+                "second": defined(other.estimate[metric][k]),
+                "difference": defined(difference.estimate[k]),
+                "ci95": [defined(difference.low[k]), defined(difference.high[k])],
+                "p": defined(difference.p[k]),
             }
     return result
 
@@ -197,7 +196,7 @@ def _named(values: Mapping[str, np.ndarray], pairs: Pairs) -> dict[str, float | 
     if pairs.native is not None:
         wider = pairs.native.width / pairs.scale.width
         named |= {f"rmse_native_{name}": values["rmse"][k] * wider for k, name in enumerate(NAMES)}
-    return {name: _number(value) for name, value in named.items()}
+    return {name: defined(value) for name, value in named.items()}
 
 
 def _rows_by(pairs: Pairs, by: str) -> Iterator[tuple[str, np.ndarray]]:
@@ -256,7 +255,7 @@ def _over_sessions(pairs: Pairs, config: Config) -> dict[str, Any]:
         for metric, value in values.items():
             for k, name in enumerate(NAMES):
                 finite = value[np.isfinite(value[:, k]), k]
-                result[statistic][f"{metric}_{name}"] = _number(summarise(finite)) if len(finite) else None
+                result[statistic][f"{metric}_{name}"] = defined(summarise(finite)) if len(finite) else None
     return result
 
 
@@ -266,12 +265,7 @@ def _mean_of(groups: Mapping[str, Mapping[str, Any]]) -> dict[str, float | None]
         return None
     names = [name for name in next(iter(groups.values())) if name not in ("n", "n_sessions", "ci95")]
     known = {name: [group[name] for group in groups.values() if group[name] is not None] for name in names}
-    return {name: _number(np.mean(values)) if values else None for name, values in known.items()}
-
-
-def _number(value: Any) -> float | None:
-    """A float fit for JSON."""
-    return float(value) if np.isfinite(value) else None
+    return {name: defined(np.mean(values)) if values else None for name, values in known.items()}
 
 
 def _line(title: str, measured: Mapping[str, Any], metric: str) -> str:

@@ -13,10 +13,8 @@ from vaemo.config import Config
 from vaemo.errors import UsageError
 from vaemo.evaluation.pairs import KEYS, Pairs
 from vaemo.model.checkpoint import load_checkpoint
-from vaemo.scoring.score import check_features, predict_sessions
-from vaemo.sessions import read_sessions
-from vaemo.speakers import aggregate_speakers
-from vaemo.store import FeatureStore
+from vaemo.scoring.score import predict_sessions
+from vaemo.scoring.trained_on import read_as_trained
 from vaemo.units import LabelScale
 from vaemo.windows import PackedSessions
 
@@ -34,7 +32,7 @@ def replay_fed(pairs: Pairs, store_path: str, checkpoint_path: str, config: Conf
         fed, free: In the order of `pairs`, on its scale.
 
     Raises:
-        UsageError: if there are no features, or the model feeds nothing back.
+        UsageError: if the model feeds nothing back.
         FeatureMismatchError: if they are not the features that the model was trained on.
     """
     checkpoint = load_checkpoint(checkpoint_path)
@@ -44,15 +42,8 @@ def replay_fed(pairs: Pairs, store_path: str, checkpoint_path: str, config: Conf
             f"{checkpoint_path} has model.updater {model.config.updater} and model.feedback {model.config.feedback}: "
             "nothing is fed back, so labels make no difference. Leave out --checkpoint."
         )
-    store = FeatureStore.open(store_path)
-    made_by = {name: made.get("fingerprint") for name, made in store.info.get("extractors", {}).items()}
-    check_features(model, checkpoint.provenance.get("feature_fingerprints", {}), store.dims, made_by, store_path)
-    config = dataclasses.replace(config, model=model.config, sessions=checkpoint.config.sessions)
-    sessions = read_sessions(store, config)
-    if checkpoint.features:
-        sessions = aggregate_speakers(sessions, checkpoint.features.speaker_aggregation)
     wanted = set(pairs.place["session_id"].to_pylist())
-    sessions = [session for session in sessions if session.session_id in wanted]
+    sessions = [session for session in read_as_trained(store_path, checkpoint, config) if session.session_id in wanted]
     packed = PackedSessions.of(sessions, dtype=model.label_deviation.dtype)
     known = packed.labels.isnan().logical_not()
     row_of = {

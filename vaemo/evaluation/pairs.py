@@ -18,6 +18,7 @@ from vaemo.errors import LabelError, ReadManifestError, ReadScoresError
 from vaemo.manifest import read_manifest
 from vaemo.progress import say
 from vaemo.store import FeatureStore
+from vaemo.tables import with_column
 from vaemo.units import DIMENSIONS, LabelScale
 
 KEYS = ("session_id", "utt_id")
@@ -163,7 +164,7 @@ def read_labels(path: str, config: Config, scale: LabelScale) -> tuple[pa.Table,
                 "Say the corpus's own range, such as --set labels.range=[1,7]."
             )
         mapped = pa.array(held.to(scale, values), from_pandas=True)
-        table = table.set_column(table.column_names.index(name), name, mapped)
+        table = with_column(table, name, mapped)
     return table, native if native != scale else None
 
 
@@ -184,7 +185,10 @@ def choose_split(pairs: Pairs, split: str | None) -> tuple[str, Pairs]:
     """
     column = pairs.column("split")
     if split is None and not (column == "test").any():
-        say("warning: no utterance is in a split 'test': all are evaluated, also those trained on.")
+        say(
+            "warning: no utterance is in a split 'test': all are evaluated, also those trained on. Leave those out "
+            "with --exclude RUN/used.parquet, or train with --folds and evaluate RUN/oof."
+        )
         return "all", pairs
     name = split or "test"
     if not (column == name).any():

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 COLOURS = {"valence": "#2a7f9e", "arousal": "#d9662b"}
 """Told apart by the colour-blind too; the report uses the same."""
 
-GREY = "#8a8f98"
+PLAIN, MARKED, GREY = COLOURS["valence"], COLOURS["arousal"], "#8a8f98"
+"""Where colour tells nothing of valence and arousal: what is shown, what stands out of it, and what lies behind."""
+
 _BINS = 10
 _PLACES = 20
 _SPEAKERS = ("#1f7a99", "#b4479a", "#5a8a1f", "#8a5cd1", "#b8860b", "#707a8a")

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from vaemo import scores
-from vaemo.units import DIMENSIONS, LabelScale
+from vaemo.units import DIMENSIONS, NOT_FAILED, LabelScale
 
 BINS = 24
 """Bars of a distribution, and cells of the plane along each side."""
@@ -84,7 +84,7 @@ class Overview:
     def add(self, part: pa.Table) -> None:
         """Count the utterances of one part."""
         self.statuses.update({item["values"]: item["counts"] for item in part["status"].value_counts().to_pylist()})
-        failed = part.filter(pc.invert(pc.is_in(part["status"], pa.array(["ok", "not_scored_role"]))))
+        failed = part.filter(pc.invert(pc.is_in(part["status"], pa.array(NOT_FAILED))))
         for row in failed.group_by(["status", "reason"]).aggregate([([], "count_all")]).to_pylist():
             self.reasons[row["status"]][row["reason"] or ""] += row["count_all"]
         scored = part.filter(pc.is_valid(part["valence"]))
@@ -99,7 +99,7 @@ class Overview:
 
     def to_plain(self) -> dict[str, Any]:
         """What the page is given."""
-        failures = {status: n for status, n in self.statuses.items() if status not in ("ok", "not_scored_role")}
+        failures = {status: n for status, n in self.statuses.items() if status not in NOT_FAILED}
         return {
             "low": self.scale.low,
             "high": self.scale.high,

@@ -16,7 +16,7 @@ from vaemo.evaluation import pictures
 from vaemo.evaluation.evaluate import measure
 from vaemo.evaluation.pairs import choose_split, read_labels, read_pairs
 from vaemo.report.overview import MIN_SCORED, Overview, calls_table, choose_calls, curves, over_time
-from vaemo.report.page import build_page
+from vaemo.report.page import build_report
 
 TOP = 500
 """Calls that are drawn where there are more of them."""
@@ -76,7 +76,7 @@ def write_report(
         "curves": drawn_curves,
         "audio": links,
     }
-    files.write_whole(files.join(out, "index.html"), build_page(page))
+    files.write_whole(files.join(out, "index.html"), build_report(page))
     _draw(out, overview, calls, drawn_curves)
     return {"calls": page["n_calls"], "drawn": len(drawn), "with_audio": len(links)}
 

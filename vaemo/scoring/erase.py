@@ -7,7 +7,6 @@ the middle, the command is given again.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from vaemo.progress import say
 from vaemo.scoring.ids import IdKey
 from vaemo.shards import Shard, read_keys, tag_keys
 
+PROG = "python -m vaemo.scores"
 TOMBSTONES = "_erased.json"
 
 
@@ -161,7 +161,7 @@ def _erase_deltas(folder: str, names: Sequence[str]) -> int:
 
 def main(argv: list[str] | None = None) -> None:
     """The command `python -m vaemo.scores erase`."""
-    parser = argparse.ArgumentParser(prog="vaemo.scores", description="Look after a folder of scores.")
+    parser = cli.Parser(prog=PROG, description="Look after a folder of scores.")
     erase = parser.add_subparsers(required=True).add_parser("erase", help="remove a call and leave a tombstone")
     erase.add_argument("--session", required=True, action="append", metavar="ID", help="the call; may be repeated")
     erase.add_argument("--scores", required=True, metavar="SCORES", help="the folder of scores")
@@ -169,14 +169,17 @@ def main(argv: list[str] | None = None) -> None:
         erase.add_argument(f"--{name}", action="append", default=[], metavar="DIR", help=f"a {what}; may be repeated")
     args = parser.parse_args(argv)
     key = IdKey.from_environment("the tombstone of an erased call")
-    if not files.exists(args.scores):
-        raise UsageError(f"--scores {args.scores} does not exist.")
+    for folder in (args.scores, *args.store, *args.report, *args.personal):
+        if not files.exists(folder):
+            raise UsageError(f"{folder} does not exist, so that nothing was erased anywhere. Mend the command.")
     for session_id in args.session:
         removed = erase_session(
             session_id, key, scores=args.scores, stores=args.store, reports=args.report, personal=args.personal
         )
         say(f"{session_id}: " + ", ".join(f"{count} from {kind}" for kind, count in removed.items()))
+        if not removed["utterances"] + removed["stores"]:
+            say(f"warning: no row is of a call '{session_id}'. Its tombstones stay: should it come, it is left out.")
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, PROG)

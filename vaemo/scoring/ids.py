@@ -15,6 +15,7 @@ from collections.abc import Iterator
 import pyarrow as pa
 
 from vaemo.errors import UsageError, VaemoError
+from vaemo.tables import with_column
 
 VARIABLE = "VAEMO_ID_KEY"
 FEWEST_CHARACTERS = 16
@@ -104,7 +105,7 @@ class IdKey:
                     reason = reason.replace(value, hashed) if value else reason
                 reasons[row] = reason
         for name, values in {**hidden, "reason": reasons}.items():
-            scored = scored.set_column(scored.column_names.index(name), name, pa.array(values, pa.string()))
+            scored = with_column(scored, name, pa.array(values, pa.string()))
         return scored
 
     def _within(self, value: str, session: str, hashed: str) -> str:

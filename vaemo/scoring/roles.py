@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 
 from vaemo.config import ScoreConfig
 from vaemo.errors import RolesError
+from vaemo.tables import with_column
 
 CHANNEL_ROLES = {
     "amazon-connect": ("customer", "agent"),
@@ -156,8 +157,7 @@ class RoleRules:
         reasons = pa.array([_why_not(role, in_context) for role, in_context in zip(roles, listens, strict=True)])
         mask = pa.array(refused)
         for name, value in (("status", pa.scalar("not_scored_role")), ("reason", reasons.take(pa.array(codes)))):
-            column = pc.if_else(mask, value, table[name])
-            table = table.set_column(table.column_names.index(name), name, column)
+            table = with_column(table, name, pc.if_else(mask, value, table[name]))
         return table, refused & listens[codes] & usable
 
     def require_roles(self, *, n_cut: int, known: bool, calls: bool) -> None:

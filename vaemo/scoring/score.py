@@ -6,7 +6,7 @@ Letters: U utterances of all sessions, L lanes, T steps.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -14,13 +14,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from vaemo.errors import FeatureMismatchError
 from vaemo.model.film import FilmDelta
 from vaemo.model.regressor import SessionRegressor
 from vaemo.model.state import SessionState
 from vaemo.scores import UTTERANCE_SCHEMA, conform
 from vaemo.sessions import assemble_sessions
 from vaemo.speakers import Enrolments, aggregate_speakers
+from vaemo.tables import with_column
 from vaemo.units import DIMENSIONS, STREAMS, LabelScale
 from vaemo.windows import PackedSessions
 
@@ -70,7 +70,7 @@ def predict_sessions(
                 # An idle lane repeats rows of another, which `lengths` hides.
                 lengths = torch.from_numpy(np.where(np.arange(lanes) < n, steps, 0))
                 prediction, state = model(
-                    sessions.features.select(index),
+                    sessions.at(index),
                     memory.select(torch.from_numpy(lane)),
                     lengths,
                     observed=sessions.observed[index],
@@ -166,55 +166,14 @@ def score_table(
     return scored
 
 
-def check_features(
-    model: SessionRegressor,
-    trained_on: Mapping[str, str | None],
-    dims: Mapping[str, int],
-    made_by: Mapping[str, str | None],
-    where: str,
-) -> None:
-    """Refuse features that the model was not made for.
-
-    Args:
-        model: What needs them.
-        trained_on: By stream, the fingerprint of the extractor of its training features, where that is known.
-        dims: Dimension of each stream that there is.
-        made_by: By stream, the fingerprint of the extractor that made it, where that is known.
-        where: Whose features these are, for the message.
-
-    Raises:
-        FeatureMismatchError: if a stream is missing, has another dimension, or comes from another extractor.
-    """
-    for stream, dim in model.dims.items():
-        if stream not in dims:
-            raise FeatureMismatchError(
-                f"{where} has no stream '{stream}', which the checkpoint uses; it has {', '.join(dims) or 'none'}. "
-                "Extract it with the checkpoint's features."
-            )
-        if dims[stream] != dim:
-            raise FeatureMismatchError(
-                f"the stream '{stream}' of {where} has {dims[stream]} numbers; the checkpoint was made for {dim}. "
-                "Extract it with the checkpoint's features."
-            )
-        made, wanted = made_by.get(stream), trained_on.get(stream)
-        if made and wanted and made != wanted:
-            raise FeatureMismatchError(
-                f"the stream '{stream}' of {where} was made by the extractor {made[:12]}; the checkpoint was trained "
-                f"on features of {wanted[:12]}. Extract it with the checkpoint's features (features.speech=CHECKPOINT/"
-                "encoder where it has an encoder of its own), or score the manifest or the recordings."
-            )
-
-
 def _with_context(table: pa.Table, context: np.ndarray, model: SessionRegressor) -> pa.Table:
     """The table with context rows as usable ones, after which the middle of the range is fed back."""
     middle = LabelScale(*model.config.label_range).middle
     where = pa.array(context)
     changed = {"status": "ok", **{f"observed_{dimension}": middle for dimension in DIMENSIONS}}
     for name, value in changed.items():
-        index = table.column_names.index(name)
-        field = table.schema.field(index)
-        column = pc.if_else(where, pa.scalar(value, field.type), table[name])
-        table = table.set_column(index, field, column)
+        column = table[name]
+        table = with_column(table, name, pc.if_else(where, pa.scalar(value, column.type), column))
     return table
 
 

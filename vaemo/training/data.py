@@ -6,7 +6,9 @@ import dataclasses
 import functools
 from collections.abc import Sequence
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from vaemo.config import Config
 from vaemo.errors import UsageError
@@ -17,6 +19,7 @@ from vaemo.splits import Fold, make_folds, plain_split
 from vaemo.store import FeatureStore
 from vaemo.training.trainer import check_labels
 from vaemo.units import LabelScale
+from vaemo.windows import PackedSessions
 
 LIGHT = [
     "session_id", "utt_id", "speaker_id", "channel", "role", "position", "split", "fold", "start_s", "end_s",
@@ -80,10 +83,11 @@ class TrainingData:
 
     def check_labels(self) -> None:
         """Raise LabelError unless every part has labels to learn from and to judge by."""
+        packed, scale = PackedSessions.of(self.labelled), LabelScale(*self.config.model.label_range)
         for fold in self.parts:
+            split = split_of(self.labelled, fold)
             for name in ("train", "dev"):
-                chosen = [session for session in self.labelled if fold.split[session.rows[0]] == name]
-                check_labels(chosen, name, LabelScale(*self.config.model.label_range))
+                check_labels(packed.select(np.flatnonzero(split == name)), name, scale)
 
     @functools.cached_property
     def labelled(self) -> list[Session]:
@@ -101,41 +105,53 @@ class TrainingData:
             *voices,
         )
 
-    def part(self, name: str) -> Fold:
-        """The fold of a name; of the one split it is empty."""
-        return next(fold for fold in self.parts if not self.folds or fold.name == name)
-
     def read(self) -> list[Session]:
         """All sessions with their features, as they lie in the store."""
-        return read_sessions(self.store, self.config)
+        sessions = read_sessions(self.store, self.config)
+        # Arrow keeps what the table took for the next one, and no other is as large.
+        pa.default_memory_pool().release_unused()
+        return sessions
 
-    def aggregate(self, sessions: Sequence[Session], fold: Fold | None = None) -> list[Session]:
+    def aggregate(self, sessions: Sequence[Session], fold: Fold) -> list[Session]:
         """What `read` returned, the speaker embeddings as the config wants them.
 
         Args:
             sessions: All of them.
-            fold: Whose splits the sessions get, and which voices may be heard; None leaves the store's.
+            fold: Whose splits the sessions get, and with them the voices that they may hear.
         """
-        if fold is not None:
-            sessions = [dataclasses.replace(session, split=fold.split[session.rows[0]]) for session in sessions]
+        sessions = [dataclasses.replace(session, split=fold.split[session.rows[0]]) for session in sessions]
         return aggregate_speakers(sessions, self.config.features.speaker_aggregation, self.enrolments)
 
-    def sessions(self, fold: Fold | None = None) -> list[Session]:
+    def sessions(self, fold: Fold) -> list[Session]:
         """All sessions, read and aggregated."""
         return self.aggregate(self.read(), fold)
 
-    def shared_sessions(self) -> list[Session]:
-        """All sessions, once for all parts: for those who train on them again and again.
+    @property
+    def voices_differ(self) -> bool:
+        """Whether the parts hear other voices of the same speakers, so that no one set of sessions serves them all."""
+        return self.folds is not None and self.config.features.speaker_aggregation == "enrolled"
+
+    def pack(self, fold: Fold | None = None) -> SplitSessions:
+        """The sessions that are trained on or judged by, packed: for one fold, or once for all parts.
 
         Raises:
-            UsageError: if speakers are enrolled, whose voices differ from fold to fold.
+            UsageError: if one set is asked for and `voices_differ`.
         """
-        if self.folds and self.config.features.speaker_aggregation == "enrolled":
+        if fold is None and self.voices_differ:
             raise UsageError(
                 "features.speaker_aggregation is 'enrolled', whose voices differ from fold to fold; here one set of "
                 "sessions serves all folds. Leave --folds away, or take utterance or running_mean."
             )
-        return self.sessions(None if self.folds else self.parts[0])
+        parts = self.parts if fold is None else [fold]
+        sessions = self.sessions(parts[0])
+        splits = np.stack([split_of(sessions, part) for part in parts])
+        used = np.flatnonzero(np.isin(splits, ("train", "dev")).any(axis=0))
+        return SplitSessions(PackedSessions.of([sessions[number] for number in used]), splits[:, used])
+
+    def used(self, fold: Fold) -> pa.Table:
+        """The utterances that a fold's model learns from or is chosen by: `session_id`, `utt_id`, `split`."""
+        rows = self.table.select(["session_id", "utt_id"]).append_column("split", pa.array(fold.split, pa.string()))
+        return rows.filter(pc.is_in(rows["split"], pa.array(["train", "dev"])))
 
     def voices(self, fold: Fold) -> Enrolments | None:
         """What scoring with the model of a fold needs as its `--speakers`; None where nothing is enrolled."""
@@ -144,3 +160,25 @@ class TrainingData:
         return self.enrolments or Enrolments.of_sessions(
             read_sessions(self.store, self.config, split=fold.split, streams=("speaker",))
         )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class SplitSessions:
+    """What trainings of one store share: sessions packed once, and who of them is trained on in each fold.
+
+    Attributes:
+        sessions: Packed.
+        splits: The split of each session in each fold, (folds, sessions), objects; a plain split is one fold.
+    """
+
+    sessions: PackedSessions
+    splits: np.ndarray
+
+    def split(self, fold: int, name: str) -> PackedSessions:
+        """The sessions of one split, on the features of all."""
+        return self.sessions.select(np.flatnonzero(self.splits[fold] == name))
+
+
+def split_of(sessions: Sequence[Session], fold: Fold) -> np.ndarray:
+    """The split of each session in a fold, (sessions,), objects."""
+    return np.array([fold.split[session.rows[0]] for session in sessions], object)

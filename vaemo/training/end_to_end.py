@@ -161,13 +161,13 @@ class EndToEnd:
     @torch.no_grad()
     def embed_sessions(self, sessions: PackedSessions, network: SpeechNetwork, group: Group) -> PackedSessions:
         """The sessions with speech vectors by the network, or a copy of it; every worker computes a share of them."""
-        speech = torch.zeros_like(cast(Tensor, sessions.features.speech))
+        own = sessions.gathered()
+        speech = torch.zeros_like(cast(Tensor, own.features.speech))
         shares = range(group.rank * READ_AT_ONCE, len(speech), group.size * READ_AT_ONCE)
         blocks = (slice(first, first + READ_AT_ONCE) for first in shares)
         for block, samples in ahead((block, self.waveforms.read(sessions.utt_ids[block])) for block in blocks):
             speech[block] = self.extractor.embed(samples, network)
-        features = dataclasses.replace(sessions.features, speech=group.add(speech))
-        return dataclasses.replace(sessions, features=features)
+        return dataclasses.replace(own, features=dataclasses.replace(own.features, speech=group.add(speech)))
 
     def keep(self, network: SpeechNetwork) -> KeptEncoder:
         """What a checkpoint holds of the network, or of a copy of it."""

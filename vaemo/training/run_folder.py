@@ -5,6 +5,7 @@
     RUN/metrics.jsonl   one line per epoch
     RUN/curves.png      their picture
     RUN/speakers.parquet    voices of enrolled speakers, where they are enrolled from the store
+    RUN/used.parquet    utterances of train and dev, for `evaluate --exclude`
     RUN/summary.json    the last thing that is written: the run is finished
 
 The resumable state is two files in a folder of its own, safetensors and JSON: nothing that is read back can run code.
@@ -33,7 +34,7 @@ from vaemo.training.end_to_end import KeptEncoder
 from vaemo.training.trainer import Trainer
 
 MARKER, SUMMARY, METRICS, CURVES, BEST = "_run.json", "summary.json", "metrics.jsonl", "curves.png", "best"
-SPEAKERS = "speakers.parquet"
+SPEAKERS, USED = "speakers.parquet", "used.parquet"
 _TENSORS, _PROGRESS = "state.safetensors", "state.json"
 
 
@@ -94,31 +95,37 @@ def keep(
     write_card(best)
 
 
-def provenance_of(
-    store: FeatureStore, config: Config, data: str, model: SessionRegressor, device: str
-) -> dict[str, Any]:
-    """What a checkpoint says of its origin.
+def origin_of(store: FeatureStore, config: Config, data: str) -> dict[str, Any]:
+    """What all checkpoints of a store and a config say of their origin.
 
     Args:
-        store: What it was trained on.
-        config: Of the run.
+        store: What they are trained on.
+        config: Section `labels`.
         data: Digest of ids, labels and splits.
-        model: The trained model.
-        device: Where it was trained, `cpu` or `cuda`.
     """
     return {
         "version": vaemo.__version__,
-        "seed": config.train.seed,
         "data_fingerprint": data,
         "feature_fingerprints": {
             stream: extractor.get("fingerprint") for stream, extractor in store.info.get("extractors", {}).items()
         },
         "native_range": store.info.get("native_range") or config.labels.range,
         "roles": _roles(store),
-        "sequence_by": config.sessions.sequence_by,
-        "scan": model.scan_used(device),
         "synthetic": bool(store.info.get("synthetic", False)),
     }
+
+
+def provenance_of(origin: Mapping[str, Any], config: Config, model: SessionRegressor, device: str) -> dict[str, Any]:
+    """What one of them says.
+
+    Args:
+        origin: As `origin_of` found it.
+        config: Of the run.
+        model: The trained model.
+        device: Where it was trained, `cpu` or `cuda`.
+    """
+    how = {"seed": config.train.seed, "sequence_by": config.sessions.sequence_by, "scan": model.scan_used(device)}
+    return {**origin, **how}
 
 
 def _roles(store: FeatureStore) -> list[str]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -53,16 +55,27 @@ _Opened = tuple[Callable[[Mapping[str, float], int], Any], Callable[[], Any]]
 
 
 def _tensorboard(out: str, run: str, settings: Mapping[str, Any], first_epoch: int) -> _Opened:
+    target = files.join(out, "tensorboard")
+    # An event file grows with the run. An object store takes whole files alone, so there it grows beside, and is sent
+    # after every epoch.
+    beside = tempfile.TemporaryDirectory(prefix="vaemo-tensorboard-") if files.is_uri(out) else None
     writer = _client("torch.utils.tensorboard", "tensorboard").SummaryWriter(
-        files.join(out, "tensorboard"), purge_step=first_epoch + 1
+        beside.name if beside else target, purge_step=first_epoch + 1
     )
 
     def log(numbers: Mapping[str, float], epoch: int) -> None:
         for name, value in numbers.items():
             writer.add_scalar(name, value, epoch)
         writer.flush()
+        for path in Path(beside.name).iterdir() if beside else ():
+            files.write_whole(files.join(target, path.name), path.read_bytes())
 
-    return log, writer.close
+    def close() -> None:
+        writer.close()
+        if beside:
+            beside.cleanup()
+
+    return log, close
 
 
 def _mlflow(out: str, run: str, settings: Mapping[str, Any], first_epoch: int) -> _Opened:

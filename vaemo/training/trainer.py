@@ -49,8 +49,8 @@ class Trainer:
     `tensors` and `progress` are what `restore` needs to go on as if nothing had happened.
 
     Args:
-        train: Sessions to train on.
-        dev: Sessions to judge by.
+        train: Sessions to train on, packed perhaps: then they are read where they lie, and may be shared.
+        dev: Sessions to judge by, likewise.
         config: Sections `model`, `updater`, `train`.
         group: The workers.
         device: Where this worker computes.
@@ -64,8 +64,8 @@ class Trainer:
 
     def __init__(
         self,
-        train: Sequence[Session],
-        dev: Sequence[Session],
+        train: Sequence[Session] | PackedSessions,
+        dev: Sequence[Session] | PackedSessions,
         config: Config,
         *,
         group: Group | None = None,
@@ -83,10 +83,14 @@ class Trainer:
         self.device = torch.device(device)
         self._say = say
         dtype = getattr(torch, config.train.dtype)
-        for name, sessions in (("train", train), ("dev", dev)):
-            check_labels(sessions, name, LabelScale(*config.model.label_range))
-        self._train = PackedSessions.of(train, dtype=dtype, device=self.device)
-        self._dev = PackedSessions.of(dev, dtype=dtype, device=self.device)
+        self._train, self._dev = (
+            sessions.to(self.device, dtype)
+            if isinstance(sessions, PackedSessions)
+            else PackedSessions.of(sessions, dtype=dtype, device=self.device)
+            for sessions in (train, dev)
+        )
+        for name, packed in (("train", self._train), ("dev", self._dev)):
+            check_labels(packed, name, LabelScale(*config.model.label_range))
         self._deviation = torch.from_numpy(np.nanstd(self._train.labels.double().cpu().numpy(), axis=0))
         self._deviation = self._deviation.to(self.device, dtype)
 
@@ -164,16 +168,20 @@ class Trainer:
             f"p {metrics['p']:.2f}",
             f"{metrics['padded_share']:.0%} padded",
             f"{metrics['utterances_per_s']:,.0f} utterances/s",
-            *(["kept"] if self.improved else []),
+            *(["kept"] if self.improved and train.select == "best" else []),
             *([f"{duration(left_s)} left at most"] if not self.finished else []),
         ]
         return "\n".join([", ".join(parts), *(f"  warning: {sign}" for sign in self.warnings)])
 
     def summary(self) -> dict[str, Any]:
-        """How the run ended: epochs done, and the line of the epoch that was kept."""
+        """How the run ended: epochs done, the line of the epoch that was kept, and the best of those that count."""
         line = self.history[self._kept_epoch - 1]
+        counts = counts_from(self.total_steps, self.config)
+        counted = [metrics for metrics in self.history if metrics["step"] >= counts] or self.history
+        best = max(counted, key=lambda metrics: metrics["dev_ccc_avg"])
+        peak = {"peak_epoch": best["epoch"], "peak_dev_ccc_avg": best["dev_ccc_avg"]}
         shown = {key: value for key, value in line.items() if key.startswith(("dev_", "gap_", "feedback_gain_"))}
-        return {"epochs": len(self.history), "kept_epoch": self._kept_epoch, **shown}
+        return {"epochs": len(self.history), "kept_epoch": self._kept_epoch, **peak, **shown}
 
     def tensors(self) -> dict[str, Tensor]:
         """Weights, averaged weights and the optimiser's moments, by name."""
@@ -356,16 +364,15 @@ class Trainer:
         )
 
 
-def check_labels(sessions: Sequence[Session], split: str, scale: LabelScale) -> None:
+def check_labels(sessions: PackedSessions, split: str, scale: LabelScale) -> None:
     """Raise LabelError unless a split has labels in both dimensions that vary and lie in the label range."""
-    for number, name in enumerate(DIMENSIONS):
-        values = np.concatenate([session.labels[:, number] for session in sessions] or [np.zeros(0)])
+    for name, values in zip(DIMENSIONS, sessions.labels.cpu().numpy().T, strict=True):
         known = values[~np.isnan(values)]
         if not len(known):
             raise LabelError(f"no utterance of the split '{split}' has a label for {name}; training needs some in it.")
         outside = np.flatnonzero((values < scale.low) | (values > scale.high))
         if len(outside):
-            utt_id = np.concatenate([session.utt_ids for session in sessions])[outside[0]]
+            utt_id = sessions.utt_ids[outside[0]]
             raise LabelError(
                 f"{name} of utterance '{utt_id}' is {values[outside[0]]:g}, outside the model's range "
                 f"[{scale.low:g}, {scale.high:g}]. Say the corpus's own range in labels.range, such as [1, 7]."

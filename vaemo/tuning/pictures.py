@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vaemo.evaluation.pictures import GREY, figure, to_png
+from vaemo.evaluation.pictures import GREY, MARKED, PLAIN, figure, to_png
 from vaemo.tuning.space import Parameter, Space
 from vaemo.tuning.sweep import DONE, FAILED, STOPPED, Record
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-COLOUR, BEST_COLOUR = "#2a7f9e", "#d9662b"
 _SHOWN_LOW = 0.25
 """Results below this quantile share the darkest colour: a few collapsed trials would take up the whole scale."""
 
@@ -32,11 +31,11 @@ def history(records: Sequence[Record]) -> bytes:
     with figure(9, 3.8) as (drawn, (axis,)):
         best = np.maximum.accumulate([_value(record) for record in done])
         numbers = [*(record.number for record in done), records[-1].number]
-        axis.step(numbers, [*best, best[-1]], where="post", color=BEST_COLOUR, linewidth=1.6, label="best so far")
-        for shown, face, label in ((done, COLOUR, "ran to its end"), (stopped, "none", "ended early")):
+        axis.step(numbers, [*best, best[-1]], where="post", color=MARKED, linewidth=1.6, label="best so far")
+        for shown, face, label in ((done, PLAIN, "ran to its end"), (stopped, "none", "ended early")):
             if shown:
                 x, y = [record.number for record in shown], [_value(record) for record in shown]
-                axis.scatter(x, y, s=26, facecolor=face, edgecolor=COLOUR, label=label, zorder=3)
+                axis.scatter(x, y, s=26, facecolor=face, edgecolor=PLAIN, label=label, zorder=3)
         if failed:
             low = [axis.get_ylim()[0]] * len(failed)
             axis.scatter([r.number for r in failed], low, marker="x", color="black", label="failed", clip_on=False)
@@ -101,7 +100,7 @@ def slices(space: Space, records: Sequence[Record], importance: Mapping[str, flo
         for parameter, axis in zip(space.parameters, axes, strict=True):
             mine = [record for record in done if parameter.name in record.point]
             _place(axis, parameter)
-            for shown, colour, size in ((mine, COLOUR, 24), ([r for r in mine if r is best], BEST_COLOUR, 60)):
+            for shown, colour, size in ((mine, PLAIN, 24), ([r for r in mine if r is best], MARKED, 60)):
                 x = [_position(parameter, record.point[parameter.name]) for record in shown]
                 axis.scatter(x, [_value(record) for record in shown], s=size, color=colour, linewidth=0, zorder=3)
             share = importance[parameter.name]

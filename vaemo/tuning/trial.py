@@ -10,8 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,7 @@ from safetensors.torch import load, save
 from vaemo.config import Config
 from vaemo.files import safetensors_metadata
 from vaemo.lanes import schedule_lanes
-from vaemo.sessions import Session
+from vaemo.training.data import SplitSessions
 from vaemo.training.group import Group
 from vaemo.training.sampling import counts_from
 from vaemo.training.trainer import Trainer
@@ -31,42 +30,27 @@ METRIC = "dev_ccc_avg"
 """What is searched for: CCC on dev sessions, running free, mean over valence and arousal, and over folds and seeds."""
 
 
-@dataclass(frozen=True, eq=False)
-class TrialData:
-    """What all trials of a sweep train on.
+def steps_after_epochs(data: SplitSessions, config: Config) -> Iterator[float]:
+    """Optimiser steps made after 1, 2, ... epochs, mean over folds; has no end."""
+    train = config.train
+    lengths = [data.split(fold, "train").lengths for fold in range(len(data.splits))]
 
-    Attributes:
-        sessions: Of the whole store.
-        folds: For every fold, the split of each session (`train`, `dev`, other or None); a plain split is one fold.
-    """
+    def steps(epoch: int) -> float:
+        schedules = (schedule_lanes(n, train.lanes, train.window, seed=train.seed, epoch=epoch) for n in lengths)
+        return float(np.mean([len(schedule) for schedule in schedules]))
 
-    sessions: Sequence[Session]
-    folds: Sequence[Sequence[str | None]]
-
-    def split(self, fold: int, name: str) -> list[Session]:
-        """The sessions of one split."""
-        return [session for session, split in zip(self.sessions, self.folds[fold], strict=True) if split == name]
-
-    def steps_after_epochs(self, config: Config) -> Iterator[float]:
-        """Optimiser steps made after 1, 2, ... epochs, mean over folds; has no end."""
-        train = config.train
-        lengths = [np.array([len(session) for session in self.split(fold, "train")]) for fold in range(len(self.folds))]
-
-        def steps(epoch: int) -> float:
-            schedules = (schedule_lanes(n, train.lanes, train.window, seed=train.seed, epoch=epoch) for n in lengths)
-            return float(np.mean([len(schedule) for schedule in schedules]))
-
-        return itertools.accumulate(map(steps, itertools.count()))
-
-    def total_steps(self, config: Config) -> float:
-        """Optimiser steps of a training, mean over folds."""
-        return next(itertools.islice(self.steps_after_epochs(config), config.train.epochs - 1, None))
+    return itertools.accumulate(map(steps, itertools.count()))
 
 
-def equal_steps(config: Config, data: TrialData, steps: float) -> Config:
+def total_steps(data: SplitSessions, config: Config) -> float:
+    """Optimiser steps of a training, mean over folds."""
+    return next(itertools.islice(steps_after_epochs(data, config), config.train.epochs - 1, None))
+
+
+def equal_steps(config: Config, data: SplitSessions, steps: float) -> Config:
     """The config with the epochs that make nearest to `steps` optimiser steps, its patience in proportion."""
     made = [0.0]
-    for after in data.steps_after_epochs(config):
+    for after in steps_after_epochs(data, config):
         made.append(after)
         if after >= steps:
             break
@@ -91,7 +75,7 @@ class Trial:
     """The trainings of one trial: iterate for the mean metrics after every epoch.
 
     Args:
-        data: What to train on.
+        data: What to train on, which all trainings share.
         config: Of the trial.
         seeds: How many, from `train.seed` on, for every fold.
         group: The workers.
@@ -100,7 +84,7 @@ class Trial:
 
     def __init__(
         self,
-        data: TrialData,
+        data: SplitSessions,
         config: Config,
         seeds: int,
         *,
@@ -116,7 +100,7 @@ class Trial:
                 device=device,
                 say=lambda text: None,
             )
-            for fold in range(len(data.folds))
+            for fold in range(len(data.splits))
             for seed in range(seeds)
         ]
         self._train_s = 0.0

@@ -6,40 +6,22 @@ import base64
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from html import escape
-from importlib import resources
 from typing import Any
 
 import vaemo
 from vaemo import files
+from vaemo.report.page import build_page
 from vaemo.tuning import pictures
 from vaemo.tuning.space import Space
 from vaemo.tuning.sweep import BEST_CONFIG, DONE, FAILED, STOPPED, SUMMARY, Record, Sweep, importance
 from vaemo.tuning.trial import METRIC
 
-_PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
-<title>vaemo sweep</title>
-<link rel="icon" href="data:,">
-<style>
-{style}
-.bar {{ display: inline-block; height: 10px; border-radius: 3px; background: var(--accent); }}
-.card img {{ display: block; max-width: 100%; height: auto; margin: 0 auto; }}
-tr.best td {{ font-weight: 650; }}
-</style>
-</head>
-<body>
-<header class="top"><span class="brand">vaemo</span><p class="subtitle">{subtitle}</p></header>
+_BODY = """<header class="top"><span class="brand">vaemo</span><p class="subtitle">{subtitle}</p></header>
 <main>
 <div class="tiles">{tiles}</div>
 <div class="grid">{cards}</div>
 </main>
 <footer>vaemo {version}. Dev results chose the best trial, so they flatter it; judge it on the test split.</footer>
-</body>
-</html>
 """
 
 
@@ -69,12 +51,12 @@ def write_summary(sweep: Sweep, space: Space) -> dict[str, Any]:
     }
     for name, picture in drawn.items():
         files.write_whole(files.join(sweep.out, "pictures", f"{name}.png"), picture)
-    files.write_whole(files.join(sweep.out, "index.html"), build_page(space, records, best, shares, drawn))
+    files.write_whole(files.join(sweep.out, "index.html"), sweep_page(space, records, best, shares, drawn))
     files.write_json(files.join(sweep.out, SUMMARY), summary)
     return summary
 
 
-def build_page(
+def sweep_page(
     space: Space,
     records: Sequence[Record],
     best: Record,
@@ -108,14 +90,13 @@ def build_page(
         ),
         _card("All trials", "The best first.", _table(space, records, best), 12),
     ]
-    style = (resources.files("vaemo.report") / "assets" / "report.css").read_text(encoding="utf-8")
-    return _PAGE.format(
-        style=style,
+    body = _BODY.format(
         subtitle=f"sweep over {escape(', '.join(space.names))}",
         tiles="".join(tiles),
         cards="".join(cards),
         version=vaemo.__version__,
-    ).encode()
+    )
+    return build_page("vaemo sweep", body)
 
 
 _NOTE = (

@@ -181,6 +181,10 @@ def test_msp_conversation_counts_time_from_the_conversation_and_its_parts(conver
 
 
 def test_msp_conversation_needs_audio_and_values(conversation):
+    (conversation / "partitions.txt").rename(conversation / "splits.txt")
+    with pytest.raises(ReadCorpusError, match=r"not laid out as msp-conversation .*FileNotFoundError.*partitions"):
+        load_corpus("msp-conversation", conversation)
+    (conversation / "splits.txt").rename(conversation / "partitions.txt")
     path = conversation / "Annotations" / "Valence" / "MSP-Conversation_0047_1_001.csv"
     path.write_text("metadata,,\n" * 9)
     with pytest.raises(ReadCorpusError, match="has no line of time and value"):

@@ -1,0 +1,116 @@
+"""A setting as a dataclass field: its default, what it means, what it may be; values made to fit it, or refused.
+
+What `vaemo.config` is made of. Knows no section by name, and no file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import types
+import typing
+from typing import Any, Literal
+
+from vaemo.errors import ConfigValueError
+
+
+def option(
+    default: Any, doc: str, *, low: float | None = None, high: float | None = None, runtime: bool = False
+) -> Any:
+    """A config field: its default, what it means, the closed range it may take, and whether results depend on it."""
+    return dataclasses.field(default=default, metadata={"doc": doc, "low": low, "high": high, "runtime": runtime})
+
+
+def fields_of(section: type) -> dict[str, dataclasses.Field]:
+    """The fields of a dataclass by name."""
+    return {field.name: field for field in dataclasses.fields(section)}
+
+
+def fit(section: type, name: str, value: Any) -> Any:
+    """A value as a field holds it.
+
+    Args:
+        section: The dataclass.
+        name: `section.key`.
+        value: As YAML gives it.
+
+    Raises:
+        ConfigValueError: if it is of another type, or out of range.
+    """
+    key = name.partition(".")[2]
+    hint, field = _type_hints(section)[key], fields_of(section)[key]
+    try:
+        converted = _convert(hint, value)
+    except (TypeError, ValueError):
+        raise ConfigValueError(f"{name} is {value!r}; allowed is {_describe(hint)}.") from None
+    low, high = field.metadata["low"], field.metadata["high"]
+    if isinstance(converted, (int, float)) and not isinstance(converted, bool):
+        if low is not None and converted < low:
+            raise ConfigValueError(f"{name} is {value!r}; it must be at least {low}.")
+        if high is not None and converted > high:
+            raise ConfigValueError(f"{name} is {value!r}; it must be at most {high}.")
+    return converted
+
+
+def explain(section: type, key: str) -> str:
+    """What a field means, and in parentheses what it may be."""
+    metadata = fields_of(section)[key].metadata
+    ends = {"from": metadata["low"], "to": metadata["high"]}
+    bounds = [f"{word} {end:g}" for word, end in ends.items() if end is not None]
+    return f"{metadata['doc']} ({' '.join([_describe(_type_hints(section)[key]), *bounds])})"
+
+
+@functools.cache
+def _type_hints(section: type) -> dict[str, Any]:
+    return typing.get_type_hints(section)
+
+
+def _convert(hint: Any, value: Any) -> Any:
+    """The value as the type asks for it; TypeError or ValueError where it does not fit."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
+        for member in args:
+            try:
+                return _convert(member, value)
+            except (TypeError, ValueError):
+                continue
+        raise ValueError
+    if origin is Literal:
+        if isinstance(value, bool) or value not in args:
+            # YAML 1.1 reads a bare `none` as text but `off` and `on` as booleans.
+            if value is False and "off" in args:
+                return "off"
+            raise ValueError
+        return value
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise TypeError
+        if args[-1] is not Ellipsis and len(value) != len(args):
+            raise ValueError
+        members = [args[0]] * len(value) if args[-1] is Ellipsis else args
+        return tuple(_convert(member, item) for member, item in zip(members, value, strict=True))
+    if hint is float:
+        # YAML 1.1 reads 1e-3 as text.
+        if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+            raise TypeError
+        converted = float(value)
+        if converted != converted or converted in (float("inf"), float("-inf")):
+            raise ValueError
+        return converted
+    if hint is type(None) or not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        raise TypeError
+    return value
+
+
+def _describe(hint: Any) -> str:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(_describe(member) for member in args)
+    if origin is Literal:
+        return "one of " + ", ".join(map(str, args))
+    if origin is tuple:
+        length = "" if args[-1] is Ellipsis else f"{len(args)} "
+        return f"a list of {length}{_describe(args[0]).removeprefix('a ')}s"
+    return {type(None): "null", bool: "true or false", int: "a whole number", float: "a number", str: "text"}[hint]
