@@ -297,7 +297,7 @@ def test_a_lost_node_costs_nothing(tmp_path, seed):
     manifest, _ = write_corpus(tmp_path / "c", 40)
     out = tmp_path / "out"
     ray.shutdown()
-    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     second = nodes.add_node(num_cpus=1)
     ray.init(address=nodes.address, logging_level="ERROR", log_to_driver=False)
     after = int(np.random.default_rng(seed).integers(1, 10))
@@ -348,7 +348,7 @@ def test_manifest_audio_and_store_may_lie_on_s3(bucket, corpus, tmp_path):
         client.upload_file(str(manifest.parent / f"{session}.wav"), "calls", f"in/{session}.wav")
     client.upload_file(str(manifest), "calls", "in/m.jsonl")
     arguments = ("--manifest", "s3://calls/in/m.jsonl", "--out", "s3://calls/store")
-    job = start_job(*arguments, "--set", "extract.max_failed_fraction=0.2", cpus=16, env=settings)
+    job = start_job(*arguments, "--set", "extract.max_failed_fraction=0.2", cpus=3, env=settings)
     output, _ = job.communicate(timeout=200)
     assert job.returncode == 0, output
     store = FeatureStore.open("s3://calls/store")

@@ -188,7 +188,7 @@ def blind_node(tmp_path):
     shared = tmp_path / "shared"
     shared.mkdir()
     ray.shutdown()
-    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     ray.init(address=nodes.address, logging_level="ERROR", log_to_driver=False)
     command = ["unshare", "--mount", "sh", "-c", BLIND_NODE, "sh", shared]
     command += [Path(sys.executable).with_name("ray"), nodes.address]

@@ -110,7 +110,7 @@ def test_a_killed_worker_loses_and_doubles_nothing(local_ray, archive, tmp_path,
 @pytest.mark.parametrize("seed", range(10))
 def test_a_killed_node_loses_and_doubles_nothing(archive, tmp_path, seed):
     ray.shutdown()
-    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
+    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
     lost = nodes.add_node(num_cpus=2)
     ray.init(address=nodes.address, logging_level="ERROR", log_to_driver=False)
     out, killed = tmp_path / "out", []

@@ -15,7 +15,7 @@ JOBS = sorted((ROOT / "jobs").glob("*.py"))
 
 RANKS = (
     {"errors", "units"},
-    {"fields", "config", "metrics", "progress"},
+    {"fields", "config", "metrics", "progress", "drawing"},
     {"files", "cli", "tables"},
     {"manifest"},
     {"audio"},

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from picture_cases import look, share_of
 
+from vaemo.drawing import COLOURS
 from vaemo.evaluation import pictures
 from vaemo.units import LabelScale
 
@@ -22,5 +23,5 @@ def test_calibration_and_error_show_both_dimensions(n):
     for png in drawn:
         pixels = look(png)
         assert pixels.shape[1] > 900
-        for colour in pictures.COLOURS.values():
+        for colour in COLOURS.values():
             assert share_of(pixels, colour) > 1e-4

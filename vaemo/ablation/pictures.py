@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from vaemo.ablation.table import Row
-from vaemo.evaluation.pictures import GREY, MARKED, PLAIN, figure, to_png
+from vaemo.drawing import GREY, MARKED, PLAIN, figure, to_png
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -162,3 +162,8 @@ def _load_speaker(config: FeatureConfig, batch_s: float) -> Extractor:
     from vaemo.features.speaker import SpeakerEncoder
 
     return SpeakerEncoder(config.speaker, revision=config.speaker_revision)
+
+
+def first_line(error: Exception) -> str:
+    """What somebody else's error says first, to be part of a message."""
+    return str(error).strip().partition("\n")[0]

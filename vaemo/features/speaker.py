@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from vaemo.errors import ExtractorError
-from vaemo.features.base import fingerprint_of
+from vaemo.features.base import fingerprint_of, first_line
 from vaemo.units import SAMPLING_RATE_HZ
 
 _ALLOWED = (
@@ -99,10 +99,9 @@ def _folder(name: str, revision: str) -> Path:
         try:
             folder = Path(snapshot_download(name, revision=revision, allow_patterns=[_SETTINGS, _WEIGHTS]))
         except (OSError, ValueError) as error:
-            reason = str(error).strip().partition("\n")[0]
             raise ExtractorError(
-                f"features.speaker is '{name}', and no model can be loaded from there ({reason}). Give ltas, none, "
-                "a folder, or the name of a model on the hub that this machine can reach."
+                f"features.speaker is '{name}', and no model can be loaded from there ({first_line(error)}). "
+                "Give ltas, none, a folder, or the name of a model on the hub that this machine can reach."
             ) from None
     for file in (_SETTINGS, _WEIGHTS):
         if not (folder / file).is_file():
@@ -141,8 +140,7 @@ def _build(settings: str, folder: Path, name: str, device: torch.device) -> list
     try:
         parts[2].load_state_dict(torch.load(folder / _WEIGHTS, map_location="cpu", weights_only=True))
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        reason = str(error).strip().partition("\n")[0]
         raise ExtractorError(
-            f"{name}/{_WEIGHTS} does not hold this encoder's weights, and nothing else: {reason}"
+            f"{name}/{_WEIGHTS} does not hold this encoder's weights, and nothing else: {first_line(error)}"
         ) from None
     return [part.eval().requires_grad_(False).to(device) for part in parts]

@@ -26,7 +26,7 @@ from torch.utils.checkpoint import checkpoint
 from vaemo import files
 from vaemo.config import FeatureConfig
 from vaemo.errors import ExtractorError
-from vaemo.features.base import fingerprint_of
+from vaemo.features.base import fingerprint_of, first_line
 from vaemo.features.speech_network import POOLING, SpeechNetwork
 from vaemo.units import SAMPLING_RATE_HZ
 
@@ -161,7 +161,7 @@ class SpeechEncoder:
             path = cached_file(self._source, name, revision=self.config.speech_revision)
         except (OSError, ValueError) as error:
             raise ExtractorError(
-                f"{self.name} (revision {self.config.speech_revision}) has no {name} ({_first_line(error)}). Weights "
+                f"{self.name} (revision {self.config.speech_revision}) has no {name} ({first_line(error)}). Weights "
                 "are read from safetensors alone; save the model with transformers' save_pretrained, preprocessor "
                 "config included."
             ) from None
@@ -245,7 +245,7 @@ class SpeechEncoder:
             )
         except (OSError, ValueError) as error:
             raise ExtractorError(
-                f"features.speech is '{self.name}', and no model can be loaded from there ({_first_line(error)}). "
+                f"features.speech is '{self.name}', and no model can be loaded from there ({first_line(error)}). "
                 "Give logmel, none, a folder, or the name of a model on the hub that this machine can reach."
             ) from None
         if config.model_type not in MODEL_TYPES:
@@ -313,7 +313,3 @@ def _digest_of(path: str, changed_ns: int, size: int) -> str:
     """The SHA-256 of a file, computed again where it was replaced."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]

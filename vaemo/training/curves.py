@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from vaemo.drawing import COLOURS, GREY, figure, to_png
 from vaemo.units import DIMENSIONS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_COLOURS = {"valence": "#b8336a", "arousal": "#2a6f97", "avg": "#222222"}
+_COLOURS = {**COLOURS, "avg": "#222222"}
 
 
 def draw_curves(history: Sequence[Mapping[str, Any]], title: str = "") -> bytes:
@@ -21,12 +21,6 @@ def draw_curves(history: Sequence[Mapping[str, Any]], title: str = "") -> bytes:
         history: Lines of metrics.jsonl; at least one.
         title: Above the picture.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(13, 3.6), layout="constrained")
-    FigureCanvasAgg(figure)
-    loss, dev, signs = figure.subplots(1, 3)
     epochs = [line["epoch"] for line in history]
 
     def plot(axes: Axes, key: str, **style: Any) -> None:
@@ -34,23 +28,21 @@ def draw_curves(history: Sequence[Mapping[str, Any]], title: str = "") -> bytes:
         if any(value is not None for value in values):
             axes.plot(epochs, [float("nan") if value is None else value for value in values], **style)
 
-    plot(loss, "train_loss", color=_COLOURS["avg"], label="training loss")
-    plot(loss, "p", color="#999999", linestyle=":", label="p (labels fed)")
-    for name in (*DIMENSIONS, "avg"):
-        plot(dev, f"dev_ccc_{name}", color=_COLOURS[name], label=name, linewidth=2 if name == "avg" else 1)
-    for name in DIMENSIONS:
-        plot(signs, f"prediction_sd_{name}", color=_COLOURS[name], label=f"spread of {name}")
-        plot(signs, f"feedback_gain_{name}", color=_COLOURS[name], linestyle="--", label=f"feedback gain, {name}")
-    plot(signs, "gap_ccc_avg", color=_COLOURS["avg"], label="CCC, label-fed less free-running")
-    for axes, heading in ((loss, "training"), (dev, "dev CCC, running free"), (signs, "signs of collapse")):
-        axes.set_title(heading, fontsize=10)
-        axes.set_xlabel("epoch")
-        axes.grid(alpha=0.25)
-        axes.legend(fontsize=8, frameon=False)
-        if len(epochs) < 12:
-            axes.set_xticks(epochs)
-    if title:
-        figure.suptitle(title, fontsize=11)
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=110)
-    return picture.getvalue()
+    with figure(13, 3.6, columns=3) as (drawn, (loss, dev, signs)):
+        plot(loss, "train_loss", color=_COLOURS["avg"], label="training loss")
+        plot(loss, "p", color=GREY, linestyle=":", label="p (labels fed)")
+        for name in (*DIMENSIONS, "avg"):
+            plot(dev, f"dev_ccc_{name}", color=_COLOURS[name], label=name, linewidth=2 if name == "avg" else 1)
+        for name in DIMENSIONS:
+            plot(signs, f"prediction_sd_{name}", color=_COLOURS[name], label=f"spread of {name}")
+            plot(signs, f"feedback_gain_{name}", color=_COLOURS[name], linestyle="--", label=f"feedback gain, {name}")
+        plot(signs, "gap_ccc_avg", color=_COLOURS["avg"], label="CCC, label-fed less free-running")
+        for axes, heading in ((loss, "training"), (dev, "dev CCC, running free"), (signs, "signs of collapse")):
+            axes.set_title(heading)
+            axes.set_xlabel("epoch")
+            axes.legend(fontsize=8)
+            if len(epochs) < 12:
+                axes.set_xticks(epochs)
+        if title:
+            drawn.suptitle(title, fontsize=11)
+        return to_png(drawn)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vaemo.evaluation.pictures import GREY, MARKED, PLAIN, figure, to_png
+from vaemo.drawing import GREY, MARKED, PLAIN, figure, to_png
 from vaemo.tuning.space import Parameter, Space
 from vaemo.tuning.sweep import DONE, FAILED, STOPPED, Record
 

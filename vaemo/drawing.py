@@ -1,0 +1,50 @@
+"""How pictures are drawn: one style, PNG bytes, no window system, no global state of matplotlib."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COLOURS = {"valence": "#2a7f9e", "arousal": "#d9662b"}
+"""Told apart by the colour-blind too; the web pages use the same."""
+
+PLAIN, MARKED, GREY = COLOURS["valence"], COLOURS["arousal"], "#8a8f98"
+"""Where colour tells nothing of valence and arousal: what is shown, what stands out of it, and what lies behind."""
+
+_STYLE: dict[Any, Any] = {
+    "axes.edgecolor": "#b9bec7",
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "font.size": 10,
+    "grid.color": "#e7e9ed",
+    "legend.frameon": False,
+}
+
+
+@contextmanager
+def figure(width_in: float, height_in: float, columns: int = 1) -> Iterator[tuple[Figure, list[Axes]]]:
+    """A figure in the house style with axes side by side."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(_STYLE):
+        made = Figure(figsize=(width_in, height_in), layout="constrained")
+        yield made, list(made.subplots(1, columns, squeeze=False)[0])
+
+
+def to_png(drawn: Figure) -> bytes:
+    """The picture as the content of a PNG file."""
+    buffer = io.BytesIO()
+    drawn.savefig(buffer, format="png", dpi=130)
+    return buffer.getvalue()
