@@ -6,6 +6,9 @@ without a traceback, and ends with the class's `exit_code`: 2 for wrong usage, 1
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 
 class VaemoError(Exception):
     """A mistake that the user can mend; anything else that is raised is a bug of ours."""
@@ -125,6 +128,18 @@ class SweepFailedError(VaemoError):
 
 class DivergedError(VaemoError):
     """Training produced a loss that is not a finite number."""
+
+
+def carried(error: VaemoError | OSError) -> dict[str, str]:
+    """An error as an answer to another process, which Ray neither wraps nor takes for a reason to try again."""
+    mistake = error if isinstance(error, VaemoError) else StorageError.of(error)
+    return {"error": type(mistake).__name__, "message": str(mistake)}
+
+
+def raise_carried(answer: Mapping[str, Any]) -> None:
+    """Raise the error that an answer of another process is, if it is one."""
+    if answer.get("error") is not None:
+        raise revive(answer["error"], answer["message"])
 
 
 def revive(name: str, message: str) -> VaemoError:

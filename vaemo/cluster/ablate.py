@@ -24,7 +24,7 @@ from vaemo.cluster.console import Console, tell
 from vaemo.cluster.nodes import total
 from vaemo.cluster.runtime import NO_PROGRESS_S, connect, fit_pool
 from vaemo.config import Config
-from vaemo.errors import UsageError, VaemoError, revive
+from vaemo.errors import UsageError, VaemoError, carried, raise_carried
 from vaemo.progress import Progress, say
 from vaemo.sessions import Session
 from vaemo.shards import claim_folder, digest
@@ -133,8 +133,7 @@ def _run(cells: Sequence[Cell], data: TrainingData, out: str, n_all: int) -> dic
             cell, attempt = running.pop(done)
             try:
                 found = ray.get(done)
-                if "error" in found:
-                    raise revive(found["error"], found["message"])
+                raise_carried(found)
             except (RayError, VaemoError) as error:
                 # What a cell itself raised it would raise again; a worker that died may have been unlucky.
                 if not isinstance(error, RayTaskError | VaemoError) and attempt < MAX_ATTEMPTS:
@@ -168,7 +167,7 @@ def _run_cell(
             cell, sessions, packed, fold, config, device=device, say=lambda text: tell(lines, f"{cell.name}: {text}")
         )
     except VaemoError as error:
-        return {"error": type(error).__name__, "message": str(error)}
+        return carried(error)
     return {"table": table, "facts": facts}
 
 

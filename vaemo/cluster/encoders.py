@@ -20,7 +20,7 @@ from ray.exceptions import RayActorError
 
 from vaemo.cluster.nodes import driver_node, total
 from vaemo.config import Config
-from vaemo.errors import ClusterError, ExtractorError, StorageError, VaemoError, revive
+from vaemo.errors import ClusterError, ExtractorError, VaemoError, carried, raise_carried
 from vaemo.features import Extractor, ExtractorLost, StandIn, load_extractor
 
 _ATTEMPTS = 2
@@ -80,8 +80,8 @@ def _receive(answer: Any) -> np.ndarray:
         ) from error
     if vectors is None:
         raise ExtractorLost(f"{_ATTEMPTS} encoders died")
-    if isinstance(vectors, tuple):
-        raise revive(*vectors)
+    if isinstance(vectors, dict):
+        raise_carried(vectors)
     return vectors
 
 
@@ -157,22 +157,21 @@ class _Encoder:
         """Where it runs."""
         return ray.get_runtime_context().get_node_id()
 
-    def encode(self, stream: str, utterances: Sequence[np.ndarray]) -> np.ndarray | tuple[str, str]:
-        """Vectors of utterances; for a mistake, its class's name and its message, free of Ray's wrapping."""
+    def encode(self, stream: str, utterances: Sequence[np.ndarray]) -> np.ndarray | dict[str, str]:
+        """Vectors of utterances; for a mistake, what `raise_carried` raises."""
         try:
             # What comes from Ray's memory cannot be written to, which torch does not take.
             return self._extractor(stream)([samples.copy() for samples in utterances])
         except torch.OutOfMemoryError as error:
             short = str(error).partition(".")[0]
-            mistake: VaemoError = ExtractorError(
-                f"features.{stream} with extract.batch_s={self._config.extract.batch_s:g} needs more memory than the "
-                f"GPU has ({short}). Lower it, or end what else uses the GPU, and run the same command again."
+            return carried(
+                ExtractorError(
+                    f"features.{stream} with extract.batch_s={self._config.extract.batch_s:g} needs more memory than "
+                    f"the GPU has ({short}). Lower it, or end what else uses the GPU, and run the same command again."
+                )
             )
-        except VaemoError as error:
-            mistake = error
-        except OSError as error:
-            mistake = StorageError.of(error)
-        return type(mistake).__name__, str(mistake)
+        except (VaemoError, OSError) as error:
+            return carried(error)
 
     def _extractor(self, stream: str) -> Extractor:
         if stream not in self._extractors:

@@ -20,7 +20,7 @@ from ray.data.exceptions import ExecutionTimeoutError
 from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get, _internal_kv_put
 
 from vaemo.cluster.nodes import capacity, check_visible
-from vaemo.errors import ClusterError, StorageError, VaemoError, revive
+from vaemo.errors import ClusterError, VaemoError, carried, raise_carried
 
 NO_PROGRESS_S = 900.0
 """A job in which nothing has moved for so long is ended: Ray would wait for half an hour, or for ever."""
@@ -142,8 +142,7 @@ def run_shards(
     )
     try:
         for row in dataset.iter_rows():
-            if row["error"] is not None:
-                raise revive(row["error"], row["message"])
+            raise_carried(row)
             yield json.loads(row["message"])
     except ExecutionTimeoutError as error:
         raise ClusterError(
@@ -175,7 +174,7 @@ class _ShardWorker:
         self._worker: Any = None
         self._run, self._attempts = run, attempts
 
-    def __call__(self, shard: dict[str, Any]) -> dict[str, str | None]:
+    def __call__(self, shard: dict[str, Any]) -> Mapping[str, str | None]:
         number = shard.pop(_NUMBER)
         attempt = _count_attempt(self._run, number)
         try:
@@ -188,10 +187,8 @@ class _ShardWorker:
             self._worker = self._worker or self._make()
             careful = {"careful": True} if attempt > CAREFUL_AFTER else {}
             return {"error": None, "message": json.dumps(self._worker({**shard, **careful}))}
-        except VaemoError as error:
-            return {"error": type(error).__name__, "message": str(error)}
-        except OSError as error:
-            return {"error": StorageError.__name__, "message": str(StorageError.of(error))}
+        except (VaemoError, OSError) as error:
+            return carried(error)
 
 
 def _count_attempt(run: str, number: int) -> int:

@@ -35,7 +35,7 @@ from vaemo.cluster.console import Console, tell
 from vaemo.cluster.nodes import check_visible, driver_node, total
 from vaemo.cluster.runtime import NO_PROGRESS_S, connect
 from vaemo.config import Config
-from vaemo.errors import ClusterError, UsageError, VaemoError, revive
+from vaemo.errors import ClusterError, UsageError, VaemoError, carried, raise_carried
 from vaemo.model.checkpoint import load_checkpoint
 from vaemo.progress import say
 from vaemo.shards import claim_folder, digest
@@ -146,8 +146,6 @@ def train(
 
 def _fit(job: Mapping[str, Any]) -> dict[str, Any]:
     """One run of Ray Train, from its last checkpoint on; the summary of the run."""
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", POLL_S)
-    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(PLACE_TRY_S)
     gpus = total("GPU") >= job["workers"]
     trainer = TorchTrainer(
         _train_worker,  # type: ignore[arg-type]  # its value comes back in the result
@@ -157,10 +155,7 @@ def _fit(job: Mapping[str, Any]) -> dict[str, Any]:
         run_config=RunConfig(
             name=job["name"],
             storage_path=job["storage"],
-            failure_config=FailureConfig(
-                max_failures=MAX_FAILURES,
-                controller_failure_limit=int(NO_PROGRESS_S / PLACE_TRY_S),  # type: ignore[call-arg]  # of Train V2's
-            ),
+            failure_config=failure_config(MAX_FAILURES, NO_PROGRESS_S),
             checkpoint_config=CheckpointConfig(num_to_keep=Config.from_dict(job["config"]).train.keep_checkpoints),
         ),
     )
@@ -179,9 +174,23 @@ def _fit(job: Mapping[str, Any]) -> dict[str, Any]:
             f"training workers have died {MAX_FAILURES + 1} times: out of memory, or nodes that come and go. Run the "
             "same command again: it goes on from the last epoch."
         ) from error
-    if "error" in ended:
-        raise revive(ended["error"], ended["message"])
+    raise_carried(ended)
     return ended
+
+
+def failure_config(deaths: int, patience_s: float) -> FailureConfig:
+    """How Ray Train takes losses; sets what of that it reads from the environment.
+
+    Args:
+        deaths: How often workers may die before the run gives up.
+        patience_s: How long they may find no place on the cluster.
+    """
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", POLL_S)
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(PLACE_TRY_S)
+    return FailureConfig(
+        max_failures=deaths,
+        controller_failure_limit=int(patience_s / PLACE_TRY_S),  # type: ignore[call-arg]  # of Train V2's
+    )
 
 
 def _train_worker(job: dict[str, Any]) -> dict[str, Any]:
@@ -189,7 +198,7 @@ def _train_worker(job: dict[str, Any]) -> dict[str, Any]:
     try:
         return _train(job)
     except VaemoError as error:
-        return {"error": type(error).__name__, "message": str(error)}
+        return carried(error)
 
 
 def _train(job: Mapping[str, Any]) -> dict[str, Any]:
@@ -242,9 +251,7 @@ def _fit_folds(job: Mapping[str, Any], data: TrainingData, out: str, fingerprint
     running = [fit.remote(fold_job) for fold_job in itertools.islice(waiting, at_once)]
     while running:
         (done,), running = ray.wait(running)
-        ended = ray.get(done)
-        if "error" in ended:
-            raise revive(ended["error"], ended["message"])
+        raise_carried(ray.get(done))
         running += [fit.remote(fold_job) for fold_job in itertools.islice(waiting, 1)]
 
 
@@ -268,7 +275,7 @@ def _fit_fold(job: Mapping[str, Any]) -> dict[str, Any]:
     try:
         summary = _fit(job)
     except VaemoError as error:
-        return {"error": type(error).__name__, "message": str(error)}
+        return carried(error)
     files.write_json(files.join(job["out"], run_folder.SUMMARY), summary)
     return summary
 

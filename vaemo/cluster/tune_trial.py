@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 import time
 import uuid
@@ -15,12 +14,12 @@ import ray
 import ray.train.torch
 import torch
 from ray import tune
-from ray.train import ControllerError, FailureConfig, RunConfig, ScalingConfig
+from ray.train import ControllerError, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from vaemo import files
-from vaemo.cluster.train import PLACE_TRY_S, POLL_S
+from vaemo.cluster.train import failure_config
 from vaemo.errors import VaemoError
 from vaemo.store import FeatureStore
 from vaemo.training import run_folder
@@ -137,8 +136,6 @@ def _epochs(
 
 def _fit_workers(number: int, point: Point, job: Job) -> None:
     """A trial on several workers: a run of Ray Train that reports to Tune."""
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", POLL_S)
-    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(PLACE_TRY_S)
     gpus = job.gpus
     trainer = TorchTrainer(
         _train_worker,  # type: ignore[arg-type]  # its value comes back in the result
@@ -152,10 +149,7 @@ def _fit_workers(number: int, point: Point, job: Job) -> None:
         run_config=RunConfig(
             name=f"trial-{number:04d}-{uuid.uuid4().hex[:12]}",
             storage_path=files.join(job.out, "_ray"),
-            failure_config=FailureConfig(
-                max_failures=MAX_FAILURES,
-                controller_failure_limit=int(job.patience_s / PLACE_TRY_S),  # type: ignore[call-arg]  # of Train V2's
-            ),
+            failure_config=failure_config(MAX_FAILURES, job.patience_s),
             callbacks=[TuneReportCallback()],  # type: ignore[list-item]  # Train V2's kind
         ),
     )

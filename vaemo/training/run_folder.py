@@ -106,9 +106,7 @@ def origin_of(store: FeatureStore, config: Config, data: str) -> dict[str, Any]:
     return {
         "version": vaemo.__version__,
         "data_fingerprint": data,
-        "feature_fingerprints": {
-            stream: extractor.get("fingerprint") for stream, extractor in store.info.get("extractors", {}).items()
-        },
+        "feature_fingerprints": store.fingerprints,
         "native_range": store.info.get("native_range") or config.labels.range,
         "roles": _roles(store),
         "synthetic": bool(store.info.get("synthetic", False)),
