@@ -184,9 +184,9 @@ class ModelConfig:
     label_range: tuple[float, float] = option(
         (0.0, 1.0), "Range of predictions: [0, 1] ends in a sigmoid, [-1, 1] in a tanh."
     )
-    scan: Literal["auto", "reference", "chunk", "kernel"] = option(
+    scan: Literal["auto", "reference", "chunk", "compiled", "kernel"] = option(
         "auto",
-        "Form of the Mamba scan; `auto` takes the CUDA kernels where they are installed, else `chunk`.",
+        "Form of the Mamba scan; `auto` takes the CUDA kernels where they are, on a CPU `compiled`, else `chunk`.",
         runtime=True,
     )
     parallel_feedback: Literal["auto", "always", "never"] = option(

@@ -7,7 +7,7 @@ from model_cases import assert_close
 
 from vaemo.model.mamba import Mamba
 from vaemo.model.mamba2 import Mamba2, ssd_chunk, ssd_kernel, ssd_reference
-from vaemo.model.scan import BLOCK_STEPS, scan_chunk, scan_kernel, scan_reference, scan_step
+from vaemo.model.scan import BLOCK_STEPS, scan_chunk, scan_compiled, scan_kernel, scan_reference, scan_step
 
 OUTPUT, GRADIENT = 1e-5, 1e-4
 """float32: sums of some hundred terms in another order; gradients add up over lanes and steps."""
@@ -55,7 +55,7 @@ def by_selective_scan_ref(x, delta, A, B, C):
     return y.transpose(1, 2), h.transpose(1, 2)
 
 
-@pytest.mark.parametrize("scan", [scan_reference, scan_chunk])
+@pytest.mark.parametrize("scan", [scan_reference, scan_chunk, scan_compiled])
 def test_the_scan_is_selective_scan_ref(scan):
     # The reference computes in float32 whatever it is given.
     *inputs, h = (x.detach().float().requires_grad_() for x in scan_inputs())
@@ -73,7 +73,7 @@ def scan_by_steps(x, delta, A, B, C, h):
     return torch.stack(outputs, 1), h
 
 
-@pytest.mark.parametrize("scan", [scan_chunk, scan_by_steps])
+@pytest.mark.parametrize("scan", [scan_chunk, scan_compiled, scan_by_steps])
 def test_the_fast_scans_are_their_specification(scan):
     assert T > 2 * BLOCK_STEPS
     assert T % BLOCK_STEPS
@@ -86,11 +86,12 @@ def test_the_fast_scans_are_their_specification(scan):
             assert_close(found, other)
 
 
+@pytest.mark.parametrize("scan", [scan_chunk, scan_compiled])
 @pytest.mark.parametrize("steps", [1, BLOCK_STEPS + 1])
-def test_the_chunk_scan_has_the_gradients_of_its_outputs(steps):
+def test_the_fast_scans_have_the_gradients_of_their_outputs(scan, steps):
     small = [x[:2, :steps] if x.dim() == 3 and x.shape[1] == T else x for x in scan_inputs()]
     small = [x.detach()[: 2 if x.dim() == 3 else None].clone().requires_grad_() for x in small]
-    assert torch.autograd.gradcheck(scan_chunk, small)
+    assert torch.autograd.gradcheck(scan, small)
 
 
 @pytest.mark.parametrize("steps", [1, 21, 64, 65, 130])
@@ -167,8 +168,10 @@ def perturbed(block):
     return block
 
 
-@pytest.mark.parametrize("scan", ["reference", "chunk"])
-@pytest.mark.parametrize("kind", BLOCKS)
+FORMS = [("mamba", "compiled"), *((kind, scan) for kind in BLOCKS for scan in ("reference", "chunk"))]
+
+
+@pytest.mark.parametrize(("kind", "scan"), FORMS)
 def test_a_block_is_the_one_of_transformers(kind, scan):
     ours, theirs = BLOCKS[kind][0](scan=scan), perturbed(BLOCKS[kind][1]())
     ours.load_state_dict(theirs.state_dict())

@@ -76,7 +76,7 @@ def test_a_store_is_scored_by_the_contract(store, checkpoint, tmp_path):
     assert set(rows["run_id"].to_pylist()) == {facts["run_id"]} == {facts["fingerprint"][:12]}
     assert facts["roles"] == "none declared"
     assert facts["label_range"] == [0.0, 1.0]
-    assert facts["scan"] == "chunk"
+    assert facts["scan"] == "compiled"
 
 
 def test_running_again_writes_nothing(store, checkpoint, tmp_path, capsys):

@@ -33,7 +33,7 @@ MAX_PASSES = 8
 """Passes after which the loop takes over."""
 
 WORTHWHILE_PASSES = 5
-"""Passes up to which a Mamba-2 chunk on a CPU is solved faster than by the loop, without a gradient through the
+"""Passes up to which a Mamba chunk on a CPU is solved faster than by the loop, without a gradient through the
 feedback; with one the backward makes as many passes again, and the loop is as fast (`tests/perf/test_model.py`)."""
 
 TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-10}

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vaemo.model.conv import conv_chunk, conv_step, resolve_conv, taps_of
-from vaemo.model.scan import resolve_scan, scan_chunk, scan_kernel, scan_reference, scan_step
+from vaemo.model.scan import resolve_scan, scan_chunk, scan_compiled, scan_kernel, scan_reference, scan_step
 
-_SCANS = {"reference": scan_reference, "chunk": scan_chunk, "kernel": scan_kernel}
+_SCANS = {"reference": scan_reference, "chunk": scan_chunk, "compiled": scan_compiled, "kernel": scan_kernel}
 
 DELTA_RANGE = (1e-3, 0.1)
 DELTA_FLOOR = 1e-4
@@ -46,7 +46,7 @@ class Mamba(nn.Module):
         d_state: State size per channel, N.
         d_conv: Convolution width, K.
         expand: E over H.
-        scan: `auto`, `reference`, `chunk` or `kernel`.
+        scan: `auto`, `reference`, `chunk`, `compiled` or `kernel`.
     """
 
     memory = ("conv_tail", "ssm")

@@ -165,7 +165,7 @@ class SessionRegressor(nn.Module):
         return [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
 
     def scan_used(self, device: torch.device | str) -> str:
-        """Form of the scan on a device, for provenance: `reference`, `chunk`, `kernel`, or `none` without a scan."""
+        """Form of the scan on a device, for provenance: see `vaemo.model.scan`; `none` without a scan."""
         if self.config.updater not in ("mamba", "mamba2"):
             return "none"
         return resolve_scan(self.config.scan, torch.device(device).type, self.config.updater)
@@ -173,15 +173,15 @@ class SessionRegressor(nn.Module):
     def parallel_passes(self) -> int:
         """Most passes of the parallel solve in training; 0 where the loop is taken at once.
 
-        Under `auto` the solve is used where it is faster: where a pass is not itself a loop over steps, as it is for
-        Mamba-1 and the GRU on a CPU, and there only without a gradient through the feedback. On CUDA kernels a step
-        costs as much as a chunk, so that it is always used; that has not been measured.
+        Under `auto` the solve is used where it is faster: on a CPU where a pass over a chunk is no loop in Python, and
+        no gradient flows through the feedback. On CUDA kernels a step costs as much as a chunk, so that it is always
+        used; that has not been measured.
         """
         choice, scan = self.config.parallel_feedback, self.scan_used(self.label_deviation.device)
         if choice == "always" or (choice == "auto" and scan == "kernel"):
             return MAX_PASSES
-        matrix_form = scan == "chunk" and self.config.updater == "mamba2"
-        return WORTHWHILE_PASSES if choice == "auto" and matrix_form and not self.feedback_gradient else 0
+        fast = scan == "compiled" or (scan == "chunk" and self.config.updater == "mamba2")
+        return WORTHWHILE_PASSES if choice == "auto" and fast and not self.feedback_gradient else 0
 
     def draw_dropout(self, lanes: int, steps: int, generator: torch.Generator | None = None) -> Dropout | None:
         """Masks for a chunk of (lanes, steps), on the generator's device; None where the config drops nothing."""

@@ -1,8 +1,9 @@
 """The selective scan of Mamba-1, h_t = exp(delta_t A) h_{t-1} + delta_t B_t x_t and y_t = C_t h_t, from any state.
 
-Three forms with one contract: `reference`, a plain loop, is the specification; `chunk` is the fast one, in plain
-PyTorch; `kernel` is the CUDA kernel of `mamba-ssm`. All take a state and return one, differentiable in everything.
-A step with delta 0 leaves the state bit-identical: that is how padding is frozen.
+Four forms with one contract: `reference`, a plain loop, is the specification; `chunk` is in plain PyTorch and runs
+anywhere; `compiled` (`vaemo.model.scan_compiled`) is the fast one on a CPU; `kernel` is the CUDA kernel of `mamba-ssm`.
+All take a state and return one, differentiable in everything. A step with delta 0 leaves the state bit-identical: that
+is how padding is frozen.
 
 Letters: L lanes, T steps, N state size, E inner width. Channels are last in every tensor.
 
@@ -180,6 +181,11 @@ class _ChunkScan(torch.autograd.Function):
         return grad_dx.mul_(delta), grad_delta, grad_A.sum((0, 1)), grad_B, grad_C, grad_h
 
 
+def scan_compiled(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, h: Tensor) -> Scanned:
+    """The scan compiled for this CPU, loaded when it is first used; arguments as `scan_reference`."""
+    return importlib.import_module("vaemo.model.scan_compiled").scan_compiled(x, delta, A, B, C, h)
+
+
 def scan_kernel(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, h: Tensor) -> Scanned:
     """The scan on the kernel of `mamba-ssm`, which starts from zero; arguments as `scan_reference`.
 
@@ -207,21 +213,27 @@ def resolve_scan(form: str, device_type: str, updater: str = "mamba") -> str:
     """Which form `model.scan` means on a device: decided once, logged once, stored with results.
 
     Args:
-        form: `auto`, `reference`, `chunk` or `kernel`.
+        form: `auto`, `reference`, `chunk`, `compiled` or `kernel`.
         device_type: `cpu`, `cuda`, ...
-        updater: `mamba` or `mamba2`; they have their kernels in different modules.
+        updater: `mamba` or `mamba2`; they have their kernels in different modules, and only `mamba` a compiled form.
 
     Raises:
-        ScanNotAvailableError: if `kernel` is asked for without CUDA or without `mamba-ssm`.
+        ScanNotAvailableError: if `kernel` is asked for without CUDA or without `mamba-ssm`, or `compiled` for what it
+            cannot do.
     """
-    if form in ("reference", "chunk"):
+    compiled = device_type == "cpu" and updater == "mamba"
+    if form in ("reference", "chunk") or (form == "compiled" and compiled):
         return form
+    if form == "compiled":
+        raise ScanNotAvailableError(
+            f"model.scan is compiled, which is for mamba on a CPU; the model is {updater} on {device_type}. Use auto."
+        )
     missing = _why_no_kernel(device_type, updater)
     if form == "kernel" and missing:
         raise ScanNotAvailableError(
             f"model.scan is kernel, but {missing}. Use auto or chunk, or install vaemo's cuda extra on a CUDA machine."
         )
-    chosen = "chunk" if missing else "kernel"
+    chosen = "kernel" if not missing else "compiled" if compiled else "chunk"
     log.info("scan of %s on %s: %s%s", updater, device_type, chosen, f" ({missing})" if missing else "")
     return chosen
 

@@ -176,7 +176,7 @@ def functional_step(x, tail, weight, bias, t):
 
 def test_padding_leaves_the_scan_state_bit_identical():
     x, B, C, h = randn(2, 4, 3), randn(2, 4, 5), randn(2, 4, 5), randn(2, 5, 3)
-    for form in (scan.scan_reference, scan.scan_chunk):
+    for form in (scan.scan_reference, scan.scan_chunk, scan.scan_compiled):
         for context in (torch.enable_grad(), torch.no_grad()):
             with context:
                 assert torch.equal(form(x, torch.zeros_like(x), -torch.rand(5, 3).double(), B, C, h)[1], h)
@@ -196,9 +196,20 @@ def resolve():
 
 def test_the_scan_is_resolved_once_and_logged_with_the_reason(resolve, caplog):
     caplog.set_level(logging.INFO, scan.__name__)
-    assert resolve("auto", "cpu") == resolve("auto", "cpu") == "chunk"
-    assert [record.getMessage() for record in caplog.records] == ["scan of mamba on cpu: chunk (the model is on cpu)"]
+    assert resolve("auto", "cpu") == resolve("auto", "cpu") == "compiled"
+    assert resolve("auto", "cpu", "mamba2") == "chunk"
+    assert [record.getMessage() for record in caplog.records] == [
+        "scan of mamba on cpu: compiled (the model is on cpu)",
+        "scan of mamba2 on cpu: chunk (the model is on cpu)",
+    ]
     assert resolve("reference", "cuda") == "reference"
+
+
+@pytest.mark.parametrize(("device", "updater"), [("cuda", "mamba"), ("cpu", "mamba2")])
+def test_what_is_not_compiled_is_an_error_that_says_what_is(resolve, device, updater):
+    assert resolve("compiled", "cpu") == "compiled"
+    with pytest.raises(scan.ScanNotAvailableError, match=rf"for mamba on a CPU; the model is {updater} on {device}"):
+        resolve("compiled", device, updater)
 
 
 def test_a_kernel_that_cannot_be_had_is_an_error_that_says_why(resolve):

@@ -180,13 +180,16 @@ def test_weight_decay_spares_biases_norms_and_the_scan():
 
 
 def test_scan_used_for_provenance():
-    assert make_model().scan_used("cpu") == "chunk"
+    assert make_model().scan_used("cpu") == "compiled"
+    assert make_model({"updater": "mamba2"}).scan_used("cpu") == "chunk"
     assert make_model({"scan": "reference"}).scan_used(torch.device("cpu")) == "reference"
     assert make_model({"updater": "gru"}).scan_used("cpu") == "none"
 
 
-@pytest.mark.parametrize("scan", ["reference", "chunk"])
-@pytest.mark.parametrize("updater", ["mamba", "mamba2"])
+@pytest.mark.parametrize(
+    ("updater", "scan"),
+    [("mamba", "reference"), ("mamba", "chunk"), ("mamba", "compiled"), ("mamba2", "reference"), ("mamba2", "chunk")],
+)
 def test_every_form_of_the_scan_gives_the_same(updater, scan):
     auto, other = make_case(updater, "none"), make_case(updater, "none", scan=scan)
     assert_close(other.run()[0], auto.run()[0])
