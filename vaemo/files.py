@@ -141,7 +141,22 @@ def read_json(path: str | Path) -> Any:
         ) from None
 
 
-def write_whole(path: str | Path, content: bytes) -> None:
+def delete(path: str | Path) -> None:
+    """Delete a file; FileNotFoundError where there is none.
+
+    Raises:
+        StorageError: if the storage refuses or fails.
+    """
+    filesystem, inner = filesystem_of(path)
+    try:
+        filesystem.delete_file(inner)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise StorageError.of(error, str(path)) from error
+
+
+def write_whole(path: str | Path, content: bytes | memoryview) -> None:
     """Write a file so that it is there complete or not at all; an older one of that name is replaced.
 
     Raises:
@@ -153,7 +168,7 @@ def write_whole(path: str | Path, content: bytes) -> None:
         raise StorageError.of(error, str(path)) from error
 
 
-def _write_whole(path: str | Path, content: bytes) -> None:
+def _write_whole(path: str | Path, content: bytes | memoryview) -> None:
     filesystem, inner = filesystem_of(path)
     folder, name = posixpath.split(inner)
     filesystem.create_dir(folder, recursive=True)

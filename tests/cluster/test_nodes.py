@@ -24,7 +24,7 @@ from ray.train import ControllerError, WorkerGroupError
 from scoring_cases import assert_close, rows_of
 
 from vaemo import files
-from vaemo.cluster import extract, runtime
+from vaemo.cluster import extract, group, runtime
 from vaemo.cluster import train as train_job
 from vaemo.cluster import tune as tune_job
 from vaemo.cluster.prepare import Request
@@ -117,7 +117,7 @@ def undisturbed(store, local_ray, tmp_path):
 
 @pytest.mark.slow
 def test_a_node_of_two_that_does_not_come_back_ends_training_clearly(undisturbed, store, tmp_path, monkeypatch):
-    monkeypatch.setattr(train_job, "PLACE_TRY_S", 3.0)
+    monkeypatch.setattr(group, "PLACE_TRY_S", 3.0)
     monkeypatch.setattr(train_job, "NO_PROGRESS_S", 6.0)
     out = str(tmp_path / "run")
     with raylets(1, 1) as nodes:
@@ -150,7 +150,7 @@ def test_what_ends_a_run_of_ray_train_is_said(local_ray, store, tmp_path, monkey
     def fit(trainer):
         raise failure
 
-    monkeypatch.setattr(train_job.TorchTrainer, "fit", fit)
+    monkeypatch.setattr(group.TorchTrainer, "fit", fit)
     with pytest.raises(raised, match=message):
         train(store, str(tmp_path / "run"), QUICK)
 

@@ -22,7 +22,7 @@ from scoring_cases import run_inline
 from vaemo import files, scores
 from vaemo.cluster import score as scoring
 from vaemo.cluster.prepare import Request
-from vaemo.cluster.train import _headline, _train_worker, train
+from vaemo.cluster.train import _headline, train
 from vaemo.config import Config
 from vaemo.errors import (
     ClusterError,
@@ -30,7 +30,6 @@ from vaemo.errors import (
     NonFiniteFeatureError,
     OtherRunError,
     UsageError,
-    revive,
 )
 from vaemo.evaluation.evaluate import evaluate
 from vaemo.features.speech import SpeechEncoder
@@ -309,13 +308,6 @@ def test_features_that_are_no_numbers_end_the_run(local_ray, tmp_path):
     store = write_store(broken, str(tmp_path / "store"))
     with pytest.raises(NonFiniteFeatureError, match="speech of utterance 's0000-0001' holds NaN"):
         train(store, str(tmp_path / "run"), config())
-
-
-def test_mistakes_of_workers_come_home_as_values(store, tmp_path):
-    job = {"store": FeatureStore.open(store), "manifest": "m.jsonl", "config": config("train.encoder=all").to_dict()}
-    found = _train_worker({**job, "out": str(tmp_path / "run")})
-    with pytest.raises(UsageError, match="there is no encoder to train"):
-        raise revive(found["error"], found["message"])
 
 
 def test_lanes_must_be_shared_evenly(store, tmp_path):

@@ -10,7 +10,10 @@ from extract_cases import CONFIG, expected_rows, parts, rows_of, write_corpus
 
 from vaemo import files
 from vaemo.cluster import extract, runtime
+from vaemo.cluster.train import train
+from vaemo.config import Config
 from vaemo.errors import StorageError
+from vaemo.testing import linear_world, write_store
 
 pytestmark = pytest.mark.ray
 
@@ -51,6 +54,19 @@ def test_a_full_disk_costs_nothing(local_ray, disk, tmp_path):
     extract.run(CONFIG, str(folder), manifest=str(manifest))
     assert rows_of(folder) == expected_rows(manifest)
     assert kept.items() <= parts(folder).items()
+
+
+@pytest.mark.slow
+def test_a_full_disk_ends_all_workers_of_a_training(local_ray, disk, tmp_path):
+    folder, enlarge = disk
+    world = linear_world(5, sessions=(40, 4, 2), lengths=(4, 8), features=3)
+    store = write_store(world, str(tmp_path / "store"))
+    config = Config.load("seed", ["model.d_c=8", "train.epochs=3", "train.min_labelled=32", "train.trackers=[]"])
+    with pytest.raises(StorageError, match=r"storage failed at .*No space left on device.*run the same command again"):
+        train(store, str(folder / "run"), config, workers=2)
+    enlarge()
+    summary = train(store, str(folder / "run"), config, workers=2)
+    assert summary == train(store, str(tmp_path / "run"), config, workers=2)
 
 
 def test_a_disk_too_full_to_begin_says_so(disk, tmp_path):

@@ -181,9 +181,9 @@ def test_going_on_equals_never_having_stopped(heard, tmp_path, from_epoch):
     for line in stopped:
         if line["epoch"] == 2:
             break
-    save_state(stopped, tmp_path)
+    save_state(stopped, str(tmp_path), keep=1)
     resumed = heard.trainer(config)
-    restore_state(resumed, tmp_path)
+    assert restore_state(resumed, str(tmp_path))
     list(resumed)
     assert comparable(resumed.history) == comparable(whole.history)
     for name, tensor in whole.tensors().items():

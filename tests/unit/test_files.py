@@ -112,3 +112,14 @@ def test_missing_file_raises_as_open_does(tmp_path):
     with pytest.raises(FileNotFoundError):
         files.read_bytes(tmp_path / "none")
     assert not files.exists(tmp_path / "none")
+
+
+def test_deleting(tmp_path, monkeypatch):
+    files.write_whole(tmp_path / "a", b"x")
+    files.delete(tmp_path / "a")
+    assert not files.exists(tmp_path / "a")
+    with pytest.raises(FileNotFoundError):
+        files.delete(tmp_path / "a")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(StorageError, match=r"storage failed.*/folder"):
+        files.delete(tmp_path / "folder")

@@ -112,9 +112,9 @@ def test_going_on_equals_never_having_stopped(data, tmp_path, done):
     for line in stopped:
         if line["epoch"] == done:
             break
-    save_state(stopped, tmp_path)
+    save_state(stopped, str(tmp_path), keep=1)
     resumed = Trainer(*data, small())
-    restore_state(resumed, tmp_path)
+    assert restore_state(resumed, str(tmp_path))
     list(resumed)
     assert comparable(resumed.history) == comparable(whole.history)
     assert resumed.summary() == whole.summary()

@@ -2,15 +2,14 @@
 
 The distributed form of `vaemo.training.trainer`. The driver reads the store and puts its sessions, packed, into Ray's
 object store: every node holds them once, and its workers read them there. A worker that dies takes the group back to
-the last epoch's checkpoint; a driver that dies does no more than that either, for the run's name follows from its
-fingerprint, and Ray Train finds the checkpoints of a name again.
+the last epoch's state, and a driver that dies does no more than that either: states lie in the run folder
+(`vaemo.training.run_folder`). Ray's checkpoints are not used: it keeps their list in a file that it writes in place,
+and a run whose driver died while it did so could not go on.
 """
 
 from __future__ import annotations
 
 import itertools
-import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import quote
@@ -19,19 +18,11 @@ import ray
 import ray.train
 import torch
 from ray.exceptions import RayActorError
-from ray.train import (
-    Checkpoint,
-    CheckpointConfig,
-    ControllerError,
-    FailureConfig,
-    RunConfig,
-    ScalingConfig,
-    WorkerGroupError,
-)
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train import ControllerError, WorkerGroupError
 
 from vaemo import files
 from vaemo.cluster.console import Console, tell
+from vaemo.cluster.group import run_group
 from vaemo.cluster.nodes import check_visible, driver_node, total
 from vaemo.cluster.runtime import NO_PROGRESS_S, connect
 from vaemo.config import Config
@@ -53,14 +44,8 @@ from vaemo.units import SPLITS
 MAX_FAILURES = 8
 """How often workers may die before the run gives up; each time training goes on from the last epoch."""
 
-PLACE_TRY_S = 60.0
-"""A group of workers that has not found its place on the cluster by then is tried once more, up to `NO_PROGRESS_S`."""
-
 CLEARLY_BETTER = 0.05
 """Dev CCC-avg that an earlier epoch had more of: less is the noise of a few dev speakers."""
-
-POLL_S = "0.3"
-"""A report at an epoch's end waits for the controller to look; Ray's 2 s are longer than an epoch of a small corpus."""
 
 
 def train(
@@ -145,22 +130,20 @@ def train(
 
 
 def _fit(job: Mapping[str, Any]) -> dict[str, Any]:
-    """One run of Ray Train, from its last checkpoint on; the summary of the run."""
-    gpus = total("GPU") >= job["workers"]
-    trainer = TorchTrainer(
-        _train_worker,  # type: ignore[arg-type]  # its value comes back in the result
-        train_loop_config=dict(job),
-        torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
-        scaling_config=ScalingConfig(num_workers=job["workers"], resources_per_worker={"CPU": 1}, use_gpu=gpus),
-        run_config=RunConfig(
-            name=job["name"],
-            storage_path=job["storage"],
-            failure_config=failure_config(MAX_FAILURES, NO_PROGRESS_S),
-            checkpoint_config=CheckpointConfig(num_to_keep=Config.from_dict(job["config"]).train.keep_checkpoints),
-        ),
-    )
+    """One run of Ray Train, from its last state on; the summary of the run."""
     try:
-        ended: Any = trainer.fit().return_value  # type: ignore[attr-defined]  # of Train V2's Result
+        return dict(
+            run_group(
+                _train,
+                dict(job),
+                workers=job["workers"],
+                gpus=1.0 if total("GPU") >= job["workers"] else 0.0,
+                name=job["name"],
+                storage=job["storage"],
+                max_failures=MAX_FAILURES,
+                patience_s=NO_PROGRESS_S,
+            )
+        )
     except ControllerError as error:
         raise ClusterError(
             f"{job['workers']} workers found no place on the cluster for {NO_PROGRESS_S:g} s: a node was lost and none "
@@ -174,31 +157,6 @@ def _fit(job: Mapping[str, Any]) -> dict[str, Any]:
             f"training workers have died {MAX_FAILURES + 1} times: out of memory, or nodes that come and go. Run the "
             "same command again: it goes on from the last epoch."
         ) from error
-    raise_carried(ended)
-    return ended
-
-
-def failure_config(deaths: int, patience_s: float) -> FailureConfig:
-    """How Ray Train takes losses; sets what of that it reads from the environment.
-
-    Args:
-        deaths: How often workers may die before the run gives up.
-        patience_s: How long they may find no place on the cluster.
-    """
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", POLL_S)
-    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(PLACE_TRY_S)
-    return FailureConfig(
-        max_failures=deaths,
-        controller_failure_limit=int(patience_s / PLACE_TRY_S),  # type: ignore[call-arg]  # of Train V2's
-    )
-
-
-def _train_worker(job: dict[str, Any]) -> dict[str, Any]:
-    """What every worker of a run does; a VaemoError is carried home as a value, since Ray would retry it."""
-    try:
-        return _train(job)
-    except VaemoError as error:
-        return carried(error)
 
 
 def _train(job: Mapping[str, Any]) -> dict[str, Any]:
@@ -215,28 +173,22 @@ def _train(job: Mapping[str, Any]) -> dict[str, Any]:
     train, dev = (sessions.split(job["part"], name) for name in ("train", "dev"))
     device = ray.train.torch.get_device()
     trainer = Trainer(train, dev, config, group=group, device=device, end_to_end=end_to_end, say=talk)
-    if (checkpoint := ray.train.get_checkpoint()) is not None:
-        with checkpoint.as_directory() as folder:
-            run_folder.restore_state(trainer, folder)
-        if group.rank == 0:
-            talk(f"going on after epoch {len(trainer.history)}")
+    if run_folder.restore_state(trainer, out) and group.rank == 0:
+        talk(f"going on after epoch {len(trainer.history)}")
     first = group.rank == 0
     trackers = Trackers(config.train.trackers if first else (), out, job["name"], job["config"], len(trainer.history))
     provenance = run_folder.provenance_of(job["origin"], config, trainer.model, device.type)
     for metrics in trainer:
-        saved = None
-        with tempfile.TemporaryDirectory() as folder:
-            if first:
-                if trainer.improved:
-                    encoder = trainer.kept_encoder()
-                    run_folder.keep(out, trainer.kept, config, store, metrics, provenance, encoder)
-                run_folder.write_metrics(out, trainer.history)
-                trackers.log(metrics)
-                talk(trainer.line())
-                run_folder.save_state(trainer, folder)
-                saved = Checkpoint.from_directory(folder)
-            # Every worker waits here; the checkpoint is whole on the storage before anyone goes on.
-            ray.train.report({"epoch": metrics["epoch"]}, checkpoint=saved)
+        if first:
+            if trainer.improved:
+                encoder = trainer.kept_encoder()
+                run_folder.keep(out, trainer.kept, config, store, metrics, provenance, encoder)
+            run_folder.write_metrics(out, trainer.history)
+            trackers.log(metrics)
+            talk(trainer.line())
+            run_folder.save_state(trainer, out, config.train.keep_checkpoints)
+        # Every worker waits here, until the state is whole on the storage.
+        ray.train.report({"epoch": metrics["epoch"]})
     trackers.close()
     if first:
         files.write_whole(files.join(out, run_folder.CURVES), draw_curves(trainer.history, job["name"]))

@@ -14,13 +14,11 @@ import ray
 import ray.train.torch
 import torch
 from ray import tune
-from ray.train import ControllerError, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train import ControllerError
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from vaemo import files
-from vaemo.cluster.train import failure_config
-from vaemo.errors import VaemoError
+from vaemo.cluster.group import run_group
 from vaemo.store import FeatureStore
 from vaemo.training import run_folder
 from vaemo.training.group import Group, ProcessGroup
@@ -136,44 +134,31 @@ def _epochs(
 
 def _fit_workers(number: int, point: Point, job: Job) -> None:
     """A trial on several workers: a run of Ray Train that reports to Tune."""
-    gpus = job.gpus
-    trainer = TorchTrainer(
-        _train_worker,  # type: ignore[arg-type]  # its value comes back in the result
-        train_loop_config={"number": number, "point": point, "job": job},
-        torch_config=TorchConfig(backend="nccl" if gpus >= 1 else "gloo"),
-        scaling_config=ScalingConfig(
-            num_workers=job.workers,
-            resources_per_worker={"CPU": 1, **({"GPU": gpus} if gpus else {})},
-            use_gpu=gpus > 0,
-        ),
-        run_config=RunConfig(
-            name=f"trial-{number:04d}-{uuid.uuid4().hex[:12]}",
-            storage_path=files.join(job.out, "_ray"),
-            failure_config=failure_config(MAX_FAILURES, job.patience_s),
-            callbacks=[TuneReportCallback()],  # type: ignore[list-item]  # Train V2's kind
-        ),
-    )
     try:
-        ended: Any = trainer.fit().return_value  # type: ignore[attr-defined]  # of Train V2's Result
+        run_group(
+            _epochs_together,
+            (number, point, job),
+            workers=job.workers,
+            gpus=job.gpus,
+            name=f"trial-{number:04d}-{uuid.uuid4().hex[:12]}",
+            storage=files.join(job.out, "_ray"),
+            max_failures=MAX_FAILURES,
+            patience_s=job.patience_s,
+            callbacks=[TuneReportCallback()],
+        )
     except ControllerError:
         tune.report({NO_PLACE: True, "finished": False})
-        return
-    if ended is not None:
-        tune.report({"error": ended, "finished": False})
 
 
-def _train_worker(given: dict[str, Any]) -> str | None:
-    """What every worker of a trial does; a VaemoError is carried home as text, since Ray would retry it."""
-    job: Job = given["job"]
-    state = read_state(trial_folder(job.out, given["number"]))
-    try:
-        device = ray.train.torch.get_device()
-        for metrics, _ in _epochs(given["number"], given["point"], state, job, ProcessGroup(), device):
-            # Every worker waits here, so that the state that was saved is one that all of them have reached.
-            ray.train.report(metrics)
-    except VaemoError as error:
-        return _told(error)
-    return None
+def _epochs_together(given: tuple[int, Point, Job]) -> dict[str, Any]:
+    """What every worker of a trial does."""
+    number, point, job = given
+    state = read_state(trial_folder(job.out, number))
+    device = ray.train.torch.get_device()
+    for metrics, _ in _epochs(number, point, state, job, ProcessGroup(), device):
+        # Every worker waits here, so that the state that was saved is one that all of them have reached.
+        ray.train.report(metrics)
+    return {}
 
 
 def _told(error: Exception) -> str:

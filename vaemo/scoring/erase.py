@@ -135,8 +135,7 @@ def _erase_rows(folder: str, names: Sequence[str]) -> int:
 def _erase_report(folder: str) -> int:
     pages = files.list_files(folder, "index.html") + files.list_files(files.join(folder, "pictures"), ".png")
     for page in pages:
-        filesystem, inner = files.filesystem_of(page)
-        filesystem.delete_file(inner)
+        files.delete(page)
     return int(bool(pages))
 
 

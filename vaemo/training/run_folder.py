@@ -6,22 +6,26 @@
     RUN/curves.png      their picture
     RUN/speakers.parquet    voices of enrolled speakers, where they are enrolled from the store
     RUN/used.parquet    utterances of train and dev, for `evaluate --exclude`
+    RUN/_state/         what the run needs to go on after its last epochs, a file each
     RUN/summary.json    the last thing that is written: the run is finished
 
-The resumable state is two files in a folder of its own, safetensors and JSON: nothing that is read back can run code.
+A state is one safetensors file with JSON in its header: it is there whole or not at all, also in a bucket, and nothing
+that is read back can run code.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
-from safetensors import safe_open
-from safetensors.torch import save_file
+import torch
+from safetensors.torch import load, save_file
 
 import vaemo
 from vaemo import files
@@ -35,20 +39,46 @@ from vaemo.training.trainer import Trainer
 
 MARKER, SUMMARY, METRICS, CURVES, BEST = "_run.json", "summary.json", "metrics.jsonl", "curves.png", "best"
 SPEAKERS, USED = "speakers.parquet", "used.parquet"
-_TENSORS, _PROGRESS = "state.safetensors", "state.json"
+_STATES, _SUFFIX = "_state", ".safetensors"
 
 
-def save_state(trainer: Trainer, folder: str | Path) -> None:
-    """Write what a run needs to go on after the epoch that it has just finished."""
-    save_file({name: tensor.cpu() for name, tensor in trainer.tensors().items()}, Path(folder, _TENSORS))
-    Path(folder, _PROGRESS).write_text(json.dumps(trainer.progress()))
+def save_state(trainer: Trainer, out: str, keep: int) -> None:
+    """Write what a run needs to go on after the epoch that it has just finished, and drop the oldest of such states.
+
+    Args:
+        trainer: Between two epochs.
+        out: The run folder, a path or URI.
+        keep: States that are kept.
+    """
+    tensors = {name: tensor.cpu() for name, tensor in trainer.tensors().items()}
+    with tempfile.TemporaryDirectory() as folder:
+        # By way of a file that is mapped: a large encoder's weights and moments are not in memory twice.
+        local = str(Path(folder, "state"))
+        save_file(tensors, local, metadata={"progress": json.dumps(trainer.progress())})
+        with pa.memory_map(local) as held:
+            files.write_whole(_state_path(out, len(trainer.history)), memoryview(held.read_buffer()))
+    for path in files.list_files(files.join(out, _STATES), _SUFFIX)[:-keep]:
+        files.delete(path)
 
 
-def restore_state(trainer: Trainer, folder: str | Path) -> None:
-    """Bring a new trainer, made from the same config and data, to where `save_state` was called."""
-    with safe_open(Path(folder, _TENSORS), framework="pt", device=str(trainer.device)) as held:
-        tensors = {name: held.get_tensor(name) for name in held.keys()}  # noqa: SIM118 -- not a mapping
-    trainer.restore(tensors, json.loads(Path(folder, _PROGRESS).read_text()))
+def restore_state(trainer: Trainer, out: str) -> bool:
+    """Bring a new trainer to where its run, of the same config and data, was last saved; False where that is nowhere.
+
+    All workers go by what the first one finds: another's listing might be older.
+    """
+    paths = files.list_files(files.join(out, _STATES), _SUFFIX) if trainer.group.rank == 0 else []
+    newest = int(Path(paths[-1]).stem) if paths else 0
+    epoch = int(trainer.group.add(torch.tensor(newest, device=trainer.device)))
+    if not epoch:
+        return False
+    saved = files.read_bytes(_state_path(out, epoch))
+    tensors = {name: tensor.to(trainer.device) for name, tensor in load(saved).items()}
+    trainer.restore(tensors, json.loads(files.safetensors_metadata(saved)["progress"]))
+    return True
+
+
+def _state_path(out: str, epoch: int) -> str:
+    return files.join(out, _STATES, f"{epoch:06d}{_SUFFIX}")
 
 
 def keep(

@@ -1,0 +1,100 @@
+"""Workers of Ray Train that compute one result together: how they begin, how losses are taken, how a mistake ends all.
+
+A worker that ends by itself leaves the others waiting for its gradients, for ever. Where there are several, a mistake
+of one is noted on the cluster and raised: Ray ends them all and begins again, and those return what was noted.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import ray.train
+from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get, _internal_kv_put
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from vaemo.errors import VaemoError, carried, raise_carried
+
+PLACE_TRY_S = 60.0
+"""A group of workers that has not found its place on the cluster by then is tried once more, up to its patience."""
+
+POLL_S = "0.3"
+"""A report at an epoch's end waits for the controller to look; Ray's 2 s are longer than an epoch of a small corpus."""
+
+
+def run_group(
+    work: Callable[[Any], Mapping[str, Any]],
+    given: Any,
+    *,
+    workers: int,
+    gpus: float,
+    name: str,
+    storage: str,
+    max_failures: int,
+    patience_s: float,
+    callbacks: Sequence[Any] = (),
+) -> Mapping[str, Any]:
+    """What the first worker returned.
+
+    Args:
+        work: What every worker does, within Ray Train's context; after a loss all of them begin it again.
+        given: Its argument.
+        workers: How many there are, a CPU for each.
+        gpus: GPUs of each; below 1 they share one.
+        name: Of the run.
+        storage: Where Ray keeps its records of it, a path or URI that every node sees.
+        max_failures: How often workers may die before the run gives up.
+        patience_s: How long they may find no place on the cluster.
+        callbacks: Of Ray Train.
+
+    Raises:
+        VaemoError: what a worker raised.
+        ControllerError: Ray's, where the workers found no place for too long.
+        WorkerGroupError: Ray's, where workers died too often, or failed for a reason of ours.
+    """
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", POLL_S)
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(PLACE_TRY_S)
+    mistake = f"vaemo/{name}-{uuid.uuid4().hex}"
+    trainer = TorchTrainer(
+        _work,  # type: ignore[arg-type]  # its value comes back in the result
+        train_loop_config={"work": work, "given": given, "mistake": mistake},
+        torch_config=TorchConfig(backend="nccl" if gpus >= 1 else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=workers,
+            resources_per_worker={"CPU": 1, **({"GPU": gpus} if gpus else {})},
+            use_gpu=gpus > 0,
+        ),
+        run_config=RunConfig(
+            name=name,
+            storage_path=storage,
+            failure_config=FailureConfig(
+                max_failures=max_failures,
+                controller_failure_limit=int(patience_s / PLACE_TRY_S),  # type: ignore[call-arg]  # of Train V2's
+            ),
+            callbacks=list(callbacks),
+        ),
+    )
+    try:
+        ended: Any = trainer.fit().return_value  # type: ignore[attr-defined]  # of Train V2's Result
+    finally:
+        _internal_kv_del(mistake.encode())
+    raise_carried(ended)
+    return ended
+
+
+def _work(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What every worker does; a VaemoError is carried home as a value, since Ray would try it again."""
+    key = config["mistake"].encode()
+    if (noted := _internal_kv_get(key)) is not None:
+        return json.loads(noted)
+    try:
+        return config["work"](config["given"])
+    except VaemoError as error:
+        if ray.train.get_context().get_world_size() > 1:
+            _internal_kv_put(key, json.dumps(carried(error)).encode())
+            raise
+        return carried(error)
