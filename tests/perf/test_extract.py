@@ -15,6 +15,7 @@ import pytest
 import ray
 import soundfile
 import torch
+from perf_cases import BASE, SPEECH_S, noise_utterances
 from processes import memory, watching
 from speech_cases import SENTENCES, VOICES, sentence
 from tiny_models import write_speech_model
@@ -28,17 +29,6 @@ from vaemo.manifest import read_manifest, write_manifest
 pytestmark = [pytest.mark.perf, pytest.mark.timeout(3600)]
 
 ROOT = Path(__file__).parents[2]
-SPEECH_S = 60.0 * float(os.environ.get("VAEMO_BENCH_MINUTES", "20"))
-BASE = {
-    "hidden_size": 768,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "intermediate_size": 3072,
-    "conv_dim": (512,) * 7,
-    "num_conv_pos_embeddings": 128,
-    "num_conv_pos_embedding_groups": 16,
-}
-"""The sizes of WavLM-base-plus."""
 
 
 def write_recordings(folder, seconds, each_s):
@@ -138,14 +128,6 @@ def naive_batches(model, utterances, device):
             model(padded, attention_mask=mask).last_hidden_state.mean(1).cpu()
 
 
-def noise_utterances(seconds, seed=0):
-    rng = np.random.default_rng(seed)
-    lengths = []
-    while sum(lengths) < seconds:
-        lengths.append(rng.uniform(0.5, 12.0))
-    return [rng.normal(scale=0.1, size=int(length * 16000)).astype(np.float32) for length in lengths]
-
-
 def test_the_encoder_beats_naive_batches(tmp_path):
     import transformers
 
@@ -237,34 +219,3 @@ def test_the_way_to_an_encoder_is_short(monkeypatch):
     median_s = float(np.median(spent_s[2:]))
     print(f"\nto an encoder and back: {median_s * 1000:.0f} ms for 600 s of speech, {600 / median_s:.0f} x real time")
     assert 600 / median_s > 2000
-
-
-def flops_per_second(config):
-    """Of one second of speech: convolutions, projection and transformer, attention's own products left out."""
-    rate, channels, products = 16000.0, 1, 0.0
-    for kernel, stride, width in zip(config.conv_kernel, config.conv_stride, config.conv_dim, strict=True):
-        rate /= stride
-        products += rate * kernel * channels * width
-        channels = width
-    hidden = config.hidden_size
-    layer = 4 * hidden**2 + 2 * hidden * config.intermediate_size
-    return 2 * (products + rate * (channels * hidden + config.num_hidden_layers * layer))
-
-
-@pytest.mark.gpu
-def test_the_encoder_on_a_gpu(tmp_path):
-    folder = write_speech_model(tmp_path / "base", "wavlm", **BASE)
-    utterances = noise_utterances(3 * SPEECH_S)
-    encoder = SpeechEncoder(FeatureConfig(speech=str(folder)), batch_s=240.0)
-    encoder(utterances[:64])
-    torch.cuda.synchronize()
-    start = time.monotonic()
-    encoder(utterances)
-    elapsed_s = time.monotonic() - start
-    total = sum(map(len, utterances)) / 16000
-    flops = total * flops_per_second(encoder._model_config)
-    print(
-        f"\nWavLM-base-plus size, bf16, {torch.cuda.get_device_name()}: {total / elapsed_s:.0f} x real time, "
-        f"{flops / elapsed_s / 1e12:.1f} TFLOP/s"
-    )
-    assert total / elapsed_s > 500

@@ -10,15 +10,14 @@ import copy
 import statistics
 import time
 
-import numpy as np
 import pytest
 import torch
+from perf_cases import DIMS, sessions
 from torch import nn
 from torch.nn import functional
 
 from vaemo.config import Config
 from vaemo.lanes import schedule_lanes
-from vaemo.sessions import Session
 from vaemo.training import trainer as trainer_module
 from vaemo.training.loss import window_loss, window_sums
 from vaemo.training.trainer import Trainer
@@ -29,8 +28,6 @@ SAME_CURVE = 2e-3
 """Losses of two orders of float32 sums, over an epoch of optimiser steps."""
 
 ROUNDS = 9
-
-DIMS = {"speech": 768, "prosody": 88, "speaker": 192}
 
 
 class PlainLoop(nn.Module):
@@ -75,21 +72,6 @@ class PlainLoop(nn.Module):
             predictions.append(prediction)
             fed = window.labels[:, t].nan_to_num(0.5) if labels_fed else prediction
         return torch.stack(predictions, 1), [fed, *state[1:]]
-
-
-def sessions(n, low, high, dims, seed=0):
-    random = np.random.default_rng(seed)
-    made = []
-    for number in range(n):
-        steps = int(random.integers(low, high + 1))
-        nothing = np.full((steps, 2), np.nan, np.float32)
-        labels = np.clip(0.5 + 0.2 * np.cumsum(random.standard_normal((steps, 2)), 0) / 5, 0, 1).astype(np.float32)
-        streams = {name: random.standard_normal((steps, dim)).astype(np.float32) for name, dim in dims.items()}
-        ids = np.array([f"{number}-{step}" for step in range(steps)], object)
-        made.append(
-            Session(str(number), np.arange(steps), ids, ids, None, None, streams, labels, nothing, nothing[:, 0])
-        )
-    return made
 
 
 def plain_epoch(plain, optimizer, trainer, epoch, labels_fed):

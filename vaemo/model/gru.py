@@ -49,7 +49,7 @@ class Gru(nn.Module):
             memory: After every lane's last valid step.
         """
         (before,) = memory
-        y, _ = self.gru(x, before[None])
+        y, _ = self.gru(x, before[None].contiguous())
         return y, (at_length(y, before, valid.sum(1)),)
 
     def step(
