@@ -268,7 +268,7 @@ class TrainConfig:
         "last", "Keep the epoch with the best dev CCC (and stop by patience), or the last one (and run all epochs)."
     )
     dtype: Literal["float32", "float64"] = option("float32", "Precision of the model.")
-    keep_checkpoints: int = option(2, "Resumable checkpoints that are kept.", low=1, runtime=True)
+    keep_checkpoints: int = option(2, "States to go on from that a run keeps.", low=1, runtime=True)
     encoder: Literal["frozen", "last_k", "all"] = option(
         "frozen",
         "What is trained of the speech encoder that made the store, from the manifest's audio: nothing, its last "

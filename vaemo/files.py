@@ -6,10 +6,12 @@ file: on a file system a file is written under a hidden name and renamed, on an 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import posixpath
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -141,19 +143,24 @@ def read_json(path: str | Path) -> Any:
         ) from None
 
 
-def delete(path: str | Path) -> None:
-    """Delete a file; FileNotFoundError where there is none.
-
-    Raises:
-        StorageError: if the storage refuses or fails.
-    """
-    filesystem, inner = filesystem_of(path)
+@contextlib.contextmanager
+def storage_at(path: str | Path) -> Iterator[None]:
+    """What fails in the block for want of room, rights or an answer is a StorageError that names the path."""
     try:
-        filesystem.delete_file(inner)
-    except FileNotFoundError:
-        raise
+        yield
     except OSError as error:
         raise StorageError.of(error, str(path)) from error
+
+
+def delete(path: str | Path) -> None:
+    """Delete a file.
+
+    Raises:
+        StorageError: if it is not there, or the storage refuses or fails.
+    """
+    filesystem, inner = filesystem_of(path)
+    with storage_at(path):
+        filesystem.delete_file(inner)
 
 
 def write_whole(path: str | Path, content: bytes | memoryview) -> None:
@@ -162,10 +169,8 @@ def write_whole(path: str | Path, content: bytes | memoryview) -> None:
     Raises:
         StorageError: if the disk is full, or the storage refuses or fails.
     """
-    try:
+    with storage_at(path):
         _write_whole(path, content)
-    except OSError as error:
-        raise StorageError.of(error, str(path)) from error
 
 
 def _write_whole(path: str | Path, content: bytes | memoryview) -> None:

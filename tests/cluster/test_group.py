@@ -24,12 +24,11 @@ def run(folder, workers, mistaken):
     return run_group(work, mistaken, workers=workers, storage=str(folder), **settings)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_the_first_workers_value_comes_home(local_ray, tmp_path, workers):
-    assert run(tmp_path, workers, mistaken=()) == {"rank": 0, "workers": workers}
+def test_the_first_workers_value_comes_home(local_ray, tmp_path):
+    assert run(tmp_path, workers=2, mistaken=()) == {"rank": 0, "workers": 2}
 
 
-@pytest.mark.parametrize(("workers", "mistaken"), [(1, (0,)), (2, (0,)), (2, (1,))])
+@pytest.mark.parametrize(("workers", "mistaken"), [(1, (0,)), (2, (1,))])
 def test_a_mistake_of_one_ends_all_who_wait_for_it(local_ray, tmp_path, workers, mistaken):
     with pytest.raises(UsageError, match=f"worker {mistaken[0]} was asked for what it cannot do"):
         run(tmp_path, workers, mistaken)

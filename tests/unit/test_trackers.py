@@ -5,7 +5,7 @@ import types
 
 import pytest
 
-from vaemo.errors import UsageError
+from vaemo.errors import StorageError, UsageError
 from vaemo.training.trackers import Trackers
 
 LINE = {"epoch": 3, "train_loss": 0.5, "feedback_gain_valence": None}
@@ -25,6 +25,18 @@ def test_tensorboard_writes_what_it_is_told_whole_after_every_epoch(tmp_path, sc
     trackers.close()
     events.Reload()
     assert [event.step for event in events.Scalars("train_loss")] == [3, 4]
+
+
+def test_a_disk_without_room_for_tensorboard_says_so(tmp_path, monkeypatch):
+    from torch.utils.tensorboard import SummaryWriter
+
+    def full(writer):
+        raise OSError(28, "No space left on device")
+
+    trackers = Trackers(["tensorboard"], str(tmp_path), "run", {})
+    monkeypatch.setattr(SummaryWriter, "flush", full)
+    with pytest.raises(StorageError, match=r"storage failed at .*/tensorboard: .*No space left on device"):
+        trackers.log(LINE)
 
 
 def test_mlflow_and_wandb(monkeypatch, tmp_path):

@@ -59,14 +59,16 @@ def _tensorboard(out: str, run: str, settings: Mapping[str, Any], first_epoch: i
     # An event file grows with the run. An object store takes whole files alone, so there it grows beside, and is sent
     # after every epoch.
     beside = tempfile.TemporaryDirectory(prefix="vaemo-tensorboard-") if files.is_uri(out) else None
-    writer = _client("torch.utils.tensorboard", "tensorboard").SummaryWriter(
-        beside.name if beside else target, purge_step=first_epoch + 1
-    )
+    with files.storage_at(target):
+        writer = _client("torch.utils.tensorboard", "tensorboard").SummaryWriter(
+            beside.name if beside else target, purge_step=first_epoch + 1
+        )
 
     def log(numbers: Mapping[str, float], epoch: int) -> None:
-        for name, value in numbers.items():
-            writer.add_scalar(name, value, epoch)
-        writer.flush()
+        with files.storage_at(target):
+            for name, value in numbers.items():
+                writer.add_scalar(name, value, epoch)
+            writer.flush()
         for path in Path(beside.name).iterdir() if beside else ():
             files.write_whole(files.join(target, path.name), path.read_bytes())
 
