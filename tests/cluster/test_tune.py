@@ -17,6 +17,7 @@ import yaml
 from processes import kill, kill_tree, workers
 from ray.tune.schedulers import TrialScheduler
 
+from vaemo.cluster import tune as tune_job
 from vaemo.cluster.train import train
 from vaemo.cluster.tune import _decided, _population_point, tune
 from vaemo.cluster.tune_search import make_scheduler
@@ -308,6 +309,23 @@ def test_a_trial_whose_process_dies(store, local_ray, tmp_path, times, ends):
             tune(store, write_space(tmp_path), out, slow, trials=1)
     killer.join(timeout=60)
     assert not killer.is_alive()
+
+
+def test_a_trial_that_ray_tune_gives_up_before_its_time_goes_on(store, local_ray, tmp_path, monkeypatch):
+    run, rounds = tune_job._run, []
+
+    def lose_the_first(job, recorder, scheduler, sweep, points, left, slots):
+        rounds.append(list(left))
+        if len(rounds) > 1:
+            return run(job, recorder, scheduler, sweep, points, left, slots)
+        sweep.begin(0, points.point(0))
+        lost = SimpleNamespace(config={"number": 0}, trial_id="lost", num_failures=2)
+        return recorder.on_trial_error(1, [lost], lost)
+
+    monkeypatch.setattr(tune_job, "_run", lose_the_first)
+    summary = tune(store, write_space(tmp_path), str(tmp_path / "sweep"), config("train.epochs=1"), trials=1)
+    assert summary["done"] == 1
+    assert rounds == [[0], [0]]
 
 
 @pytest.mark.slow

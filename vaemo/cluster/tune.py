@@ -7,9 +7,11 @@ is run again. A trial goes on from the epoch at which it was last saved.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import uuid
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -129,12 +131,16 @@ def tune(
             workers=workers,
             gpus=share,
             patience_s=NO_PROGRESS_S,
-            population=tuple(left) if scheduler == "pbt" else None,
         )
         for record in sweep.records.values():
             points.tell(record.number, record.point, record.value, stopped_at=record.stopped_at)
-        decider = make_scheduler(_decided(scheduler, around, workers), around, sweep, round(steps))
-        _run(job, Recorder(job, sessions, sweep, points, wanted), decider, sweep, points, left, slots)
+        deaths: Counter[int] = Counter()
+        while left:
+            job = dataclasses.replace(job, population=tuple(left) if scheduler == "pbt" else None)
+            decider = make_scheduler(_decided(scheduler, around, workers), around, sweep, round(steps))
+            _run(job, Recorder(job, sessions, sweep, points, wanted, deaths), decider, sweep, points, left, slots)
+            # Ray Tune may end trials for the loss of a node, which have not failed: see `Recorder.on_trial_error`.
+            left = [number for number in left if number not in sweep.records]
     summary = write_summary(sweep, around)
     best = summary["best"]
     say(f"done: dev CCC-avg {best[METRIC]:.3f}, trial {best['trial_id']} of {len(sweep.records)}; {out}/index.html")
@@ -211,7 +217,7 @@ def _run(
     left: Sequence[int],
     slots: int,
 ) -> None:
-    """All trials that are left, on Ray Tune."""
+    """The trials that are left, on Ray Tune."""
     # The files of the trials are the record; Ray's own files and tables would only repeat them.
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"

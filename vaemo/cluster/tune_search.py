@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -112,11 +113,22 @@ class Suggestions(Searcher):
 
 
 class Recorder(Callback):
-    """Keeps what each trial gave, tells the search, and shows how far the sweep is."""
+    """Keeps what each trial gave, tells the search, and shows how far the sweep is.
 
-    def __init__(self, job: Job, sessions: SplitSessions, sweep: Sweep, points: Search, trials: int) -> None:
+    Args:
+        job: What the trials share.
+        sessions: What they learn from.
+        sweep: What has been found so far.
+        points: The search.
+        trials: How many there will be in all.
+        deaths: How often the process of each trial has died, by its number; added to.
+    """
+
+    def __init__(
+        self, job: Job, sessions: SplitSessions, sweep: Sweep, points: Search, trials: int, deaths: Counter[int]
+    ) -> None:
         self._job, self._sessions, self._sweep, self._points = job, sessions, sweep, points
-        self._trials = trials
+        self._trials, self._deaths = trials, deaths
         self._before = len(sweep.records)
         self._started = self._shown = self._running = time.monotonic()
         self._no_place = False
@@ -150,7 +162,15 @@ class Recorder(Callback):
         self._end(trial, trial.last_result.get("error"))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """The process of a trial has died once too often."""
+        """The process of a trial has died once too often, or Ray Tune has given it up before.
+
+        It does that where two calls to one process fail with it, as they do when a node is lost: the first failure has
+        the trial started again, the second finds it not yet running. Such a trial goes on in the next round.
+        """
+        number = self._job.number(trial.config, trial.trial_id)
+        self._deaths[number] += max(1, trial.num_failures)
+        if self._deaths[number] <= MAX_FAILURES:
+            return
         raised = trial.get_pickled_error()
         told = f"{type(raised).__name__}: {raised}".splitlines()[0] if raised else "unknown"
         self._end(trial, f"its process died {MAX_FAILURES + 1} times ({told})")

@@ -66,7 +66,7 @@ class Job:
     workers: int
     gpus: float
     patience_s: float
-    population: tuple[int, ...] | None
+    population: tuple[int, ...] | None = None
 
     def number(self, given: Mapping[str, Any], trial_id: str) -> int:
         """The number of a trial.

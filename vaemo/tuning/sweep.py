@@ -109,6 +109,7 @@ class Sweep:
     def begin(self, number: int, point: Mapping[str, Any]) -> None:
         """Note a trial before it runs."""
         files.write_json(files.join(self.folder(number), _TRIAL), {"point": dict(point)})
+        self.unfinished[number] = dict(point)
 
     def end(self, record: Record) -> None:
         """Note what a trial gave, and renew the table."""
