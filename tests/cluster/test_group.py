@@ -17,15 +17,10 @@ def run(folder, workers, mistaken):
             raise UsageError(f"worker {rank} was asked for what it cannot do")
         if workers > 1:
             torch.distributed.all_reduce(torch.ones(1))
-        ray.train.report({"rank": rank})
-        return {"rank": rank, "workers": workers}
+        return {}
 
     settings = {"gpus": 0.0, "name": "group", "max_failures": 1, "patience_s": 60.0}
     return run_group(work, mistaken, workers=workers, storage=str(folder), **settings)
-
-
-def test_the_first_workers_value_comes_home(local_ray, tmp_path):
-    assert run(tmp_path, workers=2, mistaken=()) == {"rank": 0, "workers": 2}
 
 
 @pytest.mark.parametrize(("workers", "mistaken"), [(1, (0,)), (2, (1,))])

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,10 +18,9 @@ import yaml
 from processes import kill, kill_tree, workers
 from ray.tune.schedulers import TrialScheduler
 
-from vaemo.cluster import tune as tune_job
 from vaemo.cluster.train import train
 from vaemo.cluster.tune import _decided, _population_point, tune
-from vaemo.cluster.tune_search import make_scheduler
+from vaemo.cluster.tune_search import Recorder, make_scheduler
 from vaemo.config import Config
 from vaemo.errors import ClusterError, ConfigValueError, LabelError, OtherRunError, SweepFailedError, UsageError
 from vaemo.model.checkpoint import load_checkpoint
@@ -311,21 +311,28 @@ def test_a_trial_whose_process_dies(store, local_ray, tmp_path, times, ends):
     assert not killer.is_alive()
 
 
-def test_a_trial_that_ray_tune_gives_up_before_its_time_goes_on(store, local_ray, tmp_path, monkeypatch):
-    run, rounds = tune_job._run, []
-
-    def lose_the_first(job, recorder, scheduler, sweep, points, left, slots):
-        rounds.append(list(left))
-        if len(rounds) > 1:
-            return run(job, recorder, scheduler, sweep, points, left, slots)
-        sweep.begin(0, points.point(0))
-        lost = SimpleNamespace(config={"number": 0}, trial_id="lost", num_failures=2)
-        return recorder.on_trial_error(1, [lost], lost)
-
-    monkeypatch.setattr(tune_job, "_run", lose_the_first)
-    summary = tune(store, write_space(tmp_path), str(tmp_path / "sweep"), config("train.epochs=1"), trials=1)
-    assert summary["done"] == 1
-    assert rounds == [[0], [0]]
+def test_a_trial_has_failed_when_its_process_has_died_too_often_in_all_rounds(tmp_path):
+    """That Ray Tune gives up a trial of a lost node before its time is told by the tests of lost nodes."""
+    space = read_space(write_space(tmp_path), config())
+    sweep, deaths = Sweep(str(tmp_path / "sweep")), Counter()
+    point = {"train.lr": 1e-3}
+    sweep.begin(3, point)
+    job = SimpleNamespace(number=lambda given, trial_id: given["number"], space=space, steps=10.0)
+    sessions = SimpleNamespace(splits=[{}], split=lambda *_: SimpleNamespace(lengths=np.array([5, 9])))
+    for n_before in (0, 2):
+        recorder = Recorder(job, sessions, sweep, SimpleNamespace(tell=lambda *_, **__: None), 4, deaths)
+        lost = SimpleNamespace(
+            config={"number": 3, "point": point},
+            trial_id="lost",
+            num_failures=2,
+            last_result={},
+            get_pickled_error=lambda: None,
+        )
+        assert deaths[3] == n_before
+        assert not sweep.records
+        recorder.on_trial_error(1, [lost], lost)
+    assert sweep.records[3].status == "failed"
+    assert sweep.records[3].error == "its process died 4 times (unknown)"
 
 
 @pytest.mark.slow
