@@ -139,9 +139,13 @@ def test_little_time_is_spent_outside_forward_and_backward(monkeypatch):
         (torch.Tensor, "backward"),
     ):
         monkeypatch.setattr(owner, name, timed(getattr(owner, name)))
-    whole_s, _ = seconds(lambda: trainer._train_epoch(1))
-    outside = 1 - sum(spent) / whole_s
-    print(f"\noutside forward and backward: {outside:.1%} of an epoch of {whole_s:.1f} s")
+    shares = []
+    for epoch in range(1, 1 + ROUNDS):
+        spent.clear()
+        whole_s, _ = seconds(lambda epoch=epoch: trainer._train_epoch(epoch))
+        shares.append(1 - sum(spent) / whole_s)
+    outside = statistics.median(shares)
+    print(f"\noutside forward and backward: {outside:.1%} of an epoch, from {min(shares):.1%} to {max(shares):.1%}")
     assert outside < 0.15
 
 

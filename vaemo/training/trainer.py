@@ -293,7 +293,7 @@ class Trainer:
         self._add_gradients()
         for group, peak_lr in zip(self._optimizer.param_groups, self._peak_lr, strict=True):
             group["lr"] = peak_lr * lr_factor(self.step, self.total_steps, train)
-        torch.nn.utils.clip_grad_norm_(self._modules.parameters(), train.clip)
+        self._clip_gradients(train.clip)
         value = loss.item()
         if math.isfinite(value):
             self._optimizer.step()
@@ -311,6 +311,13 @@ class Trainer:
         flat = self.group.add(torch.cat([gradient.flatten() for gradient in gradients]))
         for parameter, gradient in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
             parameter.grad = gradient.view_as(parameter)
+
+    def _clip_gradients(self, most: float) -> None:
+        """`clip_grad_norm_`, which goes through all gradients once more, only where there is something to clip."""
+        gradients = [p.grad for p in self._modules.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if norm > most:
+            torch.nn.utils.clip_grads_with_norm_(self._modules.parameters(), most, norm)
 
     def _unfrozen(self, epoch: int) -> EndToEnd | None:
         """What trains the encoder in an epoch, counted from 0; None while the store's features are used."""
