@@ -160,3 +160,11 @@ def random_loss(prediction: Tensor, state: SessionState, lengths: Tensor) -> Ten
         if tensor.is_floating_point() and tensor.numel():
             loss = loss + (torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype) * tensor).sum()
     return loss
+
+
+def outputs_and_gradients(scan, inputs):
+    """What a scan gives, and the gradients of a random sum of it for all of its inputs, on any device."""
+    outputs = scan(*inputs)
+    torch.manual_seed(1)
+    loss = sum((torch.randn(output.shape, dtype=output.dtype).to(output) * output).sum() for output in outputs)
+    return [*outputs, *torch.autograd.grad(loss, inputs)]

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -20,9 +21,10 @@ from processes import kill, kill_tree, workers
 from scoring_cases import run_inline
 
 from vaemo import files, scores
+from vaemo.cluster import group
 from vaemo.cluster import score as scoring
 from vaemo.cluster.prepare import Request
-from vaemo.cluster.train import _headline, train
+from vaemo.cluster.train import _headline, _train, train
 from vaemo.config import Config
 from vaemo.errors import (
     ClusterError,
@@ -30,6 +32,7 @@ from vaemo.errors import (
     NonFiniteFeatureError,
     OtherRunError,
     UsageError,
+    raise_carried,
 )
 from vaemo.evaluation.evaluate import evaluate
 from vaemo.features.speech import SpeechEncoder
@@ -308,6 +311,15 @@ def test_features_that_are_no_numbers_end_the_run(local_ray, tmp_path):
     store = write_store(broken, str(tmp_path / "store"))
     with pytest.raises(NonFiniteFeatureError, match="speech of utterance 's0000-0001' holds NaN"):
         train(store, str(tmp_path / "run"), config())
+
+
+def test_mistakes_of_workers_come_home_as_values(store, tmp_path, monkeypatch):
+    job = {"store": FeatureStore.open(store), "manifest": "m.jsonl", "config": config("train.encoder=all").to_dict()}
+    monkeypatch.setattr(group, "_internal_kv_get", lambda key: None)
+    monkeypatch.setattr(group.ray.train, "get_context", lambda: SimpleNamespace(get_world_size=lambda: 1))
+    found = group._work({"work": _train, "given": {**job, "out": str(tmp_path / "run")}, "mistake": "noted"})
+    with pytest.raises(UsageError, match="there is no encoder to train"):
+        raise_carried(found)
 
 
 def test_lanes_must_be_shared_evenly(store, tmp_path):

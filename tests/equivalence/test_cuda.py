@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from model_cases import FEEDBACKS, UPDATERS, gradients, make_case, random_loss, with_gradients
+from model_cases import FEEDBACKS, UPDATERS, gradients, make_case, outputs_and_gradients, random_loss, with_gradients
 
 from vaemo.config import Config
 from vaemo.model.conv import conv_chunk
@@ -75,13 +75,6 @@ def scan_inputs(*shapes):
     return [tensor.to(DEVICE).requires_grad_() for tensor in inputs]
 
 
-def outputs_and_gradients(scan, inputs):
-    outputs = scan(*inputs)
-    torch.manual_seed(1)
-    loss = sum((torch.randn(output.shape).to(DEVICE) * output).sum() for output in outputs)
-    return [*outputs, *torch.autograd.grad(loss, inputs)]
-
-
 def test_scans_of_mamba(form):
     scan = {"chunk": scan_chunk, "kernel": scan_kernel}[form]
     inputs = scan_inputs((L, T, E), (N, E), (L, N, E))
@@ -94,7 +87,6 @@ def test_scans_of_mamba(form):
 def test_the_kernel_of_mamba2(kernels):
     inputs = scan_inputs((L, T, G, P), (G,), (L, G, P, N))
     expected = outputs_and_gradients(ssd_reference, inputs)
-    # Its products run in TF32.
     assert_same(outputs_and_gradients(ssd_kernel, inputs), expected, TF32)
 
 

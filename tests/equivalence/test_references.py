@@ -3,7 +3,7 @@
 import mamba_references as references
 import pytest
 import torch
-from model_cases import assert_close
+from model_cases import assert_close, outputs_and_gradients
 
 from vaemo.model.mamba import Mamba
 from vaemo.model.mamba2 import Mamba2, ssd_chunk, ssd_kernel, ssd_reference
@@ -37,13 +37,6 @@ def ssd_inputs(steps=T):
     delta[1, steps // 2 :] = 0
     inputs = (randn(L, steps, G, P), delta, -torch.rand(G, dtype=torch.float64), randn(L, steps, N), randn(L, steps, N))
     return [x.requires_grad_() for x in (*inputs, randn(L, G, P, N))]
-
-
-def outputs_and_gradients(scan, inputs):
-    outputs = scan(*inputs)
-    torch.manual_seed(1)
-    loss = sum((torch.randn(output.shape, dtype=output.dtype) * output).sum() for output in outputs)
-    return [*outputs, *torch.autograd.grad(loss, inputs)]
 
 
 def by_selective_scan_ref(x, delta, A, B, C):
