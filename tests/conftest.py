@@ -46,3 +46,14 @@ def bucket(monkeypatch):
     boto3.client("s3").create_bucket(Bucket=f"bucket-{port}")
     yield f"s3://bucket-{port}"
     server.stop()
+
+
+@pytest.fixture
+def ray_that_knows_the_bucket(bucket):
+    """The address of a Ray begun after the bucket: its workers have the way there from the environment."""
+    import ray
+
+    ray.shutdown()
+    ray.init(num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+    yield ray.get_runtime_context().gcs_address
+    ray.shutdown()

@@ -13,11 +13,11 @@ import psutil
 ROOT = Path(__file__).parents[1]
 
 
-def start_job(name, *arguments, overrides=()):
-    """`jobs/NAME.py` in a process of its own, which talks into pipes."""
+def start_job(name, *arguments, overrides=(), **environment):
+    """`jobs/NAME.py` in a process of its own, which talks into pipes; on a Ray of its own, or that of RAY_ADDRESS."""
     command = [sys.executable, ROOT / "jobs" / f"{name}.py", *arguments]
     command += [part for override in overrides for part in ("--set", override)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
     return subprocess.Popen(
         list(map(str, command)), env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )

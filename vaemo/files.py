@@ -108,8 +108,13 @@ def list_files(folder: str | Path, suffix: str = "", *, recursive: bool = False)
         UsageError: if it is a file.
     """
     filesystem, inner = filesystem_of(folder)
+    selector = pafs.FileSelector(inner, recursive=recursive, allow_not_found=True)
     try:
-        infos = filesystem.get_file_info(pafs.FileSelector(inner, recursive=recursive, allow_not_found=True))
+        try:
+            infos = filesystem.get_file_info(selector)
+        except FileNotFoundError:
+            # Made between pyarrow's two looks: the first found nothing to list, the second that it is there.
+            infos = filesystem.get_file_info(selector)
     except NotADirectoryError:
         raise UsageError(f"{folder} is a file; a folder is needed in its place.") from None
     skip = len(inner.rstrip("/")) + 1

@@ -69,29 +69,36 @@ def locked_out():
 
 
 @pytest.fixture
-def cluster(request):
-    """Raylets with as many CPUs as the parameter says, one number for each node."""
+def head():
+    """A cluster whose head has no CPUs, and which has no other node yet."""
     ray.shutdown()
-    head, *others = request.param
-    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": head, "include_dashboard": False})
-    for cpus in others:
-        nodes.add_node(num_cpus=cpus)
+    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     ray.init(address=nodes.address, logging_level="ERROR", log_to_driver=False)
-    yield request.param
+    yield nodes
     ray.shutdown()
     nodes.shutdown()
 
 
-@pytest.mark.parametrize("cluster", [[1], [2], [16], [0, 2, 1]], indirect=True, ids=str)
-def test_shards_run_without_deadlock(cluster):
+def test_a_cluster_of_any_size_has_a_pool_that_does_not_deadlock(head, tmp_path):
     runtime.connect()
-    pool = runtime.fit_pool()
-    assert pool.workers == sum(cluster)
-    for cpus in cluster:
-        assert cpus == 0 or cpus - cpus * pool.cpus >= 1 or pool.cpus == 0
+    with pytest.raises(ClusterError, match="no node of the Ray cluster has a CPU"):
+        runtime.fit_pool()
+    mine = f"/proc/self/task/{os.getpid()}"
     shards = [{"n": n, "payload": b"x" * n} for n in range(3)]
-    rows = list(runtime.run_shards(square(), {"power": 2}, shards))
-    assert sorted((row["n"], row["bytes"]) for row in rows) == [(0, 0), (1, 1), (4, 2)]
+    cluster = []
+    for cpus in (1, 2, 16):
+        cluster.append(cpus)
+        head.add_node(num_cpus=cpus)
+        pool = runtime.fit_pool()
+        assert pool.workers == sum(cluster)
+        assert all(cpus - cpus * pool.cpus >= 1 or pool.cpus == 0 for cpus in cluster)
+        rows = list(runtime.run_shards(square(), {"power": 2}, shards))
+        assert sorted((row["n"], row["bytes"]) for row in rows) == [(0, 0), (1, 1), (4, 2)]
+        cluster_nodes.check_visible([str(tmp_path), str(tmp_path / "not_yet_there")])
+        with pytest.raises(
+            ClusterError, match=rf"{mine} is there on this node, but not on .+ \([\d.]+\)\. Workers run on"
+        ):
+            cluster_nodes.check_visible([str(tmp_path), mine])
 
 
 def test_no_shards_need_no_cluster():
@@ -115,12 +122,6 @@ def test_a_gpu_that_is_not_there_is_refused(local_ray):
         runtime.fit_pool(gpus=1)
 
 
-@pytest.mark.parametrize("cluster", [[0]], indirect=True, ids=str)
-def test_a_cluster_without_cpus_is_refused(cluster):
-    with pytest.raises(ClusterError, match="no node of the Ray cluster has a CPU"):
-        runtime.fit_pool()
-
-
 def test_a_shard_that_kills_its_worker_each_time_ends_the_job(local_ray, monkeypatch):
     monkeypatch.setattr(runtime, "MAX_ATTEMPTS", 2)
     runtime.connect()
@@ -129,19 +130,18 @@ def test_a_shard_that_kills_its_worker_each_time_ends_the_job(local_ray, monkeyp
         list(runtime.run_shards(deadly(), {}, shards))
 
 
-def test_a_cluster_on_which_nothing_moves_is_not_waited_for(local_ray, monkeypatch):
-    with monkeypatch.context() as patch:
-        patch.setattr(runtime, "NO_PROGRESS_S", 2.0)
-        runtime.connect()
-        with pytest.raises(ClusterError, match=r"nothing moved on the cluster for 2 s: .*run the same command again"):
-            list(runtime.run_shards(asleep(), {}, [{"n": 1}]))
-    runtime.connect()
-
-
 def test_storage_that_refuses_a_worker_is_a_mistake_that_comes_home(local_ray):
     runtime.connect()
     with pytest.raises(StorageError, match=r"Permission denied: '/archive/a.parquet'. Nothing is half written"):
         list(runtime.run_shards(locked_out(), {}, [{"n": 1}]))
+
+
+def test_a_cluster_on_which_nothing_moves_is_not_waited_for(local_ray, monkeypatch):
+    monkeypatch.setattr(runtime, "NO_PROGRESS_S", 2.0)
+    runtime.connect()
+    with pytest.raises(ClusterError, match=r"nothing moved on the cluster for 2 s: .*run the same command again"):
+        list(runtime.run_shards(asleep(), {}, [{"n": 1}]))
+    ray.shutdown()  # With it ends the worker that sleeps.
 
 
 @pytest.mark.slow
@@ -166,14 +166,6 @@ def test_a_cluster_that_starts_from_nothing_is_waited_for():
     finally:
         ray.shutdown()
         nodes.shutdown()
-
-
-@pytest.mark.parametrize("cluster", [[0, 1]], indirect=True, ids=str)
-def test_a_path_of_this_process_alone_is_refused(cluster, tmp_path):
-    cluster_nodes.check_visible([str(tmp_path), str(tmp_path / "not_yet_there")])
-    mine = f"/proc/self/task/{os.getpid()}"
-    with pytest.raises(ClusterError, match=rf"{mine} is there on this node, but not on .+ \([\d.]+\)\. Workers run on"):
-        cluster_nodes.check_visible([str(tmp_path), mine])
 
 
 BLIND_NODE = """

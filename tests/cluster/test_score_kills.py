@@ -2,15 +2,13 @@
 
 import os
 import random
-import subprocess
-import sys
 import threading
 import time
-from pathlib import Path
 
 import pytest
 import ray
-from processes import kill, workers
+from commands import run_job_here
+from processes import kill, start_job, workers
 from ray.cluster_utils import Cluster
 from scoring_cases import assert_close, make_checkpoint, make_world, rows_of, run, run_inline, written
 
@@ -21,7 +19,6 @@ from vaemo.testing import write_store
 
 pytestmark = pytest.mark.ray
 
-JOB = Path(__file__).parents[2] / "jobs" / "score.py"
 PARTS = 24
 SETTINGS = ["score.lanes=4", "score.chunk=16", "score.shard_sessions=4", "extract.shard_recordings=2"]
 
@@ -47,12 +44,10 @@ def assert_undisturbed(out, archive):
     assert sessions.select(names).equals(expected.select(names))
 
 
-def start_job(archive, out):
+def start_scoring(archive, out):
     """The command in a process of its own, on this process's Ray."""
-    command = [sys.executable, str(JOB), "--input", archive[0], "--checkpoint", archive[1], "--out", str(out)]
-    command += [text for setting in SETTINGS for text in ("--set", setting)]
-    environment = {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    arguments = ["--input", archive[0], "--checkpoint", archive[1], "--out", out]
+    return start_job("score", *arguments, overrides=SETTINGS, RAY_ADDRESS=ray.get_runtime_context().gcs_address)
 
 
 def wait_for_parts(out, n, process=None):
@@ -60,7 +55,7 @@ def wait_for_parts(out, n, process=None):
     until = time.monotonic() + 120
     while len(files.list_files(str(out / "utterances"))) < n:
         assert time.monotonic() < until, "no part came"
-        assert process is None or process.poll() is None, process.stdout.read()
+        assert process is None or process.poll() is None, process.stderr.read()
         time.sleep(0.01)
 
 
@@ -72,16 +67,16 @@ def test_the_cluster_scores_as_one_process_does(local_ray, archive, tmp_path):
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 10))])
 def test_a_killed_driver_loses_and_doubles_nothing(local_ray, archive, tmp_path, seed):
     out = tmp_path / "out"
-    process = start_job(archive, out)
+    process = start_scoring(archive, out)
     wait_for_parts(out, 1, process)
     time.sleep(random.Random(seed).uniform(0, 1))
     process.kill()
     process.wait()
     # Workers outlive their driver for a moment: what they finish is kept, and not done again.
     before = written(out / "utterances")
-    again = start_job(archive, out)
-    output, _ = again.communicate(timeout=120)
-    assert again.returncode == 0, output
+    again = start_scoring(archive, out)
+    _, complained = again.communicate(timeout=120)
+    assert again.returncode == 0, complained
     after = written(out / "utterances")
     assert {path: after[path] for path in before} == before
     assert_undisturbed(out, archive)
@@ -133,11 +128,9 @@ def test_a_killed_node_loses_and_doubles_nothing(archive, tmp_path, seed):
         nodes.shutdown()
 
 
-def test_the_command_ends_with_the_right_exit_codes(local_ray, archive, tmp_path):
+def test_the_command_ends_with_the_right_exit_codes(archive, tmp_path):
     def code(*arguments):
-        command = [sys.executable, str(JOB), "--checkpoint", archive[1], "--out", str(tmp_path / "out"), *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-        assert "Traceback" not in done.stderr
+        done = run_job_here("score", "--checkpoint", archive[1], "--out", tmp_path / "out", *arguments)
         return done.returncode, done.stderr
 
     status, message = code("--input", archive[0], "--set", "score.chunks=3")

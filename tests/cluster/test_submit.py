@@ -3,6 +3,7 @@
 import json
 import os
 import runpy
+import shlex
 import socket
 import subprocess
 import sys
@@ -15,8 +16,10 @@ import pytest
 from extract_cases import QUICK as QUICK_EXTRACTION
 from extract_cases import expected_rows, parts, rows_of, write_corpus
 from processes import kill_tree
+from scoring_cases import run_inline
 
 from vaemo import files
+from vaemo.cluster import extract, score
 from vaemo.demo.corpus import make_corpus
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
@@ -96,7 +99,7 @@ class Head:
         )
 
     def submit(self, *command, env=None, options=()):
-        return self.job("submit", "--working-dir", ".", *options, "--", "python", *command, env=env)
+        return self.job("submit", "--working-dir", ".", *options, "--", *command, env=env)
 
     def stop(self):
         if self.process.poll() is None:
@@ -116,12 +119,14 @@ def settings(*pairs):
     return [word for pair in pairs for word in ("--set", pair)]
 
 
-def pipeline(run, manifest, out):
-    """Extract, train, score; `run` executes one job with its arguments."""
+def pipeline(manifest, out):
+    """Extract, train, score: the words of each command."""
     quick = settings(*QUICK)
-    run("jobs/extract.py", "--manifest", manifest, "--out", f"{out}/store", *quick)
-    run("jobs/train.py", "--store", f"{out}/store", "--out", f"{out}/run", *quick)
-    run("jobs/score.py", "--input", f"{out}/store", "--checkpoint", f"{out}/run/best", "--out", f"{out}/scores")
+    return [
+        ["jobs/extract.py", "--manifest", manifest, "--out", f"{out}/store", *quick],
+        ["jobs/train.py", "--store", f"{out}/store", "--out", f"{out}/run", *quick],
+        ["jobs/score.py", "--input", f"{out}/store", "--checkpoint", f"{out}/run/best", "--out", f"{out}/scores"],
+    ]
 
 
 def rows(folder):
@@ -136,18 +141,17 @@ def metrics(path):
     ]
 
 
-def test_submitted_jobs_give_what_direct_ones_give(head, local_ray, tmp_path):
+def test_submitted_jobs_give_what_direct_ones_give(head, local_ray, tmp_path, monkeypatch):
     manifest = str(make_corpus(tmp_path / "corpus", n_sessions=12))
 
-    def directly(job, *arguments):
-        runpy.run_path(str(ROOT / job))["main"](list(arguments))
-
-    def submitted(*command):
-        done = head.submit(*command)
-        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-
-    pipeline(directly, manifest, tmp_path / "direct")
-    pipeline(submitted, manifest, tmp_path / "job")
+    # That shards may be done in one process is told by the tests of extraction and scoring.
+    for module in (extract, score):
+        monkeypatch.setattr(module, "run_shards", run_inline)
+    for job, *arguments in pipeline(manifest, tmp_path / "direct"):
+        runpy.run_path(str(ROOT / job))["main"](arguments)
+    commands = " && ".join(shlex.join(["python", *command]) for command in pipeline(manifest, tmp_path / "job"))
+    done = head.submit("sh", "-c", commands)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert rows(tmp_path / "direct" / "store") == rows(tmp_path / "job" / "store")
     assert metrics(tmp_path / "direct/run/metrics.jsonl") == metrics(tmp_path / "job/run/metrics.jsonl")
     direct, job = rows(tmp_path / "direct" / "scores"), rows(tmp_path / "job" / "scores")
@@ -163,7 +167,7 @@ def test_submitted_jobs_give_what_direct_ones_give(head, local_ray, tmp_path):
     ],
 )
 def test_a_failing_job_exits_non_zero_and_says_why(head, arguments, message):
-    done = head.submit("jobs/train.py", *arguments)
+    done = head.submit("python", "jobs/train.py", *arguments)
     assert done.returncode != 0
     assert message in done.stdout + done.stderr
     assert "Traceback" not in done.stdout
@@ -171,7 +175,7 @@ def test_a_failing_job_exits_non_zero_and_says_why(head, arguments, message):
 
 def test_a_submit_without_the_token_is_refused(head, tmp_path):
     env = {**head.env, "RAY_AUTH_MODE": "disabled"}
-    done = head.submit("-c", "print('ran')", env=env)
+    done = head.submit("python", "-c", "print('ran')", env=env)
     assert done.returncode != 0
     assert "401" in done.stdout + done.stderr or "nauth" in done.stdout + done.stderr
 
@@ -196,7 +200,15 @@ def test_an_extraction_that_was_stopped_goes_on(head, tmp_path):
     last, away = tmp_path / "c" / "11.wav", tmp_path / "away.wav"
     last.rename(away)
     os.mkfifo(last)
-    command = ["jobs/extract.py", "--manifest", str(manifest), "--out", str(out), *settings(*QUICK_EXTRACTION)]
+    command = [
+        "python",
+        "jobs/extract.py",
+        "--manifest",
+        str(manifest),
+        "--out",
+        str(out),
+        *settings(*QUICK_EXTRACTION),
+    ]
     stop_after(head, "extract-1", lambda: out.exists() and len(parts(out)) >= 2, *command)
     kept = parts(out)
     assert 2 <= len(kept) < 6
@@ -212,10 +224,10 @@ def test_a_training_that_was_stopped_goes_on(head, tmp_path):
     manifest = str(make_corpus(tmp_path / "corpus", n_sessions=12))
     store = str(tmp_path / "store")
     longer = settings(*QUICK, "train.epochs=60")
-    assert head.submit("jobs/extract.py", "--manifest", manifest, "--out", store, *longer).returncode == 0
+    assert head.submit("python", "jobs/extract.py", "--manifest", manifest, "--out", store, *longer).returncode == 0
 
     def command(out):
-        return ["jobs/train.py", "--store", store, "--out", str(out), "--workers", "2", *longer]
+        return ["python", "jobs/train.py", "--store", store, "--out", str(out), "--workers", "2", *longer]
 
     stopped, undisturbed = tmp_path / "stopped", tmp_path / "undisturbed"
     log = stopped / "metrics.jsonl"

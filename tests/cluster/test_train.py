@@ -2,10 +2,7 @@
 
 import dataclasses
 import json
-import os
 import random
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -15,9 +12,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
+import ray
 import torch
 from finetune_cases import Heard
-from processes import kill, kill_tree, workers
+from processes import kill, kill_tree, start_job, workers
 from scoring_cases import run_inline
 
 from vaemo import files, scores
@@ -46,13 +44,13 @@ from vaemo.training.waveforms import Waveforms
 
 pytestmark = pytest.mark.ray
 
-ROOT = Path(__file__).parents[2]
 SAME_RUN = 1e-6
 """A run that was killed and went on, against one that was not: the same operations on the same machine."""
 OTHER_WORLD_SIZE = 1e-4
 """float32 sums in another order, over 3 epochs."""
 
 OVERRIDES = [
+    "model.scan=chunk",  # a second less in each process than loading the compiled one
     "model.d_c=8",
     "model.head_hidden=16",
     "model.feedback=scheduled",
@@ -93,8 +91,6 @@ def assert_same_lines(found, expected, tolerance):
 @pytest.fixture(scope="module")
 def undisturbed(store, tmp_path_factory):
     """A run that nothing happened to."""
-    import ray
-
     if not ray.is_initialized():
         ray.init(num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
     out = str(tmp_path_factory.mktemp("undisturbed") / "run")
@@ -184,15 +180,13 @@ def test_workers_killed_anywhere(undisturbed, store, local_ray, tmp_path, seed):
     )
 
 
-def start_job(store, out, *more):
-    command = [sys.executable, str(ROOT / "jobs" / "train.py"), "--config", "seed", "--store", store, "--out", out]
-    command += [part for override in OVERRIDES for part in ("--set", override)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen([*command, *more], env=environment, stdout=subprocess.PIPE, text=True)
+def start_training(store, out, *more, **environment):
+    arguments = ["--config", "seed", "--store", store, "--out", out, *more]
+    return start_job("train", *arguments, overrides=OVERRIDES, **environment)
 
 
-def survive_driver_kill(undisturbed, store, out, after, delay_s, *more):
-    job = start_job(store, out, *more)
+def survive_driver_kill(undisturbed, store, out, after, delay_s, *more, **environment):
+    job = start_training(store, out, *more, **environment)
     deadline = time.monotonic() + 120
     while len(lines(out)) < after and time.monotonic() < deadline and job.poll() is None:
         time.sleep(0.02)
@@ -201,33 +195,12 @@ def survive_driver_kill(undisturbed, store, out, after, delay_s, *more):
     job.communicate()
     assert len(lines(out)) < len(lines(undisturbed)), "the run ended before it could be killed"
 
-    again = start_job(store, out, *more)
-    said, _ = again.communicate(timeout=240)
-    assert again.returncode == 0
+    again = start_training(store, out, *more, **environment)
+    said, complained = again.communicate(timeout=240)
+    assert again.returncode == 0, complained
     assert_same_lines(lines(out), lines(undisturbed), SAME_RUN)
     assert "done: dev CCC-avg" in said
     return said
-
-
-def test_driver_killed_and_job_run_again_with_all_in_a_bucket(undisturbed, bucket, monkeypatch):
-    store, out = make_store(f"{bucket}/store"), f"{bucket}/run"
-    said = survive_driver_kill(undisturbed, store, out, after=2, delay_s=0.1)
-    assert "going on after epoch " in said
-    best, expected = load_checkpoint(f"{out}/best"), load_checkpoint(Path(undisturbed, "best"))
-    assert best.metrics["epoch"] == expected.metrics["epoch"]
-    weights = best.model.state_dict()
-    for name, tensor in expected.model.state_dict().items():
-        torch.testing.assert_close(weights[name], tensor, atol=SAME_RUN, rtol=0)
-    assert files.read_bytes(f"{out}/curves.png").startswith(b"\x89PNG")
-    assert len(files.list_files(f"{out}/tensorboard")) == 2, "one of each job"
-
-    monkeypatch.setattr(scoring, "run_shards", run_inline)
-    monkeypatch.setattr(scoring, "connect", lambda: None)
-    scoring.score(Request(store, (f"{out}/best",), f"{bucket}/scores"), Config())
-    evaluate(f"{bucket}/scores", store, f"{bucket}/numbers", Config(), split="dev", checkpoint=f"{out}/best")
-    found = files.read_json(f"{bucket}/numbers/metrics.json")
-    assert found["pooled"]["ccc_avg"] == pytest.approx(best.metrics["dev_ccc_avg"], abs=OTHER_WORLD_SIZE)
-    assert "label_fed" in found
 
 
 @pytest.mark.slow
@@ -245,7 +218,9 @@ def test_driver_killed_while_the_encoder_is_trained(tmp_path):
     trained = ["train.encoder=all", "train.encoder_lr=1e-3", "train.encoder_from_epoch=1", "train.window=3"]
     more = ["--manifest", corpus.manifest, *(part for override in trained for part in ("--set", override))]
     whole = str(tmp_path / "whole")
-    assert start_job(corpus.store.path, whole, *more).wait(400) == 0
+    job = start_training(corpus.store.path, whole, *more)
+    _, complained = job.communicate(timeout=400)
+    assert job.returncode == 0, complained
     survive_driver_kill(whole, corpus.store.path, str(tmp_path / "run"), 3, 0.2, *more)
     found, expected = (SpeechEncoder(load_checkpoint(f"{out}/best").features) for out in (tmp_path / "run", whole))
     samples = Waveforms.of_store(corpus.store, corpus.manifest, corpus.config()).read(["s0-0", "s1-0"])
@@ -335,3 +310,27 @@ def test_speech_is_not_in_a_store(store, tmp_path):
 def test_too_few_cpus(store, local_ray, tmp_path):
     with pytest.raises(ClusterError, match="--workers 4 need 4 CPUs; the Ray cluster has 2"):
         train(store, str(tmp_path / "run"), config(), workers=4)
+
+
+def test_driver_killed_and_job_run_again_with_all_in_a_bucket(
+    undisturbed, bucket, ray_that_knows_the_bucket, monkeypatch
+):
+    """The cluster lives on, as after `ray job submit`."""
+    store, out = make_store(f"{bucket}/store"), f"{bucket}/run"
+    said = survive_driver_kill(undisturbed, store, out, after=2, delay_s=0.1, RAY_ADDRESS=ray_that_knows_the_bucket)
+    assert "going on after epoch " in said
+    best, expected = load_checkpoint(f"{out}/best"), load_checkpoint(Path(undisturbed, "best"))
+    assert best.metrics["epoch"] == expected.metrics["epoch"]
+    weights = best.model.state_dict()
+    for name, tensor in expected.model.state_dict().items():
+        torch.testing.assert_close(weights[name], tensor, atol=SAME_RUN, rtol=0)
+    assert files.read_bytes(f"{out}/curves.png").startswith(b"\x89PNG")
+    assert len(files.list_files(f"{out}/tensorboard")) == 2, "one of each job"
+
+    monkeypatch.setattr(scoring, "run_shards", run_inline)
+    monkeypatch.setattr(scoring, "connect", lambda: None)
+    scoring.score(Request(store, (f"{out}/best",), f"{bucket}/scores"), Config())
+    evaluate(f"{bucket}/scores", store, f"{bucket}/numbers", Config(), split="dev", checkpoint=f"{out}/best")
+    found = files.read_json(f"{bucket}/numbers/metrics.json")
+    assert found["pooled"]["ccc_avg"] == pytest.approx(best.metrics["dev_ccc_avg"], abs=OTHER_WORLD_SIZE)
+    assert "label_fed" in found

@@ -1,9 +1,6 @@
 """A sweep on a local Ray: what it leaves, what a kill costs, what it refuses, and that it finds what is there."""
 
 import json
-import os
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -14,8 +11,10 @@ import numpy as np
 import psutil
 import pyarrow.parquet as pq
 import pytest
+import ray
 import yaml
-from processes import kill, kill_tree, workers
+from commands import run_job_here
+from processes import ROOT, kill, kill_job, start_job, workers
 from ray.tune.schedulers import TrialScheduler
 
 from vaemo.cluster.train import train
@@ -35,11 +34,11 @@ from vaemo.windows import PackedSessions
 
 pytestmark = pytest.mark.ray
 
-ROOT = Path(__file__).parents[2]
 SAME_RUN = 1e-6
 """A run that is made again: the same operations on the same machine."""
 
 SMALL = ["model.d_c=4", "model.head_hidden=8", "updater.d_model=8", "train.epochs=3", "train.min_labelled=16"]
+SMALL += ["model.scan=chunk"]  # a second less in each process than loading the compiled one
 SPACE = {"model.alpha": {"uniform": [0.3, 0.95]}, "train.window": {"choice": [5, 10, 20]}}
 
 
@@ -66,8 +65,6 @@ def results(out):
 @pytest.fixture(scope="module")
 def finished(store, tmp_path_factory):
     """A sweep of four trials, two of which have other windows, and its summary."""
-    import ray
-
     if not ray.is_initialized():
         ray.init(num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
     folder = tmp_path_factory.mktemp("finished")
@@ -154,28 +151,21 @@ def test_all_trials_failing_ends_with_the_first_error(store, local_ray, tmp_path
         tune(store, space, str(tmp_path / "sweep"), config("model.updater=mamba2", "updater.headdim=7"), trials=2)
 
 
-def start_job(store, space, out, *args):
-    command = [sys.executable, str(ROOT / "jobs" / "tune.py"), "--store", store, "--space", space, "--out", out, *args]
-    return subprocess.Popen(
-        command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-
-
-def test_killed_and_run_again_loses_no_finished_trial(store, tmp_path):
+def test_killed_and_run_again_loses_no_finished_trial(store, local_ray, tmp_path):
+    """The driver is; the cluster lives on, as after `ray job submit`."""
     out, space = str(tmp_path / "sweep"), write_space(tmp_path)
-    args = ["--trials", "6", "--scheduler", "none"]
-    args += [part for override in [*SMALL, "train.epochs=8"] for part in ("--set", override)]
-    job = start_job(store, space, out, *args)
-    deadline = time.monotonic() + 120
-    while len(results(out)) < 2 and time.monotonic() < deadline and job.poll() is None:
-        time.sleep(0.02)
-    kill_tree(job.pid)
-    job.communicate()
+    args = ["--store", store, "--space", space, "--out", out, "--trials", "6", "--scheduler", "none"]
+
+    def start():
+        address = ray.get_runtime_context().gcs_address
+        return start_job("tune", *args, overrides=[*SMALL, "train.epochs=8"], RAY_ADDRESS=address)
+
+    kill_job(start(), due=lambda: len(results(out)) >= 2)
     before = results(out)
     begun = {path.parent.name: path.read_bytes() for path in Path(out, "trials").glob("*/trial.json")}
     assert 2 <= len(before) < 6, "the sweep ended before it could be killed"
 
-    again = start_job(store, space, out, *args)
+    again = start()
     said, complained = again.communicate(timeout=240)
     assert again.returncode == 0, complained
     after = results(out)
@@ -389,10 +379,9 @@ def test_too_small_a_cluster(store, local_ray, tmp_path, kwargs, says):
 
 def test_a_mistake_is_one_line(store, tmp_path):
     space = write_space(tmp_path, {"model.alhpa": {"uniform": [0.5, 0.9]}})
-    job = start_job(store, space, str(tmp_path / "sweep"))
-    _, complained = job.communicate(timeout=120)
-    assert job.returncode == 2
-    (line,) = complained.splitlines()
+    ended = run_job_here("tune", "--store", store, "--space", space, "--out", tmp_path / "sweep")
+    assert ended.returncode == 2
+    (line,) = ended.stderr.splitlines()
     assert "unknown config key 'model.alhpa'. Did you mean model.alpha?" in line
 
 

@@ -1,22 +1,18 @@
 """The commands `evaluate` and `report`, as a user calls them: what they write, what they say, how they end."""
 
 import json
-import os
 import re
 import shutil
 import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import soundfile
+from commands import run_job, run_job_here
 
 from vaemo import scores
 from vaemo.config import ScoreConfig
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -48,15 +44,8 @@ def world(tmp_path_factory):
     return folder
 
 
-def call(job, *arguments, cwd=None, **environment):
-    command = [sys.executable, str(ROOT / "jobs" / f"{job}.py"), *map(str, arguments)]
-    return subprocess.run(
-        command, capture_output=True, text=True, timeout=120, cwd=cwd, env={**os.environ, **environment}
-    )
-
-
 def test_evaluate_prints_a_table_and_writes_metrics(world, tmp_path):
-    ended = call(
+    ended = run_job(
         "evaluate", "--scores", world / "scores", "--labels", world / "labels.jsonl", "--out", tmp_path,
         "--set", "evaluate.bootstrap=100",
     )  # fmt: skip
@@ -81,7 +70,7 @@ def test_evaluate_prints_a_table_and_writes_metrics(world, tmp_path):
     ],
 )
 def test_evaluate_refuses_in_one_line(world, tmp_path, arguments, code, message):
-    ended = call("evaluate", *arguments, "--out", tmp_path / "out", cwd=world)
+    ended = run_job_here("evaluate", *arguments, "--out", tmp_path / "out", cwd=world)
     assert ended.returncode == code
     assert re.search(message, ended.stderr)
     assert len(ended.stderr.strip().splitlines()) == 1
@@ -91,7 +80,7 @@ def test_evaluate_refuses_in_one_line(world, tmp_path, arguments, code, message)
 def test_a_relative_path_inside_a_ray_job_is_wrong_usage(world):
     environment = {"RAY_JOB_CONFIG_JSON_ENV_VAR": "{}"}
     for job in ("report", "evaluate", "demo"):
-        ended = call(job, "--scores", "scores", "--labels", "l.jsonl", "--out", "out", cwd=world, **environment)
+        ended = run_job_here(job, "--scores", "scores", "--labels", "l.jsonl", "--out", "out", cwd=world, **environment)
         assert ended.returncode == 2
         assert "is a relative path" in ended.stderr or "unrecognized arguments" in ended.stderr
 
@@ -99,7 +88,7 @@ def test_a_relative_path_inside_a_ray_job_is_wrong_usage(world):
 @pytest.fixture(scope="module")
 def report(world, tmp_path_factory):
     folder = tmp_path_factory.mktemp("report")
-    ended = call(
+    ended = run_job(
         "report", "--scores", world / "scores", "--labels", world / "labels.jsonl", "--audio", world / "audio",
         "--out", folder, "--set", "evaluate.bootstrap=100",
     )  # fmt: skip
@@ -114,7 +103,7 @@ def test_report_writes_a_page_and_pictures(report):
 
 
 def test_report_without_scores_is_refused(world, tmp_path):
-    ended = call("report", "--scores", world / "audio", "--out", tmp_path / "out")
+    ended = run_job_here("report", "--scores", world / "audio", "--out", tmp_path / "out")
     assert ended.returncode == 1
     assert re.search(r"has no sessions/part-\*\.parquet; give a folder", ended.stderr)
 

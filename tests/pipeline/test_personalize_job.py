@@ -2,14 +2,12 @@
 
 import json
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from commands import run_job, run_job_here
 from scoring_cases import run, run_inline
 from speaker_world import biased_world
 
@@ -18,13 +16,7 @@ from vaemo.config import Config
 from vaemo.model.checkpoint import save_checkpoint
 from vaemo.training.trainer import Trainer
 
-ROOT = Path(__file__).parents[2]
 SPEAKERS, UTTERANCES, FIRST = 20, 60, 10
-
-
-def call(job, *arguments):
-    command = [sys.executable, str(ROOT / "jobs" / f"{job}.py"), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=200, env=dict(os.environ))
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +50,7 @@ def world(tmp_path_factory):
 
 def test_ten_labels_help_their_speaker_on_the_rest(world, tmp_path, monkeypatch):
     deltas = tmp_path / "deltas"
-    ended = call("personalize", "--store", world / "store", "--checkpoint", world / "best", "--out", deltas)
+    ended = run_job("personalize", "--store", world / "store", "--checkpoint", world / "best", "--out", deltas)
     assert ended.returncode == 0, ended.stderr
     kept = pq.read_table(deltas / "speakers.parquet")["kept"].to_pylist()
     assert f"{sum(kept)} of {SPEAKERS} speakers changed; see {deltas}/speakers.parquet" in ended.stdout
@@ -70,7 +62,8 @@ def test_ten_labels_help_their_speaker_on_the_rest(world, tmp_path, monkeypatch)
     for name, options in (("plain", {}), ("personal", {"personal": str(deltas)})):
         run(world / "store", str(world / "best"), tmp_path / name, **options)
         arguments = ["--scores", tmp_path / name, "--labels", world / "store", "--out", tmp_path / f"{name}-numbers"]
-        ended = call("evaluate", *arguments, "--exclude", deltas / "used.parquet", "--set", "evaluate.bootstrap=50")
+        arguments += ["--exclude", deltas / "used.parquet", "--set", "evaluate.bootstrap=50"]
+        ended = run_job_here("evaluate", *arguments)
         assert ended.returncode == 0, ended.stderr
         found[name] = json.loads((tmp_path / f"{name}-numbers" / "metrics.json").read_text())["pooled"]
         assert found[name]["n"] == SPEAKERS * (UTTERANCES - FIRST)
@@ -79,7 +72,7 @@ def test_ten_labels_help_their_speaker_on_the_rest(world, tmp_path, monkeypatch)
 
 def test_a_folder_that_holds_something_else_is_left_alone(world, tmp_path):
     (tmp_path / "thesis.txt").write_text("mine")
-    ended = call("personalize", "--store", world / "store", "--checkpoint", world / "best", "--out", tmp_path)
+    ended = run_job_here("personalize", "--store", world / "store", "--checkpoint", world / "best", "--out", tmp_path)
     assert ended.returncode == 1
     assert "is not an output folder of this job" in ended.stderr
     assert "Traceback" not in ended.stderr

@@ -1,32 +1,16 @@
 """jobs/train.py as a user calls it: one clear line and the right exit code for a mistake, before Ray is started."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
+from commands import run_job, run_job_here
 
 from vaemo.shards import claim_folder
 from vaemo.testing import linear_world, write_store
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
     world = linear_world(5, sessions=(6, 2, 2), lengths=(4, 8), features=3)
     return write_store(world, str(tmp_path_factory.mktemp("store")))
-
-
-def job(*args, **env):
-    return subprocess.run(
-        [sys.executable, str(ROOT / "jobs" / "train.py"), *args],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT), **env},
-        timeout=120,
-    )
 
 
 @pytest.mark.parametrize(
@@ -45,7 +29,7 @@ def job(*args, **env):
     ],
 )
 def test_mistakes_are_one_line(store, tmp_path, args, code, says):
-    ended = job("--store", store, "--out", str(tmp_path / "run"), *args)
+    ended = run_job_here("train", "--store", store, "--out", tmp_path / "run", *args)
     assert ended.returncode == code
     (line,) = ended.stderr.splitlines()
     assert says in line
@@ -53,7 +37,7 @@ def test_mistakes_are_one_line(store, tmp_path, args, code, says):
 
 
 def test_no_store(tmp_path):
-    ended = job("--store", str(tmp_path / "nowhere"), "--out", str(tmp_path / "run"))
+    ended = run_job("train", "--store", tmp_path / "nowhere", "--out", tmp_path / "run")
     assert ended.returncode == 1
     assert "does not exist; a feature store is a folder of part-*.parquet" in ended.stderr
 
@@ -61,7 +45,7 @@ def test_no_store(tmp_path):
 def test_a_folder_of_another_run_is_left_alone(store, tmp_path):
     claim_folder(str(tmp_path), "_run.json", "another", {"settings": {"train": {"lr": 7.0}}})
     held = {path: path.read_bytes() for path in tmp_path.iterdir()}
-    ended = job("--store", store, "--out", str(tmp_path))
+    ended = run_job_here("train", "--store", store, "--out", tmp_path)
     assert ended.returncode == 1
     assert "holds a run with other settings" in ended.stderr
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == held

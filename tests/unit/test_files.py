@@ -3,6 +3,7 @@
 import os
 
 import pyarrow as pa
+import pyarrow.fs as pafs
 import pytest
 
 from vaemo import files
@@ -37,6 +38,20 @@ def test_listing_leaves_hidden_files_out(tmp_path):
     assert files.list_files(tmp_path, ".parquet") == [f"{tmp_path}/a.parquet", f"{tmp_path}/b.parquet"]
     assert files.list_files(tmp_path, ".parquet", recursive=True)[-1] == f"{tmp_path}/deep/c.parquet"
     assert files.list_files(tmp_path / "absent") == []
+
+
+def test_a_folder_made_while_it_is_listed_is_listed(tmp_path, monkeypatch):
+    folder = tmp_path / "folder"
+
+    class Filesystem(pafs.LocalFileSystem):
+        def get_file_info(self, selector):
+            if not folder.exists():
+                files.write_whole(folder / "a.parquet", b"x")
+                raise FileNotFoundError(f"Cannot list directory '{folder}'")  # pyarrow's words
+            return super().get_file_info(selector)
+
+    monkeypatch.setattr(files, "filesystem_of", lambda path: (Filesystem(), str(path)))
+    assert files.list_files(folder) == [f"{folder}/a.parquet"]
 
 
 def test_what_is_no_folder_is_refused(tmp_path):

@@ -58,6 +58,8 @@ def run_group(
     """
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", POLL_S)
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(PLACE_TRY_S)
+    # A process that tells workers of a preemption to come, and a state of every epoch is kept anyhow.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     mistake = f"vaemo/{name}-{uuid.uuid4().hex}"
     trainer = TorchTrainer(
         _work,  # type: ignore[arg-type]  # its value comes back in the result

@@ -244,6 +244,7 @@ def test_more_layers_than_are_computed_cannot_be_trained(models):
         network.trainable(3)
 
 
+@pytest.mark.slow
 def test_compiled_layers_compute_the_same(models, utterances, monkeypatch):
     # Without the code generator, which is the compiler's own affair and takes a minute.
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))

@@ -1,0 +1,156 @@
+"""The job of extraction, its shards done in this process: what a second run adds, leaves alone, refuses, repeats."""
+
+import pytest
+import soundfile
+from extract_cases import CONFIG, expected_rows, parts, rows_of, write_corpus, write_rows
+from scoring_cases import run_inline
+from speech_cases import call
+
+from vaemo.cluster import extract
+from vaemo.config import Config
+from vaemo.errors import OtherRunError, ReadManifestError, ReadRecordingsError, TooManyFailuresError
+from vaemo.extract import extract_recording
+from vaemo.features import load_extractors
+
+
+@pytest.fixture(autouse=True)
+def without_ray(monkeypatch):
+    monkeypatch.setattr(extract, "run_shards", run_inline)
+    monkeypatch.setattr(extract, "connect", lambda: None)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    return write_corpus(tmp_path_factory.mktemp("corpus"), 10)
+
+
+def test_recordings_are_extracted_once_and_others_passed_over(tmp_path):
+    folder = tmp_path / "calls"
+    (folder / "deep").mkdir(parents=True)
+    samples, _ = call(4, seed=1)
+    soundfile.write(folder / "a.wav", samples.T, 16000)
+    soundfile.write(folder / "deep" / "b.FLAC", samples.T, 16000, format="FLAC")
+    (folder / "broken.wav").write_text("no audio")
+    (folder / "notes.txt").write_text("no recording")
+    config = CONFIG.replace({"extract": {"max_failed_fraction": 0.5}})
+    extract.run(config, str(tmp_path / "out"), folder=str(folder))
+    found = rows_of(tmp_path / "out")
+    extractors = load_extractors(config.features)
+    for name in ("a.wav", "deep/b.FLAC", "broken.wav"):
+        table = extract_recording(str(folder / name), name, extractors=extractors, config=config)
+        assert table.to_pylist() == [row for row in found.values() if row["session_id"] == name]
+    assert {row["session_id"] for row in found.values()} == {"a.wav", "deep/b.FLAC", "broken.wav"}
+
+    before = parts(tmp_path / "out")
+    soundfile.write(folder / "c.wav", samples.T, 16000)
+    extract.run(config, str(tmp_path / "out"), folder=str(folder))
+    after = parts(tmp_path / "out")
+    assert {name: after[name] for name in before} == before
+    assert len(after) == len(before) + 1
+
+
+def test_a_grown_manifest_adds_its_new_sessions_alone(tmp_path):
+    manifest, rows = write_corpus(tmp_path / "c", 7)
+    write_rows(tmp_path / "c", rows[:9])
+    extract.run(CONFIG, str(tmp_path / "out"), manifest=str(manifest))
+    before = parts(tmp_path / "out")
+    write_rows(tmp_path / "c", rows)
+    extract.run(CONFIG, str(tmp_path / "out"), manifest=str(manifest))
+    after = parts(tmp_path / "out")
+    assert {name: after[name] for name in before} == before
+    assert rows_of(tmp_path / "out") == expected_rows(manifest)
+
+    write_rows(tmp_path / "c", [{**rows[0], "valence": 0.75}, *rows[1:], {**rows[0], "utt_id": "x", "session_id": "x"}])
+    with pytest.raises(OtherRunError, match=r"session 's0' is finished in .*, but its utterances have changed"):
+        extract.run(CONFIG, str(tmp_path / "out"), manifest=str(manifest))
+
+
+def test_another_config_on_the_same_folder_is_refused_with_what_differs(corpus, tmp_path):
+    manifest, _ = corpus
+    out = str(tmp_path / "out")
+    extract.run(CONFIG, out, manifest=str(manifest), limit=1)
+    before = parts(out)
+    other = CONFIG.replace({"audio": {"simulate_telephone": True}})
+    with pytest.raises(OtherRunError, match=r"audio.simulate_telephone was False, is now True"):
+        extract.run(other, out, manifest=str(manifest))
+    assert parts(out) == before
+    # What cannot change a row may change.
+    harmless = CONFIG.replace(
+        {"extract": {"batch_s": 5.0}, "features": {"opensmile_license": "research", "speaker_aggregation": "enrolled"}}
+    )
+    extract.run(harmless, out, manifest=str(manifest), limit=1)
+
+
+def test_a_limit_takes_whole_sessions_and_the_rest_follows(corpus, tmp_path):
+    manifest, _ = corpus
+    out = tmp_path / "out"
+    extract.run(CONFIG, str(out), manifest=str(manifest), limit=4)
+    assert len(rows_of(out)) == 6
+    extract.run(CONFIG, str(out), manifest=str(manifest), limit=10)
+    assert len(rows_of(out)) == 12
+    extract.run(CONFIG, str(out), manifest=str(manifest))
+    assert rows_of(out) == expected_rows(manifest)
+
+
+def test_failures_are_rows_then_an_error_then_tried_again(tmp_path, capsys):
+    manifest, _rows = write_corpus(tmp_path / "c", 6)
+    away = tmp_path / "away.wav"
+    (tmp_path / "c" / "2.wav").rename(away)
+    out = tmp_path / "out"
+    with pytest.raises(TooManyFailuresError, match=r"3 of 18 utterances failed \(16.7%\).*allows 5.0%"):
+        extract.run(CONFIG, str(out), manifest=str(manifest))
+    assert "3  missing      such as s2-0: there is no such file" in capsys.readouterr().out
+    broken = rows_of(out)
+    assert [row["utt_id"] for row in broken.values() if row["status"] == "missing"] == ["s2-0", "s2-1", "s2-2"]
+    before = parts(out)
+
+    lenient = CONFIG.replace({"extract": {"max_failed_fraction": 0.2}})
+    extract.run(lenient, str(out), manifest=str(manifest))
+    assert parts(out) == before
+
+    away.rename(tmp_path / "c" / "2.wav")
+    extract.run(CONFIG, str(out), manifest=str(manifest), retry=True)
+    after = parts(out)
+    assert after.keys() == before.keys()
+    assert sum(after[name] != before[name] for name in after) == 1
+    assert rows_of(out) == expected_rows(manifest)
+    # Its parts still say which sessions they hold.
+    extract.run(CONFIG, str(out), manifest=str(manifest))
+    assert parts(out) == after
+
+
+def test_failed_recordings_are_tried_again_whole(tmp_path):
+    folder = tmp_path / "calls"
+    folder.mkdir()
+    samples, _ = call(3, seed=2)
+    soundfile.write(folder / "a.wav", samples.T, 16000)
+    (folder / "b.wav").write_bytes(b"")
+    config = CONFIG.replace({"extract": {"max_failed_fraction": 1.0, "shard_recordings": 2}})
+    extract.run(config, str(tmp_path / "out"), folder=str(folder))
+    assert rows_of(tmp_path / "out")["b.wav#c0-00000"]["status"] == "undecodable"
+    soundfile.write(folder / "b.wav", samples.T, 16000)
+    extract.run(config, str(tmp_path / "out"), folder=str(folder), retry=True)
+    found = rows_of(tmp_path / "out")
+    assert {row["status"] for row in found.values()} == {"ok"}
+    assert len({row["session_id"] for row in found.values()}) == 2
+
+
+def test_input_that_is_not_there_is_one_error(tmp_path):
+    with pytest.raises(ReadManifestError, match="there is no manifest"):
+        extract.run(CONFIG, str(tmp_path / "out"), manifest=str(tmp_path / "m.jsonl"))
+    with pytest.raises(ReadRecordingsError, match="does not exist"):
+        extract.run(CONFIG, str(tmp_path / "out"), folder=str(tmp_path / "none"))
+    (tmp_path / "x").mkdir()
+    with pytest.raises(ReadRecordingsError, match=r"holds no recordings; files are taken that end in .wav"):
+        extract.run(CONFIG, str(tmp_path / "out"), folder=str(tmp_path / "x"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_licence_of_opensmile_is_asked_for(corpus, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(extract, "estimate", lambda *_: None)
+    base = Config.load("default")
+    extract.run(base, str(tmp_path / "out"), manifest=str(corpus[0]), dry_run=True)
+    assert "features.opensmile_license=research (or commercial)" in capsys.readouterr().out
+    stated = base.replace({"features": {"opensmile_license": "research"}})
+    extract.run(stated, str(tmp_path / "out"), manifest=str(corpus[0]), dry_run=True)
+    assert capsys.readouterr().out == ""
