@@ -3,7 +3,9 @@
 import atexit
 import os
 import shutil
+import socket
 import tempfile
+import uuid
 
 import pytest
 
@@ -17,6 +19,14 @@ os.environ["RAY_TMPDIR"] = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
 atexit.register(shutil.rmtree, os.environ["RAY_TMPDIR"], ignore_errors=True)
 # Small tensors: two threads that wait for each other on a busy machine cost many times what they save.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# The way to the S3 of `bucket`, known before any Ray or job of this process begins: a socket that does not listen holds
+# the port from the start, and lets a server beside it.
+S3_DOOR = socket.socket()
+S3_DOOR.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+S3_DOOR.bind(("127.0.0.1", 0))
+os.environ["AWS_ENDPOINT_URL"] = "http://{}:{}".format(*S3_DOOR.getsockname())
+os.environ |= dict.fromkeys(("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"), "test")
+os.environ |= dict.fromkeys(("AWS_REGION", "AWS_DEFAULT_REGION"), "us-east-1")
 
 
 @pytest.fixture
@@ -29,31 +39,16 @@ def local_ray():
 
 
 @pytest.fixture
-def bucket(monkeypatch):
-    """The URI of an empty bucket, on an S3 of this process that its children reach too."""
+def bucket():
+    """The URI of an empty bucket, on an S3 of this process that its Ray and its children reach too."""
     import boto3
     from moto.server import ThreadedMotoServer
 
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    host, port = S3_DOOR.getsockname()
+    server = ThreadedMotoServer(ip_address=host, port=port, verbose=False)
     server.start()
-    host, port = server.get_host_and_port()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "test")
-    for name in ("AWS_REGION", "AWS_DEFAULT_REGION"):
-        monkeypatch.setenv(name, "us-east-1")
     # moto keeps what it holds as long as the process lives.
-    boto3.client("s3").create_bucket(Bucket=f"bucket-{port}")
-    yield f"s3://bucket-{port}"
+    name = f"bucket-{uuid.uuid4().hex}"
+    boto3.client("s3").create_bucket(Bucket=name)
+    yield f"s3://{name}"
     server.stop()
-
-
-@pytest.fixture
-def ray_that_knows_the_bucket(bucket):
-    """The address of a Ray begun after the bucket: its workers have the way there from the environment."""
-    import ray
-
-    ray.shutdown()
-    ray.init(num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
-    yield ray.get_runtime_context().gcs_address
-    ray.shutdown()

@@ -127,6 +127,24 @@ def test_killed_workers_cost_nothing(local_ray, tmp_path, times):
     assert rows_of(out) == expected_rows(manifest)
 
 
+def test_manifest_audio_and_store_may_lie_on_s3(bucket, local_ray, corpus):
+    manifest, rows = corpus
+    for session in range(9):
+        files.write_whole(f"{bucket}/in/{session}.wav", (manifest.parent / f"{session}.wav").read_bytes())
+    files.write_whole(f"{bucket}/in/m.jsonl", manifest.read_bytes())
+    lenient = CONFIG.replace({"extract": {"max_failed_fraction": 0.2}})
+    extract.run(lenient, f"{bucket}/store", manifest=f"{bucket}/in/m.jsonl")
+    table = FeatureStore.open(f"{bucket}/store").read()
+    expected = expected_rows(manifest)
+    assert table.num_rows == len(rows)
+    for row in table.to_pylist():
+        if row["session_id"] == "s9":
+            assert (row["status"], row["reason"]) == ("missing", "there is no such file")
+        else:
+            for stream in STREAMS[::2]:
+                assert row[stream] == expected[row["utt_id"]][stream]
+
+
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 10))])
 def test_a_lost_node_costs_nothing(tmp_path, seed):
     manifest, _ = write_corpus(tmp_path / "c", 40)
@@ -150,21 +168,3 @@ def test_a_lost_node_costs_nothing(tmp_path, seed):
     finally:
         ray.shutdown()
         nodes.shutdown()
-
-
-def test_manifest_audio_and_store_may_lie_on_s3(bucket, ray_that_knows_the_bucket, corpus):
-    manifest, rows = corpus
-    for session in range(9):
-        files.write_whole(f"{bucket}/in/{session}.wav", (manifest.parent / f"{session}.wav").read_bytes())
-    files.write_whole(f"{bucket}/in/m.jsonl", manifest.read_bytes())
-    lenient = CONFIG.replace({"extract": {"max_failed_fraction": 0.2}})
-    extract.run(lenient, f"{bucket}/store", manifest=f"{bucket}/in/m.jsonl")
-    table = FeatureStore.open(f"{bucket}/store").read()
-    expected = expected_rows(manifest)
-    assert table.num_rows == len(rows)
-    for row in table.to_pylist():
-        if row["session_id"] == "s9":
-            assert (row["status"], row["reason"]) == ("missing", "there is no such file")
-        else:
-            for stream in STREAMS[::2]:
-                assert row[stream] == expected[row["utt_id"]][stream]

@@ -59,6 +59,7 @@ def wait_for_parts(out, n, process=None):
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 def test_the_cluster_scores_as_one_process_does(local_ray, archive, tmp_path):
     run(*archive[:2], tmp_path / "out")
     assert_undisturbed(tmp_path / "out", archive)

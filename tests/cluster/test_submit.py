@@ -2,7 +2,6 @@
 
 import json
 import os
-import runpy
 import shlex
 import socket
 import subprocess
@@ -20,13 +19,19 @@ from scoring_cases import run_inline
 
 from vaemo import files
 from vaemo.cluster import extract, score
+from vaemo.cluster.prepare import Request
+from vaemo.config import Config
 from vaemo.demo.corpus import make_corpus
+from vaemo.testing import linear_world, write_store
+from vaemo.training.data import TrainingData
+from vaemo.training.trainer import Trainer
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
 ROOT = Path(__file__).parents[2]
 RAY = str(Path(sys.executable).with_name("ray"))
 QUICK = ["features.prosody=none", "train.epochs=2", "train.lanes=4", "train.trackers=[]"]
+QUICK += ["model.scan=chunk"]  # a submitted copy of vaemo would first compile the compiled one
 
 
 def free_port():
@@ -119,44 +124,61 @@ def settings(*pairs):
     return [word for pair in pairs for word in ("--set", pair)]
 
 
-def pipeline(manifest, out):
-    """Extract, train, score: the words of each command."""
-    quick = settings(*QUICK)
-    return [
-        ["jobs/extract.py", "--manifest", manifest, "--out", f"{out}/store", *quick],
-        ["jobs/train.py", "--store", f"{out}/store", "--out", f"{out}/run", *quick],
-        ["jobs/score.py", "--input", f"{out}/store", "--checkpoint", f"{out}/run/best", "--out", f"{out}/scores"],
-    ]
-
-
 def rows(folder):
     parts = [files.read_parquet(path) for path in files.list_files(folder, ".parquet", recursive=True)]
     return sorted((row for part in parts for row in part.to_pylist()), key=lambda row: json.dumps(row, default=str))
 
 
 def metrics(path):
-    lines = [json.loads(line) for line in Path(path).read_text().splitlines()]
+    return untimed([json.loads(line) for line in Path(path).read_text().splitlines()])
+
+
+def untimed(lines):
     return [
         {name: value for name, value in line.items() if "_per_s" not in name and name[-2:] != "_s"} for line in lines
     ]
 
 
-def test_submitted_jobs_give_what_direct_ones_give(head, local_ray, tmp_path, monkeypatch):
-    manifest = str(make_corpus(tmp_path / "corpus", n_sessions=12))
+def metrics_here(store):
+    """Lines of a training of this process, without a cluster."""
+    config = Config.load("default", QUICK)
+    sessions = TrainingData.open(store, config).pack()
+    return untimed(list(Trainer(sessions.split(0, "train"), sessions.split(0, "dev"), config)))
 
-    # That shards may be done in one process is told by the tests of extraction and scoring.
+
+def test_a_submitted_training_gives_what_one_process_gives(head, tmp_path):
+    world = linear_world(5, sessions=(12, 4, 0), lengths=(10, 30), features=6, noise=2.0)
+    store, out = write_store(world, str(tmp_path / "store")), tmp_path / "run"
+    done = head.submit("python", "jobs/train.py", "--store", store, "--out", str(out), *settings(*QUICK))
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert metrics(out / "metrics.jsonl") == metrics_here(store)
+
+
+@pytest.mark.slow
+def test_submitted_jobs_give_what_one_process_gives(head, tmp_path, monkeypatch):
+    """Extract, train, score: one after the other on the cluster, and in this process without it."""
+    manifest, out, here = str(make_corpus(tmp_path / "corpus", n_sessions=12)), tmp_path / "job", str(tmp_path / "here")
+    quick = settings(*QUICK)
+    commands = [
+        ["jobs/extract.py", "--manifest", manifest, "--out", f"{out}/store", *quick],
+        ["jobs/train.py", "--store", f"{out}/store", "--out", f"{out}/run", *quick],
+        ["jobs/score.py", "--input", f"{out}/store", "--checkpoint", f"{out}/run/best", "--out", f"{out}/scores"],
+    ]
+    done = head.submit("sh", "-c", " && ".join(shlex.join(["python", *command]) for command in commands))
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+
     for module in (extract, score):
         monkeypatch.setattr(module, "run_shards", run_inline)
-    for job, *arguments in pipeline(manifest, tmp_path / "direct"):
-        runpy.run_path(str(ROOT / job))["main"](arguments)
-    commands = " && ".join(shlex.join(["python", *command]) for command in pipeline(manifest, tmp_path / "job"))
-    done = head.submit("sh", "-c", commands)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    assert rows(tmp_path / "direct" / "store") == rows(tmp_path / "job" / "store")
-    assert metrics(tmp_path / "direct/run/metrics.jsonl") == metrics(tmp_path / "job/run/metrics.jsonl")
-    direct, job = rows(tmp_path / "direct" / "scores"), rows(tmp_path / "job" / "scores")
-    assert len(direct) > 300
-    assert [{**row, "run_id": ""} for row in direct] == [{**row, "run_id": ""} for row in job]
+        monkeypatch.setattr(module, "connect", lambda: None)
+    config = Config.load("default", QUICK)
+    extract.run(config, f"{here}/store", manifest=manifest)
+    assert rows(f"{here}/store") == rows(f"{out}/store")
+
+    assert metrics_here(f"{here}/store") == metrics(out / "run" / "metrics.jsonl")
+    score.score(Request(f"{here}/store", (f"{out}/run/best",), f"{here}/scores"), Config())
+    found, expected = rows(f"{out}/scores"), rows(f"{here}/scores")
+    assert len(found) > 300
+    assert [{**row, "run_id": ""} for row in found] == [{**row, "run_id": ""} for row in expected]
 
 
 @pytest.mark.parametrize(
