@@ -8,14 +8,14 @@ import subprocess
 import sys
 from unittest import mock
 
-from processes import ROOT
+from processes import ROOT, start_job
 
 
-def run_job(name, *arguments, cwd=None, **environment):
+def run_job(name, *arguments):
     """`jobs/NAME.py` in a process of its own; gives `returncode`, `stdout` and `stderr`."""
-    command = [sys.executable, str(ROOT / "jobs" / f"{name}.py"), *map(str, arguments)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
-    return subprocess.run(command, capture_output=True, text=True, timeout=200, cwd=cwd, env=environment, check=False)
+    job = start_job(name, *arguments)
+    said, complained = job.communicate(timeout=200)
+    return subprocess.CompletedProcess(job.args, job.returncode, said, complained)
 
 
 def run_job_here(name, *arguments, cwd=None, **environment):

@@ -23,11 +23,12 @@ def start_job(name, *arguments, overrides=(), **environment):
     )
 
 
-def kill_job(job, due, within_s=120):
-    """SIGKILL to a job and all below it as soon as `due()` holds, or the job has ended by itself."""
+def kill_job(job, due, within_s=120, delay_s=0.0):
+    """SIGKILL to a job and all below it, `delay_s` after `due()` holds, or the job has ended by itself."""
     deadline = time.monotonic() + within_s
     while not due() and time.monotonic() < deadline and job.poll() is None:
         time.sleep(0.02)
+    time.sleep(delay_s)
     if job.poll() is None:
         kill_tree(job.pid)
     job.communicate()

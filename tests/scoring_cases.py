@@ -30,6 +30,13 @@ def run_inline(worker, arguments, shards, *, needs=()):
     yield from map(made, shards)
 
 
+def without_ray(patch, *modules):
+    """Let jobs of `vaemo.cluster` do their shards in this process: `patch` is a MonkeyPatch."""
+    for module in modules:
+        patch.setattr(module, "run_shards", run_inline)
+        patch.setattr(module, "connect", lambda: None)
+
+
 def make_world(seed=0, sessions=20, lengths=(1, 40)):
     return linear_world(seed, sessions=(sessions, 0, 0), lengths=lengths, features=6)
 

@@ -108,13 +108,8 @@ def list_files(folder: str | Path, suffix: str = "", *, recursive: bool = False)
         UsageError: if it is a file.
     """
     filesystem, inner = filesystem_of(folder)
-    selector = pafs.FileSelector(inner, recursive=recursive, allow_not_found=True)
     try:
-        try:
-            infos = filesystem.get_file_info(selector)
-        except FileNotFoundError:
-            # Made between pyarrow's two looks: the first found nothing to list, the second that it is there.
-            infos = filesystem.get_file_info(selector)
+        infos = _infos(filesystem, pafs.FileSelector(inner, recursive=recursive, allow_not_found=True))
     except NotADirectoryError:
         raise UsageError(f"{folder} is a file; a folder is needed in its place.") from None
     skip = len(inner.rstrip("/")) + 1
@@ -125,6 +120,14 @@ def list_files(folder: str | Path, suffix: str = "", *, recursive: bool = False)
         and info.base_name.endswith(suffix)
         and not any(part.startswith((".", "_")) for part in info.path[skip:].split("/"))
     )
+
+
+def _infos(filesystem: pafs.FileSystem, selector: pafs.FileSelector) -> list[pafs.FileInfo]:
+    try:
+        return filesystem.get_file_info(selector)
+    except FileNotFoundError:
+        # Made between pyarrow's two looks: the first found nothing to list, the second that it is there.
+        return filesystem.get_file_info(selector)
 
 
 def read_bytes(path: str | Path) -> bytes:

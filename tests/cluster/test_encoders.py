@@ -18,7 +18,7 @@ from extract_cases import CONFIG, make_loud, rows_of, write_corpus
 from processes import kill, watching, workers
 from ray.cluster_utils import Cluster
 from ray.exceptions import ActorDiedError
-from scoring_cases import assert_close, make_audio_checkpoint, run, run_inline
+from scoring_cases import assert_close, make_audio_checkpoint, run, run_inline, without_ray
 from speech_cases import call
 from tiny_models import write_speaker_model, write_speech_model
 
@@ -53,8 +53,7 @@ def inline(monkeypatch):
     @contextlib.contextmanager
     def in_one_stage():
         with monkeypatch.context() as patch:
-            patch.setattr(extract, "run_shards", run_inline)
-            patch.setattr(extract, "connect", lambda: None)
+            without_ray(patch, extract)
             patch.setattr(extract, "encoder_stage", lambda *_: contextlib.nullcontext({}))
             yield
 

@@ -10,7 +10,7 @@ import ray
 from commands import run_job_here
 from processes import kill, start_job, workers
 from ray.cluster_utils import Cluster
-from scoring_cases import assert_close, make_checkpoint, make_world, rows_of, run, run_inline, written
+from scoring_cases import assert_close, make_checkpoint, make_world, rows_of, run, without_ray, written
 
 from vaemo import files
 from vaemo.cluster import score as job
@@ -30,8 +30,7 @@ def archive(tmp_path_factory):
     store = write_store(make_world(sessions=10 * PARTS, lengths=(40, 80)), str(folder / "store"), parts=PARTS)
     checkpoint = make_checkpoint(folder / "checkpoint")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(job, "run_shards", run_inline)
-        patch.setattr(job, "connect", lambda: None)
+        without_ray(patch, job)
         run(store, checkpoint, folder / "undisturbed")
     return store, checkpoint, folder / "undisturbed"
 
@@ -132,6 +131,7 @@ def test_a_killed_node_loses_and_doubles_nothing(archive, tmp_path, seed):
 def test_the_command_ends_with_the_right_exit_codes(archive, tmp_path):
     def code(*arguments):
         done = run_job_here("score", "--checkpoint", archive[1], "--out", tmp_path / "out", *arguments)
+        assert "Traceback" not in done.stderr
         return done.returncode, done.stderr
 
     status, message = code("--input", archive[0], "--set", "score.chunks=3")

@@ -15,7 +15,7 @@ import pytest
 from extract_cases import QUICK as QUICK_EXTRACTION
 from extract_cases import expected_rows, parts, rows_of, write_corpus
 from processes import kill_tree
-from scoring_cases import run_inline
+from scoring_cases import without_ray
 
 from vaemo import files
 from vaemo.cluster import extract, score
@@ -167,9 +167,7 @@ def test_submitted_jobs_give_what_one_process_gives(head, tmp_path, monkeypatch)
     done = head.submit("sh", "-c", " && ".join(shlex.join(["python", *command]) for command in commands))
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
 
-    for module in (extract, score):
-        monkeypatch.setattr(module, "run_shards", run_inline)
-        monkeypatch.setattr(module, "connect", lambda: None)
+    without_ray(monkeypatch, extract, score)
     config = Config.load("default", QUICK)
     extract.run(config, f"{here}/store", manifest=manifest)
     assert rows(f"{here}/store") == rows(f"{out}/store")
@@ -222,15 +220,8 @@ def test_an_extraction_that_was_stopped_goes_on(head, tmp_path):
     last, away = tmp_path / "c" / "11.wav", tmp_path / "away.wav"
     last.rename(away)
     os.mkfifo(last)
-    command = [
-        "python",
-        "jobs/extract.py",
-        "--manifest",
-        str(manifest),
-        "--out",
-        str(out),
-        *settings(*QUICK_EXTRACTION),
-    ]
+    command = ["python", "jobs/extract.py", "--manifest", str(manifest), "--out", str(out)]
+    command += settings(*QUICK_EXTRACTION)
     stop_after(head, "extract-1", lambda: out.exists() and len(parts(out)) >= 2, *command)
     kept = parts(out)
     assert 2 <= len(kept) < 6

@@ -15,8 +15,8 @@ import pytest
 import ray
 import torch
 from finetune_cases import Heard
-from processes import kill, kill_tree, start_job, workers
-from scoring_cases import run_inline
+from processes import kill, kill_job, start_job, workers
+from scoring_cases import without_ray
 
 from vaemo import files, scores
 from vaemo.cluster import group
@@ -166,8 +166,9 @@ def survive_worker_kill(undisturbed, store, out, workers, after, delay_s):
     assert_same_lines(lines(out), lines(undisturbed), SAME_RUN if workers == 1 else OTHER_WORLD_SIZE)
 
 
-def test_two_workers_equal_one_though_one_of_them_is_killed(undisturbed, store, local_ray, tmp_path, capsys):
-    survive_worker_kill(undisturbed, store, str(tmp_path / "run"), workers=2, after=2, delay_s=0.1)
+@pytest.mark.parametrize("workers", [1, 2])
+def test_worker_killed_within_an_epoch(undisturbed, store, local_ray, tmp_path, capsys, workers):
+    survive_worker_kill(undisturbed, store, str(tmp_path / "run"), workers, after=2, delay_s=0.1)
     assert "going on after epoch " in capsys.readouterr().out
 
 
@@ -188,12 +189,7 @@ def start_training(store, out, *more, **environment):
 
 def survive_driver_kill(undisturbed, store, out, after, delay_s, *more, **environment):
     job = start_training(store, out, *more, **environment)
-    deadline = time.monotonic() + 120
-    while len(lines(out)) < after and time.monotonic() < deadline and job.poll() is None:
-        time.sleep(0.02)
-    time.sleep(delay_s)
-    kill_tree(job.pid)
-    job.communicate()
+    kill_job(job, due=lambda: len(lines(out)) >= after, delay_s=delay_s)
     assert len(lines(out)) < len(lines(undisturbed)), "the run ended before it could be killed"
 
     again = start_training(store, out, *more, **environment)
@@ -327,8 +323,7 @@ def test_driver_killed_and_job_run_again_with_all_in_a_bucket(undisturbed, bucke
     assert files.read_bytes(f"{out}/curves.png").startswith(b"\x89PNG")
     assert len(files.list_files(f"{out}/tensorboard")) == 2, "one of each job"
 
-    monkeypatch.setattr(scoring, "run_shards", run_inline)
-    monkeypatch.setattr(scoring, "connect", lambda: None)
+    without_ray(monkeypatch, scoring)
     scoring.score(Request(store, (f"{out}/best",), f"{bucket}/scores"), Config())
     evaluate(f"{bucket}/scores", store, f"{bucket}/numbers", Config(), split="dev", checkpoint=f"{out}/best")
     found = files.read_json(f"{bucket}/numbers/metrics.json")

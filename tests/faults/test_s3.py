@@ -8,7 +8,7 @@ import boto3
 import pytest
 from extract_cases import CONFIG, expected_rows, write_corpus
 from moto.server import DomainDispatcherApplication, create_backend_app
-from scoring_cases import run_inline
+from scoring_cases import without_ray
 from werkzeug.serving import make_server
 
 from vaemo import files
@@ -61,8 +61,7 @@ def s3(monkeypatch):
 @pytest.fixture
 def corpus(s3, tmp_path, monkeypatch):
     """A manifest in the bucket, extracted in this process, and the rows that are to come of it."""
-    monkeypatch.setattr(extract, "run_shards", run_inline)
-    monkeypatch.setattr(extract, "connect", lambda: None)
+    without_ray(monkeypatch, extract)
     manifest, _ = write_corpus(tmp_path / "c", 6)
     for path in (tmp_path / "c").iterdir():
         s3.client.upload_file(str(path), s3.bucket, f"in/{path.name}")

@@ -3,7 +3,7 @@
 import pytest
 import soundfile
 from extract_cases import CONFIG, expected_rows, parts, rows_of, write_corpus, write_rows
-from scoring_cases import run_inline
+from scoring_cases import without_ray
 from speech_cases import call
 
 from vaemo.cluster import extract
@@ -14,9 +14,8 @@ from vaemo.features import load_extractors
 
 
 @pytest.fixture(autouse=True)
-def without_ray(monkeypatch):
-    monkeypatch.setattr(extract, "run_shards", run_inline)
-    monkeypatch.setattr(extract, "connect", lambda: None)
+def inline(monkeypatch):
+    without_ray(monkeypatch, extract)
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from commands import run_job, run_job_here
-from scoring_cases import run, run_inline
+from scoring_cases import run, without_ray
 from speaker_world import biased_world
 
 from vaemo.cluster import score as score_job
@@ -56,8 +56,7 @@ def test_ten_labels_help_their_speaker_on_the_rest(world, tmp_path, monkeypatch)
     assert f"{sum(kept)} of {SPEAKERS} speakers changed; see {deltas}/speakers.parquet" in ended.stdout
     assert any(kept)
 
-    monkeypatch.setattr(score_job, "run_shards", run_inline)
-    monkeypatch.setattr(score_job, "connect", lambda: None)
+    without_ray(monkeypatch, score_job)
     found = {}
     for name, options in (("plain", {}), ("personal", {"personal": str(deltas)})):
         run(world / "store", str(world / "best"), tmp_path / name, **options)

@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow.compute as pc
 import pytest
 import soundfile
-from scoring_cases import make_audio_checkpoint, run, run_inline, write_calls
+from scoring_cases import make_audio_checkpoint, run, without_ray, write_calls
 
 from vaemo.audio.recording import Decoder, Recording
 from vaemo.cluster import score as job
@@ -23,8 +23,7 @@ def call(tmp_path_factory):
     (name,), _ = write_calls(folder / "recordings", utterances=8, formats=("flac",))
     checkpoint = make_audio_checkpoint(folder / "best")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(job, "run_shards", run_inline)
-        patch.setattr(job, "connect", lambda: None)
+        without_ray(patch, job)
         customer = run(
             folder / "recordings", checkpoint, folder / "customer", score={"channel_roles": ["customer", "agent"]}
         )

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 import torch
-from scoring_cases import SINGLE, make_checkpoint, make_world, run, run_inline, written
+from scoring_cases import SINGLE, make_checkpoint, make_world, run, without_ray, written
 
 from vaemo import files
 from vaemo.cluster import extract
@@ -35,8 +35,7 @@ HASHED = {"score": {"hash_ids": True}}
 
 @pytest.fixture(autouse=True)
 def inline(monkeypatch):
-    monkeypatch.setattr(job, "run_shards", run_inline)
-    monkeypatch.setattr(job, "connect", lambda: None)
+    without_ray(monkeypatch, job)
     monkeypatch.setenv(VARIABLE, KEY)
 
 
@@ -124,8 +123,7 @@ def test_an_erased_call_is_gone_and_stays_away(store, checkpoint, tmp_path, opti
 
 @pytest.fixture
 def extract_inline(monkeypatch):
-    monkeypatch.setattr(extract, "run_shards", run_inline)
-    monkeypatch.setattr(extract, "connect", lambda: None)
+    without_ray(monkeypatch, extract)
 
 
 def write_noise(folder, n=4):

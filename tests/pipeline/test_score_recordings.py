@@ -8,7 +8,15 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import soundfile
-from scoring_cases import SINGLE, assert_close, make_audio_checkpoint, make_checkpoint, run, run_inline, write_calls
+from scoring_cases import (
+    SINGLE,
+    assert_close,
+    make_audio_checkpoint,
+    make_checkpoint,
+    run,
+    without_ray,
+    write_calls,
+)
 
 from vaemo.cluster import score as job
 from vaemo.config import Config, FeatureConfig
@@ -33,8 +41,7 @@ ORDER = {"channel_roles": ["customer", "agent"]}
 
 @pytest.fixture(autouse=True)
 def inline(monkeypatch):
-    monkeypatch.setattr(job, "run_shards", run_inline)
-    monkeypatch.setattr(job, "connect", lambda: None)
+    without_ray(monkeypatch, job)
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +59,7 @@ def checkpoint(tmp_path_factory):
 def scored(recordings, checkpoint, tmp_path_factory):
     out = tmp_path_factory.mktemp("scored") / "out"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(job, "run_shards", run_inline)
-        patch.setattr(job, "connect", lambda: None)
+        without_ray(patch, job)
         return run(recordings[0], checkpoint, out, score=ORDER), out
 
 

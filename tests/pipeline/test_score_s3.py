@@ -1,6 +1,6 @@
 """Recordings in a bucket are scored into a bucket, in two runs as in one."""
 
-from scoring_cases import assert_close, make_audio_checkpoint, rows_of, run, run_inline, write_calls
+from scoring_cases import assert_close, make_audio_checkpoint, rows_of, run, without_ray, write_calls
 
 from vaemo import files
 from vaemo.cluster import score as job
@@ -9,8 +9,7 @@ ORDER = {"channel_roles": ["customer", "agent"]}
 
 
 def test_recordings_and_scores_may_lie_in_a_bucket(bucket, tmp_path, monkeypatch):
-    monkeypatch.setattr(job, "run_shards", run_inline)
-    monkeypatch.setattr(job, "connect", lambda: None)
+    without_ray(monkeypatch, job)
     names, _ = write_calls(tmp_path / "in" / "2026", utterances=2)
     checkpoint = make_audio_checkpoint(tmp_path / "checkpoint")
     for name in names:

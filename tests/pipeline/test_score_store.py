@@ -7,16 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
-from scoring_cases import (
-    SINGLE,
-    SMALL,
-    assert_close,
-    make_checkpoint,
-    make_world,
-    run,
-    run_inline,
-    written,
-)
+from scoring_cases import SINGLE, SMALL, assert_close, make_checkpoint, make_world, run, without_ray, written
 
 from vaemo import files
 from vaemo.cluster import score as job
@@ -40,8 +31,7 @@ from vaemo.testing import write_store
 
 @pytest.fixture(autouse=True)
 def inline(monkeypatch):
-    monkeypatch.setattr(job, "run_shards", run_inline)
-    monkeypatch.setattr(job, "connect", lambda: None)
+    without_ray(monkeypatch, job)
 
 
 @pytest.fixture
