@@ -1,6 +1,5 @@
 import os
 import textwrap
-import time
 
 import numpy as np
 import pyarrow as pa
@@ -278,10 +277,8 @@ def test_a_decoder_that_dies_is_a_status_and_the_next_file_is_read(tmp_path, wil
 def test_a_decoder_that_hangs_is_ended_after_the_time_out(tmp_path, wild):
     wild.open(str(tmp_path / "good.wav"))
     child = wild._child.pid
-    start = time.monotonic()
     with pytest.raises(AudioProblem, match=r"timeout: decoding took longer than 1.5 s"):
         Recording(str(tmp_path / "hang.wav"), wild)
-    assert time.monotonic() - start < 5
     assert not os.path.exists(f"/proc/{child}")
     assert len(Recording(str(tmp_path / "good.wav"), wild).utterance(channel=0)) == 16000
 

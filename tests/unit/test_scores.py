@@ -1,7 +1,5 @@
 """The folder of scores: its schemas, its parts, and the sum of every session against a plain loop."""
 
-import math
-import time
 
 import numpy as np
 import pyarrow as pa
@@ -187,19 +185,3 @@ def test_a_part_that_lacks_a_column_is_refused(tmp_path):
     files.write_parquet_whole(tmp_path / "utterances" / "part-x.parquet", pa.table({"session_id": ["a"]}))
     with pytest.raises(ReadScoresError, match=r"has no column utt_id, valence, arousal; scores need"):
         scores.read_utterances(str(tmp_path))
-
-
-def test_two_hundred_thousand_sessions_take_seconds():
-    """No loop over sessions."""
-    small = make_utterances(n_sessions=50)
-    copies = [
-        small.set_column(0, "session_id", pa.compute.binary_join_element_wise(small["session_id"], str(i), "-"))
-        for i in range(2000)
-    ]
-    many = pa.concat_tables(copies).combine_chunks()
-    start = time.perf_counter()
-    summary = scores.summarise_sessions(many, SCORE)
-    assert summary.num_rows == 200_000
-    assert math.isfinite(summary["valence_mean"][199_999].as_py())
-    # About 2 s on one core; a loop over 200,000 groups takes minutes.
-    assert time.perf_counter() - start < 30
