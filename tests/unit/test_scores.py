@@ -1,6 +1,5 @@
 """The folder of scores: its schemas, its parts, and the sum of every session against a plain loop."""
 
-
 import numpy as np
 import pyarrow as pa
 import pytest
