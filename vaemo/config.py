@@ -167,7 +167,12 @@ class ModelConfig:
     ema: Literal["none", "fixed", "learned"] = option(
         "fixed", "c = alpha c + (1 - alpha) u with alpha fixed, learned (within 0.6 to 0.9), or no smoothing."
     )
-    alpha: float = option(0.8, "EMA coefficient per utterance, or its start where it is learned.", low=0, high=0.999)
+    alpha: float = option(
+        0.5,
+        "EMA coefficient per utterance; where it is learned its start, brought into 0.6 to 0.9.",
+        low=0,
+        high=0.999,
+    )
     alpha_arousal: float | None = option(
         None, "Its own coefficient for the second (arousal) half of c; null uses alpha.", low=0, high=0.999
     )

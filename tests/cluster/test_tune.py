@@ -77,7 +77,7 @@ def test_sweep_folder(finished):
     table = pq.read_table(Path(out, "trials.parquet")).to_pandas().set_index("trial_id")
     assert list(table.index) == ["0000", "0001", "0002", "0003"]
     assert set(table["status"]) == {"done"}
-    assert table.loc["0000", "config.model.alpha"] == 0.8
+    assert table.loc["0000", "config.model.alpha"] == 0.5
     assert table.loc["0000", "config.train.window"] == 30
     assert len(set(table["config.model.alpha"])) == 4
     best = table["metric.dev_ccc_avg"].idxmax()
