@@ -248,7 +248,7 @@ FAKE = """
         if "/crash.wav" in what:
             os.kill(os.getpid(), signal.SIGSEGV)
         if "/hang.wav" in what:
-            time.sleep(60)
+            time.sleep(3600)
         return real(request, audio)
     decode.answer = answer
     decode.main()
