@@ -20,7 +20,7 @@ from typing import Any, Literal
 import yaml
 
 from vaemo.errors import ConfigValueError, UnknownConfigKeyError
-from vaemo.fields import explain, fields_of, fit, option
+from vaemo.fields import explain, fields_of, fit, option, younger
 
 PRESETS = ("default", "seed")
 
@@ -418,19 +418,24 @@ class Config:
 
         Args:
             source: A name in `PRESETS` or the path of a YAML file. A file starts from the default preset and may
-                leave out any section or field.
+                leave out any section or field. A section with every field but younger ones was saved by an older
+                version: it means what it meant then.
             overrides: `section.key=value`, the value in YAML's notation.
 
         Raises:
             UnknownConfigKeyError: for a section or field that does not exist, with the nearest one.
             ConfigValueError: for an unreadable file, a wrong type or a value out of range.
         """
-        return Config().replace(_read_yaml(source)).replace(_parse_overrides(overrides))
+        loaded = _read_yaml(source)
+        return Config().replace(_saved_before(loaded)).replace(loaded).replace(_parse_overrides(overrides))
 
     @staticmethod
     def from_dict(sections: Mapping[str, Mapping[str, Any]]) -> Config:
-        """The config that `to_dict` wrote; sections and fields that are left out have their defaults."""
-        return Config().replace(sections)
+        """The config that `to_dict` wrote, now or in an older version.
+
+        Fields that did not exist then have the value that means so; whatever else is left out has its default.
+        """
+        return Config().replace({name: younger(section) for name, section in _SECTIONS.items()}).replace(sections)
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """Plain nested dicts and lists, fit for YAML and JSON."""
@@ -476,19 +481,42 @@ class Config:
         return hashlib.sha256(json.dumps(self.decisive(*sections), sort_keys=True).encode()).hexdigest()
 
     def decisive(self, *sections: str) -> dict[str, dict[str, Any]]:
-        """The fields of these sections (all when none is named) that change results, as `to_dict` gives them."""
+        """The fields of these sections (all when none is named) that change results, as `to_dict` gives them.
+
+        A younger field counts only where it says something else than was so before it existed.
+        """
         plain = self.to_dict()
         return {
             section: {
                 key: value
                 for key, value in plain[section].items()
-                if not fields_of(_SECTIONS[section])[key].metadata["runtime"]
+                if decides(section, key) and not _is_as_before(section, key, value)
             }
             for section in (sections or _SECTIONS)
         }
 
 
 _SECTIONS: dict[str, type] = {field.name: type(field.default) for field in dataclasses.fields(Config)}
+
+
+def decides(section: str, key: str) -> bool:
+    """Whether results depend on a field."""
+    return not fields_of(_SECTIONS[section])[key].metadata["runtime"]
+
+
+def _is_as_before(section: str, key: str, value: Any) -> bool:
+    absent = younger(_SECTIONS[section])
+    return key in absent and value == json.loads(json.dumps(absent[key]))
+
+
+def _saved_before(loaded: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The younger fields that a file of an older version lacks: one that names every older field of a section."""
+    missing: dict[str, dict[str, Any]] = {}
+    for name, section in _SECTIONS.items():
+        given, absent = loaded.get(name), younger(section)
+        if isinstance(given, Mapping) and given.keys() >= fields_of(section).keys() - absent.keys():
+            missing[name] = {key: value for key, value in absent.items() if key not in given}
+    return missing
 
 
 def _read_yaml(source: str | Path) -> Mapping[str, Any]:

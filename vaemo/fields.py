@@ -13,17 +13,47 @@ from typing import Any, Literal
 
 from vaemo.errors import ConfigValueError
 
+ALWAYS = object()
+"""`before` of a field that has been there since the first version."""
+
 
 def option(
-    default: Any, doc: str, *, low: float | None = None, high: float | None = None, runtime: bool = False
+    default: Any,
+    doc: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    runtime: bool = False,
+    before: Any = ALWAYS,
 ) -> Any:
-    """A config field: its default, what it means, the closed range it may take, and whether results depend on it."""
-    return dataclasses.field(default=default, metadata={"doc": doc, "low": low, "high": high, "runtime": runtime})
+    """A config field.
+
+    Args:
+        default: Its value where nobody sets it.
+        doc: What it means.
+        low: Smallest value, included.
+        high: Largest value, included.
+        runtime: Whether results do not depend on it.
+        before: The value that means what vaemo did before the field existed. A config that was saved without the
+            field has this value, and at this value the field stays out of fingerprints: what an older version wrote
+            is still read and resumed. Every field added after version 0.1 names it.
+    """
+    metadata = {"doc": doc, "low": low, "high": high, "runtime": runtime, "before": before}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 def fields_of(section: type) -> dict[str, dataclasses.Field]:
     """The fields of a dataclass by name."""
     return {field.name: field for field in dataclasses.fields(section)}
+
+
+def younger(section: type) -> dict[str, Any]:
+    """The fields that saved configs may lack, with the value that such a config has."""
+    return {
+        name: field.metadata["before"]
+        for name, field in fields_of(section).items()
+        if field.metadata["before"] is not ALWAYS
+    }
 
 
 def fit(section: type, name: str, value: Any) -> Any:

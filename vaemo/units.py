@@ -28,11 +28,15 @@ STATUSES = (
     "nan_audio",
     "timeout",
     "not_scored_role",
+    "archived",
+    "duplicate",
+    "withheld",
+    "unfit",
 )
 """What can become of an utterance; all but `ok` carry a reason and no features or scores."""
 
-NOT_FAILED = ("ok", "not_scored_role")
-"""The statuses in which nothing is wrong with an utterance."""
+NOT_FAILED = ("ok", "not_scored_role", "silent", "duplicate", "withheld", "unfit")
+"""The statuses that are an outcome and no failure."""
 
 
 @dataclass(frozen=True)

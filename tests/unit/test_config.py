@@ -4,7 +4,9 @@ import dataclasses
 
 import pytest
 
+import vaemo.config
 from vaemo.config import PRESETS, Config, ConfigValueError, UnknownConfigKeyError
+from vaemo.fields import option
 
 FIELDS = [
     (section.name, field)
@@ -134,3 +136,36 @@ def test_fingerprint_follows_results_only():
     changed = config.replace({"model": {"d_c": 32}})
     assert changed.fingerprint() != config.fingerprint()
     assert changed.fingerprint("features") == config.fingerprint("features")
+
+
+@pytest.fixture
+def younger_field(monkeypatch):
+    """A field that files of today lack: its default differs from what was so before it existed."""
+    section = dataclasses.make_dataclass(
+        "ModelConfig",
+        [("speaker_norm", tuple[str, ...], option(("prosody",), "Streams.", before=()))],
+        bases=(vaemo.config.ModelConfig,),
+        frozen=True,
+    )
+    config = dataclasses.make_dataclass("Config", [("model", section, section())], bases=(Config,), frozen=True)
+    monkeypatch.setitem(vaemo.config._SECTIONS, "model", section)
+    monkeypatch.setattr(vaemo.config, "Config", config)
+    return config
+
+
+def test_a_younger_field_is_absent_from_saved_configs(younger_field, tmp_path):
+    saved = Config().to_dict()
+    assert "speaker_norm" not in saved["model"]
+    loaded = younger_field.from_dict(saved)
+    assert loaded.model.speaker_norm == ()
+    assert loaded.fingerprint() == Config().fingerprint()
+    assert younger_field().model.speaker_norm == ("prosody",)
+    assert younger_field().fingerprint() != Config().fingerprint()
+
+    path = tmp_path / "config.yaml"
+    path.write_text(Config().to_yaml())
+    assert younger_field.load(path).model.speaker_norm == ()
+    path.write_text("model: {alpha: 0.9}\n")
+    assert younger_field.load(path).model.speaker_norm == ("prosody",)
+    path.write_text(younger_field().to_yaml())
+    assert younger_field.load(path) == younger_field()

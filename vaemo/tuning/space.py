@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from vaemo.config import Config
+from vaemo.config import Config, decides
 from vaemo.errors import ConfigValueError, UnknownConfigKeyError, UsageError
 
 KINDS = ("choice", "uniform", "loguniform", "int")
@@ -311,7 +311,7 @@ def _check_name(name: str, config: Config) -> None:
         raise ConfigValueError(f"{name} decides the data, which all trials share; allowed are {', '.join(SECTIONS)}.")
     if name in FIXED:
         raise ConfigValueError(f"{name} cannot be searched: {FIXED[name]}.")
-    if name.partition(".")[2] not in config.decisive(section)[section]:
+    if not decides(*name.split(".")):
         raise ConfigValueError(f"{name} changes no result; there is nothing to search.")
 
 
