@@ -34,6 +34,7 @@ from vaemo.config import Config, FeatureConfig
 from vaemo.model.checkpoint import save_checkpoint
 from vaemo.model.regressor import SessionRegressor
 from vaemo.store import FeatureStore
+from vaemo.summary import results
 from vaemo.training.end_to_end import KeptEncoder
 from vaemo.training.trainer import Trainer
 
@@ -171,5 +172,4 @@ def write_metrics(out: str, history: Sequence[Mapping[str, Any]]) -> None:
 
 def finished(out: str) -> dict[str, Any] | None:
     """The summary of a finished run; None while it is not."""
-    path = files.join(out, SUMMARY)
-    return files.read_json(path) if files.exists(path) else None
+    return results(out) or None
