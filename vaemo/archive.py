@@ -85,7 +85,7 @@ def list_recordings(
         notes.append(f"left out {n_excluded:,} files that --exclude names")
     if n_young:
         notes.append(
-            f"{n_young:,} files are younger than extract.min_age_s ({min_age_s:g} s) and wait for the next run"
+            f"{n_young:,} files are younger than {min_age_s:g} s (extract.min_age_s) and wait for the next run"
         )
     if not found:
         state = "holds no recordings to read" if files.exists(folder) else "does not exist"
@@ -101,12 +101,16 @@ def _last(name: str) -> str:
 def _named(found: Iterator[Found]) -> Iterator[Found]:
     """The files under names that can be written anywhere, all different."""
     items = list(found)
-    plain = {item.name for item in items if shown(item.name) == item.name}
+    taken = {item.name for item in items if shown(item.name) == item.name}
     for item in items:
         name = shown(item.name)
-        if name != item.name and name in plain:
-            name = shown(item.name.replace("\\", "\\\\"))
-        yield item if name == item.name else replace(item, name=name)
+        if name == item.name:
+            yield item
+            continue
+        while name in taken:
+            name = name.replace("\\", "\\\\")
+        taken.add(name)
+        yield replace(item, name=name)
 
 
 def shown(name: str) -> str:
@@ -133,12 +137,9 @@ class Stamp:
     def of(path: str) -> Stamp | None:
         """Of a file as it is now; None where it cannot be read."""
         try:
-            filesystem, inner = files.filesystem_of(path)
-            info = filesystem.get_file_info(inner)
-            if not info.is_file:
-                return None
-            return Stamp(info.size, info.mtime_ns or 0, sample_digest(path, info.size))
-        except (OSError, UnicodeError, pa.ArrowException):
+            found = files.size_and_time(path)
+            return Stamp(*found, sample_digest(path, found[0])) if found else None
+        except (OSError, pa.ArrowException):
             return None
 
     def same(self, other: Stamp) -> bool:

@@ -233,7 +233,7 @@ def _walk_disk(root: str) -> Iterator[Found]:
                     name = prefix + entry.name
                     if entry.is_dir(follow_symlinks=False):
                         folders.append((entry.path, f"{name}/"))
-                    elif entry.is_symlink() and entry.is_dir():
+                    elif entry.is_symlink() and os.path.isdir(entry.path):
                         links.append((entry.path, f"{name}/"))
                     else:
                         yield _on_disk(entry, name)
@@ -307,6 +307,23 @@ def _cold(storage_class: str | None, restored: Mapping[str, Any]) -> tuple[str, 
 def said(error: OSError) -> str:
     """What an operating system or a storage says of a failure, in words, without numbers and paths."""
     return (error.strerror or " ".join(str(error).split()) or type(error).__name__).lower()
+
+
+def size_and_time(path: str) -> tuple[int, int] | None:
+    """Bytes of a file, and when it was last written, in ns since 1970 (0 where the storage does not say).
+
+    None where there is no such file; OSError where the storage does not answer.
+    """
+    if not is_uri(path):
+        # pyarrow takes no names that are not UTF-8.
+        try:
+            about = os.stat(path)
+        except FileNotFoundError:
+            return None
+        return (about.st_size, about.st_mtime_ns) if stat.S_ISREG(about.st_mode) else None
+    filesystem, inner = filesystem_of(path)
+    info = filesystem.get_file_info(inner)
+    return (info.size, info.mtime_ns or 0) if info.is_file else None
 
 
 def read_bytes(path: str | Path) -> bytes:

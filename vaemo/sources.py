@@ -442,11 +442,10 @@ def _audio_files(paths: pa.Array | pa.ChunkedArray) -> Sequence[str]:
 def _stat(path: str) -> Stamp | None:
     """Size and time of a file; None where it cannot be asked."""
     try:
-        filesystem, inner = files.filesystem_of(path)
-        info = filesystem.get_file_info(inner)
-    except (OSError, UnicodeError):
+        found = files.size_and_time(path)
+    except OSError:
         return None
-    return Stamp(info.size, info.mtime_ns or 0) if info.is_file else None
+    return Stamp(*found) if found else None
 
 
 def _content_digests(table: pa.Table, dims: Mapping[str, int]) -> dict[str, str]:
