@@ -17,6 +17,7 @@ from typing import Any
 import pyarrow as pa
 
 from vaemo import files
+from vaemo.config import settled
 from vaemo.errors import OtherRunError
 
 _KEYS = b"vaemo.keys"
@@ -131,7 +132,7 @@ def claim_folder(folder: str, marker: str, fingerprint: str, content: Mapping[st
     held = files.read_json(path)
     if held.get("fingerprint") == fingerprint:
         return
-    differences = list(_differences(held.get("settings", {}), content.get("settings", {})))
+    differences = list(_differences(settled(held.get("settings", {})), settled(content.get("settings", {}))))
     raise OtherRunError(
         f"{folder} holds a run with other settings: {'; '.join(differences[:5]) or 'another fingerprint'}. "
         "Give another folder, or the settings of that run."
