@@ -511,7 +511,8 @@ class Config:
         Args:
             source: A name in `PRESETS` or the path of a YAML file. A file starts from the default preset and may
                 leave out any section or field. A section with every field but younger ones was saved by an older
-                version: it means what it meant then.
+                version: it means what it meant then. A section that had a single field then, or none, says so only
+                beside another.
             overrides: `section.key=value`, the value in YAML's notation.
 
         Raises:
@@ -531,7 +532,7 @@ class Config:
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """Plain nested dicts and lists, fit for YAML and JSON."""
-        return json.loads(json.dumps(dataclasses.asdict(self)))
+        return _plain(dataclasses.asdict(self))
 
     def to_yaml(self) -> str:
         """The YAML text that `load` reads back."""
@@ -596,19 +597,50 @@ def decides(section: str, key: str) -> bool:
     return not fields_of(_SECTIONS[section])[key].metadata["runtime"]
 
 
+def settled(settings: Any) -> Any:
+    """Settings that a file holds, fit to be compared with those of another version.
+
+    Args:
+        settings: Plain values; sections of the config may stand in them at any depth.
+
+    Returns:
+        The same, the sections without what decides no result, and with the younger fields that they lack.
+    """
+    if not isinstance(settings, Mapping):
+        return settings
+    return {name: _settled(name, value) if name in _SECTIONS else settled(value) for name, value in settings.items()}
+
+
+def _settled(section: str, values: Any) -> Any:
+    if not isinstance(values, Mapping):
+        return values
+    known = fields_of(_SECTIONS[section])
+    filled = {**_plain(younger(_SECTIONS[section])), **values}
+    return {key: value for key, value in filled.items() if key not in known or decides(section, key)}
+
+
 def _is_as_before(section: str, key: str, value: Any) -> bool:
     absent = younger(_SECTIONS[section])
-    return key in absent and value == json.loads(json.dumps(absent[key]))
+    return key in absent and value == _plain(absent[key])
+
+
+def _plain(value: Any) -> Any:
+    return json.loads(json.dumps(value))
 
 
 def _saved_before(loaded: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """The younger fields that a file of an older version lacks: one that names every older field of a section."""
     missing: dict[str, dict[str, Any]] = {}
+    saved = False
     for name, section in _SECTIONS.items():
-        given, absent = loaded.get(name), younger(section)
-        if isinstance(given, Mapping) and given.keys() >= fields_of(section).keys() - absent.keys():
+        absent = younger(section)
+        older = fields_of(section).keys() - absent.keys()
+        given = loaded.get(name, {} if not older else None)
+        if isinstance(given, Mapping) and given.keys() >= older:
             missing[name] = {key: value for key, value in absent.items() if key not in given}
-    return missing
+            saved |= len(older) > 1
+    # One field alone, such as labels.range, is what somebody writes by hand.
+    return missing if saved else {}
 
 
 def _read_yaml(source: str | Path) -> Mapping[str, Any]:

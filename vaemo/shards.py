@@ -19,6 +19,7 @@ import pyarrow as pa
 
 from vaemo import files
 from vaemo.archive import Stamp
+from vaemo.config import settled
 from vaemo.errors import OtherRunError
 
 _KEYS, _STAMPS = b"vaemo.keys", b"vaemo.stamps"
@@ -148,7 +149,7 @@ def claim_folder(
         return
     held = files.read_json(path)
     if held.get("fingerprint") != fingerprint:
-        differences = list(_differences(held.get("settings", {}), content.get("settings", {})))
+        differences = list(_differences(settled(held.get("settings", {})), settled(content.get("settings", {}))))
         if not differences and held.get("data") != content.get("data"):
             raise OtherRunError(
                 f"{folder} holds a run on other data: ids, labels, splits or feature dimensions differ from those of "

@@ -107,7 +107,8 @@ def keep(
     if "features" in settings:
         aggregation = {"features": {"speaker_aggregation": config.features.speaker_aggregation}}
         made_by = {section: settings[section] for section in ("audio", "features", "vad") if section in settings}
-        config = config.replace(made_by).replace(aggregation)
+        made = Config.from_dict(made_by).to_dict()
+        config = config.replace({section: made[section] for section in made_by}).replace(aggregation)
         features = config.features
     if encoder:
         features = dataclasses.replace(encoder.features, speaker_aggregation=config.features.speaker_aggregation)
