@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,8 +19,10 @@ from vaemo import files
 from vaemo.archive import Stamp, find_twins
 from vaemo.errors import OtherRunError
 from vaemo.extract import Problem
-from vaemo.shards import Part, plan_shards, read_part, read_parts, session_of, tag_part
+from vaemo.index import Entry, Index
+from vaemo.shards import plan_shards, read_keys, session_of, tag_keys
 from vaemo.sources import Listing
+from vaemo.tally import Tally, count
 from vaemo.units import NOT_FAILED
 
 NOT_NAMED = ",?"
@@ -63,11 +65,20 @@ class Plan:
     changed: Sequence[str]
     unchecked: int
 
+    def tally_of(self, index: Index) -> Tally:
+        """What the folder holds already, less the parts that are written again."""
+        tally, due = Tally(), {shard["name"] for shard in self.shards}
+        for name, entry in index.entries.items():
+            if name not in due:
+                tally.add(json.loads(entry.counts))
+        tally.changed = self.changed
+        return tally
+
 
 def plan(
     listing: Listing,
     keys: Sequence[str],
-    out: str,
+    index: Index,
     target: int,
     *,
     places: Sequence[tuple[str, Sequence[int]]] | None = None,
@@ -80,7 +91,7 @@ def plan(
     Args:
         listing: Of the source.
         keys: One per session, all different; see `vaemo.shards.Shard`. An id in them may be hashed.
-        out: The folder.
+        index: Of the folder.
         target: Weight at which a shard is full.
         places: Folders below `out` and the sessions that belong there; None is `out` itself.
         again: Which finished sessions are done again.
@@ -91,14 +102,14 @@ def plan(
         OtherRunError: if a finished session had other utterances than it has now.
     """
     places = [("", range(len(keys)))] if places is None else places
-    parts = {place: read_parts(files.join(out, place) if place else out) for place, _ in places}
-    finished: dict[str, tuple[str, Part]] = {}
-    for held in parts.values():
-        for part in held:
-            finished |= {session_of(key): (key, part) for key in part.keys}
-    stamps = {name: part.stamps[name] for name, (_, part) in finished.items() if name in part.stamps}
+    finished: dict[str, tuple[str, Entry]] = {}
+    stamps: dict[str, list[Stamp]] = {}
+    for entry in index.entries.values():
+        finished |= {session_of(key): (key, entry) for key in json.loads(entry.keys)}
+        stamps |= {name: [Stamp(*stamp) for stamp in held] for name, held in json.loads(entry.stamps).items()}
     if alike and listing.files:
         listing = _with_twins(listing, keys, stamps, finished, alike)
+    failed = _failed(index) if again.failed else frozenset()
 
     shards: list[dict[str, Any]] = []
     changed: list[str] = []
@@ -106,38 +117,37 @@ def plan(
     for place, indices in places:
         missing: list[int] = []
         redone: dict[str, list[int]] = {}
-        failed = {part.path: _failed(part) for part in parts[place]} if again.failed else {}
-        for index in indices:
-            name = session_of(keys[index])
+        for number in indices:
+            name = session_of(keys[number])
             if name not in finished:
-                missing.append(index)
+                missing.append(number)
                 continue
-            before, part = finished[name]
-            due = name in failed.get(part.path, ()) or _is_named_now(before, keys[index], out)
+            before, entry = finished[name]
+            due = name in failed or _is_named_now(before, keys[number], index.folder)
             if name not in stamps:
                 unchecked += 1
-            elif not listing.still(index, stamps[name]):
+            elif not listing.still(number, stamps[name]):
                 if again.changed:
                     due = True
                 elif not due:
                     changed.append(name)
             if due:
-                redone.setdefault(part.path, []).append(index)
+                redone.setdefault(entry.name, []).append(number)
         below = f"{place}/" if place else ""
         todo: list[tuple[str, Sequence[str], Sequence[str], Sequence[int]]] = [
             (f"{below}{shard.name}", shard.keys, (), shard.indices)
             for shard in plan_shards(keys, [min(weight, target) for weight in listing.weights], target, only=missing)
         ]
-        for path, picked in redone.items():
-            now = {session_of(keys[index]): keys[index] for index in picked}
-            kept = tuple(now.get(session_of(key), key) for key in read_part(path).keys)
-            todo.append((path[len(out.rstrip("/")) + 1 :], kept, tuple(now), tuple(picked)))
+        for part, picked in redone.items():
+            now = {session_of(keys[number]): keys[number] for number in picked}
+            kept = tuple(now.get(session_of(key), key) for key in json.loads(index.entries[part].keys))
+            todo.append((part, kept, tuple(now), tuple(picked)))
             n_again += len(picked)
         for name, held_keys, redo, chosen in todo:
             described = {"name": name, "keys": json.dumps(held_keys), "again": json.dumps(redo)}
             shards.append({**described, **extra(chosen), **listing.described(chosen)})
             n_sessions += len(chosen)
-            n_units += sum(listing.units[index] for index in chosen)
+            n_units += sum(listing.units[number] for number in chosen)
     return Plan(shards, listing, n_sessions, n_units, n_again, changed, unchecked)
 
 
@@ -178,28 +188,47 @@ def _with_twins(
     return replace(listing, problems={**listing.problems, **problems})
 
 
-def _failed(part: Part) -> frozenset[str]:
-    """The sessions of a finished part in which something has failed."""
-    rows = files.read_parquet(part.path, ["session_id", "status"])
-    failed = pc.invert(pc.is_in(rows["status"], pa.array(NOT_FAILED)))
-    return frozenset(rows["session_id"].filter(failed).to_pylist())
+def _failed(index: Index) -> frozenset[str]:
+    """The finished sessions in which something has failed."""
+    found: set[str] = set()
+    for name, entry in index.entries.items():
+        if not json.loads(entry.counts)["statuses"].keys() <= set(NOT_FAILED):
+            rows = files.read_parquet(files.join(index.folder, name), ["session_id", "status"])
+            failed = pc.invert(pc.is_in(rows["status"], pa.array(NOT_FAILED)))
+            found |= set(rows["session_id"].filter(failed).to_pylist())
+    return frozenset(found)
 
 
-def with_held(done: pa.Table, path: str, shard: Mapping[str, Any], stamps: Mapping[str, Sequence[Stamp]]) -> pa.Table:
-    """What a part holds: the rows that were done, and those of a finished part that stay, in the order of its keys.
+def write_shard(
+    folder: str,
+    shard: Mapping[str, Any],
+    done: pa.Table,
+    stamps: Mapping[str, Sequence[Stamp]],
+    write: Callable[[str, pa.Table], None],
+) -> Entry:
+    """Write the part of a shard: what was done, and what of a finished part stays, in the order of its keys.
 
     Args:
-        done: Rows of the sessions that the shard describes.
-        path: The finished part, where some of it is done again.
+        folder: Where the parts are.
         shard: As planned.
+        done: Rows of the sessions that the shard describes.
         stamps: Of the sessions that were done, by their ids in the keys.
+        write: Takes the shard's name and the rows.
+
+    Returns:
+        What the index is to say of it.
     """
     keys, again = json.loads(shard["keys"]), json.loads(shard["again"])
+    noted: dict[str, Sequence[Sequence[Any]]] = {
+        name: [astuple(stamp) for stamp in held] for name, held in stamps.items()
+    }
     if again:
+        path = files.join(folder, shard["name"])
         held = files.read_parquet(path)
         kept = held.filter(pc.invert(pc.is_in(held["session_id"], pa.array(again, pa.string()))))
         done = pa.concat_tables([done, kept.replace_schema_metadata(None)], promote_options="default")
         place = pc.index_in(done["session_id"], value_set=pa.array([session_of(key) for key in keys]))
         done = done.take(pa.array(np.argsort(place.to_numpy(), kind="stable")))
-        stamps = {**read_part(path).stamps, **stamps}
-    return tag_part(done, keys, stamps)
+        noted = {**read_keys(path)[1], **noted}
+    write(shard["name"], tag_keys(done, keys, noted))
+    return Entry.written(folder, shard["name"], keys, noted, count(done))

@@ -21,7 +21,7 @@ RANKS = (
     {"audio"},
     {"archive", "features", "shards", "store"},
     {"sessions", "speakers", "splits", "lanes", "model"},
-    {"windows", "extract", "scores", "tally", "corpora", "card"},
+    {"windows", "extract", "scores", "tally", "index", "corpora", "card"},
     {"training"},
     {"scoring", "personalize", "evaluation", "report", "ablation", "tuning"},
     {"stream", "live", "sources", "plan"},

@@ -25,9 +25,10 @@ from vaemo.config import Config
 from vaemo.errors import OtherRunError
 from vaemo.features import Extractor, load_extractors
 from vaemo.features.isolated import isolated
+from vaemo.index import Entry, Index
 from vaemo.model.checkpoint import load_checkpoint
 from vaemo.personalize import Personal
-from vaemo.plan import NOT_NAMED, Plan, plan, with_held
+from vaemo.plan import NOT_NAMED, Plan, plan, write_shard
 from vaemo.progress import Progress, say
 from vaemo.scores import PROVENANCE, write_part
 from vaemo.scoring.calls import DATE, Calls
@@ -38,7 +39,7 @@ from vaemo.shards import claim_folder
 from vaemo.sources import Batch, Source, Tools
 from vaemo.speakers import Enrolments
 from vaemo.tables import from_bytes, to_bytes, with_column
-from vaemo.tally import Tally, count
+from vaemo.tally import Tally
 
 NO_DATE = "__HIVE_DEFAULT_PARTITION__"
 """What readers of partitioned folders take for null."""
@@ -57,7 +58,8 @@ def score(request: Request, config: Config) -> Tally:
     """
     run = prepare(request, config)
     fingerprint, provenance = run.provenance()
-    work = plan_scoring(run)
+    index = Index.open(files.join(request.out, "utterances"))
+    work = plan_scoring(run, index)
     n_sessions, unit = len(work.listing.session_ids), run.unit
     if request.dry_run:
         say(f"would score {work.n_sessions:,} of {n_sessions:,} {unit} in {len(work.shards):,} parts")
@@ -65,9 +67,7 @@ def score(request: Request, config: Config) -> Tally:
     claim_folder(request.out, PROVENANCE, fingerprint, provenance)
     if work.unchecked and run.source.needs_features:
         say(f"{work.unchecked:,} {unit} were scored by a version that did not note what they were; not checked.")
-    utterances = files.join(request.out, "utterances")
-    tally = Tally.of(utterances, without={shard["name"] for shard in work.shards})
-    tally.changed = work.changed
+    tally = work.tally_of(index)
     if work.shards:
         connect()
         arguments = {
@@ -85,9 +85,9 @@ def score(request: Request, config: Config) -> Tally:
         progress = Progress("score", n_sessions, unit, done=n_sessions - work.n_sessions)
         needs = [files.join(request.out, PROVENANCE), *work.listing.places, *request.checkpoints]
         needs += [path for path in (request.personal, request.speakers) if path]
-        with encoder_stage(extractors, run.config, len(work.shards)) as encoders:
+        with index, encoder_stage(extractors, run.config, len(work.shards)) as encoders:
             for done in run_shards(ScoreWorker, {**arguments, "encoders": encoders}, work.shards, needs=needs):
-                tally.add(done["part"])
+                tally.add(index.add(Entry(**done["part"])))
                 progress.advance(done["sessions"], f"{tally.statuses.total():,} utterances")
         progress.close()
     else:
@@ -189,9 +189,13 @@ class ScoreWorker:
             scored = self._key.hide(scored, table["audio_path"] if "audio_path" in table.column_names else None)
             stamps = {self._key.hash(session_id): held for session_id, held in stamps.items()}
         sessions = len(json.loads(shard["again"]) or keys)
-        part = with_held(scored, files.join(self._out, "utterances", shard["name"]), shard, stamps)
-        write_part(self._out, shard["name"], part, settings, calls.travel if calls else ())
-        return {"sessions": sessions, "part": count(part)}
+        travel = calls.travel if calls else ()
+
+        def write(name: str, rows: pa.Table) -> None:
+            write_part(self._out, name, rows, settings, travel)
+
+        part = write_shard(files.join(self._out, "utterances"), shard, scored, stamps, write)
+        return {"sessions": sessions, "part": dataclasses.asdict(part)}
 
     def _read(self, shard: Mapping[str, Any], calls: Calls | None) -> Batch:
         """Rows of a shard, their features computed where its source needs that."""
@@ -199,13 +203,13 @@ class ScoreWorker:
             return self._source.read(shard, dataclasses.replace(self._tools, extractors=extractors), calls)
 
 
-def plan_scoring(run: Run) -> Plan:
+def plan_scoring(run: Run, index: Index) -> Plan:
     """What the scores lack, date by date where the calls have one.
 
     Raises:
         OtherRunError: if the data of a store have changed since they were scored.
     """
-    listing, out = run.listing, files.join(run.request.out, "utterances")
+    listing = run.listing
     calls = run.calls.take(listing.session_ids) if run.calls else None
     named = run.calls.contains(listing.session_ids) if run.calls else itertools.repeat(True)
     said = [calls.roles[name] for name in listing.session_ids] if calls else itertools.repeat(())
@@ -223,7 +227,7 @@ def plan_scoring(run: Run) -> Plan:
     work = plan(
         listing,
         keys,
-        out,
+        index,
         run.source.shard_size(run.config),
         places=_by_date(calls, len(keys)),
         again=run.request.again,
