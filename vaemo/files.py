@@ -200,7 +200,7 @@ def walk(folder: str | Path) -> Iterator[Found]:
     if isinstance(filesystem, pafs.LocalFileSystem):
         yield from _walk_disk(inner)
         return
-    listed = _walk_s3(str(folder), inner) if isinstance(filesystem, pafs.S3FileSystem) else None
+    listed = _walk_s3(str(folder)) if isinstance(filesystem, pafs.S3FileSystem) else None
     if listed is None:
         infos = _infos(filesystem, pafs.FileSelector(inner, recursive=True, allow_not_found=True))
         skip = len(inner.rstrip("/")) + 1
@@ -256,26 +256,38 @@ def _on_disk(entry: os.DirEntry, name: str) -> Found:
     return Found(name, entry.path, about.st_size, about.st_mtime_ns)
 
 
-def _walk_s3(uri: str, inner: str) -> list[Found] | None:
-    """The objects below a prefix with their storage classes, which pyarrow does not tell; None where boto3 cannot."""
+def _s3_client(options: Mapping[str, str]) -> Any:
+    """A client of boto3, which knows what pyarrow does not tell; None where it is not installed."""
     if importlib.util.find_spec("boto3") is None:
         return None
     import boto3
     from botocore.config import Config
+
+    endpoint = options.get("endpoint_override")
+    return boto3.client(
+        "s3",
+        region_name=options.get("region"),
+        endpoint_url=f"{options.get('scheme', 'https')}://{endpoint}" if endpoint else None,
+        config=Config(retries={"mode": "standard", "total_max_attempts": _S3_ATTEMPTS}, read_timeout=_S3_SILENCE_S),
+    )
+
+
+def _in_bucket(uri: str) -> tuple[Any, str, str]:
+    """A client of boto3 or None, the bucket, and the key in it."""
+    place, options = _without_options(uri)
+    bucket, _, key = place.partition("://")[2].partition("/")
+    return _s3_client(dict(urllib.parse.parse_qsl(options.removeprefix("?")))), bucket, key
+
+
+def _walk_s3(uri: str) -> list[Found] | None:
+    """The objects below a prefix with their storage classes, which pyarrow does not tell; None where boto3 cannot."""
+    client, bucket, prefix = _in_bucket(uri)
+    if client is None:
+        return None
     from botocore.exceptions import BotoCoreError, ClientError
 
-    options = dict(urllib.parse.parse_qsl(_without_options(uri)[1].removeprefix("?")))
-    endpoint = options.get("endpoint_override")
-    patience = Config(retries={"mode": "standard", "total_max_attempts": _S3_ATTEMPTS}, read_timeout=_S3_SILENCE_S)
-    bucket, _, prefix = inner.partition("/")
     prefix = f"{prefix.rstrip('/')}/" if prefix else ""
     try:
-        client = boto3.client(
-            "s3",
-            region_name=options.get("region"),
-            endpoint_url=f"{options.get('scheme', 'https')}://{endpoint}" if endpoint else None,
-            config=patience,
-        )
         pages = client.get_paginator("list_objects_v2").paginate(
             Bucket=bucket, Prefix=prefix, OptionalObjectAttributes=["RestoreStatus"]
         )
@@ -294,6 +306,41 @@ def _walk_s3(uri: str, inner: str) -> list[Found] | None:
     except (BotoCoreError, ClientError):
         # It may find other credentials than pyarrow, or none.
         return None
+
+
+def create_object(uri: str, content: bytes) -> bool | None:
+    """Write an S3 object that is not there; whether it was not. None where boto3 cannot, and nothing was written."""
+    client, bucket, key = _in_bucket(uri)
+    if client is None:
+        return None
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    try:
+        client.put_object(Bucket=bucket, Key=key, Body=content, IfNoneMatch="*")
+    except ClientError as error:
+        taken = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") in (409, 412)
+        return False if taken else None
+    except BotoCoreError:
+        return None
+    return True
+
+
+def archive_tier(uri: str) -> str | None:
+    """Why an S3 object that was refused cannot be read, where it lies in an archive tier; None where it does not."""
+    client, bucket, key = _in_bucket(uri) if uri.startswith("s3://") else (None, "", "")
+    if client is None:
+        return None
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    try:
+        about = client.head_object(Bucket=bucket, Key=key)
+    except (BotoCoreError, ClientError):
+        return None
+    said = about.get("Restore", "")
+    restored = {"IsRestoreInProgress": 'request="true"' in said, "RestoreExpiryDate": "expiry-date" in said}
+    # Objects of intelligent tiering keep their class and name the tier apart.
+    cold = _cold("GLACIER" if about.get("ArchiveStatus") else about.get("StorageClass"), restored)
+    return cold and cold[1]
 
 
 def _cold(storage_class: str | None, restored: Mapping[str, Any]) -> tuple[str, str] | None:

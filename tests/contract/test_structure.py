@@ -16,7 +16,7 @@ JOBS = sorted((ROOT / "jobs").glob("*.py"))
 RANKS = (
     {"errors", "units"},
     {"fields", "config", "metrics", "progress", "drawing"},
-    {"files", "cli", "summary", "tables"},
+    {"files", "cli", "lease", "summary", "tables"},
     {"manifest"},
     {"audio"},
     {"archive", "features", "shards", "store"},

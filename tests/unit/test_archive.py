@@ -177,7 +177,7 @@ NAMES = ["a b.wav", "a#1.wav", "a?x=1.wav", "a%41.wav", "100%.wav", "ä.wav", "[
 @pytest.mark.parametrize("boto", [True, False])
 def test_names_in_a_bucket_are_taken_as_they_are(bucket, boto, monkeypatch):
     if not boto:
-        monkeypatch.setattr(files, "_walk_s3", lambda uri, inner: None)
+        monkeypatch.setattr(files, "_walk_s3", lambda uri: None)
     for name in NAMES:
         files.write_whole(f"{bucket}/in/{name}", b"hello")
     files.write_whole(f"{bucket}/in/.hidden.wav", b"hello")

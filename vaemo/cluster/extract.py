@@ -22,6 +22,7 @@ from vaemo.features import Extractor, describe, load_extractors
 from vaemo.features.isolated import isolated
 from vaemo.features.prosody import FEATURE_SETS, LICENSE_NOTE
 from vaemo.index import Entry, Index
+from vaemo.lease import lease
 from vaemo.plan import Again, Plan, plan, write_shard
 from vaemo.progress import Progress, say
 from vaemo.scoring.erase import Tombstones
@@ -77,15 +78,15 @@ def run(
     for note in listing.notes:
         say(note)
     listing = _first(listing.without(Tombstones.read(out).erased(listing.session_ids)), limit)
-    index = Index.open(out)
-    work = plan_extraction(source, listing, index, config, again)
     if config.features.prosody in FEATURE_SETS and config.features.opensmile_license is None:
         say(LICENSE_NOTE)
     if dry_run:
-        estimate(source, work, config, extractors)
+        estimate(source, plan_extraction(source, listing, Index.open(out), config, again), config, extractors)
         return Tally()
-    claim_store(out, config, extractors, source="manifest" if manifest else "recordings", about=about or {})
-    tally = extract_missing(source, work, index, config, extractors)
+    with lease(out), Index.open(out) as index:
+        work = plan_extraction(source, listing, index, config, again)
+        claim_store(out, config, extractors, source="manifest" if manifest else "recordings", about=about or {})
+        tally = extract_missing(source, work, index, config, extractors)
     summarise(out, tally, work.listing.unit, config)
     return tally
 
@@ -160,7 +161,7 @@ def extract_missing(
         return f"{audio_s / 3600:.2f} h of audio at {audio_s / elapsed_s:.0f} x real time, {failed:.0f} failed"
 
     needs = [files.join(out, INFO), *work.listing.places]
-    with index, encoder_stage(extractors, config, len(work.shards)) as encoders:
+    with encoder_stage(extractors, config, len(work.shards)) as encoders:
         arguments = {"source": source, "config": config.to_dict(), "out": out, "encoders": encoders}
         for done in run_shards(ExtractWorker, arguments, work.shards, needs=needs):
             audio_s += done["audio_s"]
