@@ -17,9 +17,8 @@ import stat
 import urllib.parse
 import uuid
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -170,8 +169,7 @@ def _infos(filesystem: pafs.FileSystem, selector: pafs.FileSelector) -> list[paf
         return filesystem.get_file_info(selector)
 
 
-@dataclass(frozen=True)
-class Found:
+class Found(NamedTuple):
     """A file below a folder, as `walk` finds it.
 
     Attributes:
@@ -211,7 +209,7 @@ def walk(folder: str | Path) -> Iterator[Found]:
         ]
     for found in listed:
         if not any(part.startswith(".") for part in found.name.split("/")):
-            yield replace(found, path=join(folder, found.name))
+            yield found._replace(path=join(folder, found.name))
 
 
 def _walk_disk(root: str) -> Iterator[Found]:

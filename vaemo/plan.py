@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import astuple, dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -101,54 +101,83 @@ def plan(
     Raises:
         OtherRunError: if a finished session had other utterances than it has now.
     """
-    places = [("", range(len(keys)))] if places is None else places
-    finished: dict[str, tuple[str, Entry]] = {}
-    stamps: dict[str, list[Stamp]] = {}
-    for entry in index.entries.values():
-        finished |= {session_of(key): (key, entry) for key in json.loads(entry.keys)}
-        stamps |= {name: [Stamp(*stamp) for stamp in held] for name, held in json.loads(entry.stamps).items()}
-    if alike and listing.files:
-        listing = _with_twins(listing, keys, stamps, finished, alike)
-    failed = _failed(index) if again.failed else frozenset()
+    state = _compare(listing, keys, index, again)
+    if alike and listing.files and state.missing:
+        listing = _with_twins(listing, keys, index, state, alike)
 
-    shards: list[dict[str, Any]] = []
-    changed: list[str] = []
-    n_units = n_sessions = n_again = unchecked = 0
-    for place, indices in places:
-        missing: list[int] = []
-        redone: dict[str, list[int]] = {}
-        for number in indices:
-            name = session_of(keys[number])
-            if name not in finished:
-                missing.append(number)
+    weights = [min(weight, target) for weight in listing.weights]
+    todo: list[tuple[str, Sequence[str], Sequence[str], Sequence[int]]] = []
+    for place, numbers in [("", range(len(keys)))] if places is None else places:
+        missing = [number for number in numbers if not state.seen[number]]
+        below = f"{place}/" if place else ""
+        todo += [
+            (f"{below}{shard.name}", shard.keys, (), shard.indices)
+            for shard in plan_shards(keys, weights, target, only=missing)
+        ]
+    for part, picked in state.redone.items():
+        now = {session_of(keys[number]): keys[number] for number in picked}
+        kept = [now.get(session_of(key), key) for key in json.loads(index.entries[part].keys)]
+        todo.append((part, kept, list(now), picked))
+    shards = [
+        {
+            "name": name,
+            "keys": json.dumps(held),
+            "again": json.dumps(redo),
+            **extra(numbers),
+            **listing.described(numbers),
+        }
+        for name, held, redo, numbers in todo
+    ]
+    chosen = [number for _, _, _, numbers in todo for number in numbers]
+    n_units = sum(listing.units[number] for number in chosen)
+    n_again = sum(map(len, state.redone.values()))
+    return Plan(shards, listing, len(chosen), n_units, n_again, state.changed, state.unchecked)
+
+
+@dataclass(eq=False)
+class _State:
+    """How the sessions of a source stand to the parts of a folder.
+
+    Attributes:
+        seen: Per session, whether a part holds it.
+        redone: By part, the sessions in it that are done again.
+        changed: Names of sessions that stay although their input has changed.
+        unchecked: Sessions of which the part notes nothing to compare.
+    """
+
+    seen: bytearray
+    redone: dict[str, list[int]] = field(default_factory=dict)
+    changed: list[str] = field(default_factory=list)
+    unchecked: int = 0
+
+    @property
+    def missing(self) -> bool:
+        """Whether any session is in no part."""
+        return 0 in self.seen
+
+
+def _compare(listing: Listing, keys: Sequence[str], index: Index, again: Again) -> _State:
+    """Look at every finished session once, part after part: a million of them are not held at a time."""
+    state, number_of = _State(bytearray(len(keys))), {session_of(key): number for number, key in enumerate(keys)}
+    failed = _failed(index) if again.failed else frozenset()
+    for entry in index.entries.values():
+        stamps = json.loads(entry.stamps)
+        for before in json.loads(entry.keys):
+            name = session_of(before)
+            number = number_of.get(name)
+            if number is None:
                 continue
-            before, entry = finished[name]
+            state.seen[number] = 1
             due = name in failed or _is_named_now(before, keys[number], index.folder)
             if name not in stamps:
-                unchecked += 1
+                state.unchecked += 1
             elif not listing.still(number, stamps[name]):
-                if again.changed:
-                    due = True
-                elif not due:
-                    changed.append(name)
+                due |= again.changed
+                if not due:
+                    state.changed.append(name)
             if due:
-                redone.setdefault(entry.name, []).append(number)
-        below = f"{place}/" if place else ""
-        todo: list[tuple[str, Sequence[str], Sequence[str], Sequence[int]]] = [
-            (f"{below}{shard.name}", shard.keys, (), shard.indices)
-            for shard in plan_shards(keys, [min(weight, target) for weight in listing.weights], target, only=missing)
-        ]
-        for part, picked in redone.items():
-            now = {session_of(keys[number]): keys[number] for number in picked}
-            kept = tuple(now.get(session_of(key), key) for key in json.loads(index.entries[part].keys))
-            todo.append((part, kept, tuple(now), tuple(picked)))
-            n_again += len(picked)
-        for name, held_keys, redo, chosen in todo:
-            described = {"name": name, "keys": json.dumps(held_keys), "again": json.dumps(redo)}
-            shards.append({**described, **extra(chosen), **listing.described(chosen)})
-            n_sessions += len(chosen)
-            n_units += sum(listing.units[number] for number in chosen)
-    return Plan(shards, listing, n_sessions, n_units, n_again, changed, unchecked)
+                state.redone.setdefault(entry.name, []).append(number)
+    return state
 
 
 def _is_named_now(before: str, now: str, out: str) -> bool:
@@ -164,24 +193,22 @@ def _is_named_now(before: str, now: str, out: str) -> bool:
 
 
 def _with_twins(
-    listing: Listing,
-    keys: Sequence[str],
-    stamps: Mapping[str, Sequence[Stamp]],
-    finished: Mapping[str, Any],
-    alike: Callable[[int], Hashable],
+    listing: Listing, keys: Sequence[str], index: Index, state: _State, alike: Callable[[int], Hashable]
 ) -> Listing:
     """The listing, with recordings of the same bytes as another one as duplicates of that."""
-    place = {found.name: index for index, found in enumerate(listing.files)}
-    open_ones = [found for index, found in enumerate(listing.files) if index not in listing.problems]
-
-    def known(name: str) -> Stamp | None:
-        session = session_of(keys[place[name]])
-        if session not in finished:
-            return None
-        held = stamps.get(session) or [Stamp(0, 0)]
-        return held[0]
-
-    twins = find_twins(open_ones, known=known, group=lambda name: alike(place[name]))
+    files_, seen = listing.files, state.seen
+    sizes = {files_[number].size for number in range(len(keys)) if not seen[number]}
+    open_ones = [
+        number for number, found in enumerate(files_) if found.size in sizes and number not in listing.problems
+    ]
+    number_of = {session_of(keys[number]): number for number in open_ones}
+    known: dict[str, str] = {files_[number].name: "" for number in open_ones if seen[number]}
+    for entry in index.entries.values() if known else ():
+        for name, stamps in json.loads(entry.stamps).items():
+            if name in number_of:
+                known[files_[number_of[name]].name] = stamps[0][2]
+    place = {files_[number].name: number for number in open_ones}
+    twins = find_twins([files_[number] for number in open_ones], known=known, group=lambda name: alike(place[name]))
     problems = {
         place[name]: Problem("duplicate", f"its bytes are those of '{first}'", first) for name, first in twins.items()
     }
@@ -220,7 +247,7 @@ def write_shard(
     """
     keys, again = json.loads(shard["keys"]), json.loads(shard["again"])
     noted: dict[str, Sequence[Sequence[Any]]] = {
-        name: [astuple(stamp) for stamp in held] for name, held in stamps.items()
+        name: [tuple(stamp) for stamp in held] for name, held in stamps.items()
     }
     if again:
         path = files.join(folder, shard["name"])

@@ -7,7 +7,6 @@ folder may grow. What may not change within a folder is what decides results: `c
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -121,7 +120,7 @@ def claim_folder(
                 f"{folder} holds {len(strangers)} files ({strangers[0].rsplit('/', 1)[-1]}, ...) but no {marker}: "
                 "it is not an output folder of this job. Give an empty or a new one."
             )
-        about = {"inputs": {name: dataclasses.astuple(stamp) for name, stamp in _stamps(inputs)}} if inputs else {}
+        about = {"inputs": {name: tuple(stamp) for name, stamp in _stamps(inputs)}} if inputs else {}
         files.write_json(path, {"fingerprint": fingerprint, **content, **about})
         return
     held = files.read_json(path)
