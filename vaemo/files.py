@@ -99,6 +99,19 @@ def exists(path: str | Path) -> bool:
     return filesystem.get_file_info(inner).type != pafs.FileType.NotFound
 
 
+def is_file(path: str | Path) -> bool:
+    """Whether a file is there, and no folder."""
+    filesystem, inner = filesystem_of(path)
+    return filesystem.get_file_info(inner).type == pafs.FileType.File
+
+
+def head(path: str | Path, n: int = 4) -> bytes:
+    """The first bytes of a file."""
+    filesystem, inner = filesystem_of(path)
+    with filesystem.open_input_file(inner) as file:
+        return file.read(n)
+
+
 def list_files(folder: str | Path, suffix: str = "", *, recursive: bool = False) -> list[str]:
     """Sorted paths of the files below a folder; empty where there is no folder.
 
@@ -112,14 +125,35 @@ def list_files(folder: str | Path, suffix: str = "", *, recursive: bool = False)
         infos = _infos(filesystem, pafs.FileSelector(inner, recursive=recursive, allow_not_found=True))
     except NotADirectoryError:
         raise UsageError(f"{folder} is a file; a folder is needed in its place.") from None
-    skip = len(inner.rstrip("/")) + 1
+    below = _below(infos, folder, inner)
+    return sorted(path for path, info in below.items() if info.type == pafs.FileType.File and path.endswith(suffix))
+
+
+def list_partitioned(folder: str | Path) -> list[str]:
+    """Sorted paths of the files in a folder, and of those in folders below it that are all named `column=value`.
+
+    Hidden names are left out as in `list_files`, and so are other folders.
+    """
+    filesystem, inner = filesystem_of(folder)
+    below = _below(_infos(filesystem, pafs.FileSelector(inner, allow_not_found=True)), folder, inner)
+    if any(info.type == pafs.FileType.Directory and "=" in info.base_name for info in below.values()):
+        below = _below(_infos(filesystem, pafs.FileSelector(inner, recursive=True)), folder, inner)
+    skip = len(str(folder).rstrip("/")) + 1
     return sorted(
-        join(folder, info.path[skip:])
-        for info in infos
-        if info.type == pafs.FileType.File
-        and info.base_name.endswith(suffix)
-        and not any(part.startswith((".", "_")) for part in info.path[skip:].split("/"))
+        path
+        for path, info in below.items()
+        if info.type == pafs.FileType.File and all("=" in name for name in path[skip:].split("/")[:-1])
     )
+
+
+def _below(infos: list[pafs.FileInfo], folder: str | Path, inner: str) -> dict[str, pafs.FileInfo]:
+    """What was listed, by its path; without what is hidden."""
+    skip = len(inner.rstrip("/")) + 1
+    return {
+        join(folder, info.path[skip:]): info
+        for info in infos
+        if not any(part.startswith((".", "_")) for part in info.path[skip:].split("/"))
+    }
 
 
 def _infos(filesystem: pafs.FileSystem, selector: pafs.FileSelector) -> list[pafs.FileInfo]:

@@ -279,7 +279,7 @@ def test_a_label_may_miss_one_dimension(tmp_path, rows, scored):
 
 def test_labels_outside_their_range_are_refused(tmp_path, rows, scored):
     labels = write_manifest(tmp_path / "m.jsonl", rows, scale=lambda value: 1 + 6 * value)
-    with pytest.raises(LabelError, match=r"valence in .* outside \[0, 1\]\. Say the corpus's own range"):
+    with pytest.raises(LabelError, match=r"valence of utterance 's0-0' in .* outside \[0, 1\]\. Say the corpus's own range"):
         evaluate(scored, labels, str(tmp_path / "out"), QUICK)
 
 

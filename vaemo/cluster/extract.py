@@ -29,6 +29,7 @@ from vaemo.features.prosody import FEATURE_SETS, LICENSE_NOTE
 from vaemo.manifest import COLUMNS, read_manifest
 from vaemo.progress import Progress, say
 from vaemo.scoring.erase import Tombstones
+from vaemo.sessions import label_range
 from vaemo.shards import Shard, claim_folder, digest, plan_missing, read_keys, tag_keys
 from vaemo.store import INFO, store_info, write_part
 from vaemo.tables import codes
@@ -84,8 +85,8 @@ def run(
     """
     extractors = load_extractors(config.features, batch_s=config.extract.batch_s)
     if manifest:
-        native = config.labels.range or config.model.label_range
-        table = read_manifest(manifest, label_range=native, root=config.extract.root)
+        native = label_range(config).scale
+        table = read_manifest(manifest, label_range=(native.low, native.high), root=config.extract.root)
         work = plan_manifest(_first(_without_erased(table, out), limit), out, config)
     else:
         assert folder is not None
