@@ -19,7 +19,8 @@ def main(argv: list[str] | None = None) -> None:
     from vaemo.cluster.ablate import ablate
 
     only = args.only.split(",") if args.only else None
-    ablate(args.store, args.out, config, seeds=args.seeds, folds=args.folds, only=only)
+    with cli.summary(args.out):
+        ablate(args.store, args.out, config, seeds=args.seeds, folds=args.folds, only=only)
 
 
 if __name__ == "__main__":

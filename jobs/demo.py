@@ -14,7 +14,8 @@ def main(argv: list[str] | None = None) -> None:
 
     from vaemo.demo.run import run_demo
 
-    run_demo(args.out, config)
+    with cli.summary(args.out):
+        run_demo(args.out, config)
 
 
 if __name__ == "__main__":

@@ -22,19 +22,20 @@ def main(argv: list[str] | None = None) -> None:
     from vaemo.card import write_card
     from vaemo.evaluation.evaluate import evaluate, table_of
 
-    result = evaluate(
-        args.scores,
-        args.labels,
-        args.out,
-        cli.load_config(args),
-        split=args.split,
-        exclude=args.exclude,
-        compare=args.compare,
-        checkpoint=args.checkpoint,
-    )
-    if args.card:
-        write_card(args.card, result)
-    print(f"{table_of(result)}\n\nsee {args.out}/metrics.json", flush=True)
+    with cli.summary(args.out):
+        result = evaluate(
+            args.scores,
+            args.labels,
+            args.out,
+            cli.load_config(args),
+            split=args.split,
+            exclude=args.exclude,
+            compare=args.compare,
+            checkpoint=args.checkpoint,
+        )
+        if args.card:
+            write_card(args.card, result)
+        print(f"{table_of(result)}\n\nsee {args.out}/metrics.json", flush=True)
 
 
 if __name__ == "__main__":

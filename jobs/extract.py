@@ -14,21 +14,25 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", type=cli.data_path, required=True, metavar="STORE", help="the store's folder")
     parser.add_argument("--limit", type=cli.count, metavar="N", help="only the first N utterances or recordings")
     parser.add_argument("--dry-run", action="store_true", help="say what would be done and how long it would take")
-    parser.add_argument("--retry-failed", action="store_true", help="try again what failed in an earlier run")
+    cli.add_rerun_options(parser)
     args = parser.parse_args(argv)
     config = cli.load_config(args)
 
     from vaemo.cluster import extract
+    from vaemo.plan import Again
 
-    extract.run(
-        config,
-        args.out,
-        manifest=args.manifest,
-        folder=args.input,
-        limit=args.limit,
-        dry_run=args.dry_run,
-        retry=args.retry_failed,
-    )
+    with cli.summary(args.out, dry_run=args.dry_run) as facts:
+        tally = extract.run(
+            config,
+            args.out,
+            manifest=args.manifest,
+            folder=args.input,
+            exclude=args.exclude,
+            limit=args.limit,
+            dry_run=args.dry_run,
+            again=Again(failed=args.retry_failed, changed=args.changed == "redo"),
+        )
+        facts |= tally.to_dict()
 
 
 if __name__ == "__main__":

@@ -18,9 +18,10 @@ def main(argv: list[str] | None = None) -> None:
 
     from vaemo.personalize import personalize_store
 
-    speakers = personalize_store(args.store, args.checkpoint, args.out, config)
-    kept = sum(speakers["kept"].to_pylist())
-    print(f"{kept} of {len(speakers)} speakers changed; see {args.out}/speakers.parquet", flush=True)
+    with cli.summary(args.out):
+        speakers = personalize_store(args.store, args.checkpoint, args.out, config)
+        kept = sum(speakers["kept"].to_pylist())
+        print(f"{kept} of {len(speakers)} speakers changed; see {args.out}/speakers.parquet", flush=True)
 
 
 if __name__ == "__main__":

@@ -19,8 +19,9 @@ def main(argv: list[str] | None = None) -> None:
 
     from vaemo.report.write import write_report
 
-    counts = write_report(args.scores, args.out, config, labels=args.labels, audio=args.audio, top=args.top)
-    print(f"{counts['calls']:,} calls, {counts['drawn']:,} drawn: open {args.out}/index.html", flush=True)
+    with cli.summary(args.out):
+        counts = write_report(args.scores, args.out, config, labels=args.labels, audio=args.audio, top=args.top)
+        print(f"{counts['calls']:,} calls, {counts['drawn']:,} drawn: open {args.out}/index.html", flush=True)
 
 
 if __name__ == "__main__":

@@ -23,27 +23,30 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--limit", type=cli.count, metavar="N", help="only the first N sessions or recordings")
     parser.add_argument("--dry-run", action="store_true", help="say what would be done")
+    cli.add_rerun_options(parser)
     args = parser.parse_args(argv)
     config = cli.load_config(args)
 
     from vaemo.cluster.prepare import Request
     from vaemo.cluster.score import score
+    from vaemo.plan import Again
 
     checkpoints = tuple(cli.data_path(path) for path in args.checkpoint.split(","))
-    score(
-        Request(
-            args.input,
-            checkpoints,
-            args.out,
-            calls=args.calls,
-            personal=args.personal,
-            speakers=args.speakers,
-            roles_unknown=args.roles_unknown,
-            limit=args.limit,
-            dry_run=args.dry_run,
-        ),
-        config,
+    request = Request(
+        args.input,
+        checkpoints,
+        args.out,
+        calls=args.calls,
+        personal=args.personal,
+        speakers=args.speakers,
+        roles_unknown=args.roles_unknown,
+        limit=args.limit,
+        dry_run=args.dry_run,
+        exclude=tuple(args.exclude),
+        again=Again(failed=args.retry_failed, changed=args.changed == "redo"),
     )
+    with cli.summary(args.out, dry_run=args.dry_run) as facts:
+        facts |= score(request, config).to_dict()
 
 
 if __name__ == "__main__":

@@ -20,15 +20,16 @@ def main(argv: list[str] | None = None) -> None:
 
     from vaemo.cluster.train import train
 
-    train(
-        args.store,
-        args.out,
-        config,
-        workers=args.workers,
-        folds=args.folds,
-        manifest=args.manifest,
-        speakers=args.speakers,
-    )
+    with cli.summary(args.out):
+        train(
+            args.store,
+            args.out,
+            config,
+            workers=args.workers,
+            folds=args.folds,
+            manifest=args.manifest,
+            speakers=args.speakers,
+        )
 
 
 if __name__ == "__main__":

@@ -31,19 +31,20 @@ def main(argv: list[str] | None = None) -> None:
 
     from vaemo.cluster.tune import tune
 
-    tune(
-        args.store,
-        args.space,
-        args.out,
-        config,
-        trials=args.trials,
-        search=args.search,
-        scheduler=args.scheduler,
-        workers=args.workers,
-        gpus=args.gpus,
-        folds=args.folds,
-        seeds=args.seeds,
-    )
+    with cli.summary(args.out):
+        tune(
+            args.store,
+            args.space,
+            args.out,
+            config,
+            trials=args.trials,
+            search=args.search,
+            scheduler=args.scheduler,
+            workers=args.workers,
+            gpus=args.gpus,
+            folds=args.folds,
+            seeds=args.seeds,
+        )
 
 
 if __name__ == "__main__":

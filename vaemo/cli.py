@@ -11,6 +11,7 @@ from typing import NoReturn
 from vaemo import files
 from vaemo.config import PRESETS, Config
 from vaemo.errors import StorageError, UsageError, VaemoError
+from vaemo.summary import summary as summary
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -72,6 +73,24 @@ def count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of at least 1")
     return int(text)
+
+
+def add_rerun_options(parser: argparse.ArgumentParser) -> None:
+    """What both jobs that read recordings take: which of them, and what of an earlier run is done again."""
+    parser.add_argument(
+        "--exclude",
+        action="append",
+        default=[],
+        metavar="GLOB",
+        help="leave out recordings of that name or relative path; may be repeated",
+    )
+    parser.add_argument("--retry-failed", action="store_true", help="try again what failed in an earlier run")
+    parser.add_argument(
+        "--changed",
+        choices=("keep", "redo"),
+        default="keep",
+        help="what becomes of finished sessions whose input has changed since: they are listed, or done again",
+    )
 
 
 def in_ray_job() -> bool:

@@ -24,6 +24,36 @@ from vaemo.fields import explain, fields_of, fit, option, younger
 
 PRESETS = ("default", "seed")
 
+HEADERLESS_CODECS = (
+    *("mulaw", "alaw", "s8", "u8", "s16le", "s16be", "s24le", "s24be", "s32le", "s32be", "f32le", "f32be"),
+    *("gsm", "vox", "g722", "g723_1", "g726_2", "g726_3", "g726_4", "g726_5", "g726be_4", "g729"),
+)
+"""How samples without a header may be coded. G.726 names its bits per sample, `be` where the first is the high one."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Headerless:
+    """How a file without a header is to be read: a member of `HEADERLESS_CODECS`, a rate in Hz, interleaved channels.
+
+    Example:
+        >>> Headerless.parse("s16le:8000:2")
+        Headerless(codec='s16le', sampling_rate=8000, channels=2)
+    """
+
+    codec: str
+    sampling_rate: int
+    channels: int = 1
+
+    @staticmethod
+    def parse(text: str) -> Headerless:
+        """What `CODEC:RATE` or `CODEC:RATE:CHANNELS` means; ValueError for what means nothing."""
+        codec, *numbers = text.strip().lower().removeprefix("pcm_").split(":")
+        rate, channels = (int(number) for number in (*numbers, "1")[:2])
+        known = codec in HEADERLESS_CODECS and len(numbers) in (1, 2)
+        if not known or not 2_000 <= rate <= 768_000 or not 1 <= channels <= 64:
+            raise ValueError(text)
+        return Headerless(codec, rate, channels)
+
 
 @dataclasses.dataclass(frozen=True)
 class AudioConfig:
@@ -40,6 +70,30 @@ class AudioConfig:
     max_utterance_s: float = option(
         600.0, "A longer utterance of a manifest, which is held in memory, gets the status too_long.", low=1
     )
+    headerless: str | None = option(
+        None,
+        "How files named .raw and .pcm, which say nothing of themselves, are read, as CODEC:RATE:CHANNELS, such as "
+        "s16le:8000:2 or mulaw:8000; null passes them over.",
+        before=None,
+    )
+    vox_rate_hz: int = option(
+        8000, "Sampling rate of .vox files (Dialogic ADPCM); 6000 is usual too.", low=4000, high=48000, before=8000
+    )
+
+    def __post_init__(self) -> None:
+        if self.headerless is not None:
+            try:
+                Headerless.parse(self.headerless)
+            except ValueError:
+                raise ConfigValueError(
+                    f"audio.headerless is '{self.headerless}'; give CODEC:RATE or CODEC:RATE:CHANNELS, such as "
+                    f"s16le:8000:2. Codecs are {', '.join(HEADERLESS_CODECS)}."
+                ) from None
+
+    @property
+    def headerless_format(self) -> Headerless | None:
+        """What `headerless` means."""
+        return None if self.headerless is None else Headerless.parse(self.headerless)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -322,6 +376,29 @@ class ExtractConfig:
     max_failed_fraction: float = option(
         0.05, "Failed share above which the job ends with exit code 1.", low=0, high=1, runtime=True
     )
+    max_silent_fraction: float = option(
+        0.5,
+        "Share of recordings without any speech above which the job ends with exit code 1, from 20 recordings on: "
+        "the archive may be misread.",
+        low=0,
+        high=1,
+        runtime=True,
+        before=1.0,
+    )
+    min_age_s: float = option(
+        0.0,
+        "Recordings that were written less than so many seconds ago wait for the next run, also when scoring.",
+        low=0,
+        runtime=True,
+        before=0.0,
+    )
+    duplicates: Literal["skip", "keep"] = option(
+        "skip",
+        "Recordings whose bytes are those of an earlier one get the status duplicate, or are read once more; also when "
+        "scoring.",
+        runtime=True,
+        before="keep",
+    )
     decode_timeout_s: float = option(
         120.0, "A decode that takes longer becomes a row with status timeout.", low=0.1, runtime=True
     )
@@ -362,6 +439,21 @@ class ScoreConfig:
     end_half_life_s: float = option(60.0, "Half-life, back from the end of the call, of *_end_weighted.", low=1)
     max_failed_fraction: float = option(
         0.05, "Failed share above which the job ends with exit code 1.", low=0, high=1, runtime=True
+    )
+    max_silent_fraction: float = option(
+        0.5,
+        "Share of sessions without any speech above which the job ends with exit code 1, from 20 sessions on: the "
+        "archive may be misread.",
+        low=0,
+        high=1,
+        runtime=True,
+        before=1.0,
+    )
+    calls_missing: Literal["not_scored", "channel_roles"] = option(
+        "not_scored",
+        "What becomes of a session that the table of calls (`--calls`) does not name: it is not scored, or "
+        "score.channel_roles says who speaks in it.",
+        before="not_scored",
     )
     hash_ids: bool = option(False, "Replace ids by keyed hashes; the key comes from VAEMO_ID_KEY.")
 
@@ -419,7 +511,8 @@ class Config:
         Args:
             source: A name in `PRESETS` or the path of a YAML file. A file starts from the default preset and may
                 leave out any section or field. A section with every field but younger ones was saved by an older
-                version: it means what it meant then.
+                version: it means what it meant then. A section that had a single field then, or none, says so only
+                beside another.
             overrides: `section.key=value`, the value in YAML's notation.
 
         Raises:
@@ -439,7 +532,7 @@ class Config:
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """Plain nested dicts and lists, fit for YAML and JSON."""
-        return json.loads(json.dumps(dataclasses.asdict(self)))
+        return _plain(dataclasses.asdict(self))
 
     def to_yaml(self) -> str:
         """The YAML text that `load` reads back."""
@@ -504,19 +597,50 @@ def decides(section: str, key: str) -> bool:
     return not fields_of(_SECTIONS[section])[key].metadata["runtime"]
 
 
+def settled(settings: Any) -> Any:
+    """Settings that a file holds, fit to be compared with those of another version.
+
+    Args:
+        settings: Plain values; sections of the config may stand in them at any depth.
+
+    Returns:
+        The same, the sections without what decides no result, and with the younger fields that they lack.
+    """
+    if not isinstance(settings, Mapping):
+        return settings
+    return {name: _settled(name, value) if name in _SECTIONS else settled(value) for name, value in settings.items()}
+
+
+def _settled(section: str, values: Any) -> Any:
+    if not isinstance(values, Mapping):
+        return values
+    known = fields_of(_SECTIONS[section])
+    filled = {**_plain(younger(_SECTIONS[section])), **values}
+    return {key: value for key, value in filled.items() if key not in known or decides(section, key)}
+
+
 def _is_as_before(section: str, key: str, value: Any) -> bool:
     absent = younger(_SECTIONS[section])
-    return key in absent and value == json.loads(json.dumps(absent[key]))
+    return key in absent and value == _plain(absent[key])
+
+
+def _plain(value: Any) -> Any:
+    return json.loads(json.dumps(value))
 
 
 def _saved_before(loaded: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """The younger fields that a file of an older version lacks: one that names every older field of a section."""
     missing: dict[str, dict[str, Any]] = {}
+    saved = False
     for name, section in _SECTIONS.items():
-        given, absent = loaded.get(name), younger(section)
-        if isinstance(given, Mapping) and given.keys() >= fields_of(section).keys() - absent.keys():
+        absent = younger(section)
+        older = fields_of(section).keys() - absent.keys()
+        given = loaded.get(name, {} if not older else None)
+        if isinstance(given, Mapping) and given.keys() >= older:
             missing[name] = {key: value for key, value in absent.items() if key not in given}
-    return missing
+            saved |= len(older) > 1
+    # One field alone, such as labels.range, is what somebody writes by hand.
+    return missing if saved else {}
 
 
 def _read_yaml(source: str | Path) -> Mapping[str, Any]:

@@ -132,7 +132,15 @@ class StorageError(VaemoError):
 
 
 class TooManyFailuresError(VaemoError):
-    """More utterances failed than the config allows; every one of them is listed in the output."""
+    """More utterances failed than the config allows; every one of them is listed in the output.
+
+    Attributes:
+        counts: What became of everything, for summary.json.
+    """
+
+    def __init__(self, message: str, counts: Mapping[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.counts = dict(counts or {})
 
 
 class SweepFailedError(VaemoError):

@@ -8,6 +8,7 @@ Ray, shards or folders.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,11 +26,21 @@ from vaemo.store import part_schema
 from vaemo.tables import with_column
 from vaemo.units import DIMENSIONS, NOT_FAILED, SAMPLING_RATE_HZ
 
-AUDIO_SUFFIXES = (
-    *(".wav", ".w64", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".spx", ".aif", ".aiff", ".au", ".snd", ".caf"),
-    *(".m4a", ".mp4", ".aac", ".webm", ".mka", ".amr", ".awb", ".3gp", ".wma", ".gsm", ".g722", ".g729"),
-)
-"""Ends of the names that are taken for recordings in a folder; other files are passed over."""
+
+@dataclass(frozen=True)
+class Problem:
+    """Why a session is listed and not read.
+
+    Attributes:
+        status: Of its rows.
+        reason: Likewise.
+        duplicate_of: The session whose bytes it has, for `duplicate`.
+    """
+
+    status: str
+    reason: str
+    duplicate_of: str | None = None
+
 
 _BUFFER_S = 600.0
 """Seconds of speech that wait for the extractors: enough to batch utterances of like length."""
@@ -92,6 +103,7 @@ def extract_recording(
     decoder: Decoder | None = None,
     roles_of: Callable[[int], Sequence[str | None]] = unsaid_roles,
     hears: Callable[[str | None], bool] = lambda role: True,
+    problem: Problem | None = None,
 ) -> pa.Table:
     """Find the utterances of a recording, channel by channel, and compute their features.
 
@@ -107,6 +119,7 @@ def extract_recording(
         decoder: The process that decodes; None starts one for this call.
         roles_of: Gives the role of each channel, None where it is not known, for how many there are.
         hears: Whether a role is to have features; utterances of others are listed with status `not_scored_role`.
+        problem: Why the recording is listed and not read, where that is known beforehand.
 
     Returns:
         The columns of `part_schema` and `audio_path`, rows by start, then channel.
@@ -116,6 +129,8 @@ def extract_recording(
     roles: Sequence[str | None] = ()
     with _decoding(decoder, config) as open_decoder:
         try:
+            if problem:
+                raise AudioProblem(problem.status, problem.reason)
             recording = Recording(path, open_decoder, config.audio)
             roles = roles_of(recording.info.channels)
             for utterance in _utterances(recording, UtteranceFinder(len(roles), config.vad)):
@@ -128,10 +143,21 @@ def extract_recording(
                     work.fail(len(found) - 1, AudioProblem("not_scored_role", reason))
             if not found:
                 raise AudioProblem("silent", "no speech was found in it")
-        except AudioProblem as problem:
+        except AudioProblem as what:
             found.append((None, None, None))
-            work.fail(len(found) - 1, problem)
-    return _joined(_found_rows(path, session_id, found, roles), work.finish(), extractors, by_start=True)
+            work.fail(len(found) - 1, what)
+    rows = _found_rows(path, session_id, found, roles)
+    if problem and problem.duplicate_of:
+        rows = rows.append_column("duplicate_of", pa.repeat(problem.duplicate_of, rows.num_rows))
+    return _joined(rows, work.finish(), extractors, by_start=True)
+
+
+def listed_only(rows: pa.Table, *, extractors: Mapping[str, Extractor], config: Config) -> pa.Table:
+    """What `extract_utterances` gives for rows of a manifest that are not read: no features, no status yet."""
+    work = _Work(extractors, config, rows.num_rows)
+    for row in range(rows.num_rows):
+        work.fail(row, AudioProblem("missing", "it was not read"))
+    return _joined(_on_model_scale(rows, config), work.finish(), extractors)
 
 
 def failed_rows(table: pa.Table) -> pa.ChunkedArray:

@@ -7,11 +7,17 @@ file: on a file system a file is written under a hidden name and renamed, on an 
 from __future__ import annotations
 
 import contextlib
+import functools
+import importlib.util
 import json
 import os
 import posixpath
+import re
+import stat
+import urllib.parse
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +34,13 @@ _S3_SILENCE_S = 60.0
 """A request that stays silent for so long has failed, and is tried again."""
 
 
+_OPTIONS = re.compile(r"\?(?:(?:region|scheme|endpoint_override|allow_bucket_creation|anonymous)=[^&/?]*&?)+$")
+"""What follows a bucket's URI and is no part of a name."""
+
+_COLD = ("GLACIER", "DEEP_ARCHIVE")
+"""Storage classes of S3 whose objects cannot be read before they are restored."""
+
+
 def is_uri(path: str | Path) -> bool:
     """Whether a path names its file system, as in `s3://bucket/key`."""
     return "://" in str(path)
@@ -35,6 +48,8 @@ def is_uri(path: str | Path) -> bool:
 
 def filesystem_of(path: str | Path) -> tuple[pafs.FileSystem, str]:
     """The file system that a path names, and the path within it.
+
+    Names in a bucket are taken as they are: blanks, `#`, `?`, `%` and letters of any script are part of them.
 
     Returns:
         filesystem: pyarrow's own for local paths, S3 and GCS, otherwise fsspec's.
@@ -46,19 +61,42 @@ def filesystem_of(path: str | Path) -> tuple[pafs.FileSystem, str]:
     text = str(path)
     if not is_uri(text):
         return pafs.LocalFileSystem(), os.path.abspath(text)
+    scheme, _, rest = text.partition("://")
+    if scheme == "file":
+        literal = "/" + rest.partition("/")[2]
+        return pafs.LocalFileSystem(), literal if os.path.lexists(literal) else urllib.parse.unquote(literal)
+    rest, options = _without_options(rest)
+    bucket, _, key = rest.partition("/")
+    if scheme in ("s3", "gs", "gcs"):
+        # What the environment says of a store is part of which store it is.
+        told = tuple(sorted((name, value) for name, value in os.environ.items() if name.startswith("AWS_")))
+        return _bucket(f"{scheme}://{bucket}{options}", told), posixpath.join(bucket, key) if key else bucket
     try:
-        filesystem, inner = pafs.FileSystem.from_uri(text)
+        return pafs.FileSystem.from_uri(text)
     except pa.ArrowInvalid:
         import fsspec
+    try:
+        filesystem, inner = fsspec.core.url_to_fs(text)
+    except (ValueError, ImportError) as error:
+        raise UsageError(
+            f"'{text}' cannot be reached ({error}); give a path, or a URI such as s3://, gs:// or file://."
+        ) from None
+    return pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), inner
 
-        try:
-            filesystem, inner = fsspec.core.url_to_fs(text)
-        except (ValueError, ImportError) as error:
-            raise UsageError(
-                f"'{text}' cannot be reached ({error}); give a path, or a URI such as s3://, gs:// or file://."
-            ) from None
-        return pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), inner
-    return _patient(filesystem), inner
+
+def _without_options(text: str) -> tuple[str, str]:
+    """What names a place, and the options behind it, such as `?region=eu-west-1`."""
+    found = _OPTIONS.search(text)
+    return (text[: found.start()], found[0]) if found else (text, "")
+
+
+@functools.lru_cache(maxsize=64)
+def _bucket(uri: str, environment: tuple[tuple[str, str], ...]) -> pafs.FileSystem:
+    """The file system of a bucket, made once per process: finding its region takes a request."""
+    try:
+        return _patient(pafs.FileSystem.from_uri(uri)[0])
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise UsageError(f"'{uri}' is not the address of a bucket ({error}).") from None
 
 
 def _patient(filesystem: pafs.FileSystem) -> pafs.FileSystem:
@@ -75,7 +113,9 @@ def _patient(filesystem: pafs.FileSystem) -> pafs.FileSystem:
 
 def join(folder: str | Path, *names: str) -> str:
     """`folder/name/...`, for paths and URIs alike."""
-    return posixpath.join(str(folder), *names)
+    text = str(folder)
+    text, options = _without_options(text) if is_uri(text) else (text, "")
+    return posixpath.join(text, *names) + options
 
 
 def lies_below(path: str | Path, folder: str | Path) -> bool:
@@ -125,35 +165,31 @@ def list_files(folder: str | Path, suffix: str = "", *, recursive: bool = False)
         infos = _infos(filesystem, pafs.FileSelector(inner, recursive=recursive, allow_not_found=True))
     except NotADirectoryError:
         raise UsageError(f"{folder} is a file; a folder is needed in its place.") from None
-    below = _below(infos, folder, inner)
-    return sorted(path for path, info in below.items() if info.type == pafs.FileType.File and path.endswith(suffix))
+    return [path for name, path in _files(infos, folder, inner) if name.endswith(suffix)]
 
 
-def list_partitioned(folder: str | Path) -> list[str]:
-    """Sorted paths of the files in a folder, and of those in folders below it that are all named `column=value`.
+def list_partitioned(folder: str | Path) -> list[tuple[str, str]]:
+    """The files in a folder, and in folders below it that are all named `column=value`; sorted.
 
     Hidden names are left out as in `list_files`, and so are other folders.
+
+    Returns:
+        Name relative to the folder, and path, of each.
     """
     filesystem, inner = filesystem_of(folder)
-    below = _below(_infos(filesystem, pafs.FileSelector(inner, allow_not_found=True)), folder, inner)
-    if any(info.type == pafs.FileType.Directory and "=" in info.base_name for info in below.values()):
-        below = _below(_infos(filesystem, pafs.FileSelector(inner, recursive=True)), folder, inner)
-    skip = len(str(folder).rstrip("/")) + 1
-    return sorted(
-        path
-        for path, info in below.items()
-        if info.type == pafs.FileType.File and all("=" in name for name in path[skip:].split("/")[:-1])
-    )
+    infos = _infos(filesystem, pafs.FileSelector(inner, allow_not_found=True))
+    if any(info.type == pafs.FileType.Directory and "=" in info.base_name for info in infos):
+        infos = _infos(filesystem, pafs.FileSelector(inner, recursive=True))
+    return [found for found in _files(infos, folder, inner) if all("=" in part for part in found[0].split("/")[:-1])]
 
 
-def _below(infos: list[pafs.FileInfo], folder: str | Path, inner: str) -> dict[str, pafs.FileInfo]:
-    """What was listed, by its path; without what is hidden."""
+def _files(infos: list[pafs.FileInfo], folder: str | Path, inner: str) -> list[tuple[str, str]]:
+    """Name relative to the folder, and path, of the files that were listed and are not hidden; sorted."""
     skip = len(inner.rstrip("/")) + 1
-    return {
-        join(folder, info.path[skip:]): info
-        for info in infos
-        if not any(part.startswith((".", "_")) for part in info.path[skip:].split("/"))
-    }
+    names = sorted(info.path[skip:] for info in infos if info.type == pafs.FileType.File)
+    return [
+        (name, join(folder, name)) for name in names if not any(part.startswith((".", "_")) for part in name.split("/"))
+    ]
 
 
 def _infos(filesystem: pafs.FileSystem, selector: pafs.FileSelector) -> list[pafs.FileInfo]:
@@ -162,6 +198,162 @@ def _infos(filesystem: pafs.FileSystem, selector: pafs.FileSelector) -> list[paf
     except FileNotFoundError:
         # Made between pyarrow's two looks: the first found nothing to list, the second that it is there.
         return filesystem.get_file_info(selector)
+
+
+@dataclass(frozen=True)
+class Found:
+    """A file below a folder, as `walk` finds it.
+
+    Attributes:
+        name: Relative to the folder. Bytes that are no UTF-8 stand in it as lone surrogates, as `os.fsdecode` has them.
+        path: What the functions of this module take.
+        size: Bytes; 0 where there is a problem.
+        mtime_ns: When it was last written, in ns since 1970; 0 where the storage does not say.
+        problem: Status (`vaemo.units.STATUSES`) and reason where it is known already that it cannot be read.
+    """
+
+    name: str
+    path: str
+    size: int = 0
+    mtime_ns: int = 0
+    problem: tuple[str, str] | None = None
+
+
+def walk(folder: str | Path) -> Iterator[Found]:
+    """Every file below a folder, whatever its name; in no particular order.
+
+    Names that begin with `.` are left out, and what lies below them. Links are followed; a folder that is reached by
+    several names is walked once, under its own name where that lies below. What cannot be read (a folder without
+    rights, a broken link, an object in an archive tier) is a `Found` with a problem; a folder's name ends in `/`.
+    """
+    filesystem, inner = filesystem_of(folder)
+    if isinstance(filesystem, pafs.LocalFileSystem):
+        yield from _walk_disk(inner)
+        return
+    listed = _walk_s3(str(folder), inner) if isinstance(filesystem, pafs.S3FileSystem) else None
+    if listed is None:
+        infos = _infos(filesystem, pafs.FileSelector(inner, recursive=True, allow_not_found=True))
+        skip = len(inner.rstrip("/")) + 1
+        listed = [
+            Found(info.path[skip:], "", info.size or 0, info.mtime_ns or 0)
+            for info in infos
+            if info.type == pafs.FileType.File
+        ]
+    for found in listed:
+        if not any(part.startswith(".") for part in found.name.split("/")):
+            yield replace(found, path=join(folder, found.name))
+
+
+def _walk_disk(root: str) -> Iterator[Found]:
+    walked: set[tuple[int, int]] = set()
+    folders: list[tuple[str, str]] = [(root, "")]
+    links: list[tuple[str, str]] = []
+    while folders or links:
+        # Links come last, so that a folder below the root has its own name.
+        path, prefix = folders.pop() if folders else links.pop()
+        try:
+            about = os.stat(path)
+            if (about.st_dev, about.st_ino) in walked:
+                continue
+            walked.add((about.st_dev, about.st_ino))
+            with os.scandir(path) as entries:
+                for entry in entries:
+                    if entry.name.startswith("."):
+                        continue
+                    name = prefix + entry.name
+                    if entry.is_dir(follow_symlinks=False):
+                        folders.append((entry.path, f"{name}/"))
+                    elif entry.is_symlink() and os.path.isdir(entry.path):
+                        links.append((entry.path, f"{name}/"))
+                    else:
+                        yield _on_disk(entry, name)
+        except OSError as error:
+            if prefix:
+                yield Found(prefix, path, problem=("unreadable", f"the folder cannot be listed: {said(error)}"))
+            elif not isinstance(error, FileNotFoundError):
+                raise
+
+
+def _on_disk(entry: os.DirEntry, name: str) -> Found:
+    try:
+        about = entry.stat()
+    except FileNotFoundError:
+        return Found(name, entry.path, problem=("missing", "it is a link to a file that is not there"))
+    except OSError as error:
+        return Found(name, entry.path, problem=("unreadable", said(error)))
+    if not stat.S_ISREG(about.st_mode):
+        return Found(name, entry.path, problem=("unreadable", "it is not a file but a pipe, a socket or a device"))
+    return Found(name, entry.path, about.st_size, about.st_mtime_ns)
+
+
+def _walk_s3(uri: str, inner: str) -> list[Found] | None:
+    """The objects below a prefix with their storage classes, which pyarrow does not tell; None where boto3 cannot."""
+    if importlib.util.find_spec("boto3") is None:
+        return None
+    import boto3
+    from botocore.config import Config
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    options = dict(urllib.parse.parse_qsl(_without_options(uri)[1].removeprefix("?")))
+    endpoint = options.get("endpoint_override")
+    patience = Config(retries={"mode": "standard", "total_max_attempts": _S3_ATTEMPTS}, read_timeout=_S3_SILENCE_S)
+    bucket, _, prefix = inner.partition("/")
+    prefix = f"{prefix.rstrip('/')}/" if prefix else ""
+    try:
+        client = boto3.client(
+            "s3",
+            region_name=options.get("region"),
+            endpoint_url=f"{options.get('scheme', 'https')}://{endpoint}" if endpoint else None,
+            config=patience,
+        )
+        pages = client.get_paginator("list_objects_v2").paginate(
+            Bucket=bucket, Prefix=prefix, OptionalObjectAttributes=["RestoreStatus"]
+        )
+        return [
+            Found(
+                item["Key"][len(prefix) :],
+                "",
+                item["Size"],
+                int(item["LastModified"].timestamp() * 1e9),
+                _cold(item.get("StorageClass"), item.get("RestoreStatus", {})),
+            )
+            for page in pages
+            for item in page.get("Contents", ())
+            if not item["Key"].endswith("/")
+        ]
+    except (BotoCoreError, ClientError):
+        # It may find other credentials than pyarrow, or none.
+        return None
+
+
+def _cold(storage_class: str | None, restored: Mapping[str, Any]) -> tuple[str, str] | None:
+    if storage_class not in _COLD or restored.get("RestoreExpiryDate"):
+        return None
+    under_way = ", which is under way" if restored.get("IsRestoreInProgress") else ""
+    reason = f"it lies in the archive tier {storage_class}; restore it{under_way}, then run with --retry-failed"
+    return "archived", reason
+
+
+def said(error: OSError) -> str:
+    """What an operating system or a storage says of a failure, in words, without numbers and paths."""
+    return (error.strerror or " ".join(str(error).split()) or type(error).__name__).lower()
+
+
+def size_and_time(path: str) -> tuple[int, int] | None:
+    """Bytes of a file, and when it was last written, in ns since 1970 (0 where the storage does not say).
+
+    None where there is no such file; OSError where the storage does not answer.
+    """
+    if not is_uri(path):
+        # pyarrow takes no names that are not UTF-8.
+        try:
+            about = os.stat(path)
+        except FileNotFoundError:
+            return None
+        return (about.st_size, about.st_mtime_ns) if stat.S_ISREG(about.st_mode) else None
+    filesystem, inner = filesystem_of(path)
+    info = filesystem.get_file_info(inner)
+    return (info.size, info.mtime_ns or 0) if info.is_file else None
 
 
 def read_bytes(path: str | Path) -> bytes:

@@ -135,6 +135,12 @@ def read_manifest(path: str | Path, *, label_range: Sequence[float] | None = Non
         return _in_order(table)
 
 
+def file_of(audio_path: str) -> str:
+    """The file that holds an utterance's audio: the manifest itself where the audio is embedded in it."""
+    before, embedded, row = audio_path.rpartition(EMBEDDED)
+    return f"{before}.parquet" if embedded and row.isdecimal() else audio_path
+
+
 def write_manifest(path: str | Path, table: pa.Table) -> None:
     """Write utterances as Parquet where the name ends in `.parquet`, else as JSON Lines; whole or not at all.
 
@@ -339,7 +345,7 @@ def _check_root(paths: pa.ChunkedArray, path: str, root: str) -> None:
     distinct, manifest = paths.unique(), _absolute(path)
 
     def allowed(audio: str) -> bool:
-        place = audio.rpartition("#")[0] if EMBEDDED in audio else audio
+        place = file_of(audio)
         return place == manifest or files.lies_below(place, root)
 
     inside = distinct.filter(pa.array(map(allowed, distinct.to_pylist()), pa.bool_()))

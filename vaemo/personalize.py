@@ -200,7 +200,7 @@ def personalize_store(store_path: str, checkpoint_path: str, out: str, config: C
     labelled = [session for session in sessions if not np.isnan(session.labels).all()]
     content = np.concatenate([session.labels for session in labelled] or [np.empty((0, 2), np.float32)])
     utt_ids = [utt_id for session in labelled for utt_id in session.utt_ids]
-    settings = {"checkpoint": checkpoint.fingerprint, "personalize": config.to_dict()["personalize"]}
+    settings = {"checkpoint": checkpoint.fingerprint, **config.decisive("personalize")}
     data = digest(*utt_ids, hashlib.sha256(content.tobytes()).hexdigest())
     fingerprint = digest(json.dumps(settings, sort_keys=True), data)
     claim_folder(out, PROVENANCE, fingerprint, {"settings": {**settings, "data": data}})

@@ -7,6 +7,7 @@ folder may grow. What may not change within a folder is what decides results: `c
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,9 +18,11 @@ from typing import Any
 import pyarrow as pa
 
 from vaemo import files
+from vaemo.archive import Stamp
+from vaemo.config import settled
 from vaemo.errors import OtherRunError
 
-_KEYS = b"vaemo.keys"
+_KEYS, _STAMPS = b"vaemo.keys", b"vaemo.stamps"
 
 
 @dataclass(frozen=True)
@@ -38,116 +41,71 @@ class Shard:
     indices: tuple[int, ...]
 
 
-def plan_shards(keys: Sequence[str], weights: Sequence[int], target: int) -> list[Shard]:
+@dataclass(frozen=True)
+class Part:
+    """A finished file.
+
+    Attributes:
+        path: Where it lies.
+        keys: Of its sessions, as `Shard` has them.
+        stamps: By session, what its inputs were; empty in files of versions that did not note it.
+    """
+
+    path: str
+    keys: tuple[str, ...]
+    stamps: Mapping[str, Sequence[Stamp]]
+
+
+def read_parts(folder: str) -> list[Part]:
+    """The finished files of a folder."""
+    with ThreadPoolExecutor(8) as pool:
+        return list(pool.map(read_part, files.list_files(folder, ".parquet")))
+
+
+def read_part(path: str) -> Part:
+    """What a finished file says of itself; reads its footer alone.
+
+    Raises:
+        OtherRunError: if it was not written by a job.
+    """
+    metadata = files.read_parquet_schema(path).metadata or {}
+    if _KEYS not in metadata:
+        raise OtherRunError(f"{path} was not written by this job; give an output folder of its own.")
+    stamps = json.loads(metadata.get(_STAMPS, b"{}"))
+    return Part(
+        path,
+        tuple(json.loads(metadata[_KEYS])),
+        {session_id: [Stamp(*stamp) for stamp in held] for session_id, held in stamps.items()},
+    )
+
+
+def tag_part(table: pa.Table, keys: Sequence[str], stamps: Mapping[str, Sequence[Stamp]]) -> pa.Table:
+    """The table with its sessions' keys and stamps in the file's metadata, where `read_part` finds them."""
+    plain = {session_id: [dataclasses.astuple(stamp) for stamp in held] for session_id, held in stamps.items()}
+    about = {_KEYS: json.dumps(keys), _STAMPS: json.dumps(plain)}
+    return table.replace_schema_metadata({**(table.schema.metadata or {}), **about})
+
+
+def session_of(key: str) -> str:
+    """The session's id in a key."""
+    return key.partition("\t")[0]
+
+
+def plan_shards(
+    keys: Sequence[str], weights: Sequence[int], target: int, *, only: Sequence[int] | None = None
+) -> list[Shard]:
     """Consecutive sessions in shards of about `target` weight; a heavier session has a shard of its own.
 
     Args:
         keys: One per session, all different.
         weights: One per session: its utterances, or 1.
         target: Weight at which a shard is full.
+        only: Where in `keys` the sessions stand that are to be planned; None is all.
     """
-    return _plan(range(len(keys)), keys, weights, target)
-
-
-def plan_missing(
-    folder: str, keys: Sequence[str], weights: Sequence[int], target: int, *, redo: Iterable[str] = ()
-) -> tuple[list[Shard], int]:
-    """The shards that a folder still lacks.
-
-    Args:
-        folder: Where the parts are.
-        keys: As for `plan_shards`; a key is `session_id`, or `session_id` + tab + digest of its content.
-        weights: As for `plan_shards`.
-        target: As for `plan_shards`.
-        redo: Names of finished parts that are to be written again.
-
-    Returns:
-        shards: What is to be done; their indices point into `keys`.
-        n_done: How many of the sessions are finished.
-
-    Raises:
-        OtherRunError: if a finished session had other content than it has now.
-    """
-    finished = {path.rsplit("/", 1)[-1]: path for path in files.list_files(folder, ".parquet")}
-    for name in redo:
-        finished.pop(name, None)
-    shards = plan_shards(keys, weights, target)
-    if finished.keys() <= {shard.name for shard in shards}:
-        missing = [shard for shard in shards if shard.name not in finished]
-        return missing, len(keys) - sum(len(shard.keys) for shard in missing)
-
-    # The list of sessions has changed since (an archive grew): plan what stands in no finished part.
-    with ThreadPoolExecutor(8) as pool:
-        done = {key for keys_ in pool.map(read_keys, finished.values()) for key in keys_}
-    digests = dict(_split_key(key) for key in done)
-    left = []
-    for index, key in enumerate(keys):
-        session_id, digest = _split_key(key)
-        if session_id not in digests:
-            left.append(index)
-        elif digests[session_id] != digest:
-            raise OtherRunError(
-                f"session '{session_id}' is finished in {folder}, but its utterances have changed since. "
-                "Give the changed sessions new ids, or another folder."
-            )
-    return _plan(left, keys, weights, target), len(keys) - len(left)
-
-
-def tag_keys(table: pa.Table, shard: Shard) -> pa.Table:
-    """The table with its shard's keys in the file's metadata, where `plan_missing` finds them."""
-    return table.replace_schema_metadata({**(table.schema.metadata or {}), _KEYS: json.dumps(shard.keys)})
-
-
-def read_keys(path: str) -> list[str]:
-    """The keys of the sessions in a finished part."""
-    metadata = files.read_parquet_schema(path).metadata or {}
-    if _KEYS not in metadata:
-        raise OtherRunError(f"{path} was not written by this job; give an output folder of its own.")
-    return json.loads(metadata[_KEYS])
-
-
-def claim_folder(folder: str, marker: str, fingerprint: str, content: Mapping[str, Any]) -> None:
-    """Make a folder this run's own, or find that it is already.
-
-    Args:
-        folder: The output folder; made if it is not there.
-        marker: The JSON file in it that says whose it is.
-        fingerprint: Of everything that can change results.
-        content: What else the marker holds; `settings` (nested dicts) is what a refusal compares.
-
-    Raises:
-        OtherRunError: if the folder holds another run, or files and no marker.
-    """
-    path = files.join(folder, marker)
-    if not files.exists(path):
-        strangers = files.list_files(folder)
-        if strangers:
-            raise OtherRunError(
-                f"{folder} holds {len(strangers)} files ({strangers[0].rsplit('/', 1)[-1]}, ...) but no {marker}: "
-                "it is not an output folder of this job. Give an empty or a new one."
-            )
-        files.write_json(path, {"fingerprint": fingerprint, **content})
-        return
-    held = files.read_json(path)
-    if held.get("fingerprint") == fingerprint:
-        return
-    differences = list(_differences(held.get("settings", {}), content.get("settings", {})))
-    raise OtherRunError(
-        f"{folder} holds a run with other settings: {'; '.join(differences[:5]) or 'another fingerprint'}. "
-        "Give another folder, or the settings of that run."
-    )
-
-
-def digest(*texts: str) -> str:
-    """64 hex digits that follow from the texts and their order."""
-    return hashlib.sha256("\0".join(texts).encode()).hexdigest()
-
-
-def _plan(indices: Sequence[int], keys: Sequence[str], weights: Sequence[int], target: int) -> list[Shard]:
     shards: list[Shard] = []
     held: list[int] = []
     filled = 0
-    for index in indices:
+    for index in range(len(keys)) if only is None else only:
         if held and filled + weights[index] > target:
             shards.append(_shard(held, keys))
             held, filled = [], 0
@@ -163,9 +121,63 @@ def _shard(indices: Sequence[int], keys: Sequence[str]) -> Shard:
     return Shard(f"part-{digest(*held)[:16]}.parquet", held, tuple(indices))
 
 
-def _split_key(key: str) -> tuple[str, str]:
-    session_id, _, content = key.partition("\t")
-    return session_id, content
+def claim_folder(
+    folder: str, marker: str, fingerprint: str, content: Mapping[str, Any], *, inputs: Sequence[str] = ()
+) -> None:
+    """Make a folder this run's own, or find that it is already.
+
+    Args:
+        folder: The output folder; made if it is not there.
+        marker: The JSON file in it that says whose it is.
+        fingerprint: Of everything that can change results.
+        content: What else the marker holds. A refusal compares `settings` (nested dicts), and `data`, a digest.
+        inputs: Files whose content the run depends on beyond that digest; they may not change until it is finished.
+
+    Raises:
+        OtherRunError: if the folder holds another run, files and no marker, or a run on inputs that have changed.
+    """
+    path = files.join(folder, marker)
+    if not files.exists(path):
+        strangers = [name for name in files.list_files(folder) if not name.endswith("/summary.json")]
+        if strangers:
+            raise OtherRunError(
+                f"{folder} holds {len(strangers)} files ({strangers[0].rsplit('/', 1)[-1]}, ...) but no {marker}: "
+                "it is not an output folder of this job. Give an empty or a new one."
+            )
+        about = {"inputs": {name: dataclasses.astuple(stamp) for name, stamp in _stamps(inputs)}} if inputs else {}
+        files.write_json(path, {"fingerprint": fingerprint, **content, **about})
+        return
+    held = files.read_json(path)
+    if held.get("fingerprint") != fingerprint:
+        differences = list(_differences(settled(held.get("settings", {})), settled(content.get("settings", {}))))
+        if not differences and held.get("data") != content.get("data"):
+            raise OtherRunError(
+                f"{folder} holds a run on other data: ids, labels, splits or feature dimensions differ from those of "
+                "now. Give another folder, or the data of that run."
+            )
+        raise OtherRunError(
+            f"{folder} holds a run with other settings: {'; '.join(differences[:5]) or 'another fingerprint'}. "
+            "Give another folder, or the settings of that run."
+        )
+    before = {name: Stamp(*stamp) for name, stamp in held.get("inputs", {}).items()}
+    for name, stamp in _stamps(inputs):
+        if name in before and not before[name].same(stamp):
+            raise OtherRunError(
+                f"{folder} holds a run on other data: {name} has changed since the run began (it had "
+                f"{before[name].size:,} bytes, and has {stamp.size:,}). Give another folder, or the data of that run."
+            )
+
+
+def _stamps(paths: Sequence[str]) -> list[tuple[str, Stamp]]:
+    """Stamps of the files that can be read, by their names without the folder."""
+    with ThreadPoolExecutor(8) as pool:
+        found = zip(paths, pool.map(Stamp.of, paths), strict=True)
+        return [(path.rsplit("/", 1)[-1], stamp) for path, stamp in found if stamp]
+
+
+def digest(*texts: str) -> str:
+    """64 hex digits that follow from the texts and their order."""
+    return hashlib.sha256("\0".join(texts).encode()).hexdigest()
 
 
 def _differences(held: Any, wanted: Any, name: str = "") -> Iterable[str]:

@@ -56,6 +56,7 @@ _COLUMNS = {
     "arousal": pa.float32(),
     "observed_valence": pa.float32(),
     "observed_arousal": pa.float32(),
+    "duplicate_of": pa.string(),
 }
 _IDS = ("session_id", "utt_id")
 _DECISIVE = (*_IDS, "position", "start_s", "end_s", "status")
@@ -167,9 +168,9 @@ def find_parts(path: str) -> list[str]:
     if files.is_file(path):
         return [path]
     found = files.list_partitioned(path)
-    named = [file for file in found if file.lower().endswith((".parquet", ".pq", ".parq"))]
+    named = [part for name, part in found if name.lower().endswith((".parquet", ".pq", ".parq"))]
     # Some programs give their files no suffix at all.
-    return named or [file for file in found if "." not in file.rpartition("/")[2] and files.head(file) == _MAGIC]
+    return named or [part for name, part in found if "." not in name and files.head(part) == _MAGIC]
 
 
 def is_store(path: str) -> bool:
@@ -234,7 +235,8 @@ class _Footer:
     @staticmethod
     def of(file: pq.ParquetFile, store: str, path: str) -> _Footer:
         schema = file.schema_arrow
-        folders = path[len(store.rstrip("/")) + 1 :].split("/")[:-1]
+        (_, folder), (_, inner) = files.filesystem_of(store), files.filesystem_of(path)
+        folders = inner[len(folder.rstrip("/")) + 1 :].split("/")[:-1]
         partition = {}
         for name, _, value in (folder.partition("=") for folder in folders):
             partition[unquote(name)] = None if value == _NULL_PARTITION else unquote(value)
@@ -281,12 +283,8 @@ def _holds_features(store: str, path: str) -> bool:
 def _without_parts(path: str) -> str:
     if not files.exists(path):
         return "does not exist"
-    other = next((name for name in map(_basename, files.list_files(path)) if name.endswith(_TABLES)), None)
+    other = next((name for name, _ in files.list_partitioned(path) if name.lower().endswith(_TABLES)), None)
     return "holds no Parquet files" + (f", but {other}: write it with pandas' DataFrame.to_parquet" if other else "")
-
-
-def _basename(path: str) -> str:
-    return path.rpartition("/")[2]
 
 
 def _read_info(path: str) -> dict[str, Any]:

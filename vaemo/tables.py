@@ -53,6 +53,19 @@ def codes(column: pa.Array | pa.ChunkedArray) -> np.ndarray:
     return pc.dictionary_encode(joined, null_encoding="encode").indices.to_numpy().astype(np.int64)
 
 
+def to_bytes(table: pa.Table) -> bytes:
+    """A table as it travels to another process, for `from_bytes`."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue().to_pybytes()
+
+
+def from_bytes(content: bytes) -> pa.Table:
+    """The table that `to_bytes` packed."""
+    return pa.ipc.open_stream(content).read_all()
+
+
 def typed(column: pa.Array | pa.ChunkedArray, name: str, type_: pa.DataType) -> pa.Array:
     """A column in the type of the contract.
 

@@ -24,7 +24,8 @@ from vaemo.cluster import encoders, extract
 from vaemo.cluster.runtime import connect, run_shards
 from vaemo.config import Config, FeatureConfig
 from vaemo.features.speech import SpeechEncoder, fitting_batch_s
-from vaemo.manifest import read_manifest, write_manifest
+from vaemo.manifest import write_manifest
+from vaemo.sources import ManifestSource
 
 pytestmark = [pytest.mark.perf, pytest.mark.timeout(3600)]
 
@@ -57,9 +58,9 @@ def write_recordings(folder, seconds, each_s):
 class TimedWorker:
     """Extracts shards as a job does, and says when, at what cost in CPU time, and in which process."""
 
-    def __init__(self, config, out):
+    def __init__(self, source, config, out):
         torch.set_num_threads(1)
-        self.worker = extract.ExtractWorker(config, out)
+        self.worker = extract.ExtractWorker(source, config, out)
 
     def __call__(self, shard):
         begin, cpu_s = time.time(), time.process_time()
@@ -70,11 +71,11 @@ class TimedWorker:
 _worker = None
 
 
-def _make_worker(config, out):
+def _make_worker(source, config, out):
     global _worker
     # Ray's workers run at niceness 15 unless told otherwise: on a busy machine it would be priorities that compete.
     os.nice(int(os.environ.get("RAY_worker_niceness", "15")))  # noqa: SIM112 - as Ray calls it
-    _worker = TimedWorker(config, out)
+    _worker = TimedWorker(source, config, out)
 
 
 def _call_worker(shard):
@@ -96,13 +97,13 @@ def test_the_cluster_is_nearly_as_fast_as_a_plain_pool(local_ray, tmp_path):
     """From the first shard to the last: what starts the processes, Ray's or Python's, is printed and left out."""
     seconds = write_recordings(tmp_path / "c", SPEECH_S, 60.0)
     config = Config.load("default", ["extract.shard_utterances=32"])
-    table = read_manifest(tmp_path / "c" / "m.parquet")
+    source = ManifestSource(str(tmp_path / "c" / "m.parquet"))
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     rates = {in_pool: [], on_cluster: []}
     for run in (in_pool, on_cluster, on_cluster, in_pool):
         out = str(tmp_path / f"out{len(list(tmp_path.iterdir()))}")
-        arguments = {"config": config.to_dict(), "out": out}
-        work = extract.plan_manifest(table, out, config)
+        arguments = {"source": source, "config": config.to_dict(), "out": out}
+        work = extract.plan_extraction(source, source.list(), out, config)
         start = time.time()
         calls = run(arguments, work.shards)
         begin, end = min(call["begin"] for call in calls), max(call["end"] for call in calls)

@@ -15,9 +15,13 @@ from extract_cases import CONFIG, parts, write_corpus
 from ray.cluster_utils import Cluster
 from scoring_cases import make_checkpoint, make_world, run
 
+from vaemo import sources
+from vaemo.archive import Listing
 from vaemo.cluster import extract
 from vaemo.cluster import score as score_job
 from vaemo.features import load_extractors
+from vaemo.files import Found
+from vaemo.sources import RecordingsSource
 from vaemo.testing import write_store
 
 pytestmark = [pytest.mark.perf, pytest.mark.timeout(3600)]
@@ -28,6 +32,11 @@ RECORDINGS_EACH = 1_000
 CALL_S = 300.0
 SPEED = 50.0
 """Length of a recording, and how many times faster than real time a worker extracts it."""
+
+
+def counts_of(n):
+    nothing = {"examples": {}, "heard": n, "lost": 0, "silent": 0, "audio_s": n * CALL_S}
+    return {"statuses": {"ok": n}, "sessions": n, **nothing}
 
 
 class Clock:
@@ -57,7 +66,11 @@ class Clock:
         n = len(json.loads(shard["keys"]))
         work_s = n * CALL_S / SPEED
         self.busy_s += work_s
-        return self.elapsed_s + work_s, number, json.dumps({"units": n, "audio_s": n * CALL_S, "failed": 0})
+        return (
+            self.elapsed_s + work_s,
+            number,
+            json.dumps({"units": n, "audio_s": n * CALL_S, "failed": 0, "part": counts_of(n)}),
+        )
 
 
 def test_bookkeeping_does_not_grow_with_the_workers(tmp_path, monkeypatch, capsys):
@@ -71,13 +84,16 @@ def test_bookkeeping_does_not_grow_with_the_workers(tmp_path, monkeypatch, capsy
     shares = {}
     for workers in (1, 10, 100, 1_000):
         recordings = [f"2026/{number // 1000:04d}/call-{number:07d}.wav" for number in range(workers * RECORDINGS_EACH)]
+        found = [Found(name, f"/calls/{name}", 8_000 + number) for number, name in enumerate(recordings)]
+        source = RecordingsSource("/calls")
+        monkeypatch.setattr(sources, "list_recordings", lambda *_, **__: Listing(found))  # noqa: B023
         start = time.perf_counter()
-        work = extract.plan_folder("/calls", recordings, str(tmp_path / "none"), config)
+        work = extract.plan_extraction(source, source.list(), str(tmp_path / "none"), config)
         plan_s = time.perf_counter() - start
         clock = Clock(workers)
         monkeypatch.setattr(extract, "run_shards", clock.run)
         start = time.perf_counter()
-        extract.extract_missing(work, str(tmp_path / "none"), config, extractors)
+        extract.extract_missing(source, work, str(tmp_path / "none"), config, extractors)
         run_s = time.perf_counter() - start
         shares[workers] = (plan_s + run_s) / clock.elapsed_s
         table.append(

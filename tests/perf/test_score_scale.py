@@ -18,10 +18,10 @@ from scoring_cases import make_checkpoint
 
 from vaemo import files, scores
 from vaemo.cluster.prepare import Request, Run
-from vaemo.cluster.score import plan
-from vaemo.cluster.sources import open_source
+from vaemo.cluster.score import plan_scoring
 from vaemo.config import Config, ScoreConfig
 from vaemo.scoring.roles import RoleRules
+from vaemo.sources import open_source
 
 pytestmark = [pytest.mark.perf, pytest.mark.ray, pytest.mark.timeout(3600)]
 
@@ -84,15 +84,15 @@ def test_a_million_recordings_are_planned_in_a_minute(tmp_path, capsys):
         for number in range(1000):
             os.mknod(tmp_path / f"{folder:03d}" / f"call-{number:03d}.wav")
     start = time.perf_counter()
-    source = open_source(str(tmp_path))
+    source = open_source(str(tmp_path), Config())
     listing = source.list()
     request = Request(str(tmp_path), ("checkpoint",), str(tmp_path / "out"))
     run = Run(request, Config(), [], source, listing, RoleRules(), None, {}, None, None)
-    shards, n_missing = plan(run)
+    work = plan_scoring(run)
     took_s, peak = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     with capsys.disabled():
         print(f"\n1,000,000 recordings planned in {took_s:.1f} s, peak {peak / 2**30:.2f} GiB")
-    assert (n_missing, len(shards)) == (1_000_000, 125_000)
+    assert (work.n_sessions, len(work.shards)) == (1_000_000, 125_000)
     assert took_s < 60
     assert peak < 2e9
 

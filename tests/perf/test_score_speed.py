@@ -4,6 +4,7 @@ Rates are those of the running pool, between the ends of parts: Ray's start and 
 Every rate is the best of several within one run, and ratios are taken of those.
 """
 
+import json
 import multiprocessing
 import time
 
@@ -16,13 +17,13 @@ from scoring_cases import make_audio_checkpoint, make_checkpoint, run, write_cal
 from vaemo import files
 from vaemo.audio.recording import Decoder
 from vaemo.cluster import score as job
-from vaemo.cluster.sources import RecordingsSource, Tools
 from vaemo.config import Config
 from vaemo.features import load_extractors
 from vaemo.model.checkpoint import load_checkpoint
 from vaemo.model.streams import Streams
 from vaemo.scoring.roles import RoleRules
 from vaemo.scoring.score import score_table
+from vaemo.sources import RecordingsSource, Tools
 
 pytestmark = [pytest.mark.perf, pytest.mark.ray]
 
@@ -105,7 +106,8 @@ def score_in_pool(arguments):
         "tools", Tools(load_extractors(config.features), config, Decoder(), RoleRules(score_unknown=True))
     )
     model = TOOLS.setdefault("model", load_checkpoint(checkpoint).model.eval())
-    table = RecordingsSource(folder).read({"recordings": f'["{name}"]'}, tools, None)
+    described = {"recordings": json.dumps([[name, f"{folder}/{name}"]])}
+    table = RecordingsSource(folder).read(described, tools).table
     score_table(tools.rules.judge(table)[0], [model], lanes=4, chunk=16)
     return time.perf_counter()
 

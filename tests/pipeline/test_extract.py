@@ -13,12 +13,12 @@ from vaemo import extract
 from vaemo.audio import decoder as decoder_module
 from vaemo.audio import recording as audio
 from vaemo.audio.recording import Decoder
-from vaemo.cluster.sources import RecordingsSource, Tools
 from vaemo.config import Config
 from vaemo.extract import extract_recording, extract_utterances, failures, reasons
 from vaemo.features import load_extractors
 from vaemo.manifest import COLUMNS, read_manifest
 from vaemo.scoring.roles import RoleRules
+from vaemo.sources import RecordingsSource, Tools
 from vaemo.store import part_schema
 from vaemo.units import STREAMS
 
@@ -229,7 +229,9 @@ def test_a_recording_is_opened_once(recording, monkeypatch):
         rules = RoleRules(channel_roles=("customer", "agent"))
         tools = Tools({"speech": Loudness()}, CONFIG, counting, rules)
         source = RecordingsSource(str(recording[0].parent))
-        rows = source.read({"recordings": json.dumps([recording[0].name])}, tools, None).to_pylist()
+        rows = source.read(
+            {"recordings": json.dumps([[recording[0].name, str(recording[0])]])}, tools
+        ).table.to_pylist()
     assert opened == [str(recording[0])]
     assert {(row["role"], row["status"]) for row in rows} == {("customer", "ok"), ("agent", "not_scored_role")}
 

@@ -11,6 +11,7 @@ from vaemo.config import Config
 from vaemo.errors import OtherRunError, ReadManifestError, ReadRecordingsError, TooManyFailuresError
 from vaemo.extract import extract_recording
 from vaemo.features import load_extractors
+from vaemo.plan import Again
 
 
 @pytest.fixture(autouse=True)
@@ -108,7 +109,7 @@ def test_failures_are_rows_then_an_error_then_tried_again(tmp_path, capsys):
     assert parts(out) == before
 
     away.rename(tmp_path / "c" / "2.wav")
-    extract.run(CONFIG, str(out), manifest=str(manifest), retry=True)
+    extract.run(CONFIG, str(out), manifest=str(manifest), again=Again(failed=True))
     after = parts(out)
     assert after.keys() == before.keys()
     assert sum(after[name] != before[name] for name in after) == 1
@@ -128,7 +129,7 @@ def test_failed_recordings_are_tried_again_whole(tmp_path):
     extract.run(config, str(tmp_path / "out"), folder=str(folder))
     assert rows_of(tmp_path / "out")["b.wav#c0-00000"]["status"] == "undecodable"
     soundfile.write(folder / "b.wav", samples.T, 16000)
-    extract.run(config, str(tmp_path / "out"), folder=str(folder), retry=True)
+    extract.run(config, str(tmp_path / "out"), folder=str(folder), again=Again(failed=True))
     found = rows_of(tmp_path / "out")
     assert {row["status"] for row in found.values()} == {"ok"}
     assert len({row["session_id"] for row in found.values()}) == 2
@@ -140,7 +141,9 @@ def test_input_that_is_not_there_is_one_error(tmp_path):
     with pytest.raises(ReadRecordingsError, match="does not exist"):
         extract.run(CONFIG, str(tmp_path / "out"), folder=str(tmp_path / "none"))
     (tmp_path / "x").mkdir()
-    with pytest.raises(ReadRecordingsError, match=r"holds no recordings; files are taken that end in .wav"):
+    with pytest.raises(
+        ReadRecordingsError, match=r"holds no recordings to read: files are taken whose names end .* such as .wav"
+    ):
         extract.run(CONFIG, str(tmp_path / "out"), folder=str(tmp_path / "x"))
     assert not (tmp_path / "out").exists()
 

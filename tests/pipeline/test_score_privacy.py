@@ -20,12 +20,13 @@ from vaemo.config import Config
 from vaemo.errors import OtherRunError, ReadCheckpointError, ReadStoreError, UsageError, VaemoError
 from vaemo.model.checkpoint import load_checkpoint
 from vaemo.personalize import PROVENANCE, SPEAKERS, USED, Personal
+from vaemo.plan import Again
 from vaemo.scores import read_sessions
 from vaemo.scoring import erase
 from vaemo.scoring.erase import Tombstones, erase_session
 from vaemo.scoring.ids import VARIABLE, IdKey
 from vaemo.scoring.score import score_table
-from vaemo.shards import read_keys
+from vaemo.shards import read_part
 from vaemo.store import FeatureStore
 from vaemo.testing import write_store
 
@@ -118,7 +119,7 @@ def test_an_erased_call_is_gone_and_stays_away(store, checkpoint, tmp_path, opti
     assert run(again, checkpoint, out, **options).equals(rest)
     assert erase_session("s0005", IdKey(KEY), scores=str(out))["utterances"] == 0
     for part in files.list_files(str(out / "utterances")):
-        assert name not in "".join(read_keys(part))
+        assert name not in "".join(read_part(part).keys)
 
 
 @pytest.fixture
@@ -150,7 +151,7 @@ def test_an_erased_call_is_not_extracted_again(extract_inline, tmp_path, given):
     write_noise(tmp_path / "more", 6)
     for path in (tmp_path / "more").iterdir():
         path.replace(archive / path.name)
-    for options in ({"limit": 5}, {}, {"retry": True}):
+    for options in ({"limit": 5}, {}, {"again": Again(failed=True)}):
         extract.run(config, out, **source, **options)
     rows = FeatureStore.open(out).read()
     assert sorted(rows["session_id"].to_pylist()) == ["s0.wav", "s2.wav", "s3.wav", "s4.wav", "s5.wav"]

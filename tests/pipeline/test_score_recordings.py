@@ -111,15 +111,19 @@ def test_a_table_of_calls_says_it_call_by_call(recordings, checkpoint, scored, t
         return set(of_call.filter(pc.equal(of_call["status"], "ok"))["channel"].to_pylist())
 
     assert [scored_channels(rows, name) for name in names] == [{0}, {1}, set()]
-    unknown = rows.filter(pc.equal(rows["session_id"], names[2]))
-    assert set(unknown["role"].to_pylist()) == {"unknown"}
+    # A call that the table does not name may be an employee's: it is not even decoded.
+    (missing,) = rows.filter(pc.equal(rows["session_id"], names[2])).to_pylist()
+    assert (missing["status"], missing["reason"]) == ("not_scored_role", "not in the table of calls")
+    assert (missing["start_s"], missing["channel"]) == (None, None)
     assert set(rows["queue"].to_pylist()) == {"a", "b", None}
     first = pc.equal(rows["session_id"], names[0])
     expected = scored[0].filter(pc.equal(scored[0]["session_id"], names[0])).drop(["run_id"])
     assert_close(rows.filter(first).drop(["run_id", "queue"]), expected)
     nothing = tmp_path / "nothing.jsonl"
     nothing.write_text(json.dumps({"path": "elsewhere.wav", "role_ch0": "customer"}))
-    with pytest.raises(RolesError, match="the table of calls names no role of any of them"):
+    with pytest.raises(
+        ReadManifestError, match=r"called such as 'call0\.wav', those in the table such as 'elsewhere\.wav'"
+    ):
         run(folder, checkpoint, tmp_path / "out2", calls=str(nothing))
 
 

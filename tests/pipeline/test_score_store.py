@@ -75,7 +75,7 @@ def test_running_again_writes_nothing(store, checkpoint, tmp_path, capsys):
     before, summary = written(out), capsys.readouterr().out
     run(store, checkpoint, out)
     assert written(out) == before
-    assert capsys.readouterr().out == summary
+    assert capsys.readouterr().out == f"nothing to do: all 20 sessions are scored\n{summary}"
 
 
 def test_a_limit_and_then_the_rest_are_the_whole(store, checkpoint, tmp_path):
@@ -135,15 +135,15 @@ def test_other_settings_are_refused_and_nothing_is_touched(store, checkpoint, tm
 def test_failures_are_rows_a_table_and_an_exit_code(store, checkpoint, tmp_path, capsys):
     part = files.list_files(store)[0]
     table = files.read_parquet(part)
-    status = pa.array(["silent" if i % 2 else "ok" for i in range(len(table))])
+    status = pa.array(["nan_audio" if i % 2 else "ok" for i in range(len(table))])
     files.write_parquet_whole(part, table.set_column(table.column_names.index("status"), "status", status))
     for _ in range(2):  # the second run finds everything done, and ends as the first did
         with pytest.raises(TooManyFailuresError, match=r"score.max_failed_fraction allows 5.0%"):
             run(store, checkpoint, tmp_path / "out")
-        assert f"{len(table) // 2}  silent" in capsys.readouterr().out
+        assert f"{len(table) // 2}  nan_audio" in capsys.readouterr().out
     rows = run(store, checkpoint, tmp_path / "out", score={"max_failed_fraction": 0.9})
-    silent = rows.filter(pc.equal(rows["status"], "silent"))
-    assert len(silent) == silent["valence"].null_count == len(table) // 2
+    failed = rows.filter(pc.equal(rows["status"], "nan_audio"))
+    assert len(failed) == failed["valence"].null_count == len(table) // 2
 
 
 def test_a_dry_run_writes_nothing(store, checkpoint, tmp_path, capsys):

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 import vaemo.config
-from vaemo.config import PRESETS, Config, ConfigValueError, UnknownConfigKeyError
+from vaemo.config import PRESETS, Config, ConfigValueError, UnknownConfigKeyError, settled
 from vaemo.fields import option
 
 FIELDS = [
@@ -138,19 +138,20 @@ def test_fingerprint_follows_results_only():
     assert changed.fingerprint("features") == config.fingerprint("features")
 
 
+def with_section(patch, name, field, older=object):
+    """A config with one more field in a section, which may be new itself."""
+    section = dataclasses.make_dataclass(name.title(), [field], bases=(older,), frozen=True)
+    config = dataclasses.make_dataclass("Config", [(name, section, section())], bases=(Config,), frozen=True)
+    patch.setitem(vaemo.config._SECTIONS, name, section)
+    patch.setattr(vaemo.config, "Config", config)
+    return config
+
+
 @pytest.fixture
 def younger_field(monkeypatch):
     """A field that files of today lack: its default differs from what was so before it existed."""
-    section = dataclasses.make_dataclass(
-        "ModelConfig",
-        [("speaker_norm", tuple[str, ...], option(("prosody",), "Streams.", before=()))],
-        bases=(vaemo.config.ModelConfig,),
-        frozen=True,
-    )
-    config = dataclasses.make_dataclass("Config", [("model", section, section())], bases=(Config,), frozen=True)
-    monkeypatch.setitem(vaemo.config._SECTIONS, "model", section)
-    monkeypatch.setattr(vaemo.config, "Config", config)
-    return config
+    field = ("speaker_norm", tuple[str, ...], option(("prosody",), "Streams.", before=()))
+    return with_section(monkeypatch, "model", field, vaemo.config.ModelConfig)
 
 
 def test_a_younger_field_is_absent_from_saved_configs(younger_field, tmp_path):
@@ -169,3 +170,26 @@ def test_a_younger_field_is_absent_from_saved_configs(younger_field, tmp_path):
     assert younger_field.load(path).model.speaker_norm == ("prosody",)
     path.write_text(younger_field().to_yaml())
     assert younger_field.load(path) == younger_field()
+
+
+@pytest.mark.parametrize(("name", "older"), [("labels", vaemo.config.LabelConfig), ("calibrate", object)])
+def test_a_section_of_one_field_or_none_was_saved_beside_others(monkeypatch, tmp_path, name, older):
+    saved = Config().to_yaml()
+    config = with_section(monkeypatch, name, ("later", str, option("as now", "Younger.", before="as then")), older)
+    path = tmp_path / "config.yaml"
+    for text, means in (
+        (saved, "as then"),
+        ("labels: {range: [1, 7]}\n", "as now"),
+        ("labels: {range: [1, 7]}\nsessions: {sequence_by: speaker}\n", "as now"),
+        (config().to_yaml(), "as now"),
+        (saved + f"{name}: {{later: as now}}\n" if older is object else "", "as now"),
+    ):
+        path.write_text(text)
+        assert getattr(config.load(path), name).later == means
+
+
+def test_settings_of_another_version_compare_without_what_decides_nothing(younger_field):
+    then = {"data": "d", "run": {"model": {"alpha": 0.5, "scan": "auto"}}, "sessions": 84}
+    assert settled(then) == {"data": "d", "run": {"model": {"alpha": 0.5, "speaker_norm": []}}, "sessions": 84}
+    now = {"run": {"model": {"alpha": 0.5, "speaker_norm": ["prosody"], "unknown": 1}}}
+    assert settled(now) == now

@@ -36,7 +36,7 @@ def make_utterances(seed=0, n_sessions=7, roles=("customer", "agent"), n=12):
                     "end_s": start + length,
                     "valence": rng.random() if ok else None,
                     "arousal": rng.random() if ok else None,
-                    "status": "ok" if ok else "silent",
+                    "status": "ok" if ok else "too_short",
                     "reason": None if ok else "no sample above -60 dB",
                     "run_id": "0123456789ab",
                 }
@@ -117,7 +117,7 @@ def test_a_session_without_a_score_has_counts_and_nulls():
             "end_s": pa.array([None, 2.0, 6.0], pa.float64()),
             "valence": pa.array([None, None, None], pa.float32()),
             "arousal": pa.array([None, None, None], pa.float32()),
-            "status": ["undecodable", "not_scored_role", "silent"],
+            "status": ["undecodable", "not_scored_role", "nan_audio"],
         }
     )
     bad, b = scores.summarise_sessions(table, SCORE).to_pylist()

@@ -103,7 +103,7 @@ def _claim(out: str, data: TrainingData) -> None:
     how = config.features.speaker_aggregation
     settings = {**config.decisive(*SECTIONS), "folds": data.folds, "data": data.digest, "speaker_aggregation": how}
     fingerprint = digest(config.fingerprint(*SECTIONS), data.digest, how, str(data.folds))
-    claim_folder(out, MARKER, fingerprint, {"settings": settings})
+    claim_folder(out, MARKER, fingerprint, {"data": data.digest, "settings": settings}, inputs=data.store.parts)
 
 
 def _run(cells: Sequence[Cell], data: TrainingData, out: str, n_all: int) -> dict[Cell, Exception]:

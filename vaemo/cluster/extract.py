@@ -1,60 +1,37 @@
 """Extraction on the cluster: shards of whole sessions, each written once by a worker of its own.
 
 The distributed form of `vaemo.extract`. The store is a folder of parts that each name the sessions in them; a run does
-what is missing, `retry_failed` rewrites parts in place. Nothing is ever deleted.
+what is missing, and what of it is to be done again is rewritten in place. Nothing is ever deleted.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-
 from vaemo import files
+from vaemo.audio import READING
 from vaemo.audio.recording import Decoder
 from vaemo.cluster.encoders import encoder_stage
 from vaemo.cluster.estimate import estimate
-from vaemo.cluster.runtime import connect, from_bytes, run_shards, to_bytes
+from vaemo.cluster.runtime import connect, run_shards
 from vaemo.config import Config
-from vaemo.errors import ReadRecordingsError, TooManyFailuresError
-from vaemo.extract import AUDIO_SUFFIXES, extract_recording, extract_utterances, failed_rows, failures, reasons
 from vaemo.features import Extractor, describe, load_extractors
 from vaemo.features.isolated import isolated
 from vaemo.features.prosody import FEATURE_SETS, LICENSE_NOTE
-from vaemo.manifest import COLUMNS, read_manifest
+from vaemo.plan import Again, Plan, plan, with_held
 from vaemo.progress import Progress, say
 from vaemo.scoring.erase import Tombstones
 from vaemo.sessions import label_range
-from vaemo.shards import Shard, claim_folder, digest, plan_missing, read_keys, tag_keys
+from vaemo.shards import claim_folder, digest
+from vaemo.sources import Listing, ManifestSource, RecordingsSource, Source, Tools
 from vaemo.store import INFO, store_info, write_part
-from vaemo.tables import codes
+from vaemo.tally import Tally, count
+from vaemo.units import NOT_FAILED
 
 SETTINGS = ("audio", "vad", "features", "labels")
 """Sections of the config that a store records."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Work:
-    """What there is to extract, planned.
-
-    Attributes:
-        shards: What is missing, as workers take it.
-        n_units: Utterances of the manifest, or recordings of the folder.
-        n_done: How many of them are finished.
-        unit: What they are called.
-        audio: Where the first of them is read from, if there is one.
-    """
-
-    shards: Sequence[Mapping[str, Any]]
-    n_units: int
-    n_done: int
-    unit: str
-    audio: Sequence[str]
 
 
 def run(
@@ -63,11 +40,12 @@ def run(
     *,
     manifest: str | None = None,
     folder: str | None = None,
+    exclude: Sequence[str] = (),
     limit: int | None = None,
     dry_run: bool = False,
-    retry: bool = False,
+    again: Again = Again(),  # noqa: B008 - frozen
     about: Mapping[str, Any] | None = None,
-) -> None:
+) -> Tally:
     """Extract a manifest, or the recordings of a folder, into a store; run again, it does what is missing.
 
     Args:
@@ -75,10 +53,14 @@ def run(
         out: The store's folder.
         manifest: Which utterances; or
         folder: Where the recordings are.
+        exclude: Patterns of recordings to leave out.
         limit: Only the first utterances (whole sessions) or recordings, at least 1.
         dry_run: Only say what would be done.
-        retry: Try rows again that failed in an earlier run.
+        again: Which finished sessions are done again.
         about: What else `_vaemo.json` is to say.
+
+    Returns:
+        What became of everything in the store.
 
     Raises:
         VaemoError: for whatever is wrong with the input, the settings, the store, the cluster, or too many failures.
@@ -86,74 +68,36 @@ def run(
     extractors = load_extractors(config.features, batch_s=config.extract.batch_s)
     if manifest:
         native = label_range(config).scale
-        table = read_manifest(manifest, label_range=(native.low, native.high), root=config.extract.root)
-        work = plan_manifest(_first(_without_erased(table, out), limit), out, config)
+        source: Source = ManifestSource(manifest, config.extract.root, (native.low, native.high))
     else:
         assert folder is not None
-        found = list_recordings(folder)
-        erased = frozenset(Tombstones.read(out).erased(found))
-        kept = [name for index, name in enumerate(found) if index not in erased]
-        work = plan_folder(folder, kept[:limit], out, config)
+        source = RecordingsSource(folder, config.audio, tuple(exclude), config.extract.min_age_s)
+    listing = source.list()
+    for note in listing.notes:
+        say(note)
+    listing = _first(listing.without(Tombstones.read(out).erased(listing.session_ids)), limit)
+    work = plan_extraction(source, listing, out, config, again)
     if config.features.prosody in FEATURE_SETS and config.features.opensmile_license is None:
         say(LICENSE_NOTE)
     if dry_run:
-        estimate(work, config, extractors)
-        return
+        estimate(source, work, config, extractors)
+        return Tally()
     claim_store(out, config, extractors, source="manifest" if manifest else "recordings", about=about or {})
-    if retry:
-        retry_failed(out, config, extractors)
-    extract_missing(work, out, config, extractors)
-    summarise(out, config)
+    tally = extract_missing(source, work, out, config, extractors)
+    summarise(out, tally, work.listing.unit, config)
+    return tally
 
 
-def plan_manifest(table: pa.Table, out: str, config: Config) -> Work:
-    """Shards of a manifest's sessions that the store still lacks.
-
-    Args:
-        table: As `read_manifest` returns it.
-        out: The store.
-        config: Section extract.
-
-    Raises:
-        OtherRunError: if a session is finished whose utterances have changed since.
-    """
-    keys, starts = _sessions(table)
-    sizes = np.diff(starts)
-    shards, _ = plan_missing(out, keys, sizes.tolist(), config.extract.shard_utterances)
-    planned = []
-    for shard in shards:
-        rows = pa.concat_tables([table.slice(starts[index], sizes[index]) for index in shard.indices])
-        planned.append({"name": shard.name, "keys": json.dumps(shard.keys), "rows": to_bytes(rows)})
-    missing = sum(int(sizes[list(shard.indices)].sum()) for shard in shards)
-    return Work(planned, table.num_rows, table.num_rows - missing, "utterances", table["audio_path"][:1].to_pylist())
-
-
-def plan_folder(folder: str, recordings: Sequence[str], out: str, config: Config) -> Work:
-    """Shards of a folder's recordings that the store still lacks.
-
-    Args:
-        folder: Their root.
-        recordings: As `list_recordings` returns them.
-        out: The store.
-        config: Section extract.
-    """
-    shards, n_done = plan_missing(out, recordings, [1] * len(recordings), config.extract.shard_recordings)
-    planned = [{"name": shard.name, "keys": json.dumps(shard.keys), "folder": folder} for shard in shards]
-    return Work(planned, len(recordings), n_done, "recordings", [files.join(folder, name) for name in recordings[:1]])
-
-
-def list_recordings(folder: str) -> list[str]:
-    """Paths, relative to the folder, of every file below it whose name ends as an audio file's; sorted.
-
-    Raises:
-        ReadRecordingsError: if there is none.
-    """
-    skip = len(folder.rstrip("/")) + 1
-    found = [path[skip:] for path in files.list_files(folder, recursive=True) if path.lower().endswith(AUDIO_SUFFIXES)]
-    if not found:
-        state = "holds no recordings" if files.exists(folder) else "does not exist"
-        raise ReadRecordingsError(f"{folder} {state}; files are taken that end in {', '.join(AUDIO_SUFFIXES)}.")
-    return found
+def plan_extraction(source: Source, listing: Listing, out: str, config: Config, again: Again = Again()) -> Plan:  # noqa: B008
+    """What a store lacks of a source; see `vaemo.plan.plan`."""
+    keys = [
+        f"{session_id}\t{content}" if content else session_id
+        for session_id, content in zip(listing.session_ids, listing.contents, strict=True)
+    ]
+    once = config.extract.duplicates == "skip"
+    return plan(
+        listing, keys, out, source.shard_size(config), again=again, alike=(lambda index: None) if once else None
+    )
 
 
 def claim_store(
@@ -176,167 +120,102 @@ def claim_store(
     # How speaker vectors are averaged is decided when sessions are put together, not here.
     decisive = config.replace({"features": {"speaker_aggregation": "utterance"}}).fingerprint(*sections)
     fingerprint = digest(
-        source, decisive, json.dumps(config.model.label_range), *(item["fingerprint"] for item in described.values())
+        source,
+        decisive,
+        json.dumps(config.model.label_range),
+        *(item["fingerprint"] for item in described.values()),
+        f"reading {READING}",
     )
-    settings = {name: config.to_dict()[name] for name in SETTINGS}
+    settings = {name: config.to_dict()[name] for name in SETTINGS} | {"reading": READING}
     info = store_info(described, config.model.label_range, config.labels.range, settings)
     claim_folder(out, INFO, fingerprint, {**info, "source": source, **about})
 
 
-def extract_missing(work: Work, out: str, config: Config, extractors: Mapping[str, Extractor]) -> None:
-    """Do what is missing, on the cluster, with one line of progress.
+def extract_missing(source: Source, work: Plan, out: str, config: Config, extractors: Mapping[str, Extractor]) -> Tally:
+    """Do what is to be done, on the cluster, with one line of progress; returns the counts of the whole store.
 
     Raises:
         ClusterError: if the cluster cannot run it, or nothing moves.
     """
+    tally = Tally.of(out, without={shard["name"] for shard in work.shards})
+    tally.changed = work.changed
+    if not work.shards:
+        say(f"nothing to do: all {sum(work.listing.units):,} {work.listing.unit} are extracted")
+        return tally
     connect()
-    arguments = {"config": config.to_dict(), "out": out}
-    progress = Progress("extract", work.n_units, work.unit, done=work.n_done)
+    total = sum(work.listing.units)
+    progress = Progress("extract", total, work.listing.unit, done=total - work.n_units)
     audio_s = failed = 0.0
 
     def detail(elapsed_s: float) -> str:
         return f"{audio_s / 3600:.2f} h of audio at {audio_s / elapsed_s:.0f} x real time, {failed:.0f} failed"
 
-    needs = [files.join(out, INFO), *work.audio]
+    needs = [files.join(out, INFO), *work.listing.places]
     with encoder_stage(extractors, config, len(work.shards)) as encoders:
-        for counts in run_shards(ExtractWorker, {**arguments, "encoders": encoders}, work.shards, needs=needs):
-            audio_s += counts["audio_s"]
-            failed += counts["failed"]
-            progress.advance(counts["units"], detail)
+        arguments = {"source": source, "config": config.to_dict(), "out": out, "encoders": encoders}
+        for done in run_shards(ExtractWorker, arguments, work.shards, needs=needs):
+            audio_s += done["audio_s"]
+            failed += done["failed"]
+            tally.add(done["part"])
+            progress.advance(done["units"], detail)
     progress.close()
-
-
-def retry_failed(out: str, config: Config, extractors: Mapping[str, Extractor]) -> None:
-    """Try the rows again that have failed; parts are rewritten in place, whole or not at all."""
-    parts = [path for path in files.list_files(out, ".parquet") if failures(files.read_parquet(path, ["status"]))]
-    if not parts:
-        return
-    connect()
-    progress = Progress("retry", len(parts), "parts")
-    arguments = {"config": config.to_dict(), "out": out}
-    shards = [{"path": path} for path in parts]
-    with encoder_stage(extractors, config, len(shards)) as encoders:
-        for counts in run_shards(RetryWorker, {**arguments, "encoders": encoders}, shards, needs=parts[:1]):
-            progress.advance(1, f"{counts['mended']} of {counts['failed']} mended in the last")
-    progress.close()
+    return tally
 
 
 class ExtractWorker:
     """Writes the part of a shard: extractors and decoder are made once and serve every shard that comes.
 
     Args:
+        source: Reads what a shard describes.
         config: As `Config.to_dict` gives it.
         out: The store.
         encoders: Stand-ins for extractors that compute elsewhere; see `encoder_stage`.
     """
 
-    def __init__(self, config: Mapping[str, Any], out: str, encoders: Mapping[str, Extractor] | None = None) -> None:
-        self._config = Config.from_dict(config)
-        self._out = out
+    def __init__(
+        self, source: Source, config: Mapping[str, Any], out: str, encoders: Mapping[str, Extractor] | None = None
+    ) -> None:
+        self._source, self._config, self._out = source, Config.from_dict(config), out
         batch_s = self._config.extract.batch_s
         self._extractors = load_extractors(self._config.features, batch_s=batch_s, ready=encoders)
         self._decoder = Decoder(self._config.extract.decode_timeout_s)
 
-    def __call__(self, shard: Mapping[str, Any]) -> dict[str, float]:
+    def __call__(self, shard: Mapping[str, Any]) -> dict[str, Any]:
         """Do a shard; counts of it."""
         with isolated(self._extractors, self._config, careful=shard.get("careful", False)) as extractors:
-            return self._do(shard, {"extractors": extractors, "config": self._config, "decoder": self._decoder})
-
-    def _do(self, shard: Mapping[str, Any], tools: dict[str, Any]) -> dict[str, float]:
-        """Extract and write a part."""
-        keys = tuple(json.loads(shard["keys"]))
-        if "rows" in shard:
-            table = extract_utterances(from_bytes(shard["rows"]), **tools)
-            units = table.num_rows
-        else:
-            table = pa.concat_tables(
-                extract_recording(files.join(shard["folder"], name), name, **tools) for name in keys
-            )
-            units = len(keys)
-        write_part(self._out, shard["name"], tag_keys(table, Shard(shard["name"], keys, ())))
-        audio_s = pc.sum(table["duration_s"]).as_py() or 0.0
-        return {"units": units, "audio_s": audio_s, "failed": failures(table)}
+            batch = self._source.read(shard, Tools(extractors, self._config, self._decoder, None))
+        part = with_held(batch.table, files.join(self._out, shard["name"]), shard, batch.stamps)
+        write_part(self._out, shard["name"], part)
+        done = count(batch.table)
+        units = batch.table.num_rows if self._source.counts_rows else done["sessions"]
+        failed = sum(n for status, n in done["statuses"].items() if status not in NOT_FAILED)
+        return {"units": units, "audio_s": done["audio_s"], "failed": failed, "part": count(part)}
 
 
-class RetryWorker(ExtractWorker):
-    """Rewrites a part whose failed rows are tried again."""
-
-    def _do(self, shard: Mapping[str, Any], tools: dict[str, Any]) -> dict[str, float]:
-        """Rewrite a part."""
-        path = shard["path"]
-        held = files.read_parquet(path)
-        # Labels in a part are on the model's range already.
-        tools = {**tools, "config": self._config.replace({"labels": {"range": None}})}
-        if files.read_json(files.join(self._out, INFO))["source"] == "manifest":
-            wrong = failed_rows(held).to_numpy()
-            computed = ["status", "reason", "duration_s", "bandwidth_hz", *self._extractors]
-            rows = held.filter(pa.array(wrong)).drop_columns(computed)
-            again = extract_utterances(rows, **tools).select(held.column_names)
-            merged = pa.concat_tables([held.filter(pa.array(~wrong)), again])
-            order = np.argsort(np.r_[np.flatnonzero(~wrong), np.flatnonzero(wrong)])
-            table = merged.take(pa.array(order))
-        else:
-            wrong_ids = set(held.filter(failed_rows(held))["session_id"].to_pylist())
-            paths = dict(zip(held["session_id"].to_pylist(), held["audio_path"].to_pylist(), strict=True))
-            parts = []
-            for session_id, audio in paths.items():
-                if session_id in wrong_ids:
-                    parts.append(extract_recording(audio, session_id, **tools).select(held.column_names))
-                else:
-                    parts.append(held.filter(pc.equal(held["session_id"], session_id)))
-            table = pa.concat_tables(parts)
-        name = path.rsplit("/", 1)[-1]
-        write_part(self._out, name, tag_keys(table, Shard(name, tuple(read_keys(path)), ())))
-        return {"failed": failures(held), "mended": failures(held) - failures(table)}
-
-
-def summarise(out: str, config: Config) -> None:
+def summarise(out: str, tally: Tally, unit: str, config: Config) -> None:
     """Print what the store holds and a table of what failed.
 
     Raises:
-        TooManyFailuresError: if the failed share is above `extract.max_failed_fraction`.
+        TooManyFailuresError: if the failed share is above `extract.max_failed_fraction`, or the silent share above
+            `extract.max_silent_fraction`.
     """
-    columns = ["session_id", "utt_id", "duration_s", "status", "reason"]
-    table = pa.concat_tables(files.read_parquet(path, columns) for path in files.list_files(out, ".parquet"))
-    n, n_failed = table.num_rows, failures(table)
-    hours = (pc.sum(table["duration_s"]).as_py() or 0.0) / 3600
-    sessions = len(pc.unique(table["session_id"]))
-    say(f"{out}: {n:,} utterances of {sessions:,} sessions, {hours:.2f} h; {n_failed:,} without features")
-    for line in reasons(table):
-        say(line)
-    if n_failed > config.extract.max_failed_fraction * n:
-        raise TooManyFailuresError(
-            f"{n_failed} of {n} utterances failed ({n_failed / n:.1%}); extract.max_failed_fraction allows "
-            f"{config.extract.max_failed_fraction:.1%}. Mend the files and run with --retry-failed, or raise it."
-        )
+    say(
+        f"{out}: {tally.statuses.total():,} utterances of {tally.sessions:,} sessions, {tally.audio_s / 3600:.2f} h; "
+        f"{tally.failed:,} without features"
+    )
+    tally.say("sessions" if unit == "utterances" else unit)
+    extract = config.extract
+    where = "Put the files right and run with --retry-failed, or raise it."
+    tally.check("extract", extract.max_failed_fraction, extract.max_silent_fraction, where)
 
 
-def _sessions(table: pa.Table) -> tuple[list[str], np.ndarray]:
-    """The key of every session (its id and a digest of its rows), and where sessions start, end included."""
-    session = codes(table["session_id"])
-    starts = np.r_[np.flatnonzero(np.r_[True, session[1:] != session[:-1]][: len(session)]), len(session)]
-    # Where a corpus lies may change between two runs, what it holds may not.
-    names = pc.replace_substring_regex(table["audio_path"], r"^.*/", "")
-    texts = [names, *(table[name] for name in COLUMNS if name != "audio_path")]
-    lines = pc.binary_join_element_wise(*(pc.fill_null(text.cast(pa.string()), "") for text in texts), "\t")
-    lines, ids = lines.to_pylist(), table["session_id"].take(pa.array(starts[:-1])).to_pylist()
-    keys = [
-        f"{session_id}\t{digest(*lines[first:stop])[:16]}"
-        for session_id, first, stop in zip(ids, starts[:-1], starts[1:], strict=True)
-    ]
-    return keys, starts
-
-
-def _without_erased(table: pa.Table, out: str) -> pa.Table:
-    """The utterances of the sessions that were not erased from the store."""
-    session_ids = table["session_id"].unique()
-    erased = session_ids.take(pa.array(Tombstones.read(out).erased(session_ids.to_pylist()), pa.int64()))
-    return table.filter(pc.invert(pc.is_in(table["session_id"], erased))) if len(erased) else table
-
-
-def _first(table: pa.Table, limit: int | None) -> pa.Table:
-    """The first `limit` utterances, and what is left of the last one's session."""
-    if limit is None or limit >= table.num_rows:
-        return table
-    session = codes(table["session_id"])
-    return table.slice(0, int(np.searchsorted(session, session[limit - 1], side="right")))
+def _first(listing: Listing, limit: int | None) -> Listing:
+    """The first `limit` units, and what is left of the last one's session."""
+    if limit is None or limit >= sum(listing.units):
+        return listing
+    taken = 0
+    for n_sessions, units in enumerate(listing.units, 1):
+        taken += units
+        if taken >= limit:
+            return listing.select(range(n_sessions))
+    return listing

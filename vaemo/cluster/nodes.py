@@ -13,7 +13,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from vaemo import files
 from vaemo.errors import ClusterError
-from vaemo.manifest import EMBEDDED
+from vaemo.manifest import file_of
 
 _GROUP_LABEL = "ray.io/node-group"
 _SHOWN = 3
@@ -80,7 +80,7 @@ def check_visible(paths: Iterable[str], *, timeout_s: float = 120.0) -> None:
         for node in ray.nodes()
         if node["Alive"] and node["NodeID"] != here and (node["Resources"].keys() & {"CPU", "GPU"})
     ]
-    wanted = sorted({_outer(path) for path in paths if files.exists(_outer(path))}) if others else []
+    wanted = sorted({path for path in map(file_of, paths) if files.exists(path)}) if others else []
     if not wanted:
         return
     look = ray.remote(num_cpus=0, max_retries=0)(_unseen)
@@ -107,12 +107,6 @@ def check_visible(paths: Iterable[str], *, timeout_s: float = 120.0) -> None:
             f"{path} is there on this node, but not on {', '.join(sorted(names)[:_SHOWN])}{more}. Workers run on every "
             "node: give a path on storage that all of them mount, or a URI (s3://, gs://) that all of them may read."
         )
-
-
-def _outer(path: str) -> str:
-    """The file that holds it, for audio inside a manifest."""
-    before, embedded, _ = path.partition(EMBEDDED)
-    return before + embedded.rstrip("#")
 
 
 def _unseen(paths: Sequence[str]) -> list[str]:

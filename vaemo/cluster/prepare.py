@@ -8,19 +8,23 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any
 
+import numpy as np
+
 import vaemo
 from vaemo import files
-from vaemo.cluster.sources import Listing, Source, StoreSource, open_source
+from vaemo.audio import READING
 from vaemo.config import Config
-from vaemo.errors import FeatureMismatchError, UsageError
+from vaemo.errors import FeatureMismatchError, ReadManifestError, UsageError
+from vaemo.extract import Problem
 from vaemo.features import describe, load_extractors
 from vaemo.model.checkpoint import ENCODER, Checkpoint, load_checkpoint
 from vaemo.personalize import PROVENANCE as PERSONAL_PROVENANCE
 from vaemo.personalize import Personal
+from vaemo.plan import Again
 from vaemo.progress import say
 from vaemo.scoring.calls import Calls, read_calls
 from vaemo.scoring.erase import Tombstones
@@ -28,6 +32,7 @@ from vaemo.scoring.ids import IdKey, hidden_errors
 from vaemo.scoring.roles import NOT_KNOWN, RoleRules
 from vaemo.scoring.trained_on import check_trained_on
 from vaemo.shards import digest
+from vaemo.sources import Listing, Source, StoreSource, open_source
 from vaemo.speakers import Enrolments
 
 
@@ -45,6 +50,8 @@ class Request:
         roles_unknown: Score speech of recordings whose role nobody knows.
         limit: Only the first sessions; None is all.
         dry_run: Say what would be done.
+        exclude: Patterns of recordings to leave out.
+        again: Which finished sessions are done again.
     """
 
     source: str
@@ -56,6 +63,8 @@ class Request:
     roles_unknown: bool = False
     limit: int | None = None
     dry_run: bool = False
+    exclude: tuple[str, ...] = ()
+    again: Again = Again()  # noqa: RUF009 - frozen
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,6 +96,11 @@ class Run:
     key: IdKey | None
 
     @property
+    def unit(self) -> str:
+        """What sessions are called."""
+        return "sessions" if self.source.counts_rows else self.listing.unit
+
+    @property
     def settings(self) -> dict[str, Any]:
         """Everything that decides results, and nothing else: neither where things lie nor how many there are."""
         sections = ["score", "sessions"]
@@ -98,6 +112,7 @@ class Run:
             decisive["features"]["speech"] = ENCODER
         return {
             **decisive,
+            **({"reading": READING} if self.source.needs_features else {}),
             "checkpoints": [checkpoint.fingerprint for checkpoint in self.checkpoints],
             "extractors": {stream: facts.get("fingerprint") for stream, facts in self.extractors.items()},
             "personal": files.read_json(files.join(personal, PERSONAL_PROVENANCE))["fingerprint"] if personal else None,
@@ -150,13 +165,18 @@ def prepare(request: Request, config: Config) -> Run:
     checkpoints = [load_checkpoint(path) for path in request.checkpoints]
     if request.personal:
         _check_personal(request.personal, checkpoints)
-    source = open_source(request.source, config.extract.root)
+    source = open_source(request.source, config, exclude=request.exclude)
     config = _with_checkpoints(config, checkpoints, source, request.source)
     extractors = _check_extractors(checkpoints, source, config)
     enrolments = _read_enrolments(request.speakers, checkpoints, config)
     calls = read_calls(request.calls, request.source) if request.calls else None
     with hidden_errors(key):
         listing = source.list()
+    for note in listing.notes:
+        say(note)
+    if calls:
+        calls = calls.spelled_as(listing.session_ids)
+        listing = _named_only(listing, calls, config, request.calls or "", key)
     known = bool(calls and calls.has_roles and calls.contains(listing.session_ids).any())
     known |= bool(set(listing.roles) - set(NOT_KNOWN))
     rules.require_roles(n_cut=listing.n_cut, known=known, calls=calls is not None)
@@ -256,10 +276,33 @@ def _warn(run: Run) -> None:
         )
     if run.rules.score_unknown and listing.n_cut:
         say("warning: --roles-unknown scores all channels of recordings; employees may be included.")
-    if run.calls:
-        absent = int((~run.calls.contains(listing.session_ids)).sum())
-        if absent:
-            say(f"warning: {absent:,} of {len(listing.session_ids):,} {listing.unit} are not in the table of calls.")
+
+
+def _named_only(listing: Listing, calls: Calls, config: Config, path: str, key: IdKey | None) -> Listing:
+    """The listing, in which sessions that the table of calls does not name are not scored.
+
+    The table says who may be scored: what it does not know may be an employee.
+    """
+    absent = np.flatnonzero(~calls.contains(listing.session_ids)).tolist()
+    if not absent:
+        return listing
+    n, shown = len(listing.session_ids), key.hash if key else str
+    example = shown(listing.session_ids[absent[0]])
+    if config.score.calls_missing == "channel_roles":
+        say(f"warning: {len(absent):,} of {n:,} sessions are not in the table of calls, such as '{example}'.")
+        return listing
+    if len(absent) == n:
+        known = f"such as '{shown(calls.rows['session_id'][0].as_py())}'" if len(calls.rows) else "none at all"
+        raise ReadManifestError(
+            f"the table of calls {path} names none of the {n:,} sessions: they are called such as '{example}', those "
+            f"in the table {known}. Only calls that it names are scored; put the ids right."
+        )
+    say(
+        f"warning: {len(absent):,} of {n:,} sessions are not in the table of calls and are not scored, such as "
+        f"'{example}'. --set score.calls_missing=channel_roles takes score.channel_roles for them."
+    )
+    refused = Problem("not_scored_role", "not in the table of calls")
+    return replace(listing, problems={**dict.fromkeys(absent, refused), **listing.problems})
 
 
 def _synthetic(checkpoints: Sequence[Checkpoint]) -> bool:

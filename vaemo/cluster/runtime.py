@@ -12,7 +12,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import pyarrow as pa
 import ray
 import ray.data
 from ray.data import ActorPoolStrategy, DataContext
@@ -151,19 +150,6 @@ def run_shards(
         ) from error
     finally:
         _internal_kv_del(f"vaemo/{run}/", del_by_prefix=True)
-
-
-def to_bytes(table: pa.Table) -> bytes:
-    """A table as a shard carries it to a worker, for `from_bytes`."""
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table)
-    return sink.getvalue().to_pybytes()
-
-
-def from_bytes(content: bytes) -> pa.Table:
-    """The table that `to_bytes` packed."""
-    return pa.ipc.open_stream(content).read_all()
 
 
 class _ShardWorker:

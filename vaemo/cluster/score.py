@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,47 +20,55 @@ from vaemo import files
 from vaemo.audio.recording import Decoder
 from vaemo.cluster.encoders import encoder_stage
 from vaemo.cluster.prepare import Request, Run, prepare
-from vaemo.cluster.runtime import connect, from_bytes, run_shards, to_bytes
-from vaemo.cluster.sources import Source, Tools
+from vaemo.cluster.runtime import connect, run_shards
 from vaemo.config import Config
-from vaemo.errors import TooManyFailuresError
+from vaemo.errors import OtherRunError
 from vaemo.features import Extractor, load_extractors
 from vaemo.features.isolated import isolated
 from vaemo.model.checkpoint import load_checkpoint
 from vaemo.personalize import Personal
+from vaemo.plan import NOT_NAMED, Plan, plan, with_held
 from vaemo.progress import Progress, say
 from vaemo.scores import PROVENANCE, write_part
 from vaemo.scoring.calls import DATE, Calls
 from vaemo.scoring.ids import IdKey, hidden_errors
 from vaemo.scoring.roles import RoleRules
 from vaemo.scoring.score import score_table
-from vaemo.shards import Shard, claim_folder, plan_missing, tag_keys
+from vaemo.shards import claim_folder
+from vaemo.sources import Batch, Source, Tools
 from vaemo.speakers import Enrolments
-from vaemo.tables import with_column
-from vaemo.units import NOT_FAILED
+from vaemo.tables import from_bytes, to_bytes, with_column
+from vaemo.tally import Tally, count
 
 NO_DATE = "__HIVE_DEFAULT_PARTITION__"
 """What readers of partitioned folders take for null."""
 
 
-def score(request: Request, config: Config) -> None:
+def score(request: Request, config: Config) -> Tally:
     """Score what is missing, on the cluster, with one line of progress and a table of failures at the end.
 
+    Returns:
+        What became of everything in the folder of scores.
+
     Raises:
-        OtherRunError: if the folder of scores holds another run.
+        OtherRunError: if the folder of scores holds another run, or what was scored there has changed in a store.
         TooManyFailuresError: if more than `score.max_failed_fraction` of what may be scored has failed.
         VaemoError: as `prepare`.
     """
     run = prepare(request, config)
     fingerprint, provenance = run.provenance()
-    n_sessions, unit = len(run.listing.session_ids), run.listing.unit
-    shards, n_missing = plan(run)
+    work = plan_scoring(run)
+    n_sessions, unit = len(work.listing.session_ids), run.unit
     if request.dry_run:
-        say(f"would score {n_missing:,} of {n_sessions:,} {unit} in {len(shards):,} parts")
-        return
+        say(f"would score {work.n_sessions:,} of {n_sessions:,} {unit} in {len(work.shards):,} parts")
+        return Tally()
     claim_folder(request.out, PROVENANCE, fingerprint, provenance)
-    tally = _Tally(request.out)
-    if shards:
+    if work.unchecked and run.source.needs_features:
+        say(f"{work.unchecked:,} {unit} were scored by a version that did not note what they were; not checked.")
+    utterances = files.join(request.out, "utterances")
+    tally = Tally.of(utterances, without={shard["name"] for shard in work.shards})
+    tally.changed = work.changed
+    if work.shards:
         connect()
         arguments = {
             "checkpoints": request.checkpoints,
@@ -75,17 +82,37 @@ def score(request: Request, config: Config) -> None:
             "key": run.key,
         }
         extractors = load_extractors(run.config.features) if run.source.needs_features else {}
-        progress = Progress("score", n_sessions, unit, done=n_sessions - n_missing)
-        # Where the source is a folder of recordings, a session's id is the path of one of them.
-        first = files.join(request.source, run.listing.session_ids[0])
-        needs = [files.join(request.out, PROVENANCE), request.source, first, *request.checkpoints]
+        progress = Progress("score", n_sessions, unit, done=n_sessions - work.n_sessions)
+        needs = [files.join(request.out, PROVENANCE), *work.listing.places, *request.checkpoints]
         needs += [path for path in (request.personal, request.speakers) if path]
-        with encoder_stage(extractors, run.config, len(shards)) as encoders:
-            for counts in run_shards(ScoreWorker, {**arguments, "encoders": encoders}, shards, needs=needs):
-                tally.add(counts)
-                progress.advance(counts["sessions"], f"{tally.statuses.total():,} utterances")
+        with encoder_stage(extractors, run.config, len(work.shards)) as encoders:
+            for done in run_shards(ScoreWorker, {**arguments, "encoders": encoders}, work.shards, needs=needs):
+                tally.add(done["part"])
+                progress.advance(done["sessions"], f"{tally.statuses.total():,} utterances")
         progress.close()
-    tally.summarise(run.config.score.max_failed_fraction)
+    else:
+        say(f"nothing to do: all {n_sessions:,} {unit} are scored")
+    summarise(request.out, tally, unit, run.config)
+    return tally
+
+
+def summarise(out: str, tally: Tally, unit: str, config: Config) -> None:
+    """Print what the scores hold and a table of what failed.
+
+    Raises:
+        TooManyFailuresError: if the failed share is above `score.max_failed_fraction`, or the silent share above
+            `score.max_silent_fraction`.
+    """
+    scored, refused = tally.statuses["ok"], tally.statuses["not_scored_role"]
+    say(f"{out}: {scored:,} utterances scored, {refused:,} not scored for their role, {tally.failed:,} failed")
+    if refused and not scored + tally.failed:
+        say(
+            "warning: nobody was scored: no utterance is of a customer. Name every channel, channel 0 first, in "
+            "score.channel_roles, or in the table of calls."
+        )
+    tally.say(unit)
+    where = f"Every one is listed in {files.join(out, 'utterances')} with its reason."
+    tally.check("score", config.score.max_failed_fraction, config.score.max_silent_fraction, where)
 
 
 class ScoreWorker:
@@ -139,9 +166,10 @@ class ScoreWorker:
             return self._score(shard)
 
     def _score(self, shard: Mapping[str, Any]) -> dict[str, Any]:
-        settings, keys = self._config.score, tuple(json.loads(shard["keys"]))
+        settings, keys = self._config.score, json.loads(shard["keys"])
         calls = Calls(from_bytes(shard["calls"])) if shard["calls"] else None
-        table, context = self._rules.judge(self._read(shard, calls))
+        batch = self._read(shard, calls)
+        table, context = self._rules.judge(batch.table)
         scored = score_table(
             table,
             self._models,
@@ -156,67 +184,78 @@ class ScoreWorker:
         scored = with_column(scored, "run_id", pa.repeat(self._run_id, scored.num_rows))
         if calls:
             scored = _with_travelling(scored, calls)
+        stamps = batch.stamps
         if self._key:
             scored = self._key.hide(scored, table["audio_path"] if "audio_path" in table.column_names else None)
-        scored = tag_keys(scored, Shard(shard["name"], keys, ()))
-        write_part(self._out, shard["name"], scored, settings, calls.travel if calls else ())
-        return {"sessions": len(keys), **_counts(scored)}
+            stamps = {self._key.hash(session_id): held for session_id, held in stamps.items()}
+        sessions = len(json.loads(shard["again"]) or keys)
+        part = with_held(scored, files.join(self._out, "utterances", shard["name"]), shard, stamps)
+        write_part(self._out, shard["name"], part, settings, calls.travel if calls else ())
+        return {"sessions": sessions, "part": count(part)}
 
-    def _read(self, shard: Mapping[str, Any], calls: Calls | None) -> pa.Table:
+    def _read(self, shard: Mapping[str, Any], calls: Calls | None) -> Batch:
         """Rows of a shard, their features computed where its source needs that."""
         with isolated(self._tools.extractors, self._config, careful=shard.get("careful", False)) as extractors:
             return self._source.read(shard, dataclasses.replace(self._tools, extractors=extractors), calls)
 
 
-def plan(run: Run) -> tuple[list[dict[str, Any]], int]:
-    """The shards that are missing, date by date where the calls have one, and how many sessions they hold."""
-    listing = run.listing
+def plan_scoring(run: Run) -> Plan:
+    """What the scores lack, date by date where the calls have one.
+
+    Raises:
+        OtherRunError: if the data of a store have changed since they were scored.
+    """
+    listing, out = run.listing, files.join(run.request.out, "utterances")
     calls = run.calls.take(listing.session_ids) if run.calls else None
+    named = run.calls.contains(listing.session_ids) if run.calls else itertools.repeat(True)
     said = [calls.roles[name] for name in listing.session_ids] if calls else itertools.repeat(())
     keys = [
-        _key(run.key, session_id, content, roles)
-        for session_id, content, roles in zip(listing.session_ids, listing.contents, said, strict=False)
+        _key(run.key, session_id, content, roles, known)
+        for session_id, content, roles, known in zip(listing.session_ids, listing.contents, said, named, strict=False)
     ]
-    # Features cost a thousand times a replay: where they are computed, parts are small.
-    config = run.config
-    target = config.extract.shard_recordings if run.source.needs_features else config.score.shard_sessions
-    shards, n_missing = [], 0
-    for folder, indices in _by_date(calls, len(keys)):
-        missing, n_done = plan_missing(
-            files.join(run.request.out, "utterances", *folder),
-            [keys[index] for index in indices],
-            # A part of a store that is heavier than a shard is one shard.
-            [min(listing.weights[index], target) for index in indices],
-            target,
+
+    def extra(indices: Sequence[int]) -> Mapping[str, Any]:
+        return {"calls": to_bytes(calls.rows.take(pa.array(indices))) if calls else b""}
+
+    def roles_of(index: int) -> Sequence[str | None]:
+        return calls.roles[listing.session_ids[index]] if calls else ()
+
+    work = plan(
+        listing,
+        keys,
+        out,
+        run.source.shard_size(run.config),
+        places=_by_date(calls, len(keys)),
+        again=run.request.again,
+        alike=roles_of if run.config.extract.duplicates == "skip" else None,
+        extra=extra,
+    )
+    if work.changed and not run.source.replaceable:
+        raise OtherRunError(
+            f"{run.request.out} holds scores of other data: the features of {len(work.changed):,} sessions of "
+            f"{run.request.source} have changed since they were scored, such as those of '{work.changed[0]}'. Give "
+            "another --out, or --changed redo to score these sessions anew."
         )
-        n_missing += len(indices) - n_done
-        for shard in missing:
-            picked = [indices[index] for index in shard.indices]
-            described = {
-                "name": "/".join((*folder, shard.name)),
-                "keys": json.dumps(shard.keys),
-                "calls": to_bytes(calls.rows.take(pa.array(picked))) if calls else b"",
-            }
-            shards.append(described | listing.pack(picked))
-    return shards, n_missing
+    return work
 
 
-def _key(hidden: IdKey | None, session_id: str, content: str, roles: Sequence[str | None]) -> str:
+def _key(hidden: IdKey | None, session_id: str, content: str, roles: Sequence[str | None], named: bool) -> str:
     """What must be the same for a session's scores to be the same: who speaks where decides what is scored."""
     if any(roles):
         content += "," + ",".join(role or "" for role in roles)
     if hidden:
         session_id, content = hidden.hash(session_id), hidden.hash(content)
+    content += "" if named else NOT_NAMED
     return f"{session_id}\t{content}" if content else session_id
 
 
-def _by_date(calls: Calls | None, n: int) -> list[tuple[tuple[str, ...], Sequence[int]]]:
+def _by_date(calls: Calls | None, n: int) -> list[tuple[str, Sequence[int]]]:
     """Sessions by the folder that their date gives, in the order of dates."""
     if calls is None or DATE not in calls.travel:
-        return [((), range(n))]
+        return [("", range(n))]
     dates = [date or NO_DATE for date in calls.rows[DATE].to_pylist()]
     order = sorted(range(n), key=dates.__getitem__)
-    return [((f"date={date}",), list(group)) for date, group in itertools.groupby(order, key=dates.__getitem__)]
+    return [(f"date={date}", list(group)) for date, group in itertools.groupby(order, key=dates.__getitem__)]
 
 
 def _with_travelling(scored: pa.Table, calls: Calls) -> pa.Table:
@@ -227,49 +266,3 @@ def _with_travelling(scored: pa.Table, calls: Calls) -> pa.Table:
         # As a dictionary a date agrees with what readers make of the folder's name.
         scored = scored.append_column(name, column.dictionary_encode() if name == DATE else column)
     return scored
-
-
-def _counts(scored: pa.Table) -> dict[str, Any]:
-    """Utterances by status; sessions `heard`, in which anything may be scored, and `lost`, where all of it failed."""
-    ok = pc.equal(scored["status"], "ok")
-    failed = pc.invert(pc.is_in(scored["status"], pa.array(NOT_FAILED)))
-    well, ill = (set(scored["session_id"].filter(rows).unique().to_pylist()) for rows in (ok, failed))
-    statuses = {item["values"]: item["counts"] for item in scored["status"].value_counts().to_pylist()}
-    return {"statuses": statuses, "heard": len(well | ill), "lost": len(ill - well)}
-
-
-class _Tally:
-    """What became of everything in a folder of scores, the parts of earlier runs included."""
-
-    def __init__(self, out: str) -> None:
-        self.out = out
-        self.statuses: Counter[str] = Counter()
-        self.heard = self.lost = 0
-        for path in files.list_files(files.join(out, "utterances"), ".parquet", recursive=True):
-            self.add(_counts(files.read_parquet(path, ["session_id", "status"])))
-
-    def add(self, counts: Mapping[str, Any]) -> None:
-        self.statuses.update(counts["statuses"])
-        self.heard += counts["heard"]
-        self.lost += counts["lost"]
-
-    def summarise(self, limit: float) -> None:
-        """Print it, and refuse to be content where more than a share `limit` has failed."""
-        scored, refused = self.statuses["ok"], self.statuses["not_scored_role"]
-        failed = self.statuses.total() - scored - refused
-        say(f"{self.out}: {scored:,} utterances scored, {refused:,} not scored for their role, {failed:,} failed")
-        if refused and not scored + failed:
-            say(
-                "warning: nobody was scored: no utterance is of a customer. Name every channel, channel 0 first, in "
-                "score.channel_roles, or in the table of calls."
-            )
-        for status, count in self.statuses.most_common():
-            if status not in NOT_FAILED:
-                say(f"  {count:>8,}  {status}")
-        # A recording that cannot be read is one row: by rows alone an archive of them would go unnoticed.
-        for unit, lost, heard in (("utterances", failed, scored + failed), ("sessions", self.lost, self.heard)):
-            if lost > limit * heard:
-                raise TooManyFailuresError(
-                    f"{lost:,} of {heard:,} {unit} failed ({lost / heard:.1%}); score.max_failed_fraction allows "
-                    f"{limit:.1%}. Every one is listed in {files.join(self.out, 'utterances')} with its reason."
-                )

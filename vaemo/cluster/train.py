@@ -91,7 +91,8 @@ def train(
     aggregation = config.features.speaker_aggregation
     fingerprint = digest(config.fingerprint(*SECTIONS), aggregation, data.digest, str(folds), *heard)
     settings = {section: config.to_dict()[section] for section in SECTIONS}
-    claim_folder(out, run_folder.MARKER, fingerprint, {"data": data.digest, "folds": folds, "settings": settings})
+    facts = {"data": data.digest, "folds": folds, "settings": settings}
+    claim_folder(out, run_folder.MARKER, fingerprint, facts, inputs=data.store.parts)
     if (summary := run_folder.finished(out)) is not None:
         say(f"{out} is finished: {_headline(summary)}. Give another --out to train again.")
         return summary

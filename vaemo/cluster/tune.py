@@ -103,7 +103,7 @@ def tune(
         **config.decisive(*SECTIONS),
     }
     fingerprint = digest(json.dumps(settings), config.features.speaker_aggregation, data.digest)
-    claim_folder(out, MARKER, fingerprint, {"data": data.digest, "settings": settings})
+    claim_folder(out, MARKER, fingerprint, {"data": data.digest, "settings": settings}, inputs=data.store.parts)
     sweep = Sweep(out)
     wanted = trials or points.trials or TRIALS
     if points.trials is not None:

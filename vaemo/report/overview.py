@@ -48,6 +48,10 @@ _RANKINGS = (
 )
 
 
+_SAID_ELSEWHERE = ("ok", "not_scored_role")
+"""Statuses that are not among the reasons why something has no score."""
+
+
 @dataclass
 class Overview:
     """The archive in aggregate, added up part by part.
@@ -84,8 +88,8 @@ class Overview:
     def add(self, part: pa.Table) -> None:
         """Count the utterances of one part."""
         self.statuses.update({item["values"]: item["counts"] for item in part["status"].value_counts().to_pylist()})
-        failed = part.filter(pc.invert(pc.is_in(part["status"], pa.array(NOT_FAILED))))
-        for row in failed.group_by(["status", "reason"]).aggregate([([], "count_all")]).to_pylist():
+        unscored = part.filter(pc.invert(pc.is_in(part["status"], pa.array(_SAID_ELSEWHERE))))
+        for row in unscored.group_by(["status", "reason"]).aggregate([([], "count_all")]).to_pylist():
             self.reasons[row["status"]][row["reason"] or ""] += row["count_all"]
         scored = part.filter(pc.is_valid(part["valence"]))
         values = [scored[name].to_numpy() for name in DIMENSIONS]
@@ -99,7 +103,7 @@ class Overview:
 
     def to_plain(self) -> dict[str, Any]:
         """What the page is given."""
-        failures = {status: n for status, n in self.statuses.items() if status not in NOT_FAILED}
+        unscored = {status: n for status, n in self.statuses.items() if status not in _SAID_ELSEWHERE}
         return {
             "low": self.scale.low,
             "high": self.scale.high,
@@ -110,7 +114,7 @@ class Overview:
                 for name, total in zip(DIMENSIONS, self.totals.tolist(), strict=True)
             },
             "n_scored": self.n_scored,
-            "n_failed": sum(failures.values()),
+            "n_failed": sum(n for status, n in unscored.items() if status not in NOT_FAILED),
             "n_not_scored_role": self.statuses["not_scored_role"],
             "speech_s": round(self.speech_s, 1),
             "failures": [
@@ -119,7 +123,7 @@ class Overview:
                     "n": n,
                     "reasons": [reason for reason, _ in self.reasons[status].most_common(EXAMPLES) if reason],
                 }
-                for status, n in sorted(failures.items(), key=lambda item: -item[1])
+                for status, n in sorted(unscored.items(), key=lambda item: -item[1])
             ],
         }
 

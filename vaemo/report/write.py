@@ -10,6 +10,7 @@ from urllib.parse import quote
 
 import vaemo
 from vaemo import files, scores
+from vaemo.archive import shown
 from vaemo.config import Config
 from vaemo.errors import ReadScoresError
 from vaemo.evaluation import pictures
@@ -24,7 +25,7 @@ TOP = 500
 PICTURES = 12
 """Calls that are drawn as PNG too: those with the lowest mean valence."""
 
-AUDIO_SUFFIXES = ("", ".wav", ".flac", ".mp3", ".m4a", ".ogg", ".opus", ".webm")
+_SUFFIXES = ("", ".wav", ".flac", ".mp3", ".m4a", ".ogg", ".opus", ".webm")
 
 
 def write_report(
@@ -113,10 +114,10 @@ def _agreement(scored: str, labels: str, config: Config) -> dict[str, Any]:
 
 def _audio_links(drawn: Sequence[str], audio: str, out: str) -> dict[str, str]:
     """Where the page finds the recording of a call: the file of its id below the folder, with or without a suffix."""
-    there = {path[len(audio.rstrip("/")) + 1 :]: path for path in files.list_files(audio, recursive=True)}
+    there = {shown(found.name): found.path for found in files.walk(audio)}
     links = {}
     for session in drawn:
-        path = next((there[session + suffix] for suffix in AUDIO_SUFFIXES if session + suffix in there), None)
+        path = next((there[session + suffix] for suffix in _SUFFIXES if session + suffix in there), None)
         if path is not None:
             links[session] = path if files.is_uri(path) else _local_link(path, out)
     if not links:
@@ -130,7 +131,7 @@ def _audio_links(drawn: Sequence[str], audio: str, out: str) -> dict[str, str]:
 def _local_link(path: str, out: str) -> str:
     if files.is_uri(out):
         return Path(path).resolve().as_uri()
-    return quote(os.path.relpath(path, out))
+    return quote(os.fsencode(os.path.relpath(path, out)))
 
 
 def _draw(out: str, overview: Overview, calls: Mapping[str, list[Any]], drawn: Mapping[str, Mapping[str, Any]]) -> None:

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import functools
 import itertools
+import json
+import posixpath
 import re
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,6 +30,9 @@ DATE = "date"
 """Column by which scores are partitioned, as `date=2026-11-23`."""
 
 _ROLE = re.compile(r"role_ch(\d+)")
+_ID_COLUMNS = ("session_id", "path")
+_MOST = 64
+"""Channels of a recording."""
 _OURS = {*UTTERANCE_SCHEMA.names, *SESSION_SCHEMA.names, *SPREAD_SCHEMA.names, *part_schema({}).names}
 
 
@@ -61,6 +67,30 @@ class Calls:
         known = self.rows["session_id"].combine_chunks()
         return pc.is_in(pa.array(session_ids, pa.string()), value_set=known).to_numpy(zero_copy_only=False)
 
+    def spelled_as(self, session_ids: Sequence[str]) -> Calls:
+        """The table with its ids as these sessions spell them, where they differ as paths do and no two are alike.
+
+        Raises:
+            ReadManifestError: if two rows turn out to be of one session.
+        """
+        known = dict.fromkeys(session_ids)
+        ids = self.rows["session_id"].to_pylist()
+        strange = [number for number, name in enumerate(ids) if name not in known]
+        if not strange:
+            return self
+        spelled: dict[str, list[str]] = {}
+        for name in known:
+            spelled.setdefault(_plain(name), []).append(name)
+        taken = set(ids)
+        for number in strange:
+            match spelled.get(_plain(ids[number]), []):
+                case [name] if name in taken:
+                    raise ReadManifestError(f"the table of calls names '{name}' and '{ids[number]}', which are one.")
+                case [name]:
+                    ids[number] = name
+                    taken.add(name)
+        return Calls(self.rows.set_column(0, "session_id", pa.array(ids, pa.string())))
+
     @functools.cached_property
     def roles(self) -> dict[str, tuple[str | None, ...]]:
         """By session, the role of each channel."""
@@ -76,8 +106,10 @@ class Calls:
 def read_calls(path: str, root: str = "") -> Calls:
     """A table of calls.
 
+    Ids, paths and roles are text as it stands in the file: `00123`, `1e5`, `NA` and `2026-11-23` stay what they are.
+
     Args:
-        path: `.parquet`, `.csv`, or anything else as JSON Lines.
+        path: `.parquet`, `.csv`, or anything else as JSON Lines; the suffix in any case.
         root: Folder of the recordings; a `path` in the table may be relative to it or begin with it.
 
     Raises:
@@ -85,17 +117,17 @@ def read_calls(path: str, root: str = "") -> Calls:
             a column that the scores have too.
     """
     table = _read(path)
-    key = next((name for name in ("session_id", "path") if name in table.column_names), None)
+    key = next((name for name in _ID_COLUMNS if name in table.column_names), None)
     if key is None:
         raise ReadManifestError(
             f"the table of calls {path} has neither session_id nor path; it has {', '.join(table.column_names)}."
         )
-    ids = table[key].cast(pa.string())
+    ids = _text(table[key], key, path)
     if key == "path" and root:
         prefix = root.rstrip("/") + "/"
         inside = pc.starts_with(ids, prefix)
         ids = pc.if_else(inside, pc.utf8_slice_codeunits(ids, len(prefix)), ids)
-    if ids.null_count:
+    if ids.null_count or pc.any(pc.equal(ids, "")).as_py():
         raise ReadManifestError(f"the table of calls {path} has a row without {key}; every call needs one.")
     counts = ids.value_counts()
     repeated = counts.filter(pc.greater(counts.field("counts"), 1))
@@ -103,7 +135,7 @@ def read_calls(path: str, root: str = "") -> Calls:
         raise ReadManifestError(
             f"the table of calls {path} names the call '{repeated.field('values')[0]}' more than once; one row a call."
         )
-    others = [name for name in table.column_names if name not in ("session_id", "path")]
+    others = [name for name in table.column_names if name not in _ID_COLUMNS]
     taken = [name for name in others if name in _OURS]
     if taken:
         raise ReadManifestError(
@@ -113,7 +145,7 @@ def read_calls(path: str, root: str = "") -> Calls:
     numbered = {int(match[1]): name for name in others if (match := _ROLE.fullmatch(name))}
     for channel in range(max(numbered, default=-1) + 1):
         name = f"role_ch{channel}"
-        roles = table[name].cast(pa.string()) if name in others else pa.nulls(len(table), pa.string())
+        roles = _text(table[name], name, path) if name in others else pa.nulls(len(table), pa.string())
         columns[name] = pc.if_else(pc.equal(pc.utf8_trim_whitespace(roles), ""), pa.scalar(None, pa.string()), roles)
     columns |= {name: table[name] for name in others if name not in columns}
     if DATE in columns:
@@ -122,12 +154,92 @@ def read_calls(path: str, root: str = "") -> Calls:
 
 
 def _read(path: str) -> pa.Table:
+    """The table, its column names without blanks around them."""
+    suffix = posixpath.splitext(path)[1].lower()
     try:
-        if path.endswith(".parquet"):
-            return files.read_parquet(path)
-        content = pa.BufferReader(files.read_bytes(path))
-        return pyarrow.csv.read_csv(content) if path.endswith(".csv") else pyarrow.json.read_json(content)
-    except (OSError, pa.ArrowInvalid) as error:
+        if suffix == ".parquet":
+            table = files.read_parquet(path)
+        else:
+            content = files.read_bytes(path).removeprefix(b"\xef\xbb\xbf")
+            table = _read_csv(content) if suffix == ".csv" else _read_json_lines(content)
+    except (OSError, ValueError) as error:
         raise ReadManifestError(
             f"the table of calls {path} cannot be read as Parquet, CSV or JSON Lines: {' '.join(str(error).split())}"
         ) from None
+    names = [name.strip() for name in table.column_names]
+    repeated = next((name for name in names if names.count(name) > 1), None)
+    if repeated is not None:
+        raise ReadManifestError(f"the table of calls {path} has two columns '{repeated}'; drop or rename one.")
+    return table.rename_columns(names)
+
+
+def _read_csv(content: bytes) -> pa.Table:
+    """Columns that travel have the types that their values show; a number that is written otherwise stays text."""
+    head = content.partition(b"\n")[0]
+    delimiter = max(",;\t", key=lambda mark: head.count(mark.encode()))
+    parse = pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
+    typed = pyarrow.csv.read_csv(pa.BufferReader(content), parse_options=parse)
+    as_text = pyarrow.csv.ConvertOptions(
+        column_types=dict.fromkeys(typed.column_names, pa.string()), strings_can_be_null=False, null_values=[]
+    )
+    text = pyarrow.csv.read_csv(pa.BufferReader(content), parse_options=parse, convert_options=as_text)
+    for number, name in enumerate(typed.column_names):
+        plain = name.strip() not in _ID_COLUMNS and not _ROLE.fullmatch(name.strip())
+        if not (plain and _written_so(typed.column(number), text.column(number))):
+            typed = typed.set_column(number, name, text.column(number))
+    return typed
+
+
+def _written_so(values: pa.ChunkedArray, texts: pa.ChunkedArray) -> bool:
+    """Whether numbers are written as one writes numbers: no leading zero or plus, no exponent, none too long."""
+    if not (pa.types.is_integer(values.type) or pa.types.is_floating(values.type)):
+        return True
+    written = pc.match_substring_regex(texts, r"^\s*(-?(0|[1-9][0-9]{0,14})(\.[0-9]+)?)?\s*$")
+    return pc.all(pc.or_(written, values.is_null())).as_py() is not False
+
+
+def _read_json_lines(content: bytes) -> pa.Table:
+    """Ids, paths and roles as text, a number among them as it is written."""
+    as_text = pa.schema([(name, pa.string()) for name in (*_ID_COLUMNS, *(f"role_ch{n}" for n in range(_MOST)))])
+    options = pyarrow.json.ParseOptions(explicit_schema=as_text)
+    try:
+        table = pyarrow.json.read_json(pa.BufferReader(content), parse_options=options)
+    except pa.ArrowInvalid:
+        rows = [json.loads(line, parse_int=str, parse_float=str) for line in content.splitlines() if line.strip()]
+        if not all(isinstance(row, dict) for row in rows):
+            raise ValueError("one JSON object a line is needed") from None
+        table = pa.Table.from_pylist(rows, pa.schema([(name, pa.string()) for name in dict.fromkeys(_keys(rows))]))
+    unused = [name for name in as_text.names if table[name].null_count == len(table)]
+    return table.drop_columns(unused)
+
+
+def _keys(rows: Sequence[Mapping[str, object]]) -> Iterator[str]:
+    for row in rows:
+        yield from row
+
+
+def _text(column: pa.ChunkedArray, name: str, path: str) -> pa.ChunkedArray:
+    """A column of ids or roles as text; numbers only where no digit of them was lost."""
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    if pa.types.is_floating(column.type):
+        column = pc.if_else(pc.is_nan(column), pa.scalar(None, column.type), column)
+        whole = pc.and_(pc.equal(pc.floor(column), column), pc.less(pc.abs(column), 2.0**53))
+        if pc.all(whole).as_py() is not False:
+            column = column.cast(pa.int64())
+    if not (pa.types.is_integer(column.type) or _is_text(column.type)):
+        raise ReadManifestError(
+            f"the table of calls {path}: column {name} is {column.type}; it must be text. Write the ids as text."
+        )
+    return column.cast(pa.string())
+
+
+def _is_text(type_: pa.DataType) -> bool:
+    kinds = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_null)
+    return any(is_kind(type_) for is_kind in kinds)
+
+
+def _plain(name: str) -> str:
+    r"""How a path is compared: `./a\b.wav` and `a/b.wav` are the same, and so are composed and decomposed letters."""
+    parts = unicodedata.normalize("NFC", name.strip()).replace("\\", "/").split("/")
+    return "/".join(part for part in parts if part not in ("", "."))

@@ -8,7 +8,7 @@ the middle, the command is given again.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import pyarrow as pa
@@ -19,8 +19,9 @@ from vaemo import cli, files
 from vaemo.errors import OtherRunError, UsageError
 from vaemo.personalize import DELTAS, SPEAKERS, USED
 from vaemo.progress import say
+from vaemo.scores import read_provenance
 from vaemo.scoring.ids import IdKey
-from vaemo.shards import Shard, read_keys, tag_keys
+from vaemo.shards import read_part, session_of, tag_part
 
 PROG = "python -m vaemo.scores"
 TOMBSTONES = "_erased.json"
@@ -48,15 +49,15 @@ class Tombstones:
         held = files.read_json(path)
         return Tombstones(frozenset(held["sessions"]), held["key_check"], folder)
 
-    def add(self, key: IdKey, session_id: str) -> None:
-        """Leave a tombstone in the folder.
+    def add(self, key: IdKey, hashes: Iterable[str]) -> None:
+        """Leave tombstones in the folder.
 
         Raises:
             OtherRunError: if the others were made with another key.
         """
         self._check(key)
-        hashes = sorted(self.hashes | {key.hash(session_id)})
-        files.write_json(files.join(self.folder, TOMBSTONES), {"key_check": key.check, "sessions": hashes})
+        held = {"key_check": key.check, "sessions": sorted({*self.hashes, *hashes})}
+        files.write_json(files.join(self.folder, TOMBSTONES), held)
 
     def erased(self, session_ids: Sequence[str]) -> list[int]:
         """Where in `session_ids` erased ones stand.
@@ -105,14 +106,33 @@ def erase_session(
         Rows removed from the `utterances` and `sessions` of the scores and from the `stores`; `reports` and `deltas`
         removed.
     """
-    names = [session_id, key.hash(session_id)]
+    names, tombstones = [session_id, key.hash(session_id)], {key.hash(session_id)}
+    hidden = (read_provenance(scores).get("settings") or {}).get("id_key") is not None
     for folder in (scores, *stores):
-        Tombstones.read(folder).add(key, session_id)
+        for twin in _twins(folder, names):
+            # Where ids are hidden the rows know a twin by its hash alone, which is its tombstone too.
+            names += [twin] if hidden and folder == scores else [twin, key.hash(twin)]
+            tombstones.add(names[-1])
+    for folder in (scores, *stores):
+        Tombstones.read(folder).add(key, tombstones)
     removed = {kind: _erase_rows(files.join(scores, kind), names) for kind in ("utterances", "sessions")}
     removed["stores"] = sum(_erase_rows(store, names) for store in stores)
     removed["reports"] = sum(_erase_report(report) for report in reports)
     removed["deltas"] = sum(_erase_deltas(folder, names) for folder in personal)
     return removed
+
+
+def _twins(folder: str, names: Sequence[str]) -> list[str]:
+    """Other names under which a folder lists the recording of a session: those of the same bytes."""
+    known, pairs = set(names), list[tuple[str, str]]()
+    for path in files.list_files(folder, ".parquet", recursive=True):
+        if "duplicate_of" in files.read_parquet_schema(path).names:
+            table = files.read_parquet(path, ["session_id", "duplicate_of"])
+            table = table.filter(table["duplicate_of"].is_valid())
+            pairs += zip(table["session_id"].to_pylist(), table["duplicate_of"].to_pylist(), strict=True)
+    firsts = known | {first for twin, first in pairs if twin in known}
+    twins = {twin for twin, first in pairs if first in firsts}
+    return sorted((firsts | twins) - known)
 
 
 def _erase_rows(folder: str, names: Sequence[str]) -> int:
@@ -125,8 +145,9 @@ def _erase_rows(folder: str, names: Sequence[str]) -> int:
             continue
         rest = table.filter(pa.array(~gone))
         with contextlib.suppress(OtherRunError):  # a store that somebody wrote by hand has no keys
-            kept = tuple(key for key in read_keys(path) if key.partition("\t")[0] not in names)
-            rest = tag_keys(rest, Shard(path, kept, ()))
+            part = read_part(path)
+            stamps = {name: stamp for name, stamp in part.stamps.items() if name not in names}
+            rest = tag_part(rest, [key for key in part.keys if session_of(key) not in names], stamps)
         files.write_parquet_whole(path, rest)
         removed += int(gone.sum())
     return removed

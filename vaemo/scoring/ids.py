@@ -95,11 +95,16 @@ class IdKey:
             ]
             for name, values in shown.items()
         }
+        twins = "duplicate_of" in scored.column_names
+        firsts = scored["duplicate_of"].to_pylist() if twins else [None] * len(scored)
+        if twins:
+            hidden["duplicate_of"] = [None if first is None else self.hash(first) for first in firsts]
         reasons = scored["reason"].to_pylist()
         for row, reason in enumerate(reasons):
             if reason is not None:
                 path = audio_paths[row].as_py() if audio_paths is not None else None
                 told = [(path, hidden["session_id"][row])] if path else []
+                told += [(firsts[row], hidden["duplicate_of"][row])] if twins else []
                 told += [(shown[name][row], hidden[name][row]) for name in ("utt_id", "speaker_id", "session_id")]
                 for value, hashed in told:
                     reason = reason.replace(value, hashed) if value else reason

@@ -35,6 +35,7 @@ from vaemo.model.checkpoint import save_checkpoint
 from vaemo.model.regressor import SessionRegressor
 from vaemo.sessions import label_range
 from vaemo.store import FeatureStore
+from vaemo.summary import results
 from vaemo.training.end_to_end import KeptEncoder
 from vaemo.training.trainer import Trainer
 
@@ -107,7 +108,8 @@ def keep(
     if "features" in settings:
         aggregation = {"features": {"speaker_aggregation": config.features.speaker_aggregation}}
         made_by = {section: settings[section] for section in ("audio", "features", "vad") if section in settings}
-        config = config.replace(made_by).replace(aggregation)
+        made = Config.from_dict(made_by).to_dict()
+        config = config.replace({section: made[section] for section in made_by}).replace(aggregation)
         features = config.features
     if encoder:
         features = dataclasses.replace(encoder.features, speaker_aggregation=config.features.speaker_aggregation)
@@ -173,5 +175,4 @@ def write_metrics(out: str, history: Sequence[Mapping[str, Any]]) -> None:
 
 def finished(out: str) -> dict[str, Any] | None:
     """The summary of a finished run; None while it is not."""
-    path = files.join(out, SUMMARY)
-    return files.read_json(path) if files.exists(path) else None
+    return results(out) or None

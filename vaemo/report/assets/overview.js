@@ -45,7 +45,7 @@ function failures(data) {
     h("b", {}, f.status), ` ${whole(f.n)}`,
     h("span", { class: "bar", style: `width:${Math.max((100 * f.n) / most, 1)}%` }),
     h("small", {}, f.reasons.join(" · "))));
-  return h("section", { class: "card span-4" }, h("h2", {}, "Failures by reason"),
+  return h("section", { class: "card span-4" }, h("h2", {}, "Not scored, by reason"),
     h("p", { class: "note" }, list.length ? "Utterances, or whole recordings, without a score." : "Every utterance has a score."),
     h("ul", { class: "fails" }, items));
 }

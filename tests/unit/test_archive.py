@@ -1,0 +1,205 @@
+"""What lies in a folder of recordings is listed once, under a name that can be written, with what is wrong with it."""
+
+import os
+import socket
+import time
+
+import boto3
+import pytest
+
+from vaemo import files
+from vaemo.archive import Stamp, list_recordings
+from vaemo.config import AudioConfig
+from vaemo.errors import ReadRecordingsError
+
+
+def make(folder, *names, content=b"x"):
+    for name in names:
+        path = os.path.join(os.fsencode(folder), os.fsencode(name))
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "wb") as file:
+            file.write(content)
+
+
+def names_in(folder, **options):
+    return [found.name for found in list_recordings(str(folder), **options).recordings]
+
+
+def problems_in(folder, **options):
+    return {found.name: found.problem for found in list_recordings(str(folder), **options).recordings if found.problem}
+
+
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [
+        (b"Gespr\xe4ch.wav", r"Gespr\xe4ch.wav"),
+        (b"deep\xff/a.wav", r"deep\xff/a.wav"),
+        (b"tab\there.wav", r"tab\x09here.wav"),
+        (b"new\nline.wav", r"new\x0aline.wav"),
+        ("Gespräch 1 #2?%41.WAV".encode(), "Gespräch 1 #2?%41.WAV"),
+        (b"back\\slash.wav", "back\\slash.wav"),
+    ],
+)
+def test_any_name_is_written_and_found_again(tmp_path, name, written):
+    make(tmp_path, b"plain.wav", name)
+    assert names_in(tmp_path) == sorted(["plain.wav", written])
+    (found,) = [found for found in list_recordings(str(tmp_path)).recordings if found.name == written]
+    written.encode()
+    assert os.path.samefile(os.fsencode(found.path), os.path.join(os.fsencode(tmp_path), name))
+    assert Stamp.of(found.path) == Stamp(1, found.mtime_ns, Stamp.of(str(tmp_path / "plain.wav")).digest)
+
+
+def test_two_files_never_share_a_name(tmp_path):
+    make(tmp_path, b"a\xe4.wav", rb"a\xe4.wav")
+    assert len(set(names_in(tmp_path))) == 2
+
+
+def test_names_with_an_underscore_are_recordings_and_hidden_ones_are_not(tmp_path):
+    make(tmp_path, "_a.wav", "_deep/b.wav", ".c.wav", ".deep/d.wav", "e.wav.part")
+    assert names_in(tmp_path) == ["_a.wav", "_deep/b.wav"]
+
+
+def test_what_is_passed_over_is_counted_by_suffix(tmp_path):
+    make(tmp_path, "a.WAV", "b.txt", "c.TXT", "d.json", "README")
+    (note,) = list_recordings(str(tmp_path)).notes
+    assert note == ("passed over 4 files whose names do not end as a recording's: 2 .txt, 1 .json, 1 without a suffix")
+
+
+def test_headerless_files_are_read_as_said_or_passed_over(tmp_path):
+    make(tmp_path, "a.raw", "b.ulaw")
+    assert names_in(tmp_path) == ["b.ulaw"]
+    assert names_in(tmp_path, audio=AudioConfig(headerless="mulaw:8000")) == ["a.raw", "b.ulaw"]
+
+
+def test_what_no_decoder_reads_is_a_row_with_its_reason(tmp_path):
+    make(tmp_path, "a.wav", "b.nmf", "c.wav.gpg")
+    assert {name: status for name, (status, _) in problems_in(tmp_path).items()} == {
+        "b.nmf": "undecodable",
+        "c.wav.gpg": "undecodable",
+    }
+    assert "NICE" in problems_in(tmp_path)["b.nmf"][1]
+    assert "encrypted (OpenPGP" in problems_in(tmp_path)["c.wav.gpg"][1]
+
+
+def test_links_are_followed_and_loops_are_cut(tmp_path):
+    make(tmp_path / "archive", "a/b.wav", "z.wav")
+    make(tmp_path / "elsewhere", "c.wav")
+    archive = tmp_path / "archive"
+    (archive / "a" / "up").symlink_to(archive)
+    (archive / "a" / "again").symlink_to(archive / "a")
+    (archive / "0-first").symlink_to(archive / "a")
+    (archive / "outside").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "back").symlink_to(archive)
+    assert names_in(archive) == ["a/b.wav", "outside/c.wav", "z.wav"]
+
+
+def test_what_cannot_be_opened_is_a_row(tmp_path, monkeypatch):
+    make(tmp_path, "a.wav", "locked/b.wav")
+    (tmp_path / "gone.wav").symlink_to(tmp_path / "nowhere.wav")
+    (tmp_path / "me.wav").symlink_to(tmp_path / "me.wav")
+    os.mkfifo(tmp_path / "pipe.wav")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "socket.wav"))
+        scandir = os.scandir
+
+        def refuse(path):
+            if str(path).endswith("locked"):
+                raise PermissionError(13, "Permission denied", str(path))
+            return scandir(path)
+
+        monkeypatch.setattr(os, "scandir", refuse)
+        found = problems_in(tmp_path)
+    assert {name: status for name, (status, _) in found.items()} == {
+        "gone.wav": "missing",
+        "locked/": "unreadable",
+        "me.wav": "unreadable",
+        "pipe.wav": "unreadable",
+        "socket.wav": "unreadable",
+    }
+    assert found["locked/"][1] == "the folder cannot be listed: permission denied"
+    assert str(tmp_path) not in str(found)
+
+
+def test_files_are_left_out_by_name_and_by_path(tmp_path):
+    make(tmp_path, "a.wav", "Redacted/a.wav", "deep/Redacted/b.wav", "c_redacted_2020.wav")
+    listed = list_recordings(str(tmp_path), exclude=["*Redacted/*", "*_redacted_*"])
+    assert [found.name for found in listed.recordings] == ["a.wav"]
+    assert listed.notes == ["left out 3 files that --exclude names"]
+    assert names_in(tmp_path, exclude=["a.wav"]) == ["c_redacted_2020.wav", "deep/Redacted/b.wav"]
+
+
+def test_young_files_wait(tmp_path):
+    make(tmp_path, "old.wav", "new.wav")
+    an_hour_ago = time.time() - 3600
+    os.utime(tmp_path / "old.wav", (an_hour_ago, an_hour_ago))
+    assert names_in(tmp_path) == ["new.wav", "old.wav"]
+    listed = list_recordings(str(tmp_path), min_age_s=60.0)
+    assert [found.name for found in listed.recordings] == ["old.wav"]
+    assert listed.notes == ["1 files are younger than 60 s (extract.min_age_s) and wait for the next run"]
+
+
+def test_an_archive_without_recordings_says_what_is_there(tmp_path):
+    make(tmp_path, "a.txt")
+    with pytest.raises(ReadRecordingsError, match=r"holds no recordings to read: passed over 1 files .*: 1 \.txt\."):
+        list_recordings(str(tmp_path))
+    with pytest.raises(ReadRecordingsError, match="does not exist"):
+        list_recordings(str(tmp_path / "none"))
+
+
+def test_a_stamp_tells_a_change_by_size_then_time_then_bytes(tmp_path):
+    path = tmp_path / "a.wav"
+    path.write_bytes(bytes(range(256)) * 2000)
+    stamp = Stamp.of(str(path))
+
+    def still():
+        about = path.stat()
+        return stamp.still(about.st_size, about.st_mtime_ns, str(path))
+
+    assert still()
+    os.utime(path, ns=(5, 5))
+    assert still()
+    content = bytearray(path.read_bytes())
+    for place in (0, len(content) // 2, len(content) - 1):
+        changed = content.copy()
+        changed[place] ^= 1
+        path.write_bytes(changed)
+        os.utime(path, ns=(6, 6))
+        assert not still()
+    path.write_bytes(content + b"more")
+    os.utime(path, ns=(stamp.mtime_ns, stamp.mtime_ns))
+    assert not still()
+    assert Stamp.of(str(tmp_path / "gone.wav")) is None
+
+
+NAMES = ["a b.wav", "a#1.wav", "a?x=1.wav", "a%41.wav", "100%.wav", "ä.wav", "[x].wav"]
+
+
+@pytest.mark.parametrize("boto", [True, False])
+def test_names_in_a_bucket_are_taken_as_they_are(bucket, boto, monkeypatch):
+    if not boto:
+        monkeypatch.setattr(files, "_walk_s3", lambda uri, inner: None)
+    for name in NAMES:
+        files.write_whole(f"{bucket}/in/{name}", b"hello")
+    files.write_whole(f"{bucket}/in/.hidden.wav", b"hello")
+    found = list_recordings(f"{bucket}/in").recordings
+    assert [item.name for item in found] == sorted(NAMES)
+    for item in found:
+        assert (item.size, files.read_bytes(item.path)) == (5, b"hello")
+        assert Stamp.of(item.path).still(item.size, item.mtime_ns, item.path)
+
+
+def test_what_lies_in_an_archive_tier_is_known_from_the_listing(bucket):
+    client, name = boto3.client("s3"), bucket.removeprefix("s3://")
+    for key, tier in (("warm", "STANDARD"), ("cold", "GLACIER"), ("deep", "DEEP_ARCHIVE"), ("instant", "GLACIER_IR")):
+        client.put_object(Bucket=name, Key=f"in/{key}.wav", Body=b"x", StorageClass=tier)
+    found = problems_in(f"{bucket}/in")
+    assert {name: status for name, (status, _) in found.items()} == {"cold.wav": "archived", "deep.wav": "archived"}
+    assert found["cold.wav"][1] == "it lies in the archive tier GLACIER; restore it, then run with --retry-failed"
+
+
+def test_a_restored_object_is_read():
+    assert files._cold("GLACIER", {"IsRestoreInProgress": True})[1].startswith(
+        "it lies in the archive tier GLACIER; restore it, which is under way"
+    )
+    assert files._cold("GLACIER", {"RestoreExpiryDate": "2026-12-01"}) is None
+    assert files._cold(None, {}) is None

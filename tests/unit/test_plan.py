@@ -1,0 +1,145 @@
+"""Every session is planned once, whatever was finished before, has been added, has changed, or stands there twice."""
+
+import json
+import random
+
+import pyarrow as pa
+import pytest
+
+from vaemo import files
+from vaemo.archive import Stamp
+from vaemo.errors import OtherRunError
+from vaemo.files import Found
+from vaemo.plan import Again, plan, with_held
+from vaemo.shards import read_parts, session_of
+from vaemo.sources import Listing
+
+
+def listing_of(keys, *, changed=(), found=(), weights=None):
+    names = [session_of(key) for key in keys]
+    return Listing(
+        session_ids=names,
+        contents=[key.partition("\t")[2] for key in keys],
+        weights=weights or [1] * len(keys),
+        pack=lambda indices: {"picked": list(indices)},
+        still=lambda index, stamps: names[index] not in changed,
+        units=[1] * len(keys),
+        unit="recordings",
+        n_cut=0,
+        roles=(),
+        files=found,
+    )
+
+
+def finish(folder, shard, status="ok", size=1):
+    """Do what a worker does with a shard."""
+    names = json.loads(shard["again"]) or [session_of(key) for key in json.loads(shard["keys"])]
+    rows = pa.table({"session_id": names, "status": [status] * len(names), "size": [size] * len(names)})
+    stamps = {name: [Stamp(size, 0)] for name in names}
+    path = f"{folder}/{shard['name']}"
+    files.write_parquet_whole(path, with_held(rows, path, shard, stamps))
+
+
+def rows_of(folder):
+    tables = [files.read_parquet(part.path) for part in read_parts(str(folder))]
+    return {row["session_id"]: row for row in pa.concat_tables(tables).to_pylist()}
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_any_order_of_kills_and_growth_does_every_session_once(tmp_path, seed):
+    rng = random.Random(seed)
+    keys = [f"s{i}\td{i}" for i in range(rng.randint(1, 40))]
+    for _ in range(6):
+        work = plan(listing_of(keys, weights=[rng.randint(1, 5)] * len(keys)), keys, str(tmp_path), 7)
+        planned = [key for shard in work.shards for key in json.loads(shard["keys"])]
+        assert [keys[index] for shard in work.shards for index in shard["picked"]] == planned
+        done = {key for part in read_parts(str(tmp_path)) for key in part.keys}
+        assert (sorted(planned), work.n_sessions) == (sorted(set(keys) - done), len(planned))
+        for shard in work.shards[: rng.randint(0, len(work.shards))]:
+            finish(tmp_path, shard)
+        for _ in range(rng.randint(0, 5)):
+            keys.insert(rng.randint(0, len(keys)), f"n{len(keys)}\td")
+    for shard in plan(listing_of(keys), keys, str(tmp_path), 7).shards:
+        finish(tmp_path, shard)
+    assert sorted(key for part in read_parts(str(tmp_path)) for key in part.keys) == sorted(keys)
+    assert not plan(listing_of(keys), keys, str(tmp_path), 7).shards
+
+
+def test_what_changed_keeps_its_rows_until_it_is_to_be_done_again(tmp_path):
+    keys = ["a", "b", "c"]
+    for shard in plan(listing_of(keys), keys, str(tmp_path), 2).shards:
+        finish(tmp_path, shard)
+    work = plan(listing_of(keys, changed={"b"}), keys, str(tmp_path), 2)
+    assert (work.shards, work.changed) == ([], ["b"])
+    work = plan(listing_of(keys, changed={"b"}), keys, str(tmp_path), 2, again=Again(changed=True))
+    assert ([json.loads(shard["again"]) for shard in work.shards], work.n_again, work.changed) == ([["b"]], 1, [])
+    finish(tmp_path, work.shards[0], size=9)
+    assert {name: row["size"] for name, row in rows_of(tmp_path).items()} == {"a": 1, "b": 9, "c": 1}
+    stamps = {name: held for part in read_parts(str(tmp_path)) for name, held in part.stamps.items()}
+    assert stamps == {"a": [Stamp(1, 0)], "b": [Stamp(9, 0)], "c": [Stamp(1, 0)]}
+
+
+def test_what_failed_is_done_again_where_that_is_asked(tmp_path):
+    keys = ["a", "b", "c", "d"]
+    for shard, status in zip(
+        plan(listing_of(keys), keys, str(tmp_path), 1).shards, ("ok", "missing", "silent", "ok"), strict=True
+    ):
+        finish(tmp_path, shard, status)
+    assert not plan(listing_of(keys), keys, str(tmp_path), 1).shards
+    (shard,) = plan(listing_of(keys), keys, str(tmp_path), 1, again=Again(failed=True)).shards
+    assert json.loads(shard["again"]) == ["b"]
+    finish(tmp_path, shard)
+    assert rows_of(tmp_path)["b"]["status"] == "ok"
+
+
+def test_parts_of_before_noted_nothing_to_compare(tmp_path):
+    keys = ["a"]
+    (shard,) = plan(listing_of(keys), keys, str(tmp_path), 1).shards
+    path = tmp_path / shard["name"]
+    rows = pa.table({"session_id": ["a"], "status": ["ok"]})
+    files.write_parquet_whole(path, rows.replace_schema_metadata({"vaemo.keys": json.dumps(keys)}))
+    work = plan(listing_of(keys, changed={"a"}), keys, str(tmp_path), 1)
+    assert (work.shards, work.changed, work.unchecked) == ([], [], 1)
+
+
+def test_a_session_that_the_table_of_calls_comes_to_name_is_done_again(tmp_path):
+    for shard in plan(listing_of(["a\t,?"]), ["a\t,?"], str(tmp_path), 1).shards:
+        finish(tmp_path, shard, "not_scored_role")
+    (shard,) = plan(listing_of(["a\t,customer"]), ["a\t,customer"], str(tmp_path), 1).shards
+    assert (json.loads(shard["again"]), json.loads(shard["keys"])) == (["a"], ["a\t,customer"])
+    finish(tmp_path, shard)
+    # What was scored stays so, also where the table no longer has it.
+    assert not plan(listing_of(["a\t,?"]), ["a\t,?"], str(tmp_path), 1).shards
+
+
+def test_a_finished_session_whose_utterances_changed_is_refused(tmp_path):
+    for shard in plan(listing_of(["a\told"]), ["a\told"], str(tmp_path), 1).shards:
+        finish(tmp_path, shard)
+    with pytest.raises(OtherRunError, match=r"session 'a' is finished .* have changed since"):
+        plan(listing_of(["a\tnew"]), ["a\tnew"], str(tmp_path), 1)
+
+
+def test_a_strangers_part_is_refused(tmp_path):
+    files.write_parquet_whole(tmp_path / "part-x.parquet", pa.table({"a": [1]}))
+    with pytest.raises(OtherRunError, match="was not written by this job"):
+        plan(listing_of(["a"]), ["a"], str(tmp_path), 1)
+
+
+def test_the_same_bytes_are_done_once_whatever_came_first(tmp_path):
+    audio, out = tmp_path / "audio", tmp_path / "out"
+    audio.mkdir()
+    for name, content in (("b", b"same"), ("c", b"same"), ("d", b"alike"), ("e", b"other"), ("f", b"")):
+        (audio / name).write_bytes(content)
+
+    def work(keys):
+        found = [Found(key, str(audio / key), (audio / key).stat().st_size) for key in keys]
+        return plan(listing_of(keys, found=found), keys, str(out), 9, alike=lambda index: None)
+
+    first = work(["b", "c", "d", "e", "f"])
+    assert {index: problem.duplicate_of for index, problem in first.listing.problems.items()} == {1: "b"}
+    (shard,) = first.shards
+    assert json.loads(shard["problems"])["c"]["status"] == "duplicate"
+    finish(out, shard, size=4)
+    # A copy that sorts before its original is the twin all the same: the original is done.
+    (audio / "a").write_bytes(b"same")
+    assert work(["a", "b", "c"]).listing.problems[0].duplicate_of == "b"

@@ -1,0 +1,246 @@
+"""A folder of recordings: what lies in it, which of it stands there twice, and what has changed since it was read.
+
+Works on names, sizes and times; a file is opened only where these cannot tell, and then its bytes alone are compared.
+Knows no audio beyond the ends of names (`vaemo.audio.formats`).
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import itertools
+import posixpath
+import re
+import time
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pyarrow as pa
+
+from vaemo import files
+from vaemo.audio.formats import foreign_reason, kind_of
+from vaemo.config import AudioConfig
+from vaemo.errors import ReadRecordingsError
+from vaemo.files import Found
+
+_SAMPLE_BYTES = 1 << 16
+"""Read at the head, the middle and the tail of a file whose size and time do not tell whether it has changed."""
+
+_READERS = 16
+_SHOWN_SUFFIXES = 6
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The recordings of a folder, sorted by name.
+
+    Attributes:
+        recordings: What is to be read, or has a problem already. Names are as they are shown: bytes that are no UTF-8
+            and control characters are escaped, as `shown` has them.
+        notes: Lines that say what was passed over, and why.
+    """
+
+    recordings: Sequence[Found]
+    notes: Sequence[str] = ()
+
+
+def list_recordings(
+    folder: str, audio: AudioConfig | None = None, *, exclude: Sequence[str] = (), min_age_s: float = 0.0
+) -> Listing:
+    """Every file below a folder whose name ends as a recording's does.
+
+    Args:
+        folder: A path or URI.
+        audio: Says whether headerless files are read; None is the default.
+        exclude: Patterns (`fnmatch`) of names to leave out: relative paths, or their last part.
+        min_age_s: Files that were written less than so many seconds ago wait for the next run.
+
+    Raises:
+        ReadRecordingsError: if there is none.
+    """
+    found, notes = [], []
+    others: Counter[str] = Counter()
+    n_excluded = n_young = 0
+    youngest_ns = time.time_ns() - int(min_age_s * 1e9)
+    for item in _named(files.walk(folder)):
+        kind = "folder" if item.name.endswith("/") else kind_of(item.name, audio or AudioConfig())
+        if kind == "other":
+            others[posixpath.splitext(item.name)[1].lower() or "without a suffix"] += 1
+        elif any(fnmatch.fnmatchcase(name, glob) for glob in exclude for name in (item.name, _last(item.name))):
+            n_excluded += 1
+        elif min_age_s and item.mtime_ns > youngest_ns:
+            n_young += 1
+        elif kind == "foreign" and not item.problem:
+            found.append(replace(item, problem=("undecodable", foreign_reason(item.name) or "")))
+        else:
+            found.append(item)
+    if others:
+        listed = ", ".join(f"{n:,} {suffix}" for suffix, n in others.most_common(_SHOWN_SUFFIXES))
+        more = f", {len(others) - _SHOWN_SUFFIXES} more kinds" if len(others) > _SHOWN_SUFFIXES else ""
+        notes.append(f"passed over {others.total():,} files whose names do not end as a recording's: {listed}{more}")
+    if n_excluded:
+        notes.append(f"left out {n_excluded:,} files that --exclude names")
+    if n_young:
+        notes.append(
+            f"{n_young:,} files are younger than {min_age_s:g} s (extract.min_age_s) and wait for the next run"
+        )
+    if not found:
+        state = "holds no recordings to read" if files.exists(folder) else "does not exist"
+        hint = "; ".join(notes) or "files are taken whose names end as a recording's, such as .wav, .flac or .mp3"
+        raise ReadRecordingsError(f"{folder} {state}: {hint}.")
+    return Listing(sorted(found, key=lambda item: item.name), notes)
+
+
+def _last(name: str) -> str:
+    return name.rstrip("/").rpartition("/")[2]
+
+
+def _named(found: Iterator[Found]) -> Iterator[Found]:
+    """The files under names that can be written anywhere, all different."""
+    items = list(found)
+    taken = {item.name for item in items if shown(item.name) == item.name}
+    for item in items:
+        name = shown(item.name)
+        if name == item.name:
+            yield item
+            continue
+        while name in taken:
+            name = name.replace("\\", "\\\\")
+        taken.add(name)
+        yield replace(item, name=name)
+
+
+def shown(name: str) -> str:
+    r"""A file's name as text: control characters, and bytes that are no UTF-8, become `\xe4`."""
+    text = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return re.sub(r"[\x00-\x1f\x7f]", lambda found: f"\\x{ord(found[0]):02x}", text)
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """What tells whether a file has changed: its size, then its time, then a digest of samples of its bytes.
+
+    Attributes:
+        size: Bytes.
+        mtime_ns: When it was last written; a copy or a restore changes it alone.
+        digest: Of head, middle and tail, 16 hex digits; empty where they were not read.
+    """
+
+    size: int
+    mtime_ns: int
+    digest: str = ""
+
+    @staticmethod
+    def of(path: str) -> Stamp | None:
+        """Of a file as it is now; None where it cannot be read."""
+        try:
+            found = files.size_and_time(path)
+            return Stamp(*found, sample_digest(path, found[0])) if found else None
+        except (OSError, pa.ArrowException):
+            return None
+
+    def same(self, other: Stamp) -> bool:
+        """Whether another stamp, taken later, is of the same file."""
+        if self.size != other.size:
+            return False
+        return self.mtime_ns == other.mtime_ns or not self.digest or self.digest == other.digest
+
+    def still(self, size: int, mtime_ns: int, path: str) -> bool:
+        """Whether a file of this size and time is still that file; its bytes are read where only the time differs."""
+        if (size, mtime_ns) == (self.size, self.mtime_ns):
+            return True
+        # The bytes are asked only where nothing else can tell.
+        return size == self.size and self.same(Stamp(size, mtime_ns, sample_digest(path, size)))
+
+
+def sample_digest(path: str, size: int) -> str:
+    """16 hex digits of the size, and of head, middle and tail of a file."""
+    found = hashlib.blake2b(str(size).encode(), digest_size=8)
+    for chunk in _samples(path, size):
+        found.update(chunk)
+    return found.hexdigest()
+
+
+def _samples(path: str, size: int) -> Iterator[bytes]:
+    starts = sorted({0, max(size - _SAMPLE_BYTES, 0) // 2, max(size - _SAMPLE_BYTES, 0)})
+    if not files.is_uri(path):
+        # pyarrow takes no names that are not UTF-8.
+        with open(path, "rb", buffering=0) as file:
+            for start in starts:
+                file.seek(start)
+                yield file.read(_SAMPLE_BYTES)
+        return
+    filesystem, inner = files.filesystem_of(path)
+    with filesystem.open_input_file(inner) as remote:
+        for start in starts:
+            yield remote.read_at(_SAMPLE_BYTES, start)
+
+
+def find_twins(
+    recordings: Sequence[Found], *, known: Callable[[str], Stamp | None], group: Callable[[str], Hashable]
+) -> dict[str, str]:
+    """Recordings whose bytes are those of an earlier one: their names, and the name of the first.
+
+    Sizes are compared first, then samples of those of one size, then all bytes. What is known, from an earlier run,
+    comes first and is not read again but for a last look.
+
+    Args:
+        recordings: As `list_recordings` gives them.
+        known: The stamp of a recording that was read in an earlier run.
+        group: What recordings must have in common besides, by name.
+    """
+    by_size: dict[Hashable, list[Found]] = {}
+    for item in recordings:
+        if not item.problem and item.size:
+            by_size.setdefault((item.size, group(item.name)), []).append(item)
+    alike = [items for items in by_size.values() if len(items) > 1]
+    # Where all of them are known, they were compared when they were new.
+    alike = [items for items in alike if not all(known(item.name) for item in items)]
+
+    def digest_of(item: Found) -> str:
+        before = known(item.name)
+        if before and before.digest:
+            return before.digest
+        try:
+            return sample_digest(item.path, item.size)
+        except (OSError, pa.ArrowException):
+            return item.name
+
+    twins: dict[str, str] = {}
+    with ThreadPoolExecutor(_READERS) as pool:
+        flat = list(itertools.chain.from_iterable(alike))
+        digests = dict(zip((item.name for item in flat), pool.map(digest_of, flat), strict=True))
+    for items in alike:
+        by_digest: dict[str, list[Found]] = {}
+        for item in sorted(items, key=lambda item: (known(item.name) is None, item.name)):
+            for first in by_digest.setdefault(digests[item.name], []):
+                if known(item.name) is None and _equal(first, item):
+                    twins[item.name] = first.name
+                    break
+            else:
+                by_digest[digests[item.name]].append(item)
+    return twins
+
+
+def _equal(one: Found, other: Found) -> bool:
+    """Whether two files of one size hold the same bytes."""
+    try:
+        with _opened(one.path) as a, _opened(other.path) as b:
+            while True:
+                left, right = a.read(1 << 20), b.read(1 << 20)
+                if left != right:
+                    return False
+                if not left:
+                    return True
+    except (OSError, pa.ArrowException):
+        return False
+
+
+def _opened(path: str) -> Any:
+    if not files.is_uri(path):
+        return open(path, "rb")
+    filesystem, inner = files.filesystem_of(path)
+    return filesystem.open_input_stream(inner)
