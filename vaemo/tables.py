@@ -183,9 +183,7 @@ def vectors(column: pa.Array | pa.ChunkedArray, name: str, dim: int) -> pa.Chunk
                 f"the {name} vector has {lengths[row]} numbers, others have {dim}; a stream has one dimension",
                 rows + row,
             )
-        if lists.null_count < np.count_nonzero(lengths == 0):
-            lists = lists.take(pa.array(np.arange(len(lists)), mask=lengths == 0))
-        done.append(lists.cast(type_))
+        done.append(lists if lists.type == type_ else _fixed(lists, lengths == 0, type_))
         rows += len(lists)
     return pa.chunked_array(done, type_)
 
@@ -402,6 +400,19 @@ def _lists(array: pa.Array, name: str) -> pa.Array:
     elif pa.types.is_null(type_):
         return pa.nulls(len(array), pa.list_(pa.float32()))
     raise ColumnError(f"column {name} is {kind}; it must be lists of numbers")
+
+
+def _fixed(lists: pa.Array, absent: np.ndarray, type_: pa.FixedSizeListType) -> pa.Array:
+    """Lists that are all of one length, or absent, as fixed-size lists."""
+    numbers = lists.flatten()
+    if pa.types.is_dictionary(numbers.type):
+        numbers = numbers.dictionary_decode()
+    numbers = numbers.cast(type_.value_type, safe=False)
+    if not absent.any():
+        return pa.FixedSizeListArray.from_arrays(numbers, type=type_)
+    matrix = np.zeros((len(lists), type_.list_size), np.float32)
+    matrix[~absent] = numbers.to_numpy(zero_copy_only=False).reshape(-1, type_.list_size)
+    return pa.FixedSizeListArray.from_arrays(pa.array(matrix.reshape(-1)), type=type_, mask=pa.array(absent))
 
 
 def _refuse_shapes(shapes: Sequence[Sequence[int] | None], name: str) -> None:
