@@ -34,6 +34,19 @@ class RolesError(UsageError):
     """Who speaks is not known, or may not be scored."""
 
 
+class ColumnError(VaemoError):
+    """A column of a table, or one of its rows, holds what cannot be meant.
+
+    Attributes:
+        text: What is wrong, and what is allowed.
+        row: From 0; None where it is the whole column.
+    """
+
+    def __init__(self, text: str, row: int | None = None):
+        super().__init__(text if row is None else f"row {row + 1}: {text}")
+        self.text, self.row = text, row
+
+
 class ReadManifestError(VaemoError):
     """A manifest is missing, empty, or one of its lines cannot be used."""
 

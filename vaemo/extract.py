@@ -21,9 +21,10 @@ from vaemo.audio.vad import UtteranceFinder
 from vaemo.config import Config
 from vaemo.errors import ExtractorError
 from vaemo.features import Extractor, ExtractorLost, StandIn
+from vaemo.sessions import OBSERVED, label_range
 from vaemo.store import part_schema
 from vaemo.tables import with_column
-from vaemo.units import DIMENSIONS, NOT_FAILED, SAMPLING_RATE_HZ, LabelScale
+from vaemo.units import DIMENSIONS, NOT_FAILED, SAMPLING_RATE_HZ
 
 
 @dataclass(frozen=True)
@@ -348,11 +349,10 @@ class _decoding:  # noqa: N801 - reads as a verb where it is used
 
 
 def _on_model_scale(rows: pa.Table, config: Config) -> pa.Table:
-    model = LabelScale(*config.model.label_range)
-    native = LabelScale(*config.labels.range) if config.labels.range else model
-    for name in [*DIMENSIONS, *(f"observed_{name}" for name in DIMENSIONS)]:
+    labels = label_range(config)
+    for name in (*DIMENSIONS, *OBSERVED):
         column = rows[name].cast(pa.float64())
-        values = native.to(model, column.to_numpy())
+        values = labels.scale.to(labels.model, column.to_numpy())
         scaled = pa.array(values, pa.float32(), mask=column.is_null().to_numpy())
         rows = with_column(rows, name, scaled)
     return rows

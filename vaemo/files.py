@@ -138,6 +138,19 @@ def exists(path: str | Path) -> bool:
     return filesystem.get_file_info(inner).type != pafs.FileType.NotFound
 
 
+def is_file(path: str | Path) -> bool:
+    """Whether a file is there, and no folder."""
+    filesystem, inner = filesystem_of(path)
+    return filesystem.get_file_info(inner).type == pafs.FileType.File
+
+
+def head(path: str | Path, n: int = 4) -> bytes:
+    """The first bytes of a file."""
+    filesystem, inner = filesystem_of(path)
+    with filesystem.open_input_file(inner) as file:
+        return file.read(n)
+
+
 def list_files(folder: str | Path, suffix: str = "", *, recursive: bool = False) -> list[str]:
     """Sorted paths of the files below a folder; empty where there is no folder.
 
@@ -151,14 +164,31 @@ def list_files(folder: str | Path, suffix: str = "", *, recursive: bool = False)
         infos = _infos(filesystem, pafs.FileSelector(inner, recursive=recursive, allow_not_found=True))
     except NotADirectoryError:
         raise UsageError(f"{folder} is a file; a folder is needed in its place.") from None
+    return [path for name, path in _files(infos, folder, inner) if name.endswith(suffix)]
+
+
+def list_partitioned(folder: str | Path) -> list[tuple[str, str]]:
+    """The files in a folder, and in folders below it that are all named `column=value`; sorted.
+
+    Hidden names are left out as in `list_files`, and so are other folders.
+
+    Returns:
+        Name relative to the folder, and path, of each.
+    """
+    filesystem, inner = filesystem_of(folder)
+    infos = _infos(filesystem, pafs.FileSelector(inner, allow_not_found=True))
+    if any(info.type == pafs.FileType.Directory and "=" in info.base_name for info in infos):
+        infos = _infos(filesystem, pafs.FileSelector(inner, recursive=True))
+    return [found for found in _files(infos, folder, inner) if all("=" in part for part in found[0].split("/")[:-1])]
+
+
+def _files(infos: list[pafs.FileInfo], folder: str | Path, inner: str) -> list[tuple[str, str]]:
+    """Name relative to the folder, and path, of the files that were listed and are not hidden; sorted."""
     skip = len(inner.rstrip("/")) + 1
-    return sorted(
-        join(folder, info.path[skip:])
-        for info in infos
-        if info.type == pafs.FileType.File
-        and info.base_name.endswith(suffix)
-        and not any(part.startswith((".", "_")) for part in info.path[skip:].split("/"))
-    )
+    names = sorted(info.path[skip:] for info in infos if info.type == pafs.FileType.File)
+    return [
+        (name, join(folder, name)) for name in names if not any(part.startswith((".", "_")) for part in name.split("/"))
+    ]
 
 
 def _infos(filesystem: pafs.FileSystem, selector: pafs.FileSelector) -> list[pafs.FileInfo]:

@@ -6,12 +6,14 @@ which travel along. A table that was read is typed, checked, and in the order of
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import posixpath
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,9 +22,18 @@ import pyarrow.json
 import pyarrow.parquet as pq
 
 from vaemo import files
-from vaemo.errors import ReadManifestError
-from vaemo.tables import codes, with_column
-from vaemo.units import DIMENSIONS, SPLITS
+from vaemo.errors import ColumnError, ReadManifestError
+from vaemo.tables import (
+    codes,
+    from_values,
+    kind_of_file,
+    others,
+    session_order,
+    shown,
+    typed,
+    with_column,
+)
+from vaemo.units import DIMENSIONS, SPLITS, STREAMS
 
 COLUMNS = {
     "utt_id": pa.string(),
@@ -48,46 +59,80 @@ REQUIRED = ("utt_id", "session_id", "speaker_id", "audio_path")
 EMBEDDED = ".parquet#"
 """`FOLDER/M.parquet#17` is the audio in row 17 of that manifest's `audio` column."""
 
+_KNOWN = {**COLUMNS, "n_channels": pa.int32()}
+"""Columns whose type is ours; the last of them travels along, into the store's column of that name."""
+
 _BLOCK_BYTES = 1 << 24
-_NAMES = {pa.string(): "text", pa.float64(): "a number", pa.int32(): "a whole number"}
+_OPEN, _CLOSE = b"{}"
+_NESTED = 64
+"""Objects and lists that a line may hold for Arrow's reader."""
+
+
+@dataclass(frozen=True)
+class _Places:
+    """Where the rows of a table stand in its file: `line 18` of JSON Lines (blank lines counted), `row 18` of Parquet.
+
+    Attributes:
+        path: The file.
+        unit: `line` or `row`.
+        number: From 1, one per row of the table.
+    """
+
+    path: str
+    unit: str
+    number: np.ndarray
+
+    def __getitem__(self, row: int) -> str:
+        return f"{self.unit} {self.number[row]}"
+
+    @contextlib.contextmanager
+    def named(self) -> Iterator[None]:
+        """A column's error in the block becomes one that names the file and the line or row."""
+        try:
+            yield
+        except ColumnError as error:
+            where = self.path if error.row is None else f"{self.path}, {self[error.row]}"
+            raise ReadManifestError(f"{where}: {error.text}.") from None
 
 
 def read_manifest(path: str | Path, *, label_range: Sequence[float] | None = None, root: str | None = None) -> pa.Table:
     """The utterances of a manifest, typed, checked, sessions contiguous and in order.
 
-    Sessions come in the order of their first line. Inside one, utterances are ordered by `position` where every
-    line of the session has it, else by `start_s` where every line has it, else as the lines stand. `audio_path` is
-    absolute or a URI; where a Parquet manifest carries `audio` bytes instead, it points to them (`EMBEDDED`), so that
-    the table stays light.
+    Sessions come in the order of their first line, utterances inside one by `vaemo.tables.session_order`.
+    `audio_path` is absolute or a URI; where a Parquet manifest carries `audio` bytes instead, it points to them
+    (`EMBEDDED`), so that the table stays light.
 
     Args:
-        path: A `.parquet` file, or anything else as JSON Lines; local or a URI.
+        path: A Parquet file, or anything else as JSON Lines; local or a URI.
         label_range: Closed native range that labels must lie in; None does not check them.
         root: Folder or URI below which all audio must lie, symbolic links followed; None does not check it.
 
     Returns:
-        All of `COLUMNS` (null where the manifest has nothing), then the manifest's other columns. `position` is filled.
+        All of `COLUMNS` (null where the manifest has nothing), typed by `vaemo.tables.typed`, then the manifest's
+        other columns as they are, but for those that are named as a stream. `position` is filled. Where JSON Lines
+        hold several types under one key that is not ours, all are text, what was no text as its JSON.
 
     Raises:
         ReadManifestError: if the file is missing, empty or unreadable, a line lacks a required key or holds a value
-            of another type, a `utt_id` stands twice, `end_s` is not after `start_s`, a label is outside the range, or
-            audio outside the root.
+            of another type or a key twice, a `utt_id` stands twice, `end_s` is not after `start_s`, some utterances
+            of a session have a position and others none, or else a time, a label is outside the range, or audio
+            outside the root. It names the line, or the row of a Parquet file; both are counted from 1.
     """
     text = str(path)
     try:
-        raw = _read_parquet(text) if text.endswith(".parquet") else _read_json_lines(text)
+        table, places = _read(text)
     except FileNotFoundError:
         raise ReadManifestError(f"there is no manifest {text}; give a JSON Lines or a Parquet file.") from None
     except OSError as error:
-        raise ReadManifestError(f"manifest {text} cannot be read: {error}.") from None
-    if not raw.num_rows:
+        raise ReadManifestError(f"manifest {text} cannot be read: {' '.join(str(error).split())}.") from None
+    if not table.num_rows:
         raise ReadManifestError(f"manifest {text} is empty; it needs one utterance a line.")
-    table = _typed(raw, text)
-    _check(table, text, label_range)
-    table = _resolved(table, text)
-    if root is not None:
-        _check_root(table["audio_path"], text, root)
-    return _in_order(table)
+    with places.named():
+        _check(table, places, label_range)
+        table = _resolved(table, text)
+        if root is not None:
+            _check_root(table["audio_path"], text, root)
+        return _in_order(table)
 
 
 def file_of(audio_path: str) -> str:
@@ -112,139 +157,185 @@ def write_manifest(path: str | Path, table: pa.Table) -> None:
     files.write_whole(path, lines.getvalue().encode())
 
 
-def _read_json_lines(path: str) -> pa.Table:
-    # A fold may be a number, and nobody minds.
-    schema = pa.schema([(name, type_) for name, type_ in COLUMNS.items() if name != "fold"])
-    content = files.read_bytes(path).removeprefix(b"\xef\xbb\xbf")
-    if not content.strip():
-        raise ReadManifestError(f"manifest {path} is empty; it needs one utterance a line.")
+def _read(path: str) -> tuple[pa.Table, _Places]:
+    """The rows, typed, and where they stand."""
+    if path.lower().endswith(".parquet"):
+        return _read_parquet(path)
+    content = files.read_bytes(path)
+    if content.startswith(b"PAR1"):
+        return _read_parquet(path)
+    if (kind := kind_of_file(content)) is not None:
+        raise ReadManifestError(f"{path} is {kind}; give JSON Lines in UTF-8, one object an utterance, or Parquet.")
+    content = content.removeprefix(b"\xef\xbb\xbf")
+    every = [line.strip() for line in content.splitlines()]
+    places = _Places(path, "line", np.array([number for number, line in enumerate(every, 1) if line], np.int64))
+    lines = list(filter(None, every))
+    with places.named():
+        table = _parse_fast(content, lines)
+        return _parse(lines) if table is None else table, places
+
+
+def _parse_fast(content: bytes, lines: Sequence[bytes]) -> pa.Table | None:
+    """The rows as Arrow reads them; None where it might read them otherwise than `_parse`, or not at all."""
+    # It takes several objects a line, one that goes over several, and crashes on some lines that are none.
+    if not all(line[0] == _OPEN and line[-1] == _CLOSE for line in lines):
+        return None
+    # Arrow's reader ends the process where lines are nested too deeply.
+    nested = content.count(b"{") + content.count(b"[") > len(lines)
+    if nested and max(line.count(b"{") + line.count(b"[") for line in lines) > _NESTED:
+        return None
+    schema = {name: pa.float64() for name, type_ in COLUMNS.items() if type_ != pa.string()}
     try:
-        content.decode()
-        return pyarrow.json.read_json(
-            pa.BufferReader(content),
-            read_options=pyarrow.json.ReadOptions(block_size=_BLOCK_BYTES),
-            parse_options=pyarrow.json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="infer"),
-        )
-    except (pa.ArrowInvalid, UnicodeDecodeError) as error:
-        _explain(content, path, error)
+        table = _read_json(content, schema)
+        # What stands between quotation marks is text, also where it looks like a date.
+        dates = {field.name: pa.string() for field in table.schema if pa.types.is_timestamp(field.type)}
+        table = _read_json(content, schema | dates) if dates else table
+        inferred = [table[name] for name in table.column_names if name not in schema]
+        return _typed(table) if len(table) == len(lines) and all(map(_is_exact, inferred)) else None
+    except (pa.ArrowInvalid, ColumnError):
+        return None
 
 
-def _explain(content: bytes, path: str, error: Exception) -> NoReturn:
-    """Raise for the first line that is not a JSON object with values of the right types."""
-    for number, line in enumerate(content.split(b"\n"), 1):
-        if not line.strip():
-            continue
+def _read_json(content: bytes, schema: Mapping[str, pa.DataType]) -> pa.Table:
+    reading = pyarrow.json.ReadOptions(block_size=_BLOCK_BYTES)
+    parsing = pyarrow.json.ParseOptions(explicit_schema=pa.schema(schema), unexpected_field_behavior="infer")
+    return pyarrow.json.read_json(pa.BufferReader(content), reading, parsing)
+
+
+def _is_exact(column: pa.ChunkedArray) -> bool:
+    """Whether Arrow can only have read a column of JSON as it stands."""
+    if pa.types.is_nested(column.type):
+        return not any(name in str(column.type) for name in ("timestamp", "double", "struct<>"))
+    # Whole numbers beyond this became floats, and are no longer themselves.
+    largest = pc.max(pc.abs(column)).as_py() if pa.types.is_floating(column.type) else None
+    return largest is None or largest < 2**53
+
+
+def _parse(lines: Sequence[bytes]) -> pa.Table:
+    """The rows, typed, line by line: slower, and exact in what it takes and in what it refuses."""
+    columns: dict[str, list[Any]] = {}
+    for row, line in enumerate(lines):
         try:
-            row = json.loads(line)
-        except ValueError as reason:
-            detail = f"is not JSON in UTF-8 ({reason})"
-            raise ReadManifestError(f"{path}, line {number}: {detail}; one JSON object a line is needed.") from None
-        if not isinstance(row, dict):
-            raise ReadManifestError(f"{path}, line {number}: is {type(row).__name__}; one JSON object is needed.")
-        for name, value in row.items():
-            if name in COLUMNS and name != "fold" and not _fits(value, COLUMNS[name]):
-                raise ReadManifestError(
-                    f"{path}, line {number}: {name} is {json.dumps(value)}; it must be {_NAMES[COLUMNS[name]]}."
-                )
-    raise ReadManifestError(f"{path}: {error}. One JSON object a line is needed, each key of one type.") from None
+            value = json.loads(line, object_pairs_hook=_once)
+            if b"\\u" in line:
+                json.dumps(value, ensure_ascii=False).encode()
+        except ColumnError as error:
+            raise ColumnError(error.text, row) from None
+        except UnicodeEncodeError:
+            raise ColumnError("holds half a character, a surrogate without the other one", row) from None
+        except (ValueError, RecursionError) as error:
+            found = f"{error.msg}, character {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
+            raise ColumnError(f"is not JSON in UTF-8 ({found}); one JSON object a line is needed", row) from None
+        if not isinstance(value, dict):
+            kind = "a list" if isinstance(value, list) else shown(value)
+            raise ColumnError(
+                f"is {kind}; one JSON object a line is needed (pandas: to_json(orient='records', lines=True))", row
+            )
+        for name in value:
+            if name not in columns:
+                columns[name] = [None] * row
+        for name, held in columns.items():
+            held.append(value.get(name))
+    known = {name: from_values(columns.pop(name), name, type_) for name, type_ in _KNOWN.items() if name in columns}
+    return _filled(known | {name: others(values) for name, values in columns.items()}, len(lines))
 
 
-def _fits(value: Any, type_: pa.DataType) -> bool:
-    if value is None:
-        return True
-    if type_ == pa.string():
-        return isinstance(value, str)
-    if isinstance(value, bool):
-        return False
-    return isinstance(value, int if type_ == pa.int32() else (int, float))
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        names = [name for name, _ in pairs]
+        repeated = next(name for name in names if names.count(name) > 1)
+        raise ColumnError(f"has the key {shown(repeated)} twice; one value is needed")
+    return row
 
 
-def _read_parquet(path: str) -> pa.Table:
+def _read_parquet(path: str) -> tuple[pa.Table, _Places]:
     try:
-        schema = files.read_parquet_schema(path)
-        names = [name for name in schema.names if name != "audio"]
+        held = files.read_parquet_schema(path).names
+        names = [name for name in held if name != "audio" and name not in STREAMS]
+        repeated = next((name for name in names if names.count(name) > 1), None)
+        if repeated is not None:
+            raise ReadManifestError(f"{path} has the column {repeated} twice; one is needed.")
         table = files.read_parquet(path, names)
-        if "audio" not in schema.names:
-            return table
-        filesystem, inner = files.filesystem_of(path)
-        with filesystem.open_input_file(inner) as source:
-            groups = pq.ParquetFile(source)
-            # Only whether there are bytes is asked here; the bytes are read where they are decoded.
-            present = [batch["audio"].is_valid() for batch in groups.iter_batches(batch_size=256, columns=["audio"])]
-    except pa.ArrowInvalid as error:
-        raise ReadManifestError(f"{path} is not a Parquet file ({error}); write it again.") from None
-    references = pa.array([f"{_absolute(path)}#{row}" for row in range(table.num_rows)])
-    embedded = pc.if_else(pa.chunked_array(present), references, pa.scalar(None, pa.string()))
-    if "audio_path" in names:
-        embedded = pc.coalesce(embedded, table["audio_path"].cast(pa.string()))
+        places = _Places(path, "row", np.arange(1, table.num_rows + 1))
+        with places.named():
+            return _typed(_with_embedded(table, path) if "audio" in held else table), places
+    except pa.ArrowException as error:
+        found = kind_of_file(files.head(path, 8)) or " ".join(str(error).split())
+        raise ReadManifestError(f"{path} is not a Parquet file ({found}); write it again.") from None
+
+
+def _with_embedded(table: pa.Table, path: str) -> pa.Table:
+    filesystem, inner = files.filesystem_of(path)
+    with filesystem.open_input_file(inner) as source:
+        groups = pq.ParquetFile(source)
+        # Only whether there are bytes is asked here; the bytes are read where they are decoded.
+        present = [batch["audio"].is_valid() for batch in groups.iter_batches(batch_size=256, columns=["audio"])]
+    references = pa.array([f"{_absolute(path)}#{row}" for row in range(table.num_rows)], pa.string())
+    embedded = pc.if_else(pa.chunked_array(present, pa.bool_()), references, pa.scalar(None, pa.string()))
+    if "audio_path" in table.column_names:
+        embedded = pc.coalesce(embedded, typed(table["audio_path"], "audio_path", pa.string()))
         table = table.drop_columns("audio_path")
     return table.append_column("audio_path", embedded)
 
 
-def _typed(raw: pa.Table, path: str) -> pa.Table:
-    columns = {}
-    for name, type_ in COLUMNS.items():
-        if name not in raw.column_names:
-            columns[name] = pa.nulls(raw.num_rows, type_)
+def _typed(raw: pa.Table) -> pa.Table:
+    columns: dict[str, Any] = {}
+    for name in raw.column_names:
+        if name in _KNOWN:
+            columns[name] = typed(raw[name], name, _KNOWN[name])
             continue
-        column = raw[name]
-        if pa.types.is_dictionary(column.type):
-            column = column.cast(column.type.value_type)
-        if pa.types.is_floating(column.type):
-            # NaN is how Python and pandas write a missing number.
-            column = pc.if_else(pc.is_nan(column), pa.scalar(None, column.type), column)
-        if type_ == pa.string() and name != "fold" and not _is_text(column.type):
-            raise ReadManifestError(f"{path}: column {name} is {column.type}; it must be text.")
+        columns[name] = raw[name]
         try:
-            columns[name] = column.cast(type_)
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-            raise ReadManifestError(f"{path}: column {name} must be {_NAMES[type_]}: {error}.") from None
-    others = {name: raw[name] for name in raw.column_names if name not in COLUMNS}
-    return pa.table({**columns, **others})
+            raw[name].validate(full=True)
+        except pa.ArrowInvalid as error:
+            raise ColumnError(f"column {name} cannot be read ({' '.join(str(error).split())})") from None
+    return _filled(columns, raw.num_rows)
 
 
-def _is_text(type_: pa.DataType) -> bool:
-    return pa.types.is_string(type_) or pa.types.is_large_string(type_) or pa.types.is_null(type_)
+def _filled(columns: Mapping[str, Any], n: int) -> pa.Table:
+    """Every column of the contract, in its order, then the others, but for those that extraction makes."""
+    known = {name: columns.get(name, pa.nulls(n, type_)) for name, type_ in COLUMNS.items()}
+    rest = {name: column for name, column in columns.items() if name not in known and name not in STREAMS}
+    return pa.table({**known, **rest})
 
 
-def _check(table: pa.Table, path: str, label_range: Sequence[float] | None) -> None:
+def _check(table: pa.Table, places: _Places, label_range: Sequence[float] | None) -> None:
     for name in REQUIRED:
-        _check_present(table[name], name, path)
-    start_s, end_s, channel, split = (table[name] for name in ("start_s", "end_s", "channel", "split"))
+        _check_text(table[name], name)
+    start_s, end_s, split = (table[name] for name in ("start_s", "end_s", "split"))
     _refuse(
         pc.less(start_s, 0.0),
-        path,
-        lambda row: f"start_s is {start_s[row]}; it counts seconds from the start of the recording.",
+        lambda row: f"start_s is {start_s[row]}; it counts seconds from the start of the recording",
     )
     _refuse(
         pc.less_equal(end_s, pc.fill_null(start_s, 0.0)),
-        path,
-        lambda row: f"end_s is {end_s[row]}, not after start_s, which is {start_s[row].as_py() or 0.0}.",
+        lambda row: f"end_s is {end_s[row]}, not after start_s, which is {start_s[row].as_py() or 0.0}",
     )
-    _refuse(pc.less(channel, 0), path, lambda row: f"channel is {channel[row]}; the first channel is 0.")
     _refuse(
         pc.invert(pc.is_in(split, pa.array([*SPLITS, None]))),
-        path,
-        lambda row: f"split is '{split[row]}'; allowed are {', '.join(SPLITS)}.",
+        lambda row: f"split is {shown(split[row].as_py())}; allowed are {', '.join(SPLITS)}",
     )
     if label_range:
         for name in [*DIMENSIONS, *(f"observed_{name}" for name in DIMENSIONS)]:
-            _check_range(table[name], name, path, *map(float, label_range))
-    _check_unique(table["utt_id"], path)
+            _check_range(table[name], name, *map(float, label_range))
+    _check_unique(table["utt_id"], places)
 
 
-def _check_present(column: pa.ChunkedArray, name: str, path: str) -> None:
-    absent = pc.fill_null(pc.equal(column, ""), True)
-    _refuse(absent, path, lambda _: f"lacks the key '{name}'; every utterance needs {', '.join(REQUIRED)}.")
+def _check_text(column: pa.ChunkedArray, name: str) -> None:
+    _refuse(column.is_null(), lambda _: f"lacks the key '{name}'; every utterance needs {', '.join(REQUIRED)}")
+    _refuse(
+        pc.match_substring(column, "\0"),
+        lambda row: f"{name} is {shown(column[row].as_py())}, which holds a NUL character",
+    )
 
 
-def _check_range(column: pa.ChunkedArray, name: str, path: str, low: float, high: float) -> None:
+def _check_range(column: pa.ChunkedArray, name: str, low: float, high: float) -> None:
     _refuse(
         pc.or_(pc.less(column, low), pc.greater(column, high)),
-        path,
         lambda row: (
             f"{name} is {column[row]}, outside the range [{low:g}, {high:g}]. "
-            "Say the corpus's own range in labels.range, or mend the label."
+            "Mend the label, or labels.range, which is the corpus's own range"
         ),
     )
 
@@ -260,19 +351,20 @@ def _check_root(paths: pa.ChunkedArray, path: str, root: str) -> None:
     inside = distinct.filter(pa.array(map(allowed, distinct.to_pylist()), pa.bool_()))
     _refuse(
         pc.invert(pc.is_in(paths, inside)),
-        path,
-        lambda row: f"audio_path leads to '{paths[row]}', outside extract.root, which is '{root}'. Drop that line.",
+        lambda row: (
+            f"audio_path leads to {shown(paths[row].as_py())}, outside extract.root, which is '{root}'. Drop that line"
+        ),
     )
 
 
-def _refuse(wrong: pa.ChunkedArray, path: str, message: Callable[[int], str]) -> None:
+def _refuse(wrong: pa.ChunkedArray, message: Callable[[int], str]) -> None:
     """Raise for the first row that is wrong, if there is one."""
     row = pc.index(wrong, True).as_py()
     if row >= 0:
-        raise ReadManifestError(f"{path}, {_place(path, row)}: {message(row)}")
+        raise ColumnError(message(row), row)
 
 
-def _check_unique(ids: pa.ChunkedArray, path: str) -> None:
+def _check_unique(ids: pa.ChunkedArray, places: _Places) -> None:
     number = codes(ids)
     first = np.unique(number, return_index=True)[1]
     if len(first) == len(number):
@@ -280,19 +372,9 @@ def _check_unique(ids: pa.ChunkedArray, path: str) -> None:
     repeated = np.ones(len(number), bool)
     repeated[first] = False
     row = int(np.argmax(repeated))
-    earlier = int(first[number[row]])
-    raise ReadManifestError(
-        f"{path}, {_place(path, row)}: utt_id '{ids[row]}' already stands in {_place(path, earlier)}; "
-        "every utterance needs an id of its own."
-    )
-
-
-def _place(path: str, row: int) -> str:
-    """`line 18` of JSON Lines (blank lines counted), `row 17` of a Parquet file."""
-    if path.endswith(".parquet"):
-        return f"row {row}"
-    filled = [number for number, line in enumerate(files.read_bytes(path).split(b"\n"), 1) if line.strip()]
-    return f"line {filled[row]}"
+    earlier = places[int(first[number[row]])]
+    repeats = f"utt_id {shown(ids[row].as_py())} already stands in {earlier}"
+    raise ColumnError(f"{repeats}; every utterance needs an id of its own", row)
 
 
 def _resolved(table: pa.Table, path: str) -> pa.Table:
@@ -309,21 +391,6 @@ def _absolute(path: str) -> str:
 
 
 def _in_order(table: pa.Table) -> pa.Table:
-    sessions = codes(table["session_id"])
-    n_sessions = int(sessions.max()) + 1
-
-    def complete(name: str) -> np.ndarray:
-        absent = table[name].is_null().to_numpy()
-        return (np.bincount(sessions, absent, n_sessions) == 0)[sessions]
-
-    def key(name: str, usable: np.ndarray) -> np.ndarray:
-        return np.where(usable, table[name].cast(pa.float64()).fill_null(0.0).to_numpy(), 0.0)
-
-    positioned = complete("position")
-    order = np.lexsort((key("start_s", complete("start_s")), key("position", positioned), sessions))
-    ordered = sessions[order]
-    rank = np.arange(len(order)) - np.searchsorted(ordered, ordered)
-    position = np.where(positioned[order], key("position", positioned)[order], rank).astype(np.int32)
-    if not np.array_equal(order, np.arange(len(order))):
-        table = table.take(pa.array(order))
-    return with_column(table, "position", pa.array(position))
+    order, position = session_order(table["session_id"], table["position"], table["start_s"])
+    table = with_column(table, "position", pa.array(position))
+    return table if order is None else table.take(pa.array(order))

@@ -21,8 +21,8 @@ import pyarrow.parquet as pq
 
 from vaemo import files
 from vaemo.config import ScoreConfig
-from vaemo.errors import ReadScoresError
-from vaemo.tables import codes
+from vaemo.errors import ColumnError, ReadScoresError
+from vaemo.tables import codes, typed, with_column
 from vaemo.units import DIMENSIONS, NOT_FAILED, LabelScale
 
 UTTERANCE_SCHEMA = pa.schema(
@@ -292,7 +292,11 @@ def _floats(column: pa.ChunkedArray) -> np.ndarray:
 
 
 def _read(folder: str, kind: str, columns: Sequence[str] | None, sessions: Iterable[str] | None) -> pa.Table:
-    wanted = None if sessions is None else pc.field("session_id").isin(pa.array(list(sessions), pa.string()))
+    wanted = (
+        None
+        if sessions is None
+        else pc.field("session_id").cast(pa.string()).isin(pa.array(list(sessions), pa.string()))
+    )
     with ThreadPoolExecutor(_READERS) as pool:
         tables = list(pool.map(lambda part: _read_part(part, kind, columns, wanted), _parts(folder, kind)))
     return pa.concat_tables(tables, promote_options="permissive")
@@ -314,6 +318,13 @@ def _read_part(part: str, kind: str, columns: Sequence[str] | None, wanted: pc.E
     missing = [name for name in _REQUIRED[kind] if name not in table.column_names]
     if missing:
         raise ReadScoresError(f"'{part}' has no column {', '.join(missing)}; scores need {', '.join(_REQUIRED[kind])}.")
+    try:
+        for name, type_ in zip(_SCHEMAS[kind].names, _SCHEMAS[kind].types, strict=True):
+            # Somebody else's program may have written them: NaN for null, whole numbers as ids.
+            if name in table.column_names and (table[name].type != type_ or pa.types.is_floating(type_)):
+                table = with_column(table, name, typed(table[name], name, type_))
+    except ColumnError as error:
+        raise ReadScoresError(f"'{part}': {error}.") from None
     table = conform(table, _SCHEMAS[kind])
     return table if columns is None else table.select(columns)
 

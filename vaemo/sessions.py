@@ -17,10 +17,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from vaemo.config import Config
-from vaemo.errors import NonFiniteFeatureError
+from vaemo.errors import LabelError, NonFiniteFeatureError
 from vaemo.store import FeatureStore, part_schema
-from vaemo.tables import codes, with_column
+from vaemo.tables import codes, length_of_vectors, session_order, typed, vectors, with_column
 from vaemo.units import DIMENSIONS, STREAMS, LabelScale
+
+OBSERVED = tuple(f"observed_{name}" for name in DIMENSIONS)
+"""Columns of the values that somebody knows while a session runs."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +58,76 @@ class Session:
         return len(self.rows)
 
 
+@dataclass(frozen=True)
+class LabelRange:
+    """The range that labels and observed values are on, as they are read.
+
+    Attributes:
+        scale: That range.
+        native: The corpus's own.
+        model: The range that they are mapped onto.
+        cure: Who says that range, and what is to be done where a value lies outside it.
+    """
+
+    scale: LabelScale
+    native: LabelScale
+    model: LabelScale
+    cure: str
+
+    def mapped(self, table: pa.Table, names: Sequence[str], where: str) -> pa.Table:
+        """The table with some of its columns on the model's range, each in its type.
+
+        Args:
+            table: Columns `utt_id` and those that are named.
+            names: Of labels and observed values.
+            where: Where the table comes from, for messages.
+
+        Raises:
+            LabelError: if a value is outside the range.
+        """
+        for name in names:
+            values = table[name].cast(pa.float64()).to_numpy(zero_copy_only=False)
+            # As far as a float32 can tell: a store's labels are no more exact.
+            slack = 1e-6 * max(abs(self.scale.low), abs(self.scale.high))
+            outside = np.flatnonzero((values < self.scale.low - slack) | (values > self.scale.high + slack))
+            if len(outside):
+                row = int(outside[0])
+                raise LabelError(
+                    f"{name} of utterance '{table['utt_id'][row]}' in {where} is {values[row]:g}, outside "
+                    f"[{self.scale.low:g}, {self.scale.high:g}]{self.cure}"
+                )
+            if self.scale != self.model:
+                values = self.scale.to(self.model, values)
+            values = values.clip(self.model.low, self.model.high)
+            table = with_column(table, name, pa.array(values, table[name].type, from_pandas=True))
+        return table
+
+
+def label_range(config: Config, store: FeatureStore | None = None, model: LabelScale | None = None) -> LabelRange:
+    """The range that labels are on: one rule for all jobs, for stores and manifests.
+
+    A store that says it is believed; else it is `labels.range`, and where that is null the model's range.
+
+    Args:
+        config: Sections `labels` and `model`.
+        store: Whose labels they are; None for a manifest's.
+        model: The model's range, where the config is not the model's.
+    """
+    info = store.info if store else {}
+    model = model or LabelScale(*config.model.label_range)
+    if held := info.get("label_range"):
+        scale = LabelScale(*held)
+        cure = ", as the store says in its _vaemo.json. Mend the label, or extract the store anew."
+    elif config.labels.range:
+        scale = LabelScale(*config.labels.range)
+        cure = ", which is labels.range. Mend the label, or labels.range."
+    else:
+        scale = model
+        cure = ". Say the corpus's own range, such as --set labels.range=[1,7], or mend the label."
+    native = info.get("native_range")
+    return LabelRange(scale, LabelScale(*native) if native else scale, model, cure)
+
+
 def read_sessions(
     store: FeatureStore,
     config: Config,
@@ -63,10 +136,7 @@ def read_sessions(
     split: np.ndarray | None = None,
     streams: Sequence[str] = STREAMS,
 ) -> list[Session]:
-    """The sessions of a store, labels and observed values on the model's label range.
-
-    A store that says which range its labels are on is believed; one that does not has them on `labels.range`, or on
-    the model's own range where that is null.
+    """The sessions of a store, labels and observed values on the model's label range (see `label_range`).
 
     Args:
         store: Opened.
@@ -77,41 +147,35 @@ def read_sessions(
 
     Raises:
         ReadStoreError: as `FeatureStore.read`.
+        LabelError: if a label or an observed value is outside the range that it is on.
         NonFiniteFeatureError: if a feature is NaN or infinite.
     """
     columns = [name for name in part_schema(store.dims).names if name not in STREAMS or name in streams]
-    table = store.read(columns, parts)
-    scale, model = label_scale(store, config), LabelScale(*config.model.label_range)
-    if scale != model:
-        for name in (*DIMENSIONS, *(f"observed_{dimension}" for dimension in DIMENSIONS)):
-            mapped = scale.to(model, table[name].to_numpy())
-            table = with_column(table, name, pa.array(mapped, pa.float32(), from_pandas=True))
+    table = label_range(config, store).mapped(store.read(columns, parts), [*DIMENSIONS, *OBSERVED], store.path)
     if split is not None:
         table = with_column(table, "split", pa.array(split, pa.string()))
     return assemble_sessions(table, sequence_by=config.sessions.sequence_by, streams=streams)
 
 
-def label_scale(store: FeatureStore, config: Config) -> LabelScale:
-    """The range that a store's labels are on."""
-    return LabelScale(*(store.info.get("label_range") or config.labels.range or config.model.label_range))
-
-
 def assemble_sessions(
     table: pa.Table, *, sequence_by: Literal["session", "speaker"] = "session", streams: Sequence[str] = STREAMS
 ) -> list[Session]:
-    """Cut a table into sessions, in order of first appearance, their rows by `position`.
+    """Cut a table into sessions, in order of first appearance, their rows by `vaemo.tables.session_order`.
 
     Rows whose status is not `ok` are left out; a session without a row left does not appear. Sessions may be
     scattered over the table. The arrays of all sessions are views of one array each, laid out in this order.
 
     Args:
         table: Columns `session_id`, `utt_id` and those of `streams` that it has, each of one dimension and there
-            in every row with status `ok`; other columns of the contract may be missing and have its defaults.
+            in every row with status `ok`; other columns of the contract may be missing and have its defaults. Where
+            `position` is missing, `start_s` orders a session.
         sequence_by: One sequence for a session, or one for each speaker of it.
         streams: The streams to take along.
 
     Raises:
         NonFiniteFeatureError: if a feature is NaN or infinite.
+        ColumnError: if the features are no vectors of one dimension, or some rows of a session have a position, or
+            else a time, and others none.
     """
     rows = _rows_in_order(table, sequence_by)
     if not len(rows):
@@ -151,6 +215,11 @@ def _rows_in_order(table: pa.Table, sequence_by: str) -> np.ndarray:
     usable = np.ones(len(table), bool)
     if "status" in table.column_names:
         usable = pc.fill_null(pc.equal(table["status"], "ok"), True).to_numpy()
+    given, start_s = (
+        typed(table[name], name, type_) if name in table.column_names else pa.nulls(len(table), type_)
+        for name, type_ in (("position", pa.int32()), ("start_s", pa.float64()))
+    )
+    _, position = session_order(table["session_id"], given, start_s, usable)
     keys = [codes(table["session_id"])]
     if sequence_by == "speaker" and "speaker_id" in table.column_names:
         speaker = codes(table["speaker_id"])
@@ -158,9 +227,6 @@ def _rows_in_order(table: pa.Table, sequence_by: str) -> np.ndarray:
         pair = keys[0] * (int(speaker.max(initial=0)) + 1) + speaker
         _, first, inverse = np.unique(pair, return_index=True, return_inverse=True)
         keys.append(first[inverse])
-    position = np.arange(len(table))
-    if "position" in table.column_names:
-        position = pc.fill_null(table["position"], 0).to_numpy()
     order = np.lexsort([position, *reversed(keys)])
     return order[usable[order]]
 
@@ -181,10 +247,10 @@ def _vectors(table: pa.Table, name: str, rows: np.ndarray, utt_ids: np.ndarray) 
     """The vectors of one stream at these rows, (rows, D)."""
     wanted = np.zeros(len(table), bool)
     wanted[rows] = True
-    matrix = np.empty((len(rows), len(table[name][int(rows[0])].values)), np.float32)
+    matrix = np.empty((len(rows), length_of_vectors(table[name], name) or 0), np.float32)
     offset = filled = 0
     # Chunk by chunk: joining large list columns first would hold them twice.
-    for chunk in table[name].chunks:
+    for chunk in vectors(table[name], name, matrix.shape[1]).chunks:
         kept = chunk.filter(pa.array(wanted[offset : offset + len(chunk)]))
         matrix[filled : filled + len(kept)].reshape(-1)[:] = kept.flatten().to_numpy(zero_copy_only=False)
         offset, filled = offset + len(chunk), filled + len(kept)

@@ -12,34 +12,30 @@ import hashlib
 import itertools
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.fs as pafs
 
 from vaemo import files
 from vaemo.archive import Stamp, is_still, list_recordings
 from vaemo.audio.formats import kind_of
 from vaemo.audio.recording import Decoder
 from vaemo.config import AudioConfig, Config
-from vaemo.errors import ReadManifestError, ReadStoreError, UsageError
+from vaemo.errors import UsageError
 from vaemo.extract import Problem, extract_recording, extract_utterances, listed_only, unsaid_roles
 from vaemo.features import Extractor
 from vaemo.files import Found
 from vaemo.manifest import COLUMNS, file_of, read_manifest
 from vaemo.scoring.calls import Calls
 from vaemo.scoring.roles import NOT_KNOWN, RoleRules, cut_by_vaemo
-from vaemo.sessions import label_scale
+from vaemo.sessions import OBSERVED, label_range
 from vaemo.shards import digest
-from vaemo.store import FeatureStore
+from vaemo.store import FeatureStore, find_parts, is_store
 from vaemo.tables import codes, from_bytes, to_bytes, with_column
-from vaemo.units import DIMENSIONS, STREAMS, LabelScale
-
-_OBSERVED = [f"observed_{dimension}" for dimension in DIMENSIONS]
+from vaemo.units import STREAMS
 
 _DIGESTED = 16
 """Numbers of every vector that a session's digest is made of."""
@@ -155,7 +151,7 @@ class Source(Protocol):
 
 
 def open_source(path: str, config: Config, *, exclude: Sequence[str] = ()) -> Source:
-    """The source that a path names: a file is a manifest, a folder with Parquet files a store, another recordings.
+    """The source that a path names: a feature store (see `vaemo.store.is_store`), a manifest, or recordings.
 
     Args:
         path: What `--input` names.
@@ -164,15 +160,18 @@ def open_source(path: str, config: Config, *, exclude: Sequence[str] = ()) -> So
 
     Raises:
         UsageError: if there is nothing, or a single recording.
+        ReadStoreError: for a store that cannot be read, and a folder that holds nothing but other Parquet files.
     """
     if not files.exists(path):
         raise UsageError(f"--input {path} does not exist; give a feature store, a manifest or a folder of recordings.")
-    filesystem, inner = files.filesystem_of(path)
-    if filesystem.get_file_info(inner).type == pafs.FileType.File:
+    if is_store(path):
+        source: Source = StoreSource(FeatureStore.open(path))
+    elif files.is_file(path):
         if kind_of(path, config.audio) == "audio":
             raise UsageError(f"--input {path} is a recording; give the folder that it lies in.")
-        source: Source = ManifestSource(path, config.extract.root)
-    elif files.list_files(path, ".parquet"):
+        source = ManifestSource(path, config.extract.root)
+    elif find_parts(path) and all(kind_of(item.name, config.audio) == "other" for item in files.walk(path)):
+        # Tables may lie beside recordings. Alone they were meant as a store: this says what they lack.
         source = StoreSource(FeatureStore.open(path))
     else:
         return RecordingsSource(path, config.audio, tuple(exclude), config.extract.min_age_s)
@@ -196,20 +195,10 @@ class StoreSource:
 
     def list(self) -> Listing:
         """Read the ids of every part; a part's first session carries the weight of all of it."""
-
-        def read(part: str) -> pa.Table:
-            return self.store.read(["session_id", "utt_id", "channel", "role"], [part])
-
-        with ThreadPoolExecutor(8) as pool:
-            counted = list(pool.map(read, self.store.parts))
+        counted = self.store.read_parts(["session_id", "utt_id", "channel", "role"])
         lengths = [table.num_rows for table in counted]
         table = pa.concat_tables(counted).combine_chunks()
         starts, session_ids = _runs(table, lengths)
-        if len(set(session_ids)) != len(session_ids):
-            repeated = next(name for name, n in zip(*np.unique(session_ids, return_counts=True), strict=True) if n > 1)
-            raise ReadStoreError(
-                f"session '{repeated}' stands in two parts of {self.store.path}; a session must be whole within one."
-            )
         part = np.searchsorted(np.cumsum(lengths), starts, side="right")
         sessions_in = np.bincount(part, minlength=len(lengths))
         firsts = np.r_[True, part[1:] != part[:-1]]
@@ -264,10 +253,7 @@ class StoreSource:
         table = pa.concat_tables(tables)
         if packed["only"]:
             table = table.filter(pc.is_in(table["session_id"], pa.array(json.loads(packed["only"]))))
-        scale, model = label_scale(self.store, tools.config), LabelScale(*tools.config.model.label_range)
-        for name in _OBSERVED if scale != model else ():
-            mapped = pa.array(scale.to(model, table[name].to_numpy()), pa.float32(), from_pandas=True)
-            table = with_column(table, name, mapped)
+        table = label_range(tools.config, self.store).mapped(table, OBSERVED, self.store.path)
         table = _with_problems(table, packed)
         return Batch(_with_roles(table, tools.rules, calls) if tools.rules else table, stamps)
 
@@ -333,7 +319,7 @@ class ManifestSource:
     def read(self, packed: Mapping[str, Any], tools: Tools, calls: Calls | None = None) -> Batch:
         """Features of the rows."""
         rows = from_bytes(packed["rows"])
-        _check_observed(rows, tools.config, self.path)
+        label_range(tools.config).mapped(rows, OBSERVED, self.path)
         starts, session_ids = _runs(rows, [rows.num_rows])
         paths = rows["audio_path"].combine_chunks()
         edges = [*starts.tolist(), rows.num_rows]
@@ -534,14 +520,3 @@ def _with_roles(table: pa.Table, rules: RoleRules, calls: Calls | None) -> pa.Ta
 def _known(role: str, cut: bool) -> str | None:
     """A role that nobody said is null where somebody declared the utterance: that is research data."""
     return role if cut or role not in NOT_KNOWN else None
-
-
-def _check_observed(rows: pa.Table, config: Config, path: str) -> None:
-    scale = LabelScale(*(config.labels.range or config.model.label_range))
-    for name in _OBSERVED:
-        low, high = (bound.as_py() for bound in pc.min_max(rows[name]).values())
-        if low is not None and not (scale.contains(low) and scale.contains(high)):
-            raise ReadManifestError(
-                f"{path}: {name} runs from {low:g} to {high:g}, outside [{scale.low:g}, {scale.high:g}]. "
-                "Say the corpus's own range in labels.range."
-            )

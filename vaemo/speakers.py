@@ -17,8 +17,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from vaemo import files
-from vaemo.errors import FeatureMismatchError, ReadStoreError
+from vaemo.errors import ColumnError, FeatureMismatchError, ReadStoreError
 from vaemo.sessions import Session
+from vaemo.tables import length_of_vectors, typed, vectors
 
 
 def running_means(vectors: np.ndarray, speaker_ids: np.ndarray) -> np.ndarray:
@@ -107,16 +108,21 @@ class Enrolments:
         def ids(name: str) -> np.ndarray:
             if name not in table.column_names:
                 return np.full(len(table), None, object)
-            return np.array(table[name].cast(pa.string()).to_pylist(), object)
+            return np.array(typed(table[name], name, pa.string()).to_pylist(), object)
 
-        speaker_ids, session_ids = ids("speaker_id"), ids("session_id")
+        try:
+            speaker_ids, session_ids, splits = ids("speaker_id"), ids("session_id"), ids("split")
+            dim = length_of_vectors(table["speaker"], "speaker") or 0
+            voices = vectors(table["speaker"], "speaker", dim)
+        except ColumnError as error:
+            raise ReadStoreError(f"{path}: {error}.") from None
         elsewhere = speaker_ids[session_ids == None].tolist()  # noqa: E711 - element by element
         if len(set(elsewhere)) < len(elsewhere):
             repeated = next(speaker for speaker in elsewhere if elsewhere.count(speaker) > 1)
             raise ReadStoreError(
                 f"{path}: speaker '{repeated}' stands there more than once without a session_id; one enrolment each."
             )
-        return Enrolments(speaker_ids, session_ids, ids("split"), _matrix(table["speaker"], speaker_ids, path))
+        return Enrolments(speaker_ids, session_ids, splits, _matrix(voices, dim, speaker_ids, path))
 
     def write(self, path: str) -> None:
         """Write `speakers.parquet`, whole."""
@@ -203,22 +209,15 @@ def aggregate_speakers(
     return [voices.enrol(session) for session in sessions]
 
 
-def _matrix(column: pa.ChunkedArray, speaker_ids: np.ndarray, path: str) -> np.ndarray:
-    """Lists of numbers of one length as (N, D), float32."""
-    try:
-        lists = column.cast(pa.large_list(pa.float32()))
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-        raise ReadStoreError(f"{path}: column speaker is {column.type}; it must be lists of numbers.") from None
-    lengths = pc.list_value_length(lists).fill_null(0).to_numpy()
-    dim = int(lengths.max(initial=0))
-    wrong = (lengths != dim) | (lengths == 0)
-    if not wrong.any():
-        vectors = pc.list_flatten(lists).to_numpy().reshape(len(lengths), dim)
-        wrong = ~np.isfinite(vectors).all(axis=1)
+def _matrix(voices: pa.ChunkedArray, dim: int, speaker_ids: np.ndarray, path: str) -> np.ndarray:
+    """Vectors of one length as (N, D), float32."""
+    matrix = np.full((len(voices), dim), np.nan, np.float32)
+    there = voices.is_valid().to_numpy()
+    matrix[there] = pc.list_flatten(voices).to_numpy().reshape(-1, dim)
+    wrong = ~np.isfinite(matrix).all(axis=1) | ~there
     if wrong.any():
-        row = int(np.argmax(wrong))
         raise ReadStoreError(
-            f"{path}: the enrolment of speaker '{speaker_ids[row]}' holds {lengths[row]} numbers, or one that is not "
-            f"finite; every one needs {dim or 'some'}. Mend or drop it."
+            f"{path}: the enrolment of speaker '{speaker_ids[np.argmax(wrong)]}' is missing, or holds a number that is "
+            "not finite. Mend or drop it."
         )
-    return vectors
+    return matrix

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from vaemo.config import SplitConfig
 from vaemo.errors import SplitError, UsageError
-from vaemo.tables import codes
+from vaemo.tables import codes, shown
 from vaemo.units import SPLITS
 
 
@@ -169,7 +169,8 @@ def _components(table: pa.Table, config: SplitConfig) -> np.ndarray:
 def _check_names(split: np.ndarray) -> None:
     unknown = {name for name in split if name is not None} - set(SPLITS)
     if unknown:
-        raise SplitError(f"the column 'split' holds '{sorted(unknown)[0]}'; allowed are {', '.join(SPLITS)} and null.")
+        found = shown(min(unknown))
+        raise SplitError(f"the column 'split' holds {found}; allowed are {', '.join(SPLITS)} and null.")
 
 
 def _check_disjoint(table: pa.Table, split: np.ndarray, config: SplitConfig) -> None:

@@ -2,24 +2,35 @@
 
 A store is a folder of `part-*.parquet`, one row an utterance, sessions whole within a part. Only `session_id`,
 `utt_id` and one of the streams are needed; what is absent gets the defaults of the contract on reading. What the
-features are stands in `_vaemo.json`, which a store written by hand need not have.
+features are stands in `_vaemo.json`, which a store written by hand need not have. Other names of the files, folders
+such as `split=train/` between them (whose names are a column then), and a single file are read as well.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import unquote
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from vaemo import files
-from vaemo.errors import ReadStoreError
-from vaemo.tables import codes
+from vaemo.errors import ColumnError, ReadStoreError
+from vaemo.tables import (
+    holds_vectors,
+    kind_of_file,
+    length_of_vectors,
+    session_order,
+    shown,
+    typed,
+    vectors,
+)
 from vaemo.units import STATUSES, STREAMS
 
 SCHEMA_VERSION = 1
@@ -47,6 +58,14 @@ _COLUMNS = {
     "observed_arousal": pa.float32(),
     "duplicate_of": pa.string(),
 }
+_IDS = ("session_id", "utt_id")
+_DECISIVE = (*_IDS, "position", "start_s", "end_s", "status")
+
+_READERS = 8
+_MAGIC = b"PAR1"
+_NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
+_TABLES = (".csv", ".tsv", ".json", ".jsonl", ".pkl", ".pickle", ".feather", ".arrow", ".npz", ".npy", ".pt", ".h5")
+"""Ends of the names of what people keep features in, beside Parquet."""
 
 
 def part_schema(dims: Mapping[str, int]) -> pa.Schema:
@@ -60,10 +79,10 @@ class FeatureStore:
     """A store that was opened: where its parts are and what they hold.
 
     Attributes:
-        path: The folder.
+        path: The folder, or the single file.
         parts: Paths of its Parquet files, sorted.
         dims: Dimension of each stream that the store has.
-        columns: Names of the columns that are in the files.
+        columns: Names of the columns that are in any of the files.
         info: The content of `_vaemo.json`, empty where there is none.
     """
 
@@ -72,6 +91,8 @@ class FeatureStore:
     dims: Mapping[str, int]
     columns: frozenset[str]
     info: Mapping[str, Any] = field(default_factory=dict)
+    _distinct: set[tuple[str, ...]] = field(default_factory=set, init=False, repr=False, compare=False)
+    """Files in which, taken together, ids were found to be distinct: that is asked once."""
 
     @property
     def fingerprints(self) -> dict[str, str | None]:
@@ -80,28 +101,23 @@ class FeatureStore:
 
     @staticmethod
     def open(path: str) -> FeatureStore:
-        """Find a store's parts and dimensions, without reading its rows.
+        """Find a store's parts, columns and dimensions: of every part the footer is read, of hardly any a row.
 
         Raises:
-            ReadStoreError: if there is no part, a required column is missing, or `_vaemo.json` has another schema.
+            ReadStoreError: if there is no part, a required column is missing, some parts lack a stream for utterances
+                with status `ok`, or `_vaemo.json` has another schema.
         """
-        parts = tuple(files.list_files(path, ".parquet"))
+        parts = find_parts(path)
         if not parts:
-            found = "holds no Parquet files" if files.exists(path) else "does not exist"
-            raise ReadStoreError(f"{path} {found}; a feature store is a folder of part-*.parquet files.")
-        info_path = files.join(path, INFO)
-        info = files.read_json(info_path) if files.exists(info_path) else {}
-        if info and info.get("schema_version") != SCHEMA_VERSION:
-            raise ReadStoreError(
-                f"{info_path} says schema_version {info.get('schema_version')!r}; this vaemo reads {SCHEMA_VERSION}. "
-                "Extract the store anew, or use the vaemo that wrote it."
-            )
-        schema = _read_schema(parts[0])
-        _require_columns(parts[0], schema.names)
-        dims = {stream: _dimension(parts, stream) for stream in STREAMS if stream in schema.names}
-        return FeatureStore(
-            path, parts, {stream: dim for stream, dim in dims.items() if dim}, frozenset(schema.names), info
-        )
+            raise ReadStoreError(f"{path} {_without_parts(path)}; a feature store is a folder of part-*.parquet files.")
+        with ThreadPoolExecutor(_READERS) as pool:
+            footers = list(pool.map(functools.partial(_read_footer, path), parts))
+        dims = {stream: _dimension(footers, stream) for stream in STREAMS}
+        dims = {stream: dim for stream, dim in dims.items() if dim}
+        for stream in dims:
+            _require_stream(footers, stream)
+        columns = frozenset(name for footer in footers for name in footer.names)
+        return FeatureStore(path, tuple(parts), dims, columns, _read_info(path))
 
     def read(self, columns: Sequence[str] | None = None, parts: Sequence[str] | None = None) -> pa.Table:
         """Rows with every column of the contract, defaults filled in, sessions contiguous and in order.
@@ -111,25 +127,65 @@ class FeatureStore:
             parts: Only these files; None is all.
 
         Raises:
+            ReadStoreError: as `read_parts`.
+        """
+        return pa.concat_tables(self.read_parts(columns, parts))
+
+    def read_parts(self, columns: Sequence[str] | None = None, parts: Sequence[str] | None = None) -> list[pa.Table]:
+        """What `read` returns, file by file.
+
+        Raises:
             ReadStoreError: for a missing column, a column of another type, a stream of another dimension, a status
-                that does not exist, or an utterance that stands twice; names the file, and the row where it can.
+                that does not exist, a session whose rows have a position, or else a time, in part, an utterance that
+                stands twice, or a session that stands in two of the files; names the file, and the row where it can.
         """
         wanted = list(part_schema(self.dims).names if columns is None else columns)
-        with ThreadPoolExecutor(4) as pool:
-            tables = list(pool.map(functools.partial(self._read_part, wanted), parts or self.parts))
-        return pa.concat_tables(tables)
+        paths = self.parts if parts is None else tuple(parts)
+        with ThreadPoolExecutor(_READERS) as pool:
+            tables = list(pool.map(functools.partial(self._read_part, [*wanted, *_IDS]), paths))
+        if paths not in self._distinct:
+            _refuse_repeated(tables, paths)
+            self._distinct.add(paths)
+        return [table.select(wanted) for table in tables]
 
     def _read_part(self, wanted: Sequence[str], path: str) -> pa.Table:
-        names = _read_schema(path).names
-        _require_columns(path, names)
-        # What order, status and defaults follow from is read in any case; streams are heavy and are not.
-        needed = {*wanted, "session_id", "utt_id", "position", "start_s", "end_s", "status"}
-        table = _normalise(
-            files.read_parquet(path, [name for name in names if name in needed]),
-            path,
-            {stream: dim for stream, dim in self.dims.items() if stream in wanted},
-        )
-        return table.select(wanted)
+        with _opened(path) as file:
+            footer = _Footer.of(file, self.path, path)
+            # What order, status and defaults follow from is read in any case; streams are heavy and are not.
+            needed = {*wanted, *_DECISIVE}
+            table = file.read([name for name in file.schema_arrow.names if name in needed])
+        for name, value in footer.partition.items():
+            if name not in table.column_names:
+                table = table.append_column(name, pa.repeat(pa.scalar(value, pa.string()), table.num_rows))
+        try:
+            return _normalise(table, wanted, self.dims)
+        except ColumnError as error:
+            where = path
+            if error.row is not None:
+                utt_id = table["utt_id"][error.row].as_py()
+                where = f"{path}, row {error.row + 1}, utterance {shown(utt_id)}"
+            raise ReadStoreError(f"{where}: {error.text}.") from None
+
+
+def find_parts(path: str) -> list[str]:
+    """The Parquet files of a store: below a folder, also in folders `column=value`; or the one file that it is."""
+    if files.is_file(path):
+        return [path]
+    found = files.list_partitioned(path)
+    named = [part for name, part in found if name.lower().endswith((".parquet", ".pq", ".parq"))]
+    # Some programs give their files no suffix at all.
+    return named or [part for name, part in found if "." not in name and files.head(part) == _MAGIC]
+
+
+def is_store(path: str) -> bool:
+    """Whether what lies there is a store, and not a manifest, a table of calls, or recordings.
+
+    A folder is one that has a `_vaemo.json`, or a Parquet file with `session_id`, `utt_id` and a stream of vectors; a
+    file is one that is such a file.
+    """
+    if not files.is_file(path) and files.exists(files.join(path, INFO)):
+        return True
+    return any(files.head(part) == _MAGIC and _holds_features(path, part) for part in find_parts(path))
 
 
 def write_part(folder: str, name: str, table: pa.Table) -> None:
@@ -160,120 +216,188 @@ def store_info(
     }
 
 
-def _read_schema(path: str) -> pa.Schema:
+@dataclass(frozen=True)
+class _Footer:
+    """What a file says of itself without its rows.
+
+    Attributes:
+        path: The file.
+        types: Arrow types of its columns.
+        partition: Columns and values that its folders name; null as None.
+        n_rows: How many rows it has.
+    """
+
+    path: str
+    types: Mapping[str, pa.DataType]
+    partition: Mapping[str, str | None]
+    n_rows: int
+
+    @property
+    def names(self) -> list[str]:
+        return [*self.types, *(name for name in self.partition if name not in self.types)]
+
+    @staticmethod
+    def of(file: pq.ParquetFile, store: str, path: str) -> _Footer:
+        schema = file.schema_arrow
+        (_, folder), (_, inner) = files.filesystem_of(store), files.filesystem_of(path)
+        folders = inner[len(folder.rstrip("/")) + 1 :].split("/")[:-1]
+        partition = {}
+        for name, _, value in (folder.partition("=") for folder in folders):
+            partition[unquote(name)] = None if value == _NULL_PARTITION else unquote(value)
+        footer = _Footer(path, dict(zip(schema.names, schema.types, strict=True)), partition, file.metadata.num_rows)
+        held = ", ".join(footer.names)
+        missing = [name for name in _IDS if name not in footer.names]
+        if missing:
+            raise ReadStoreError(f"{path} lacks the column {missing[0]}; it has {held}.")
+        if not any(stream in footer.types for stream in STREAMS):
+            raise ReadStoreError(f"{path} has none of the feature columns {', '.join(STREAMS)}; it has {held}.")
+        if len(footer.types) < len(schema.names):
+            repeated = next(name for name in schema.names if schema.names.count(name) > 1)
+            raise ReadStoreError(f"{path} has the column {repeated} twice; one is needed.")
+        return footer
+
+
+@contextlib.contextmanager
+def _opened(path: str) -> Iterator[pq.ParquetFile]:
+    filesystem, inner = files.filesystem_of(path)
     try:
-        return files.read_parquet_schema(path)
-    except pa.ArrowInvalid as error:
-        raise ReadStoreError(f"{path} is not a Parquet file ({error}); remove it or write it again.") from None
+        with filesystem.open_input_file(inner) as source:
+            yield pq.ParquetFile(source, pre_buffer=True)
+    except (pa.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and (error.errno or files.is_uri(path)):
+            raise
+        found = kind_of_file(files.head(path, 8)) or " ".join(str(error).split())
+        what = "a damaged Parquet file" if isinstance(error, OSError) else "not a Parquet file"
+        raise ReadStoreError(f"{path} is {what} ({found}); remove it or write it again.") from None
 
 
-def _require_columns(path: str, names: Sequence[str]) -> None:
-    missing = [name for name in ("session_id", "utt_id") if name not in names]
-    if missing:
-        raise ReadStoreError(f"{path} lacks the column {missing[0]}; it has {', '.join(names)}.")
-    if not any(stream in names for stream in STREAMS):
-        raise ReadStoreError(f"{path} has none of the feature columns {', '.join(STREAMS)}; it has {', '.join(names)}.")
+def _read_footer(store: str, path: str) -> _Footer:
+    with _opened(path) as file:
+        return _Footer.of(file, store, path)
 
 
-def _dimension(parts: Sequence[str], stream: str) -> int:
+def _holds_features(store: str, path: str) -> bool:
+    try:
+        types = _read_footer(store, path).types
+    except ReadStoreError:
+        return False
+    return any(stream in types and holds_vectors(types[stream]) for stream in STREAMS)
+
+
+def _without_parts(path: str) -> str:
+    if not files.exists(path):
+        return "does not exist"
+    other = next((name for name, _ in files.list_partitioned(path) if name.lower().endswith(_TABLES)), None)
+    return "holds no Parquet files" + (f", but {other}: write it with pandas' DataFrame.to_parquet" if other else "")
+
+
+def _read_info(path: str) -> dict[str, Any]:
+    info_path = files.join(path, INFO)
+    if files.is_file(path) or not files.exists(info_path):
+        return {}
+    info = files.read_json(info_path)
+    if not isinstance(info, dict) or info.get("schema_version") != SCHEMA_VERSION:
+        found = info.get("schema_version") if isinstance(info, dict) else info
+        raise ReadStoreError(
+            f"{info_path} says schema_version {found!r}; this vaemo reads {SCHEMA_VERSION}. "
+            "Extract the store anew, or use the vaemo that wrote it."
+        )
+    return info
+
+
+def _dimension(footers: Sequence[_Footer], stream: str) -> int:
     """Length of the first vector of a stream; 0 where the whole store has none."""
-    for path in parts:
-        type_ = _read_schema(path).field(stream).type
-        if pa.types.is_fixed_size_list(type_):
-            return type_.list_size
-        lengths = pc.drop_null(_lengths(files.read_parquet(path, [stream])[stream], stream, path))
-        if len(lengths):
-            return int(lengths[0].as_py())
+    for footer in footers:
+        if stream not in footer.types or not footer.n_rows:
+            continue
+        try:
+            # Of fixed-size lists the type says it; of others as few rows are read as it takes.
+            length = length_of_vectors(pa.nulls(0, footer.types[stream]), stream)
+            if length is None:
+                with _opened(footer.path) as file:
+                    batches = file.iter_batches(1024, columns=[stream])
+                    lengths = (length_of_vectors(batch[stream], stream) for batch in batches)
+                    length = next(filter(None, lengths), None)
+        except ColumnError as error:
+            raise ReadStoreError(f"{footer.path}: {error.text}.") from None
+        if length:
+            return length
     return 0
 
 
-def _normalise(table: pa.Table, path: str, dims: Mapping[str, int]) -> pa.Table:
+def _require_stream(footers: Sequence[_Footer], stream: str) -> None:
+    """Refuse a stream that some parts have and others lack, unless nothing in them has features."""
+    having = next(footer.path for footer in footers if stream in footer.types)
+    for footer in footers:
+        if stream in footer.types or not footer.n_rows:
+            continue
+        status = pa.nulls(1, pa.string())
+        if "status" in footer.types:
+            with _opened(footer.path) as file:
+                status = file.read(["status"])["status"]
+        if pc.any(pc.fill_null(pc.equal(typed(status, "status", pa.string()), "ok"), True)).as_py():
+            raise ReadStoreError(
+                f"{footer.path} lacks the column {stream}, which {having} has; give every utterance with status ok "
+                "the same streams, or drop the column."
+            )
+
+
+def _normalise(table: pa.Table, wanted: Sequence[str], dims: Mapping[str, int]) -> pa.Table:
+    """The columns that are wanted, and `_DECISIVE` ones, typed, filled, in session order."""
     n = table.num_rows
-    columns: dict[str, pa.Array] = {}
-    for name, type_ in _COLUMNS.items():
-        columns[name] = _cast(name, table[name], type_, path) if name in table.column_names else pa.nulls(n, type_)
-    for name in ("session_id", "utt_id"):
-        if columns[name].null_count:
-            row = int(np.flatnonzero(columns[name].is_null().to_numpy(zero_copy_only=False))[0])
-            raise ReadStoreError(f"{path}: row {row} has no {name}; every utterance needs one.")
-    repeated = n - len(columns["utt_id"].unique())
-    if repeated:
-        counts = columns["utt_id"].value_counts()
-        first = next(item["values"].as_py() for item in counts if item["counts"].as_py() > 1)
-        raise ReadStoreError(f"{path}: utt_id '{first}' stands there more than once; ids must be unique.")
-    columns["speaker_id"] = columns["speaker_id"].fill_null(columns["session_id"])
-    columns["status"] = columns["status"].fill_null("ok")
-    unknown = set(columns["status"].unique().to_pylist()) - set(STATUSES)
-    if unknown:
-        raise ReadStoreError(f"{path}: status '{sorted(unknown)[0]}' is unknown; allowed are {', '.join(STATUSES)}.")
-    if columns["duration_s"].null_count:
+
+    def column(name: str) -> pa.Array:
+        type_ = _COLUMNS[name]
+        return typed(table[name], name, type_) if name in table.column_names else pa.nulls(n, type_)
+
+    columns: dict[str, Any] = {name: column(name) for name in _COLUMNS if name in {*wanted, *_DECISIVE}}
+    for name in _IDS:
+        absent = pc.index(columns[name].is_null(), True).as_py()
+        if absent >= 0:
+            raise ColumnError(f"it has no {name}; every utterance needs one", absent)
+    if "speaker_id" in columns:
+        columns["speaker_id"] = columns["speaker_id"].fill_null(columns["session_id"])
+    columns["status"] = status = columns["status"].fill_null("ok")
+    unknown = pc.index(pc.invert(pc.is_in(status, pa.array(STATUSES))), True).as_py()
+    if unknown >= 0:
+        raise ColumnError(
+            f"status {shown(status[unknown].as_py())} is unknown; allowed are {', '.join(STATUSES)}", unknown
+        )
+    if "duration_s" in columns:
         length = pc.subtract(columns["end_s"], columns["start_s"])
         columns["duration_s"] = pc.coalesce(columns["duration_s"], length)
-    for stream, dim in dims.items():
-        columns[stream] = _vectors(table[stream], stream, dim, columns, path)
-    order, position = _session_order(columns)
+    ok = pc.equal(status, "ok")
+    for stream in wanted:
+        if stream not in dims:
+            continue
+        type_ = pa.list_(pa.float32(), dims[stream])
+        held = vectors(table[stream], stream, dims[stream]) if stream in table.column_names else pa.nulls(n, type_)
+        absent = pc.index(pc.and_(held.is_null(), ok), True).as_py()
+        if absent >= 0:
+            raise ColumnError(f"it has status ok but no {stream} vector; give it one, or another status", absent)
+        columns[stream] = held
+    order, position = session_order(
+        columns["session_id"], columns["position"], columns["start_s"], ok.to_numpy(zero_copy_only=False)
+    )
     columns["position"] = pa.array(position)
     normalised = pa.table(columns)
     return normalised if order is None else normalised.take(pa.array(order))
 
 
-def _cast(name: str, column: pa.ChunkedArray, type_: pa.DataType, path: str) -> pa.Array:
-    array = column.combine_chunks()
-    if pa.types.is_dictionary(array.type):
-        array = array.dictionary_decode()
-    try:
-        # NaN is how pandas writes a missing number.
-        if pa.types.is_floating(array.type):
-            array = pc.if_else(pc.is_nan(array), pa.scalar(None, array.type), array)
-        return array.cast(type_)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise ReadStoreError(f"{path}: column {name} is {array.type}; it must be {type_} ({error}).") from None
-
-
-def _lengths(array: pa.Array | pa.ChunkedArray, stream: str, path: str) -> pa.Array | pa.ChunkedArray:
-    if not hasattr(array.type, "value_type") or not pa.types.is_floating(array.type.value_type):
-        raise ReadStoreError(f"{path}: column {stream} is {array.type}; it must be a list of float32.")
-    return pc.list_value_length(array)
-
-
-def _vectors(
-    column: pa.ChunkedArray, stream: str, dim: int, columns: Mapping[str, pa.Array], path: str
-) -> pa.FixedSizeListArray:
-    array = column.combine_chunks()
-    lengths = _lengths(array, stream, path)
-    wrong = pc.and_(pc.is_valid(lengths), pc.not_equal(lengths, dim)).fill_null(False)
-    if pc.any(wrong).as_py():
-        row = wrong.index(True).as_py()
-        raise ReadStoreError(
-            f"{path}: utterance '{columns['utt_id'][row]}' has a {stream} vector of {lengths[row]} numbers, "
-            f"others have {dim}; a store has one dimension per stream."
-        )
-    absent = pc.and_(pc.is_null(lengths), pc.equal(columns["status"], "ok"))
-    if pc.any(absent).as_py():
-        row = absent.index(True).as_py()
-        raise ReadStoreError(
-            f"{path}: utterance '{columns['utt_id'][row]}' has status ok but no {stream} vector; "
-            "give it one, or another status."
-        )
-    return array.cast(pa.list_(pa.float32(), dim))
-
-
-def _session_order(columns: Mapping[str, pa.Array]) -> tuple[np.ndarray | None, np.ndarray]:
-    """The permutation that makes sessions contiguous and ordered (None where they are), and each row's position."""
-    sessions = codes(columns["session_id"])
-    n = len(sessions)
-    within = np.arange(n)
-    starts = np.flatnonzero(np.r_[True, sessions[1:] != sessions[:-1]]) if n else np.zeros(0, np.int64)
-    if len(starts) == len(np.unique(sessions)):
-        row_order = within - np.repeat(starts, np.diff(np.r_[starts, n]))
-    else:
-        grouped = np.argsort(sessions, kind="stable")
-        counts = np.bincount(sessions)
-        row_order = np.empty(n, np.int64)
-        row_order[grouped] = within - np.repeat(np.cumsum(counts) - counts, counts)
-    given = columns["position"]
-    position = pc.fill_null(given, 0).to_numpy(zero_copy_only=False).astype(np.int32)
-    if given.null_count:
-        position = np.where(given.is_null().to_numpy(zero_copy_only=False), row_order, position).astype(np.int32)
-    order = np.lexsort((row_order, position, sessions))
-    return (None if np.array_equal(order, within) else order), position
+def _refuse_repeated(tables: Sequence[pa.Table], paths: Sequence[str]) -> None:
+    """Refuse a session that stands in two files, and an utterance that stands twice."""
+    sessions = [pc.unique(table["session_id"]) for table in tables]
+    for name, ids, advice in (
+        ("session_id", sessions, "a session must be whole within one file"),
+        ("utt_id", [table["utt_id"] for table in tables], "ids must be unique"),
+    ):
+        chunks = [chunk for each in ids for chunk in (each.chunks if isinstance(each, pa.ChunkedArray) else [each])]
+        joined = pa.chunked_array(chunks, pa.string())
+        if len(pc.unique(joined)) == len(joined):
+            continue
+        counts = pc.value_counts(joined)
+        repeated = counts.field("values")[pc.index(pc.greater(counts.field("counts"), 1), True).as_py()]
+        where = [path for path, each in zip(paths, ids, strict=True) if pc.any(pc.equal(each, repeated)).as_py()]
+        what = f"{'session' if name == 'session_id' else name} {shown(repeated.as_py())}"
+        found = f"in {where[0]} and in {where[1]}" if len(where) > 1 else f"more than once in {where[0]}"
+        raise ReadStoreError(f"{what} stands {found}; {advice}.")

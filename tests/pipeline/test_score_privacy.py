@@ -93,9 +93,9 @@ def test_errors_name_no_id(store, checkpoint, tmp_path):
     table = files.read_parquet(part)
     copy = table.slice(0, 1).set_column(1, "utt_id", pa.array(["x"]))
     files.write_parquet_whole(files.join(store, "part-9.parquet"), copy)
-    with pytest.raises(ReadStoreError, match="'s0000' stands in two parts"):
+    with pytest.raises(ReadStoreError, match=r"session 's0000' stands in .* and in "):
         run(store, checkpoint, tmp_path / "plain")
-    with pytest.raises(VaemoError, match="stands in two parts") as caught:
+    with pytest.raises(VaemoError, match=r"stands in .* and in ") as caught:
         run(store, checkpoint, tmp_path / "out", **HASHED)
     assert "s0000" not in str(caught.value)
 

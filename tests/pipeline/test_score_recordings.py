@@ -22,6 +22,7 @@ from vaemo.cluster import score as job
 from vaemo.config import Config, FeatureConfig
 from vaemo.errors import (
     FeatureMismatchError,
+    LabelError,
     OtherRunError,
     ReadManifestError,
     RolesError,
@@ -307,7 +308,7 @@ def test_observed_values_of_a_manifest_are_on_the_corpus_range(recordings, check
     plain = run(write_manifest(tmp_path / "p.jsonl", recordings), checkpoint, tmp_path / "plain")
     observed = {"observed_valence": [6.5, *[None] * 3], "observed_arousal": [1.5, *[None] * 3]}
     path = write_manifest(tmp_path / "o.jsonl", recordings, **observed)
-    with pytest.raises(ReadManifestError, match=r"observed_valence runs from 6.5 to 6.5, outside \[0, 1\]"):
+    with pytest.raises(LabelError, match=r"observed_valence of utterance .* is 6.5, outside \[0, 1\]\. Say the corpus"):
         run(path, checkpoint, tmp_path / "out")
     rows = run(path, checkpoint, tmp_path / "out2", labels={"range": [1, 7]})
     first = rows["position"].to_numpy() == 0

@@ -189,6 +189,51 @@ def test_scores_and_store_on_other_ranges_meet(tmp_path, rows):
     assert result["pooled"]["rmse_native_valence"] == pytest.approx(4 * metrics.rmse(x, y)[0], abs=4 * FLOAT32)
 
 
+def write_store(path, rows, scale=lambda value: value, **columns):
+    held = [
+        {name: row[name] for name in PLACE}
+        | {"valence": scale(row["label"][0]), "arousal": scale(row["label"][1]), "speech": [0.5]}
+        for row in rows
+    ]
+    files.write_parquet_whole(path, pa.Table.from_pylist(held))
+    return str(path)
+
+
+def native(value):
+    return 1 + 6 * value
+
+
+def test_a_store_that_says_no_range_is_on_labels_range(tmp_path, rows, scored):
+    plain = evaluate(scored, write_manifest(tmp_path / "m.jsonl", rows), str(tmp_path / "a"), QUICK)
+    write_store(tmp_path / "store" / "part-0.parquet", rows, native)
+    config = QUICK.replace({"labels": {"range": [1, 7]}})
+    for labels in (tmp_path / "store", tmp_path / "store" / "part-0.parquet"):
+        result = evaluate(scored, str(labels), str(tmp_path / "b"), config)
+        assert result["native_range"] == [1, 7]
+        for name in ("ccc_avg", "rmse_valence"):
+            assert result["pooled"][name] == pytest.approx(plain["pooled"][name], abs=FLOAT32)
+    with pytest.raises(LabelError, match=r"outside \[0, 1\]\. Say the corpus's own range, such as --set labels.range="):
+        evaluate(scored, str(tmp_path / "store"), str(tmp_path / "c"), QUICK)
+
+
+@pytest.mark.parametrize("kind", ["manifest", "store"])
+def test_nobody_is_told_to_set_what_is_set(tmp_path, rows, scored, kind):
+    rows[7]["label"] = np.array([0.5, 1.2])
+    path = tmp_path / "store" / "part-0.parquet"
+    labels = write_store(path, rows, native) if kind == "store" else write_manifest(tmp_path / "m.jsonl", rows, native)
+    with pytest.raises(LabelError) as caught:
+        evaluate(scored, labels, str(tmp_path / "out"), QUICK.replace({"labels": {"range": [1, 7]}}))
+    assert "arousal of utterance 's0-7' in" in str(caught.value)
+    assert str(caught.value).endswith("is 8.2, outside [1, 7], which is labels.range. Mend the label, or labels.range.")
+
+
+def test_a_store_that_says_its_range_is_believed(tmp_path, rows, scored):
+    write_store(tmp_path / "store" / "part-0.parquet", rows, native)
+    files.write_json(tmp_path / "store" / "_vaemo.json", store_info({}, [0, 1], [1, 7], {}))
+    with pytest.raises(LabelError, match=r"outside \[0, 1\], as the store says in its _vaemo.json"):
+        evaluate(scored, str(tmp_path / "store"), str(tmp_path / "out"), QUICK.replace({"labels": {"range": [1, 7]}}))
+
+
 def test_unbiased_variances_lower_the_ccc_a_little(tmp_path, rows, scored):
     labels = write_manifest(tmp_path / "m.jsonl", rows)
     biased = evaluate(scored, labels, str(tmp_path / "a"), QUICK)
@@ -229,6 +274,7 @@ def test_split_may_come_from_the_labels(tmp_path, rows):
 def test_excluded_utterances_are_left_out(tmp_path, rows, scored, columns):
     tested = [row for row in rows if row["split"] == "test"]
     used = pa.Table.from_pylist([{name: row[name] for name in columns} for row in tested[:17]])
+    used = used.set_column(0, columns[0], used[columns[0]].cast(pa.large_string()).dictionary_encode())
     files.write_parquet_whole(tmp_path / "used.parquet", used)
     labels = write_manifest(tmp_path / "m.jsonl", rows)
     result = evaluate(scored, labels, str(tmp_path / "out"), QUICK, exclude=str(tmp_path / "used.parquet"))
@@ -279,7 +325,7 @@ def test_a_label_may_miss_one_dimension(tmp_path, rows, scored):
 
 def test_labels_outside_their_range_are_refused(tmp_path, rows, scored):
     labels = write_manifest(tmp_path / "m.jsonl", rows, scale=lambda value: 1 + 6 * value)
-    with pytest.raises(LabelError, match=r"valence in .* outside \[0, 1\]\. Say the corpus's own range"):
+    with pytest.raises(LabelError, match=r"valence of utterance 's0-0' in .* outside \[0, 1\]\. Say the corpus's own"):
         evaluate(scored, labels, str(tmp_path / "out"), QUICK)
 
 

@@ -180,6 +180,19 @@ def test_a_part_that_is_no_parquet_is_refused(tmp_path):
         scores.read_utterances(str(tmp_path))
 
 
+def test_what_another_program_wrote_is_typed(tmp_path):
+    columns = {"session_id": [1, 1, 2], "utt_id": [1, 2, 3], "valence": [0.5, np.nan, 0.25], "arousal": [0.5, 0.5, 0.5]}
+    path = tmp_path / "utterances" / "part-x.parquet"
+    files.write_parquet_whole(path, pa.table(columns))
+    table = scores.read_utterances(str(tmp_path), sessions=["1"])
+    assert table.select(["session_id", "utt_id", "valence"]).to_pydict() == {
+        "session_id": ["1", "1"], "utt_id": ["1", "2"], "valence": [0.5, None],
+    }  # fmt: skip
+    files.write_parquet_whole(path, pa.table(columns | {"valence": ["0,5", "0,1", "0,2"]}))
+    with pytest.raises(ReadScoresError, match=r"part-x.parquet': row 1: valence is '0,5'; it must be a number"):
+        scores.read_utterances(str(tmp_path))
+
+
 def test_a_part_that_lacks_a_column_is_refused(tmp_path):
     files.write_parquet_whole(tmp_path / "utterances" / "part-x.parquet", pa.table({"session_id": ["a"]}))
     with pytest.raises(ReadScoresError, match=r"has no column utt_id, valence, arousal; scores need"):

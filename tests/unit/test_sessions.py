@@ -4,9 +4,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from vaemo import files
 from vaemo.config import Config
-from vaemo.errors import NonFiniteFeatureError
-from vaemo.sessions import assemble_sessions, read_sessions
+from vaemo.errors import ColumnError, LabelError, NonFiniteFeatureError
+from vaemo.sessions import assemble_sessions, label_range, read_sessions
 from vaemo.store import FeatureStore
 from vaemo.testing import linear_world, write_store
 
@@ -65,7 +66,7 @@ def test_one_sequence_per_speaker():
 
 
 @pytest.mark.parametrize("chunks", [1, 3])
-@pytest.mark.parametrize("kind", [pa.list_(pa.float32()), pa.list_(pa.float64()), pa.list_(pa.float32(), 2)])
+@pytest.mark.parametrize("kind", [pa.list_(pa.float32()), pa.large_list(pa.float64()), pa.list_view(pa.float32())])
 def test_any_list_type_in_any_chunks(kind, chunks):
     values = np.random.default_rng(0).standard_normal((6, 2)).astype(np.float32)
     whole = table(session_id=list("abcabc"), speech=pa.array(values.tolist(), kind))
@@ -79,6 +80,43 @@ def test_any_list_type_in_any_chunks(kind, chunks):
 def test_features_must_be_finite(bad):
     with pytest.raises(NonFiniteFeatureError, match="speech of utterance 'u1' holds NaN or infinity"):
         assemble_sessions(table(session_id=["a", "a"], speech=[[0.0, 1.0], [bad, 0.0]]))
+
+
+def test_without_positions_time_orders_and_what_is_there_in_part_is_refused():
+    timed = table(session_id=list("aab"), start_s=[2.0, 1.0, 0.0])
+    assert [session.rows.tolist() for session in assemble_sessions(timed)] == [[1, 0], [2]]
+    with pytest.raises(ColumnError, match="row 2: session 'a' has no position in this row"):
+        assemble_sessions(table(session_id=list("aaa"), position=[0, None, 1]))
+
+
+@pytest.mark.parametrize("native", [(1, 7), (0.1, 0.3), (-100, 100), (0, 10)])
+def test_every_label_of_a_range_fits_into_the_model_range(native):
+    config = Config().replace({"labels": {"range": list(native)}})
+    labels = pa.array(np.linspace(*native, 50), pa.float32())
+    mapped = label_range(config).mapped(pa.table({"utt_id": ["u"] * 50, "valence": labels}), ["valence"], "here")
+    np.testing.assert_allclose(mapped["valence"].to_numpy(), np.linspace(0, 1, 50), atol=1e-6)
+    assert 0 <= mapped["valence"].to_numpy().min() < mapped["valence"].to_numpy().max() <= 1
+
+
+def test_labels_on_the_models_own_range_stay_as_they_are():
+    values = np.random.default_rng(0).uniform(-1, 1, 100).astype(np.float32)
+    config = Config().replace({"model": {"label_range": [-1, 1]}})
+    rows = pa.table({"utt_id": ["u"] * 100, "valence": values})
+    assert label_range(config).mapped(rows, ["valence"], "here").equals(rows)
+
+
+@pytest.mark.parametrize("name", ["valence", "observed_arousal"])
+def test_values_outside_their_range_are_refused_before_they_are_mapped(tmp_path, name):
+    rows = rows_of_two_sessions() | {name: [1.0, 2.0, 7.5, 7.0]}
+    files.write_parquet_whole(tmp_path / "part-0.parquet", pa.table(rows))
+    store = FeatureStore.open(str(tmp_path))
+    for labels, cure in ((None, r"\[0, 1\]\. Say the corpus's"), ([1, 7], r"\[1, 7\], which is labels\.range\. Mend")):
+        with pytest.raises(LabelError, match=rf"{name} of utterance 'u[12]' in .* is (2|7\.5), outside {cure}"):
+            read_sessions(store, Config().replace({"labels": {"range": labels}}))
+
+
+def rows_of_two_sessions():
+    return {"session_id": list("aabb"), "utt_id": [f"u{row}" for row in range(4)], "speech": [[1.0, 2.0]] * 4}
 
 
 def test_labels_are_mapped_to_the_models_range(tmp_path):

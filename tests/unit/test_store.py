@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from vaemo.errors import ReadStoreError
-from vaemo.store import FeatureStore, part_schema, store_info, write_part
+from vaemo.store import FeatureStore, is_store, part_schema, store_info, write_part
 
 DIM = 4
 
@@ -91,17 +91,21 @@ def test_written_parts_are_read_back_equal(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"utt_id": ["u0"] * 6}, "utt_id 'u0' stands there more than once"),
-        ({"utt_id": ["u0", None, "u2", "u3", "u4", "u5"]}, "row 1 has no utt_id"),
-        ({"status": ["broken"] * 6}, "status 'broken' is unknown; allowed are ok, too_short"),
-        ({"speech": ["x"] * 6}, "column speech is string; it must be a list of float32"),
-        ({"speech": [[1.0] * 4] * 5 + [[1.0] * 3]}, "'u5' has a speech vector of 3 numbers, others have 4"),
-        ({"speech": [[1.0] * 4] * 5 + [None]}, "'u5' has status ok but no speech vector"),
-        ({"valence": ["high"] * 6}, "column valence is string; it must be float"),
+        ({"utt_id": ["u0"] * 6}, r"utt_id 'u0' stands more than once in .*part-0.parquet"),
+        ({"utt_id": ["u0", None, "u2", "u3", "u4", "u5"]}, "row 2, utterance null: it has no utt_id"),
+        ({"session_id": ["a", "a", "", "a", "a", "a"]}, "row 3, utterance 'u2': it has no session_id"),
+        ({"status": ["ok"] * 5 + ["broken"]}, "row 6, .*status 'broken' is unknown; allowed are ok, too_short"),
+        ({"speech": ["x"] * 6}, "column speech is string; it must be lists of numbers"),
+        ({"speech": [[1.0] * 4] * 5 + [[1.0] * 3]}, "'u5': the speech vector has 3 numbers, others have 4"),
+        ({"speech": [[1.0] * 4] * 5 + [None]}, "row 6, utterance 'u5': it has status ok but no speech vector"),
+        ({"valence": ["high"] * 6}, "row 1, utterance 'u0': valence is 'high'; it must be a number"),
+        ({"start_s": [0.0, np.inf, 0, 0, 0, 0]}, "row 2, utterance 'u1': start_s is Infinity"),
+        ({"position": [0, 0, None, 1, 2, 2]}, "row 3, utterance 'u2': session 'a' has no position in this row"),
+        ({"start_s": [0, None, 1, 2, 3, 4]}, "row 2, utterance 'u1': session 'b' has no start_s in this row"),
     ],
 )
 def test_bad_rows_are_named(tmp_path, change, message):
-    with pytest.raises(ReadStoreError, match=message):
+    with pytest.raises(ReadStoreError, match=rf"part-0.parquet.*{message}|{message}"):
         FeatureStore.open(write(tmp_path / "s", rows(**change))).read()
 
 
@@ -116,17 +120,182 @@ def test_missing_columns_are_named(tmp_path):
         FeatureStore.open(write(tmp_path / "t", columns))
 
 
+def other(n, **columns):
+    """Rows of another file: sessions and utterances that the first one lacks."""
+    return rows(session_id=["c", "d"] * 3, utt_id=[f"{n}-{i}" for i in range(6)], **columns)
+
+
+PROSODY = [[float(i)] * 2 for i in range(6)]
+
+
+@pytest.mark.parametrize("names", [("part-0.parquet", "part-1.parquet"), ("part-1.parquet", "part-0.parquet")])
+def test_a_stream_is_in_all_files_or_in_none(tmp_path, names):
+    folder = tmp_path / "s"
+    write(folder, rows(prosody=PROSODY), names[0])
+    write(folder, other(1), names[1])
+    with pytest.raises(ReadStoreError, match=rf"{names[1]} lacks the column prosody, which .*{names[0]} has"):
+        FeatureStore.open(str(folder))
+    # Where nothing has features nothing can lack one.
+    write(folder, other(1, status=["silent"] * 5 + ["missing"], speech=pa.nulls(6)), names[1])
+    store = FeatureStore.open(str(folder))
+    assert store.dims == {"speech": DIM, "prosody": 2}
+    table = store.read()
+    assert (table["prosody"].null_count, table["speech"].null_count) == (6, 6)
+    failed = table["session_id"].to_numpy() >= "c"
+    np.testing.assert_array_equal(failed, table["status"].to_numpy() != "ok")
+    write(folder, other(1, status=["silent"] * 5 + [None]), names[1])
+    with pytest.raises(ReadStoreError, match="lacks the column prosody"):
+        FeatureStore.open(str(folder))
+
+
+def test_columns_with_defaults_may_be_missing_and_of_other_types(tmp_path):
+    folder = tmp_path / "s"
+    write(folder, rows(valence=[1, 0, 1, 0, 1, 0], position=[2.0, 1, 1, 2, 0, 0], fold=[1] * 6))
+    strings = other(1, arousal=np.full(6, 0.25), fold=["x"] * 6)
+    write(folder, {**strings, "utt_id": pa.array(strings["utt_id"], pa.string_view())}, "part-1.parquet")
+    numbered = rows(session_id=[7] * 6, utt_id=np.arange(6), fold=pa.array([1.0, np.nan, 1, 1, 1, 1]))
+    write(folder, numbered, "part-2.parquet")
+    store = FeatureStore.open(str(folder))
+    assert store.columns == {"session_id", "utt_id", "speech", "valence", "position", "fold", "arousal"}
+    table = store.read()
+    assert table.schema.equals(part_schema({"speech": DIM}))
+    assert table["valence"].to_pylist()[:3] == [1.0, 1.0, 1.0]
+    assert table["valence"].null_count == 12
+    assert table["arousal"].to_pylist()[6:12] == [0.25] * 6
+    assert table["position"].to_pylist() == [0, 1, 2] * 4 + [0, 1, 2, 3, 4, 5]
+    assert table["session_id"].to_pylist()[12:] == ["7"] * 6
+    assert table["utt_id"].to_pylist()[12:] == list("012345")
+    assert table["fold"].to_pylist()[:13] == ["1"] * 6 + ["x"] * 6 + ["1"]
+
+
+def test_order_is_position_else_time_else_rows(tmp_path):
+    start_s = [5.0, 1.0, 3.0, 0.0, 4.0, 2.0]
+    table = FeatureStore.open(write(tmp_path / "s", rows(start_s=start_s))).read()
+    assert table["utt_id"].to_pylist() == ["u2", "u4", "u0", "u3", "u1", "u5"]
+    assert table["position"].to_pylist() == [0, 1, 2] * 2
+    columns = rows(start_s=start_s, position=[0, 0, 1, 1, 2, 2])
+    table = FeatureStore.open(write(tmp_path / "t", columns)).read()
+    assert table["utt_id"].to_pylist() == ["u0", "u2", "u4", "u1", "u3", "u5"]
+
+
+def test_parts_without_rows_or_vectors_are_read(tmp_path):
+    folder = tmp_path / "s"
+    write(folder, pa.table(rows()).slice(0, 0).to_pydict(), "part-0.parquet")
+    failed = {"status": ["silent"] * 6}
+    pd.DataFrame(other(1, **failed) | {"speech": [None] * 6}).to_parquet(folder / "part-1.parquet")
+    assert pq.read_schema(folder / "part-1.parquet").field("speech").type == pa.null()
+    write(folder, rows(), "part-2.parquet")
+    store = FeatureStore.open(str(folder))
+    assert store.dims == {"speech": DIM}
+    table = store.read()
+    assert (len(table), table["speech"].null_count) == (12, 6)
+    # A store in which nothing has features holds labels and reasons all the same.
+    (folder / "part-2.parquet").unlink()
+    store = FeatureStore.open(str(folder))
+    assert store.dims == {}
+    assert store.read(["status"])["status"].to_pylist() == ["silent"] * 6
+
+
+@pytest.mark.parametrize(("change", "what"), [({"utt_id": "x"}, "session 'b'"), ({"session_id": "x"}, "utt_id 'u1'")])
+def test_what_stands_in_two_files_is_refused_with_both(tmp_path, change, what):
+    folder = tmp_path / "s"
+    write(folder, rows(), "one.parquet")
+    changed = {name: [f"{value}{n}" for n in range(6)] for name, value in change.items()}
+    write(folder, pa.table(rows(**changed)).slice(1, 1).to_pydict(), "two.parquet")
+    store = FeatureStore.open(str(folder))
+    with pytest.raises(ReadStoreError, match=rf"{what} stands in .*one.parquet and in .*two.parquet"):
+        store.read(["valence"])
+    assert len(store.read(["valence"], store.parts[:1])) == 6
+
+
+@pytest.mark.parametrize("keys", [["split"], ["fold", "split"]])
+def test_a_partitioned_data_set_is_a_store(tmp_path, keys):
+    columns = rows(session_id=list("abcdef"), split=["train", "train", "dev", "dev", "test", None], fold=[1, 2] * 3)
+    folder = tmp_path / "s"
+    pd.DataFrame({**columns, "role": ["a b/c"] * 6}).to_parquet(folder, partition_cols=[*keys, "role"])
+    for name in ("_SUCCESS", "_metadata", "_common_metadata", ".hidden.parquet"):
+        (folder / name).write_bytes(b"")
+    (folder / "backup").mkdir()
+    write(folder / "backup", columns)
+    table = FeatureStore.open(str(folder)).read().sort_by("utt_id")
+    for name in ("session_id", "split", "fold", "role"):
+        wanted = ["a b/c"] * 6 if name == "role" else [value and str(value) for value in columns[name]]
+        assert table[name].to_pylist() == wanted
+    np.testing.assert_array_equal(np.stack(table["speech"].to_pylist()), np.stack(columns["speech"]))
+    assert is_store(str(folder))
+
+
+def test_ids_and_places_may_be_the_names_of_folders(tmp_path):
+    columns = rows(start_s=[2.0, 1, 1, 2, 0, 0], channel=[0, 1] * 3)
+    columns["session_id"] = ["007", "8"] * 3
+    pd.DataFrame(columns).to_parquet(tmp_path / "s", partition_cols=["session_id", "channel"])
+    table = FeatureStore.open(str(tmp_path / "s")).read(["session_id", "channel", "utt_id"])
+    assert table["session_id"].to_pylist() == ["007"] * 3 + ["8"] * 3
+    assert table["channel"].to_pylist() == [0] * 3 + [1] * 3
+    assert table["utt_id"].to_pylist() == ["u4", "u2", "u0", "u5", "u1", "u3"]
+
+
+def test_one_file_is_a_store(tmp_path):
+    write(tmp_path / "s", rows())
+    path = str(tmp_path / "s" / "part-0.parquet")
+    store = FeatureStore.open(path)
+    assert (store.parts, store.info) == ((path,), {})
+    assert store.read().equals(FeatureStore.open(str(tmp_path / "s")).read())
+    assert is_store(path)
+
+
+def test_files_of_other_names_are_parts(tmp_path):
+    for name in ("a.PARQUET", "b.pq", "c.snappy.parquet"):
+        write(tmp_path / "s", rows(), name)
+        assert [path.rpartition("/")[2] for path in FeatureStore.open(str(tmp_path / "s")).parts] == [name]
+        (tmp_path / "s" / name).unlink()
+    write(tmp_path / "s", rows(), "000000_0")
+    (tmp_path / "s" / "README").write_text("features")
+    assert len(FeatureStore.open(str(tmp_path / "s")).read()) == 6
+
+
+def test_what_is_a_store_is_told_by_its_columns(tmp_path):
+    calls = {"session_id": ["a"], "role_ch0": ["customer"], "speaker": ["Ann"]}
+    write(tmp_path / "calls", calls, "calls.parquet")
+    manifest = {"session_id": ["a"], "utt_id": ["u"], "speaker_id": ["p"], "audio_path": ["a.wav"], "speaker": ["Ann"]}
+    write(tmp_path / "calls", manifest, "manifest.parquet")
+    (tmp_path / "calls" / "broken.parquet").write_bytes(b"PAR1")
+    (tmp_path / "calls" / "a.wav").write_bytes(b"RIFF")
+    for path in ("calls", "calls/calls.parquet", "calls/manifest.parquet", "calls/a.wav", "none"):
+        assert not is_store(str(tmp_path / path))
+    write(tmp_path / "calls", rows(speech=pa.nulls(6)))
+    assert is_store(str(tmp_path / "calls"))
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun" / "_vaemo.json").write_text("{}")
+    assert is_store(str(tmp_path / "begun"))
+
+
 def test_no_store(tmp_path):
     with pytest.raises(ReadStoreError, match="none does not exist; a feature store is a folder"):
         FeatureStore.open(str(tmp_path / "none"))
-    with pytest.raises(ReadStoreError, match="holds no Parquet files"):
+    with pytest.raises(ReadStoreError, match="holds no Parquet files; a feature store"):
         FeatureStore.open(str(tmp_path))
+    pd.DataFrame(rows()).to_pickle(tmp_path / "part-0.pkl")
+    with pytest.raises(ReadStoreError, match=r"no Parquet files, but part-0.pkl: write it with .*to_parquet"):
+        FeatureStore.open(str(tmp_path))
+    with pytest.raises(ReadStoreError, match=r"part-0.pkl is not a Parquet file .a pickle"):
+        FeatureStore.open(str(tmp_path / "part-0.pkl"))
 
 
-def test_not_parquet(tmp_path):
-    (tmp_path / "part-0.parquet").write_bytes(b"not parquet at all")
-    with pytest.raises(ReadStoreError, match="is not a Parquet file"):
-        FeatureStore.open(str(tmp_path))
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda content: b"no", "is not a Parquet file"),
+        (lambda content: content[:-60] + content[-30:], "is a damaged Parquet file"),
+        (lambda content: content[:4] + bytes(200) + content[204:], "is a damaged Parquet file"),
+    ],
+)
+def test_a_file_that_is_no_parquet_or_damaged_is_named(tmp_path, damage, message):
+    path = tmp_path / "s" / "part-0.parquet"
+    write(path.parent, rows())
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(ReadStoreError, match=rf"part-0.parquet {message} .*; remove it or write it again"):
+        FeatureStore.open(str(path.parent)).read()
 
 
 def test_a_store_says_who_made_its_streams(tmp_path):

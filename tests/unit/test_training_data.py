@@ -7,7 +7,7 @@ import pytest
 from vaemo import files
 from vaemo.cluster import ablate, train
 from vaemo.config import Config
-from vaemo.errors import LabelError, UsageError
+from vaemo.errors import LabelError, ReadStoreError, UsageError
 from vaemo.speakers import Enrolments, running_means, unit
 from vaemo.store import SCHEMA_VERSION, FeatureStore
 from vaemo.training.data import TrainingData
@@ -119,6 +119,32 @@ def test_labels_that_are_missing_are_refused(store):
     files.write_parquet_whole(files.join(store, "part-0.parquet"), table.set_column(place, "arousal", nothing))
     with pytest.raises(LabelError, match="arousal"):
         TrainingData.open(store, config()).check_labels()
+
+
+def test_a_session_in_two_files_is_refused(store):
+    write_store(store)
+    table = files.read_parquet(files.join(store, "part-0.parquet"))
+    copy = table.slice(0, 1).set_column(1, "utt_id", pa.array(["again"]))
+    files.write_parquet_whole(files.join(store, "copy.parquet"), copy)
+    with pytest.raises(ReadStoreError, match=r"session 's0' stands in .*copy.parquet and in .*part-0.parquet"):
+        TrainingData.open(store, config())
+
+
+def test_files_of_one_store_may_differ_in_types_and_labels(store, tmp_path):
+    write_store(store)
+    table = files.read_parquet(files.join(store, "part-0.parquet"))
+    half = len(table) // 2
+    mixed = str(tmp_path / "mixed")
+    files.write_parquet_whole(files.join(mixed, "a.parquet"), table.slice(0, half))
+    second = table.slice(half).to_pandas()
+    second["valence"] = second["valence"].astype(float)
+    second["speech"] = [vector.astype(float) for vector in second["speech"]]
+    second.astype({"split": "category"}).to_parquet(f"{mixed}/b.parquet")
+    one, other = (TrainingData.open(path, config()) for path in (store, mixed))
+    assert one.digest == other.digest
+    for first, same in zip(one.read(), other.read(), strict=True):
+        np.testing.assert_array_equal(first.labels, same.labels)
+        np.testing.assert_array_equal(first.streams["speech"], same.streams["speech"])
 
 
 def test_one_set_of_sessions_cannot_serve_folds_of_enrolled_speakers(store):

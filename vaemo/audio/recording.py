@@ -81,6 +81,8 @@ class Recording:
         resampler, rate = self._resampler, self.info.sampling_rate
         first = round((start_s or 0.0) * SAMPLING_RATE_HZ)
         last = None if end_s is None else round(end_s * SAMPLING_RATE_HZ)
+        if last is not None and last <= first:
+            raise AudioProblem("too_short", "it has no sample")
         begin = first // resampler.new * resampler.old - resampler.context
         stop = None if last is None else -(-last // resampler.new) * resampler.old + resampler.context
         # The resampling filter reaches beyond the utterance on either side.

@@ -26,6 +26,7 @@ from vaemo.lease import lease
 from vaemo.plan import Again, Plan, plan, write_shard
 from vaemo.progress import Progress, say
 from vaemo.scoring.erase import Tombstones
+from vaemo.sessions import label_range
 from vaemo.shards import claim_folder, digest
 from vaemo.sources import Listing, ManifestSource, RecordingsSource, Source, Tools
 from vaemo.store import INFO, store_info, write_part
@@ -69,8 +70,8 @@ def run(
     """
     extractors = load_extractors(config.features, batch_s=config.extract.batch_s)
     if manifest:
-        native = config.labels.range or config.model.label_range
-        source: Source = ManifestSource(manifest, config.extract.root, native)
+        native = label_range(config).scale
+        source: Source = ManifestSource(manifest, config.extract.root, (native.low, native.high))
     else:
         assert folder is not None
         source = RecordingsSource(folder, config.audio, tuple(exclude), config.extract.min_age_s)

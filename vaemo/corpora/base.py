@@ -1,8 +1,14 @@
-"""What every corpus reader returns, and how one is found by its name."""
+"""What every corpus reader returns, how one is found by its name, and how all of them read text, cells and numbers.
+
+A reader never takes what it cannot read for "no label": a file that was saved again with decimal commas, other
+separators or shifted columns is refused, with its name, the line and the text.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import csv
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -15,6 +21,10 @@ from vaemo.manifest import COLUMNS
 from vaemo.units import DIMENSIONS
 
 NAMES = ("iemocap", "msp-conversation", "msp-improv", "msp-podcast", "recola", "sewa")
+
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+_LARGEST = 1e9
+_AS_IT_IS = "Give the file as it is distributed."
 
 LABEL_LAG_S = 2.0
 """Annotators who follow a recording with a joystick are about so late."""
@@ -67,6 +77,81 @@ def load_corpus(name: str, root: str | Path, *, label_lag_s: float = LABEL_LAG_S
     if not corpus.rows:
         raise ReadCorpusError(f"{root} holds no utterance of {name}; give the folder as it is distributed.")
     return corpus
+
+
+def numbered_lines(path: Path, encoding: str = "utf-8-sig") -> list[tuple[str, str]]:
+    """The lines of a text file that are not blank, each behind its place: `FILE, line N`.
+
+    Raises:
+        ReadCorpusError: if it is not text in that encoding.
+    """
+    content = path.read_bytes()
+    try:
+        text = content.decode(encoding)
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        found = content[error.start : error.start + 20]
+        raise ReadCorpusError(f"{path}, line {line}: {str(found)[1:]} is not text in {encoding}. {_AS_IT_IS}") from None
+    return [(f"{path}, line {number}", line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+
+
+def read_cells(path: Path, delimiter: str, needed: Sequence[str]) -> Iterator[tuple[str, dict[str, str]]]:
+    """The rows of a table below a line of names, each behind its place; blanks around names and cells are dropped.
+
+    Args:
+        path: Of the file.
+        delimiter: Between cells.
+        needed: Columns that it must have.
+
+    Raises:
+        ReadCorpusError: if a column is missing, or a row has more or fewer cells than there are names.
+    """
+    numbered = numbered_lines(path)
+    rows = csv.reader((line for _, line in numbered), delimiter=delimiter)
+    names: list[str] | None = None
+    try:
+        for cells in rows:
+            place, line = numbered[rows.line_num - 1]
+            cells = [cell.strip() for cell in cells]
+            if names is None:
+                names = cells[: max((n for n, cell in enumerate(cells, 1) if cell), default=0)]
+                missing = [name for name in needed if name not in names]
+                if missing:
+                    raise ReadCorpusError(f"{place}: there is no column {missing[0]} in '{_cut(line)}'. {_AS_IT_IS}")
+            elif len(cells) >= len(names) and not any(cells[len(names) :]):
+                yield place, dict(zip(names, cells, strict=False))
+            else:
+                found = f"'{_cut(line)}' has {len(cells)} cells, the first line has {len(names)}"
+                raise ReadCorpusError(f"{place}: {found}. {_AS_IT_IS}")
+    except csv.Error as error:
+        raise ReadCorpusError(f"{numbered[rows.line_num - 1][0]}: {error}. {_AS_IT_IS}") from None
+
+
+def number(text: Any, place: str, label_range: tuple[float, float] | None = None) -> float:
+    """The number that a cell holds.
+
+    Args:
+        text: As the file has it; JSON may hold numbers.
+        place: File and line, for the message.
+        label_range: Of a label; an eighth of it beyond either end is allowed, which `clip_labels` brings back.
+
+    Raises:
+        ReadCorpusError: if it is no number with a decimal point, or no label of that range.
+    """
+    written = str(text).strip()
+    if isinstance(text, bool) or not _NUMBER.fullmatch(written):
+        hint = ", its decimals behind a point" if "," in written else ""
+        raise ReadCorpusError(f"{place}: '{_cut(written)}' is no number; one is needed{hint}. {_AS_IT_IS}")
+    value = float(written)
+    low, high = label_range or (-_LARGEST, _LARGEST)
+    slack = (high - low) / 8
+    if not low - slack <= value <= high + slack:
+        raise ReadCorpusError(f"{place}: '{_cut(written)}' is not between {low:g} and {high:g}. {_AS_IT_IS}")
+    return value
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= 80 else f"{text[:80]}..."
 
 
 def clip_labels(rows: Iterable[dict[str, Any]], label_range: tuple[float, float]) -> list[str]:

@@ -13,12 +13,12 @@ import re
 from pathlib import Path
 from typing import Any
 
-from vaemo.corpora.base import Corpus, clip_labels, find_one
+from vaemo.corpora.base import Corpus, clip_labels, find_one, number, numbered_lines
+from vaemo.errors import ReadCorpusError
 
 RANGE = (1.0, 5.0)
 
-_NUMBER = r"(-?[\d.]+)"
-_TURN = re.compile(rf"^\[{_NUMBER} - {_NUMBER}\]\t(\S+)\t\w+\t\[{_NUMBER}, {_NUMBER}, {_NUMBER}\]", re.MULTILINE)
+_TURN = re.compile(r"\[(\S+) - (\S+)\]\t(\S+)\t\w+\t\[(\S+), (\S+), (\S+)\]")
 
 
 def read(root: Path, label_lag_s: float) -> Corpus:
@@ -34,11 +34,22 @@ def read(root: Path, label_lag_s: float) -> Corpus:
 
 
 def _dialog(session: Path, path: Path) -> list[dict[str, Any]]:
-    # Order in the files: valence, activation, dominance.
-    turns = _TURN.findall(path.read_text(encoding="latin-1"))
-    turns.sort(key=lambda turn: (float(turn[0]), turn[2]))
+    turns = []
+    for place, line in numbered_lines(path, "latin-1"):
+        # Lines between those of turns are what single raters said.
+        if not line.startswith("[") and f"{path.stem}_" not in line:
+            continue
+        match = _TURN.match(line)
+        if match is None:
+            raise ReadCorpusError(f"{place}: '{line.strip()[:80]}' is no line of a turn. Give the file as distributed.")
+        # Order in the files: valence, activation, dominance.
+        start_s, end_s, name, *labels = match.groups()
+        valence, arousal, _ = (number(label, place, RANGE) for label in labels)
+        turns.append((number(start_s, place), name, number(end_s, place), valence, arousal))
+    if not turns:
+        raise ReadCorpusError(f"{path} has no line of a turn. Give the file as it is distributed.")
     rows = []
-    for position, (start_s, end_s, name, valence, arousal, _) in enumerate(turns):
+    for position, (start_s, name, end_s, valence, arousal) in enumerate(sorted(turns)):
         dialog, _, last = name.rpartition("_")
         rows.append(
             {
@@ -46,12 +57,12 @@ def _dialog(session: Path, path: Path) -> list[dict[str, Any]]:
                 "session_id": dialog,
                 "speaker_id": f"{name[:5]}_{last[0]}",
                 "audio_path": str(session / "sentences" / "wav" / dialog / f"{name}.wav"),
-                "valence": float(valence),
-                "arousal": float(arousal),
+                "valence": valence,
+                "arousal": arousal,
                 "position": position,
                 "fold": session.name.removeprefix("Session"),
-                "dialog_start_s": float(start_s),
-                "dialog_end_s": float(end_s),
+                "dialog_start_s": start_s,
+                "dialog_end_s": end_s,
             }
         )
     return rows

@@ -11,13 +11,13 @@ conversation is taken off. Utterances by voice activity, inside the parts that a
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from vaemo.audio.recording import Decoder
-from vaemo.corpora.base import Corpus, clip_labels, find_one
+from vaemo.corpora.base import Corpus, clip_labels, find_one, number, numbered_lines
 from vaemo.corpora.traces import Trace, find_audio, gold, label_utterances, speech_spans
 from vaemo.errors import ReadCorpusError
 from vaemo.units import DIMENSIONS
@@ -26,17 +26,19 @@ RANGE = (-100.0, 100.0)
 
 _SPLITS = {"Train": "train", "Validation": "dev", "Development": "dev", "Test": "test"}
 _AHEAD_S = 0.05
+_DATA = re.compile(r"\s*[+-]?[\d.]+\s*[,;\t]\s*[+-]?\d")
 
 
 def read(root: Path, label_lag_s: float) -> Corpus:
     """The utterances of all annotated parts; several annotators are averaged."""
     times = find_one(root, "Time_Labels", "Time Labels", what="folder of times")
     starts = {name: start_s for name, start_s, _ in _lines(times / "conversations.txt")}
-    splits = dict(line.split(";")[:2] for line in (root / "partitions.txt").read_text().split() if ";" in line)
+    partitions = root / "partitions.txt"
+    splits = {name.strip(): (place, split.strip()) for place, (name, split, *_) in _fields(partitions, 2)}
     audio = find_audio(find_one(root, "Audio", "Audios", what="folder of audio"))
     rows: list[dict[str, Any]] = []
     spans: dict[str, list[tuple[float, float]]] = {}
-    n_unannotated = 0
+    n_unannotated = n_half = 0
     with Decoder() as decoder:
         for part, podcast_start_s, podcast_end_s in sorted(_lines(times / "conversation_parts.txt"), key=_part_order):
             conversation = part.rpartition("_")[0]
@@ -44,11 +46,16 @@ def read(root: Path, label_lag_s: float) -> Corpus:
             if not traces:
                 n_unannotated += 1
                 continue
+            n_half += len(traces) < len(DIMENSIONS)
             if conversation not in audio:
                 raise ReadCorpusError(f"{root} has annotations of {part} and no {conversation}.wav below Audio.")
             if conversation not in spans:
                 spans[conversation] = speech_spans(audio[conversation], decoder)
-            start_s, end_s = (time - starts[conversation] for time in (podcast_start_s, podcast_end_s))
+            place, split = _of(splits, conversation, partitions)
+            if split not in _SPLITS:
+                raise ReadCorpusError(f"{place}: the split is '{split}'; known are {', '.join(_SPLITS)}.")
+            offset_s = _of(starts, conversation, times / "conversations.txt")
+            start_s, end_s = podcast_start_s - offset_s, podcast_end_s - offset_s
             inside = [
                 span for span in spans[conversation] if span[0] >= start_s - _AHEAD_S and span[1] <= end_s + _AHEAD_S
             ]
@@ -59,21 +66,39 @@ def read(root: Path, label_lag_s: float) -> Corpus:
                         "session_id": conversation,
                         "speaker_id": conversation,
                         "audio_path": str(audio[conversation]),
-                        "split": _SPLITS[splits[conversation]],
+                        "split": _SPLITS[split],
                         **row,
                     }
                 )
     notes = [
         f"labels are {label_lag_s:g} s behind speech",
         f"{n_unannotated} parts have no annotation and are left out",
+        *([f"{n_half} parts are annotated in one dimension alone"] if n_half else []),
         "who speaks when is not taken from the corpus: a conversation counts as one speaker",
     ]
     return Corpus(rows, RANGE, [*notes, *clip_labels(rows, RANGE)])
 
 
 def _lines(path: Path) -> list[tuple[str, float, float]]:
-    split = [line.split(";") for line in path.read_text().splitlines() if line.strip()]
-    return [(name.strip(), float(start_s), float(end_s)) for name, start_s, end_s, *_ in split]
+    return [
+        (name.strip(), number(start_s, place), number(end_s, place))
+        for place, (name, start_s, end_s, *_) in _fields(path, 3)
+    ]
+
+
+def _fields(path: Path, n: int) -> Iterator[tuple[str, list[str]]]:
+    """The fields of every line, of which it needs `n`, behind its place."""
+    for place, line in numbered_lines(path):
+        fields = line.split(";")
+        if len(fields) < n:
+            raise ReadCorpusError(f"{place}: '{line.strip()[:80]}' has not {n} fields between semicolons.")
+        yield place, fields
+
+
+def _of(known: Mapping[str, Any], conversation: str, path: Path) -> Any:
+    if conversation not in known:
+        raise ReadCorpusError(f"{path} does not name {conversation}, which is annotated.")
+    return known[conversation]
 
 
 def _part_order(line: tuple[str, float, float]) -> tuple[str, float]:
@@ -81,24 +106,23 @@ def _part_order(line: tuple[str, float, float]) -> tuple[str, float]:
 
 
 def _traces(folder: Path, part: str) -> dict[str, Trace]:
-    """Gold traces of a part; empty where a dimension has no annotator."""
+    """Gold traces of a part; without a dimension that has no annotator."""
     found = {
         name: [_read(path) for path in sorted((folder / name.capitalize()).glob(f"{part}_*.csv"))]
         for name in DIMENSIONS
     }
-    return {name: gold(traces) for name, traces in found.items()} if all(found.values()) else {}
+    return {name: gold(traces) for name, traces in found.items() if traces}
 
 
 def _read(path: Path) -> Trace:
-    """Time and value of every line that has both: how many lines stand above them differs."""
+    """Time and value of every line below that of their names; how many lines of other things stand above differs."""
+    lines = numbered_lines(path)
+    cells = [[cell.strip() for cell in line.split(",")] for _, line in lines]
+    first = next((row for row, (_, line) in enumerate(lines) if _DATA.match(line)), len(lines))
+    names = max((row for row in range(first) if cells[row][0].lower() == "time"), default=first - 1)
     values = []
-    for line in path.read_text(encoding="utf-8-sig").splitlines():
-        try:
-            time_s, value = (float(cell) for cell in line.split(",")[:2])
-        except ValueError:
-            continue
-        values.append((time_s, value))
-    if not values:
-        raise ReadCorpusError(f"{path} has no line of time and value.")
-    time, value = np.array(sorted(values)).T
-    return Trace(time, value)
+    for (place, line), (time_s, *rest) in list(zip(lines, cells, strict=True))[names + 1 :]:
+        if len(list(filter(None, rest))) != 1:
+            raise ReadCorpusError(f"{place}: '{line.strip()[:80]}' is no time and value. Give the file as distributed.")
+        values.append((number(time_s, place), number(rest[0], place, RANGE)))
+    return Trace.of(sorted(values), path)

@@ -13,23 +13,30 @@ import re
 from pathlib import Path
 from typing import Any
 
-from vaemo.corpora.base import Corpus, clip_labels, find_one
+from vaemo.corpora.base import Corpus, clip_labels, find_one, number, numbered_lines
+from vaemo.errors import ReadCorpusError
 
 RANGE = (1.0, 5.0)
 
+_PREFIX = "UTD-IMPROV-"
 _LINE = re.compile(
-    r"^UTD-IMPROV-(?P<scenario>\w+)-(?P<speaker>[FM]0\d)-(?P<kind>\w)-(?P<turn>[A-Z]+(?P<number>\d+))\.avi;[^;]*;"
-    r"\s*A:(?P<arousal>[\d.]+);\s*V:(?P<valence>[\d.]+);",
-    re.MULTILINE,
+    r"UTD-IMPROV-(?P<scenario>\w+)-(?P<speaker>[FM]0\d)-(?P<kind>\w)-(?P<turn>[A-Z]+(?P<number>\d+))\.avi;[^;]*;"
+    r"\s*A:(?P<arousal>[^;]+);\s*V:(?P<valence>[^;]+);"
 )
 
 
 def read(root: Path, label_lag_s: float) -> Corpus:
     """All turns, in the order of their numbers."""
-    text = find_one(root, "Evalution.txt", "Evaluation.txt", what="file of evaluations").read_text()
+    path = find_one(root, "Evalution.txt", "Evaluation.txt", what="file of evaluations")
     audio = find_one(root, "Audio", ".", what="audio")
     rows: list[dict[str, Any]] = []
-    for match in _LINE.finditer(text):
+    for place, line in numbered_lines(path):
+        # Lines between those of turns are what single raters said.
+        if _PREFIX not in line:
+            continue
+        match = _LINE.match(line)
+        if match is None:
+            raise ReadCorpusError(f"{place}: '{line.strip()[:80]}' is no line of a turn. Give the file as distributed.")
         pair = match["speaker"][-1]
         parts = (match["scenario"], match["speaker"], match["kind"], match["turn"])
         # Labels are named after the videos, audio after the corpus.
@@ -40,8 +47,8 @@ def read(root: Path, label_lag_s: float) -> Corpus:
                 "session_id": f"session{pair}-{match['scenario']}-{match['kind']}",
                 "speaker_id": match["speaker"],
                 "audio_path": str(audio / f"session{pair}" / match["scenario"] / match["kind"] / f"{name}.wav"),
-                "valence": float(match["valence"]),
-                "arousal": sum(RANGE) - float(match["arousal"]),
+                "valence": number(match["valence"], place, RANGE),
+                "arousal": sum(RANGE) - number(match["arousal"], place, RANGE),
                 "position": int(match["number"]),
                 "fold": pair,
             }

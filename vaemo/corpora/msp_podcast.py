@@ -9,14 +9,12 @@ labels of Test3 are not public; its turns are unlabelled.
 
 from __future__ import annotations
 
-import csv
 import json
-import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from vaemo.corpora.base import Corpus, clip_labels, find_one
+from vaemo.corpora.base import Corpus, clip_labels, find_one, number, numbered_lines, read_cells
 from vaemo.errors import ReadCorpusError
 
 RANGE = (1.0, 7.0)
@@ -29,6 +27,7 @@ _SPLITS = {
     "Test2": "test",
     "Test3": "test",
 }
+_HIDDEN, _ABSENT = ("Test3",), ("", "nan", "na", "n/a", "none", "null")
 _COLUMNS = ("EmoVal", "EmoAct", "SpkrID", "Split_Set")
 
 
@@ -39,12 +38,12 @@ def read(root: Path, label_lag_s: float) -> Corpus:
     audio = find_one(root, "Audios", "Audio", what="folder of audio")
     rows: list[dict[str, Any]] = []
     n_unknown = 0
-    for file, entry in _entries(find_one(labels, *names, what="labels")):
+    for place, file, entry in _entries(find_one(labels, *names, what="labels")):
         name = file.removesuffix(".wav")
-        podcast, _, number = name.rpartition("_")
+        podcast, _, turn = name.rpartition("_")
         split_set = entry["Split_Set"]
         if split_set not in _SPLITS:
-            raise ReadCorpusError(f"{file} is in the split '{split_set}'; known are {', '.join(_SPLITS)}.")
+            raise ReadCorpusError(f"{place}: {file} is in the split '{split_set}'; known are {', '.join(_SPLITS)}.")
         known = entry["SpkrID"] not in ("Unknown", "", None)
         n_unknown += not known
         rows.append(
@@ -53,9 +52,9 @@ def read(root: Path, label_lag_s: float) -> Corpus:
                 "session_id": f"{podcast}.{split_set}",
                 "speaker_id": str(entry["SpkrID"]) if known else f"unknown-{podcast}",
                 "audio_path": str(audio / file),
-                "valence": _label(entry["EmoVal"]),
-                "arousal": _label(entry["EmoAct"]),
-                "position": int(number),
+                "valence": _label(entry, "EmoVal", place),
+                "arousal": _label(entry, "EmoAct", place),
+                "position": int(number(turn, place)),
                 "split": _SPLITS[split_set],
                 "split_set": split_set,
             }
@@ -65,23 +64,30 @@ def read(root: Path, label_lag_s: float) -> Corpus:
     return Corpus(rows, RANGE, [*notes, *clip_labels(rows, RANGE)])
 
 
-def _entries(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def _entries(path: Path) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Place, name and content of every turn."""
     if path.suffix == ".json":
-        entries = json.loads(path.read_text())
+        text = "\n".join(line for _, line in numbered_lines(path))
+        try:
+            pairs = json.loads(text, object_pairs_hook=list)
+            entries = [(f"{path}, {file}", file, dict(entry)) for file, entry in pairs]
+        except (ValueError, TypeError) as error:
+            raise ReadCorpusError(f"{path} is not JSON with an object for each file ({error}).") from None
     else:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            entries = {entry["FileName"]: entry for entry in csv.DictReader(file)}
-    for file, entry in entries.items():
+        entries = [(place, row["FileName"], row) for place, row in read_cells(path, ",", ("FileName", *_COLUMNS))]
+    seen = set()
+    for place, file, entry in entries:
         missing = [column for column in _COLUMNS if column not in entry]
         if missing:
-            raise ReadCorpusError(f"{path} says no {missing[0]} of {file}; it needs {', '.join(_COLUMNS)}.")
-        yield file, entry
+            raise ReadCorpusError(f"{place}: there is no {missing[0]}; {', '.join(_COLUMNS)} are needed.")
+        if file in seen:
+            raise ReadCorpusError(f"{place}: {file} stands there twice; give the file as it is distributed.")
+        seen.add(file)
+        yield place, file, entry
 
 
-def _label(text: Any) -> float | None:
-    """The number, null where there is none."""
-    try:
-        value = float(text)
-    except (TypeError, ValueError):
+def _label(entry: Mapping[str, Any], column: str, place: str) -> float | None:
+    """The number; null where the corpus keeps it to itself."""
+    if entry["Split_Set"] in _HIDDEN and str(entry[column] or "").strip().lower() in _ABSENT:
         return None
-    return value if math.isfinite(value) else None
+    return number(entry[column], place, RANGE)

@@ -8,14 +8,11 @@ Audio is found by name anywhere below. One participant a recording; utterances b
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from vaemo.audio.recording import Decoder
-from vaemo.corpora.base import Corpus, clip_labels, find_one
+from vaemo.corpora.base import Corpus, clip_labels, find_one, number, numbered_lines, read_cells
 from vaemo.corpora.traces import Trace, find_audio, gold, label_utterances, speech_spans
 from vaemo.errors import ReadCorpusError
 from vaemo.units import DIMENSIONS, SPLITS
@@ -60,19 +57,32 @@ def _file(folder: Path, name: str) -> Path:
 
 
 def _read_arff(path: Path) -> Trace:
-    """Lines of name, time and value after `@data`."""
-    _, _, data = path.read_text().partition("@data")
-    values = [line.split(",")[-2:] for line in data.splitlines() if line.strip()]
-    time_s, value = np.array(values, float).T
-    return Trace(time_s, value)
+    """Lines after `@data`, a cell for each `@attribute`; the last two are time and value."""
+    lines = numbered_lines(path)
+    heads = [line.split()[0].lower() for _, line in lines]
+    if "@data" not in heads:
+        raise ReadCorpusError(f"{path} has no @data. Give the file as it is distributed.")
+    width, values = heads.count("@attribute"), []
+    for place, line in lines[heads.index("@data") + 1 :]:
+        if line.startswith("%"):
+            continue
+        cells = line.split(",")
+        if len(cells) != width:
+            raise ReadCorpusError(
+                f"{place}: '{line.strip()[:80]}' has {len(cells)} cells for {width} attributes. Give the file as it is "
+                "distributed."
+            )
+        values.append((number(cells[-2], place), number(cells[-1], place, RANGE)))
+    return Trace.of(values, path)
 
 
 def _read_raters(path: Path) -> Trace:
     """A column of time, then one of each rater; names have blanks behind them."""
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        header, *lines = [row for row in csv.reader(file, delimiter=";") if row]
-    names = [name.strip() for name in header]
-    values = np.array([[cell.strip() or "nan" for cell in line[: len(names)]] for line in lines], float)
-    time_s = values[:, names.index("time")]
-    raters = [column for column, name in enumerate(names) if name and name != "time"]
-    return gold([Trace(time_s, values[:, column]) for column in raters])
+    rows = list(read_cells(path, ";", ("time",)))
+    raters = [name for name in (rows[0][1] if rows else ()) if name and name != "time"]
+    return gold(
+        [
+            Trace.of([(number(row["time"], place), number(row[rater], place, RANGE)) for place, row in rows], path)
+            for rater in raters
+        ]
+    )

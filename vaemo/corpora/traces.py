@@ -28,6 +28,24 @@ class Trace:
     time_s: np.ndarray
     value: np.ndarray
 
+    @staticmethod
+    def of(values: Sequence[tuple[float, float]], path: Path) -> Trace:
+        """The trace of pairs of time and value, in their order.
+
+        Raises:
+            ReadCorpusError: if there are none, or a time lies before the one above it.
+        """
+        if not values:
+            raise ReadCorpusError(f"{path} has no line of time and value.")
+        time_s, value = np.array(values).T
+        back = np.flatnonzero(np.diff(time_s) < 0)
+        if len(back):
+            raise ReadCorpusError(
+                f"{path}: time goes back from {time_s[back[0]]:g} to {time_s[back[0] + 1]:g}. Give the file as it is "
+                "distributed."
+            )
+        return Trace(time_s, value)
+
     def mean(self, start_s: float, end_s: float) -> float | None:
         """Mean over [start_s, end_s); null where the trace has nothing there."""
         inside = (self.time_s >= start_s) & (self.time_s < end_s) & np.isfinite(self.value)

@@ -19,7 +19,7 @@ from vaemo.errors import UsageError
 from vaemo.evaluation import pictures
 from vaemo.evaluation.bootstrap import METRICS, NAMES, Resampled, SessionSums, defined, metrics_of
 from vaemo.evaluation.fed import replay_fed
-from vaemo.evaluation.pairs import Pairs, choose_split, in_common, is_folder, leave_out, read_pairs
+from vaemo.evaluation.pairs import Pairs, choose_split, has_features, in_common, leave_out, read_pairs
 from vaemo.units import SPLITS
 
 GROUPS = ("session_id", "speaker_id", "role", "split", "fold", "position")
@@ -45,10 +45,10 @@ def evaluate(
 
     Args:
         scored: The folder of scores.
-        labels: A store (folder) or a manifest (file).
+        labels: A store or a manifest.
         out: Where `metrics.json`, `groups.parquet` (every metric of every group), `calibration.png`,
             `error_over_session.png` and, with a checkpoint, `label_fed.png` go.
-        config: `evaluate`, and `labels.range` where the labels are a manifest's on their own scale.
+        config: `evaluate`, and `labels.range` where the labels are on the corpus's own scale.
         split: Only this split. Left out: `test` where any row has it, else all rows, with a warning.
         exclude: A Parquet file with `utt_id` (and `session_id`) of utterances to leave out.
         compare: Another folder of scores, to be compared on the utterances that both have.
@@ -63,7 +63,7 @@ def evaluate(
         LabelError, ReadScoresError: as `read_pairs`, `choose_split`, `leave_out`, `in_common`.
         UsageError, FeatureMismatchError: as `replay_fed`.
     """
-    if checkpoint is not None and not is_folder(labels):
+    if checkpoint is not None and not has_features(labels):
         raise UsageError(f"--checkpoint needs features to replay, and {labels} is a manifest; give --labels STORE.")
     pairs = read_pairs(scored, labels, config)
     if exclude is not None:

@@ -10,15 +10,15 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.fs as pafs
 
 from vaemo import files, scores
 from vaemo.config import Config
 from vaemo.errors import LabelError, ReadManifestError, ReadScoresError
 from vaemo.manifest import read_manifest
 from vaemo.progress import say
-from vaemo.store import FeatureStore
-from vaemo.tables import with_column
+from vaemo.sessions import label_range
+from vaemo.store import FeatureStore, is_store
+from vaemo.tables import typed, with_column
 from vaemo.units import DIMENSIONS, LabelScale
 
 KEYS = ("session_id", "utt_id")
@@ -92,7 +92,7 @@ class Pairs:
 
 
 def read_pairs(scored: str, labels: str, config: Config) -> Pairs:
-    """Join a folder of scores with the labels of a store (folder) or a manifest (file).
+    """Join a folder of scores with the labels of a store or a manifest.
 
     Raises:
         LabelError: if there are no labels, one lies outside its range, or no labelled utterance is scored.
@@ -132,49 +132,37 @@ def read_pairs(scored: str, labels: str, config: Config) -> Pairs:
 
 
 def read_labels(path: str, config: Config, scale: LabelScale) -> tuple[pa.Table, LabelScale | None]:
-    """The labelled utterances of a store (folder) or a manifest (file).
+    """The labelled utterances of a store or a manifest.
 
-    A store says which range its labels are on; a manifest's are on `labels.range`, or on `scale` where that is null.
+    Args:
+        path: Of the store or the manifest.
+        config: Section `labels`.
+        scale: The range of the scores.
 
     Returns:
-        table: `KEYS`, `PLACE`, and `valence`, `arousal` mapped onto `scale`.
+        table: `KEYS`, `PLACE`, and `valence`, `arousal` mapped onto `scale` (see `vaemo.sessions.label_range`).
         native: The corpus's own range, None where it is `scale`.
 
     Raises:
         LabelError: if there are no labels, or one lies outside its range.
     """
     columns = [*KEYS, *PLACE, *DIMENSIONS]
-    if is_folder(path):
-        store = FeatureStore.open(path)
-        table = store.read(columns)
-        held = LabelScale(*store.info.get("label_range") or (scale.low, scale.high))
-        native = LabelScale(*store.info.get("native_range") or (scale.low, scale.high))
-    else:
-        table = read_manifest(path).select(columns)
-        native = held = LabelScale(*config.labels.range or (scale.low, scale.high))
+    store = FeatureStore.open(path) if has_features(path) else None
+    table = store.read(columns) if store else read_manifest(path).select(columns)
     table = table.filter(pc.or_(pc.is_valid(table["valence"]), pc.is_valid(table["arousal"])))
     if not table.num_rows:
         raise LabelError(f"{path} has no labels: valence and arousal are null throughout.")
     for name in DIMENSIONS:
-        values = table[name].cast(pa.float64()).to_numpy(zero_copy_only=False)
-        low, high = np.nanmin(values, initial=np.inf), np.nanmax(values, initial=-np.inf)
-        if low < held.low or high > held.high:
-            raise LabelError(
-                f"{name} in {path} reaches from {low:g} to {high:g}, outside [{held.low:g}, {held.high:g}]. "
-                "Say the corpus's own range, such as --set labels.range=[1,7]."
-            )
-        mapped = pa.array(held.to(scale, values), from_pandas=True)
-        table = with_column(table, name, mapped)
-    return table, native if native != scale else None
+        table = with_column(table, name, table[name].cast(pa.float64()))
+    labels = label_range(config, store, scale)
+    return labels.mapped(table, DIMENSIONS, path), labels.native if labels.native != scale else None
 
 
-def is_folder(path: str) -> bool:
-    """Whether labels come from a store, rather than a manifest; ReadManifestError where there is neither."""
-    filesystem, inner = files.filesystem_of(path)
-    kind = filesystem.get_file_info(inner).type
-    if kind == pafs.FileType.NotFound:
+def has_features(path: str) -> bool:
+    """Whether labels come from a store rather than a manifest; ReadManifestError where there is nothing."""
+    if not files.exists(path):
         raise ReadManifestError(f"there is nothing at {path}; give a store or a manifest with labels.")
-    return kind == pafs.FileType.Directory
+    return not files.is_file(path) or is_store(path)
 
 
 def choose_split(pairs: Pairs, split: str | None) -> tuple[str, Pairs]:
@@ -209,10 +197,10 @@ def leave_out(pairs: Pairs, path: str) -> Pairs:
         used = files.read_parquet(path)
     except (OSError, pa.ArrowInvalid) as error:
         raise LabelError(f"--exclude {path} cannot be read: {' '.join(str(error).split())}") from None
-    keys = [name for name in KEYS if name in used.column_names]
+    keys = {name: typed(used[name], name, pa.string()) for name in KEYS if name in used.column_names}
     if "utt_id" not in keys:
         raise LabelError(f"--exclude {path} has no column utt_id; it needs one, with the utterances to leave out.")
-    listed = set(zip(*(used[name].to_pylist() for name in keys), strict=True))
+    listed = set(zip(*(ids.to_pylist() for ids in keys.values()), strict=True))
     rows = zip(*(pairs.place[name].to_pylist() for name in keys), strict=True)
     kept = np.fromiter((row not in listed for row in rows), bool, len(pairs))
     if not kept.any():

@@ -12,7 +12,7 @@ import torch
 from vaemo import files, scores
 from vaemo.metrics import Moments
 from vaemo.model.checkpoint import Checkpoint
-from vaemo.sessions import label_scale
+from vaemo.sessions import label_range
 from vaemo.training.data import LIGHT, TrainingData
 from vaemo.training.end_to_end import rehear
 from vaemo.training.replay import replay
@@ -68,13 +68,13 @@ def _write(data: TrainingData, predictions: np.ndarray, names: np.ndarray, out: 
         "fold": pa.array(names, pa.string()),
         "run_id": pa.array([fingerprint[:12]] * len(names)),
     }
-    scale = label_scale(data.store, data.config)
+    native = label_range(data.config, data.store).native
     files.write_json(
         files.join(out, scores.PROVENANCE),
         {
             "fingerprint": fingerprint,
             "label_range": list(data.config.model.label_range),
-            "native_range": data.store.info.get("native_range") or [scale.low, scale.high],
+            "native_range": [native.low, native.high],
             "held_out": data.folds,
         },
     )

@@ -33,6 +33,7 @@ from vaemo.card import write_card
 from vaemo.config import Config, FeatureConfig
 from vaemo.model.checkpoint import save_checkpoint
 from vaemo.model.regressor import SessionRegressor
+from vaemo.sessions import label_range
 from vaemo.store import FeatureStore
 from vaemo.summary import results
 from vaemo.training.end_to_end import KeptEncoder
@@ -132,14 +133,15 @@ def origin_of(store: FeatureStore, config: Config, data: str) -> dict[str, Any]:
 
     Args:
         store: What they are trained on.
-        config: Section `labels`.
+        config: Sections `labels` and `model`.
         data: Digest of ids, labels and splits.
     """
+    labels = label_range(config, store)
     return {
         "version": vaemo.__version__,
         "data_fingerprint": data,
         "feature_fingerprints": store.fingerprints,
-        "native_range": store.info.get("native_range") or config.labels.range,
+        "native_range": [labels.native.low, labels.native.high] if labels.native != labels.model else None,
         "roles": _roles(store),
         "synthetic": bool(store.info.get("synthetic", False)),
     }

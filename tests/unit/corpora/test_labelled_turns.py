@@ -1,6 +1,7 @@
 """IEMOCAP, MSP-IMPROV and MSP-Podcast from fake trees that hold the traps other loaders fall into."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -166,6 +167,136 @@ def test_msp_podcast_in_all_its_spellings(tmp_path, labels, file, audio, dev):
     assert first["audio_path"].endswith(f"{audio}/MSP-PODCAST_0001_0139.wav")
 
 
+def changed(path, *replaced, encoding="utf-8"):
+    """Save a file again with other text in it, as programs do."""
+    text = path.read_text(encoding=encoding)
+    for old, new in replaced:
+        assert old in text
+        text = text.replace(old, new)
+    path.write_text(text, encoding=encoding)
+
+
+IEMOCAP_TURN = "[6.2901 - 8.2357]\tSes01F_impro01_F000\tneu\t[2.5000, 3.0000, 2.0000]"
+IMPROV_TURN = "UTD-IMPROV-S01A-M01-S-FM02.avi; A; A:4.500000; V:1.500000;"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "text"),
+    [
+        ("[2.5000, 3.0000, 2.0000]", "[2,5000, 3,0000, 2,0000]", "'2,5000' is no number; one is needed, its decimals"),
+        ("[2.5000, 3.0000, 2.0000]", "[2,5000; 3,0000; 2,0000]", "is no line of a turn"),
+        ("2.5000", "NaN", "'NaN' is no number"),
+        ("2.5000", "", "is no line of a turn"),
+        ("2.5000", "25000", "'25000' is not between 1 and 5"),
+        ("[6.2901 - 8.2357]", "[6,2901 - 8,2357]", "'6,2901' is no number"),
+        ("[6.2901 - 8.2357]\t", "[6.2901 - 8.2357];", "is no line of a turn"),
+        ("\tneu\t", "\t", "is no line of a turn"),
+        ("[6.2901", '"[6.2901', "is no line of a turn"),
+    ],
+)
+def test_an_iemocap_line_that_cannot_be_read_is_refused(iemocap, old, new, text):
+    path = iemocap / "IEMOCAP_full_release/Session1/dialog/EmoEvaluation/Ses01F_impro01.txt"
+    changed(path, (IEMOCAP_TURN, IEMOCAP_TURN.replace(old, new)), encoding="latin-1")
+    with pytest.raises(ReadCorpusError, match=rf"Ses01F_impro01.txt, line 7: .*{re.escape(text)}"):
+        load_corpus("iemocap", iemocap)
+
+
+def test_an_iemocap_file_without_turns_is_refused(iemocap):
+    path = iemocap / "IEMOCAP_full_release/Session1/dialog/EmoEvaluation/Ses01F_impro01.txt"
+    path.write_text(path.read_text(encoding="latin-1"), encoding="utf-16")
+    with pytest.raises(ReadCorpusError, match=r"Ses01F_impro01.txt has no line of a turn"):
+        load_corpus("iemocap", iemocap)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "text"),
+    [
+        ("A:4.500000", "A:4,500000", "'4,500000' is no number; one is needed, its decimals behind a point"),
+        ("V:1.500000", "V:NaN", "'NaN' is no number"),
+        ("V:1.500000", "V:", "is no line of a turn"),
+        ("V:1.500000", "V: ", "'' is no number"),
+        ("V:1.500000", "V:15.0", "'15.0' is not between 1 and 5"),
+        ("; A; ", "; ", "is no line of a turn"),
+        (";", ",", "is no line of a turn"),
+        ("UTD", '"UTD', "is no line of a turn"),
+    ],
+)
+def test_an_msp_improv_line_that_cannot_be_read_is_refused(tmp_path, old, new, text):
+    (tmp_path / "Evalution.txt").write_text(IMPROV.replace(IMPROV_TURN, IMPROV_TURN.replace(old, new)))
+    with pytest.raises(ReadCorpusError, match=rf"Evalution.txt, line 4: .*{re.escape(text)}"):
+        load_corpus("msp-improv", tmp_path)
+
+
+def write_podcast(root, change=lambda text: text, encoding="utf-8"):
+    (root / "Labels").mkdir(parents=True)
+    (root / "Audios").mkdir()
+    text = "\n".join(",".join(map(str, line)) for line in [PODCAST_HEADER, *PODCAST])
+    (root / "Labels" / "labels_consensus.csv").write_text(change(text), encoding=encoding)
+    return root
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "text"),
+    [
+        ("N,2.4,4.0", 'N,"2,4","4,0"', 2, "'4,0' is no number; one is needed, its decimals behind a point"),
+        ("N,2.4,4.0", "N,,4.0", 2, "'' is no number"),
+        ("N,2.4,4.0", "N,2.4,N/A", 2, "'N/A' is no number"),
+        ("N,2.4,4.0", "N,2.4,nan", 2, "'nan' is no number"),
+        ("N,2.4,4.0", "N,2.4,4.000.0", 2, "'4.000.0' is no number"),
+        ("N,2.4,4.0", "N,2.4,40", 2, "'40' is not between 1 and 7"),
+        ("N,2.4,4.0", "2.4,4.0", 2, "has 5 cells, the first line has 6"),
+        ("N,2.4,4.0", "N,2,4,4,0", 2, "has 8 cells, the first line has 6"),
+        (",", ";", 1, "there is no column FileName in 'FileName;EmoClass"),
+        (",", "\t", 1, "there is no column FileName in"),
+        ("EmoVal", "Valence", 1, "there is no column EmoVal"),
+        ("_0008.wav", "_0139.wav", 3, "MSP-PODCAST_0001_0139.wav stands there twice"),
+        ("_0008.wav", "_8a.wav", 3, "'8a' is no number"),
+        (",,,Unknown,Test3", ',"4,5",,Unknown,Test3', 6, "'4,5' is no number"),
+    ],
+)
+def test_an_msp_podcast_cell_that_cannot_be_read_is_refused(tmp_path, old, new, line, text):
+    root = write_podcast(tmp_path, lambda written: written.replace(old, new))
+    with pytest.raises(ReadCorpusError, match=rf"labels_consensus.csv, line {line}: .*{re.escape(text)}"):
+        load_corpus("msp-podcast", root)
+
+
+def test_what_msp_podcast_keeps_to_itself_stays_unlabelled(tmp_path):
+    for number, absent in enumerate(("", "NaN", "N/A", "nan")):
+        root = write_podcast(tmp_path / str(number), lambda text, absent=absent: text.replace(",,,", f",,{absent},"))
+        hidden = by_id(load_corpus("msp-podcast", root))["MSP-PODCAST_0003_0001"]
+        assert (hidden["valence"], hidden["arousal"]) == (None, None)
+
+
+def test_msp_podcast_of_other_encodings_and_endings(tmp_path):
+    plain = load_corpus("msp-podcast", write_podcast(tmp_path / "a")).rows
+    for number, (change, encoding) in enumerate(
+        [(lambda text: text, "utf-8-sig"), (lambda text: text.replace("\n", ",,\r\n"), "utf-8")]
+    ):
+        root = write_podcast(tmp_path / f"b{number}", change, encoding)
+        assert [row["valence"] for row in load_corpus("msp-podcast", root).rows] == [row["valence"] for row in plain]
+    with pytest.raises(ReadCorpusError, match=r"labels_consensus.csv, line 1: .*xff.* is not text in utf-8"):
+        load_corpus("msp-podcast", write_podcast(tmp_path / "c", encoding="utf-16"))
+    with pytest.raises(ReadCorpusError, match=r"line 2: .*xe4.* is not text in utf-8"):
+        load_corpus("msp-podcast", write_podcast(tmp_path / "d", lambda text: text.replace(",N,", ",ä,"), "latin-1"))
+
+
+def test_msp_podcast_as_json_is_as_strict(tmp_path):
+    write_podcast(tmp_path)
+    (tmp_path / "Labels" / "labels_consensus.csv").unlink()
+    path = tmp_path / "Labels" / "labels_consensus.json"
+    entry = {"EmoAct": 2.4, "EmoVal": "4,0", "SpkrID": 30, "Split_Set": "Train"}
+    for value, text in (("4,0", "'4,0' is no number"), (None, "'None' is no number"), ([4], "is no number")):
+        path.write_text(json.dumps({"a_1.wav": entry | {"EmoVal": value}}))
+        with pytest.raises(ReadCorpusError, match=rf"labels_consensus.json, a_1.wav: .*{text}"):
+            load_corpus("msp-podcast", tmp_path)
+    path.write_text('{"a_1.wav": {"EmoAct": 1}}')
+    with pytest.raises(ReadCorpusError, match=r"a_1.wav: there is no EmoVal"):
+        load_corpus("msp-podcast", tmp_path)
+    path.write_text('{"a_1.wav": {},')
+    with pytest.raises(ReadCorpusError, match=r"labels_consensus.json is not JSON with an object for each file"):
+        load_corpus("msp-podcast", tmp_path)
+
+
 def test_what_is_not_that_corpus_is_refused(tmp_path, iemocap):
     with pytest.raises(ReadCorpusError, match="no reader for the corpus 'meld'; there are iemocap"):
         load_corpus("meld", tmp_path)
@@ -179,11 +310,11 @@ def test_what_is_not_that_corpus_is_refused(tmp_path, iemocap):
     (tmp_path / "p" / "Labels").mkdir(parents=True)
     (tmp_path / "p" / "Audios").mkdir()
     (tmp_path / "p" / "Labels" / "labels_consensus.csv").write_text("FileName,EmoAct,EmoVal\na_1.wav,1,1\n")
-    with pytest.raises(ReadCorpusError, match=r"says no SpkrID of a_1.wav"):
+    with pytest.raises(ReadCorpusError, match=r"labels_consensus.csv, line 1: there is no column SpkrID in"):
         load_corpus("msp-podcast", tmp_path / "p")
     text = "FileName,EmoAct,EmoVal,SpkrID,Split_Set\na_1.wav,1,1,2,Test9\n"
     (tmp_path / "p" / "Labels" / "labels_consensus.csv").write_text(text)
-    with pytest.raises(ReadCorpusError, match=r"a_1.wav is in the split 'Test9'"):
+    with pytest.raises(ReadCorpusError, match=r"line 2: a_1.wav is in the split 'Test9'"):
         load_corpus("msp-podcast", tmp_path / "p")
 
 

@@ -1,5 +1,7 @@
 """RECOLA, SEWA and MSP-Conversation from fake trees: traces become labels of the utterances that are found."""
 
+import re
+
 import numpy as np
 import pytest
 import soundfile
@@ -140,6 +142,103 @@ def test_sewa_has_splits_cultures_and_hidden_test_labels(tmp_path, recording):
         load_corpus("sewa", tmp_path)
 
 
+COMMAS = "'-?[0-9]+,[0-9]+' is no number; one is needed, its decimals behind a point"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "text"),
+    [
+        (r",(\S+)$", r",\1,0", "has 4 cells for 3 attributes"),
+        (r"\.", ",", "has 5 cells for 3 attributes"),
+        (r",[^,]*$", ",", "'' is no number"),
+        (r",[^,]*$", ",?", "'.' is no number"),
+        (r",[^,]*$", ",12.5", "'12.5' is not between -1 and 1"),
+        (r",", ";", "has 1 cells for 3 attributes"),
+    ],
+)
+def test_a_gold_trace_that_cannot_be_read_is_refused(tmp_path, recording, old, new, text):
+    write_avec(tmp_path, recording, "train_1")
+    path = tmp_path / "ratings_gold_standard" / "valence" / "train_1.arff"
+    lines = path.read_text().splitlines()
+    lines[9] = re.sub(old, new, lines[9])
+    path.write_text("\n".join(lines))
+    with pytest.raises(ReadCorpusError, match=rf"train_1.arff, line 10: .*{text}"):
+        load_corpus("recola", tmp_path)
+
+
+def test_a_gold_trace_of_another_form_is_refused(tmp_path, recording):
+    write_avec(tmp_path, recording, "train_1")
+    path = tmp_path / "ratings_gold_standard" / "valence" / "train_1.arff"
+    text = path.read_text()
+    path.write_text(text.replace("@data", "data"))
+    with pytest.raises(ReadCorpusError, match=r"train_1.arff has no @data"):
+        load_corpus("recola", tmp_path)
+    path.write_text(text.partition("@data")[0] + "@data\n")
+    with pytest.raises(ReadCorpusError, match=r"train_1.arff has no line of time and value"):
+        load_corpus("recola", tmp_path)
+    # Thousands of a second behind a point: 1.000 for 1,000.
+    path.write_text(text.replace("'train_1',1.00,", "'train_1',1000.00,"))
+    with pytest.raises(ReadCorpusError, match=r"train_1.arff: time goes back from 1000 to 1.04"):
+        load_corpus("recola", tmp_path)
+
+
+def write_raters(root, recording, change):
+    for dimension in ("valence", "arousal"):
+        folder = root / "RECOLA-Annotation" / "emotional_behaviour" / dimension
+        folder.mkdir(parents=True)
+        lines = ["time;FM1 ;FF3", *(f"{t:.2f};{valence_at(t):.4f};{arousal_at(t):.4f}" for t in np.arange(0, 60, 0.04))]
+        (folder / "P19.csv").write_text(change("\n".join(lines)))
+    (root / "P19.wav").symlink_to(recording[0])
+    return root
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "text"),
+    [
+        (r"0\.04;(0)\.", r"0.04;\1,", 3, COMMAS),
+        (r"\.", ",", 2, COMMAS),
+        (r"\n0\.04;[^;]*;", "\n0.04;;", 3, "'' is no number"),
+        (r"\n0\.04;[^;]*;", "\n0.04;", 3, "has 2 cells, the first line has 3"),
+        (r"\n0\.04;[^;]*;", "\n0.04;n/a;", 3, "'n/a' is no number"),
+        (r";", ",", 1, "there is no column time in 'time,FM1 ,FF3'"),
+    ],
+)
+def test_raters_that_cannot_be_read_are_refused(tmp_path, recording, old, new, line, text):
+    root = write_raters(tmp_path, recording, lambda written: re.sub(old, new, written))
+    with pytest.raises(ReadCorpusError, match=rf"P19.csv, line {line}: .*{text}"):
+        load_corpus("recola", root)
+
+
+def test_raters_with_semicolons_at_the_end_of_lines_are_read(tmp_path, recording):
+    plain = load_corpus("recola", write_raters(tmp_path / "a", recording, lambda text: text)).rows
+    ended = load_corpus("recola", write_raters(tmp_path / "b", recording, lambda text: text.replace("\n", ";\n"))).rows
+    assert [row["valence"] for row in ended] == [row["valence"] for row in plain]
+    assert plain[0]["valence"] is not None
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "text"),
+    [
+        (r"(\d)\.(\d)", r"\1,\2", 2, COMMAS),
+        (r"(Train_DE_01';0\.1\d*;)[^;]*", r"\1", 3, "'' is no number"),
+        (r"(Train_DE_01';0\.1\d*;)", r"\g<1>x;", 3, "has 6 cells, the first line has 5"),
+        (r";", ",", 1, "there is no column timestamp"),
+        ("arousal", "Arousal", 1, "there is no column arousal"),
+    ],
+)
+def test_a_sewa_file_that_cannot_be_read_is_refused(tmp_path, recording, old, new, line, text):
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "Train_DE_01.wav").symlink_to(recording[0])
+    lines = [f"'Train_DE_01';{t:.6f};{arousal_at(t):.6f};{valence_at(t):.6f};0.0" for t in np.arange(0, 60, 0.1)]
+    written = "name;timestamp;arousal;valence;liking\n" + "\n".join(lines)
+    (tmp_path / "labels" / "Train_DE_01.csv").write_text(re.sub(old, new, written))
+    with pytest.raises(ReadCorpusError, match=rf"Train_DE_01.csv, line {line}: .*{text}"):
+        load_corpus("sewa", tmp_path)
+    (tmp_path / "labels" / "Train_DE_01.csv").unlink()
+    with pytest.raises(ReadCorpusError, match=r"there is no .*Train_DE_01.csv; every recording of train and devel"):
+        load_corpus("sewa", tmp_path)
+
+
 @pytest.fixture
 def conversation(tmp_path, recording):
     """Two annotated parts of a conversation that begins 100 s into its podcast, and one that nobody annotated."""
@@ -178,6 +277,56 @@ def test_msp_conversation_counts_time_from_the_conversation_and_its_parts(conver
     check(first, [span for span in recording[1] if span[2] <= 12.0], 2.0, 100.0)
     check(second, [span for span in recording[1] if span[1] >= 12.0 and span[2] <= 30.0], 2.0, 100.0, offset_s=12.0)
     assert "1 parts have no annotation and are left out" in corpus.notes
+
+
+@pytest.mark.parametrize(
+    ("line", "text", "message"),
+    [
+        (-1, "99,5,12,5", "'99,5,12,5' is no time and value"),
+        (-1, "99,5;12,5", "'99,5;12,5' is no time and value"),
+        (-1, "99.5;12.5", "'99.5;12.5' is no time and value"),
+        (-1, "99.5,", "'99.5,' is no time and value"),
+        (-1, "99.5,N/A", "'N/A' is no number"),
+        (-1, "99.5,1250", "'1250' is not between -100 and 100"),
+        (10, "0.01,", "'0.01,' is no time and value"),
+        (10, "nobody,here", "'nobody' is no number"),
+    ],
+)
+def test_an_msp_conversation_line_that_cannot_be_read_is_refused(conversation, line, text, message):
+    path = conversation / "Annotations" / "Valence" / "MSP-Conversation_0047_1_001.csv"
+    lines = path.read_text().splitlines()
+    lines[line] = text
+    path.write_text("\n".join(lines))
+    number = 1 + line % len(lines)
+    with pytest.raises(ReadCorpusError, match=rf"MSP-Conversation_0047_1_001.csv, line {number}: {message}"):
+        load_corpus("msp-conversation", conversation)
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("Time_Labels/conversations.txt", "MSP-Conversation_0047;100,0;150,0", "line 1: '100,0' is no number"),
+        ("Time_Labels/conversations.txt", "MSP-Conversation_0047 100 150", "line 1: .* has not 3 fields"),
+        ("Time_Labels/conversations.txt", "MSP-Conversation_0048;1;2", "does not name MSP-Conversation_0047"),
+        ("partitions.txt", "MSP-Conversation_0001;Train", "does not name MSP-Conversation_0047"),
+        ("partitions.txt", "MSP-Conversation_0047;Held", "line 1: the split is 'Held'; known are Train, Validation"),
+        ("partitions.txt", "MSP-Conversation_0047,Train", "line 1: .* has not 2 fields"),
+    ],
+)
+def test_times_and_splits_that_cannot_be_read_are_refused(conversation, file, text, message):
+    (conversation / file).write_text(text)
+    with pytest.raises(ReadCorpusError, match=rf"{file}.*{message}"):
+        load_corpus("msp-conversation", conversation)
+
+
+def test_a_part_that_is_annotated_in_one_dimension_keeps_that_label(conversation):
+    for path in (conversation / "Annotations" / "Arousal").glob("*_0047_1_*"):
+        path.unlink()
+    corpus = load_corpus("msp-conversation", conversation)
+    half = [row for row in corpus.rows if row["utt_id"].startswith("MSP-Conversation_0047_1-")]
+    assert {row.get("arousal") for row in half} == {None}
+    assert all(row["valence"] is not None for row in half)
+    assert "1 parts are annotated in one dimension alone" in corpus.notes
 
 
 def test_msp_conversation_needs_audio_and_values(conversation):
