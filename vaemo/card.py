@@ -5,7 +5,7 @@ Reads the files of a checkpoint and, where there is one, the result of an evalua
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -88,7 +88,9 @@ def card_of(
         f"- updater: `{model['updater']}` ({updater} layer), state width {model['d_c']}, EMA `{model['ema']}` "
         f"(alpha {model['alpha']})",
         f"- feedback in training: `{model['feedback']}`; speaker: `{model['film']}`; "
-        f"prosody: {'yes' if model['prosody'] else 'no'}",
+        f"prosody: {'yes' if model['prosody'] else 'no'}"
+        + (f"; a network on speech (`{model['speech_mlp']}`)" if model.get("speech_mlp", "none") != "none" else ""),
+        *_compared(provenance.get("compared_with_past", ()), model),
         f"- predictions on {model['label_range']}"
         + (f"; the corpus's own range is {provenance['native_range']}" if provenance.get("native_range") else ""),
         f"- one memory per {provenance.get('sequence_by', 'session')}",
@@ -118,6 +120,16 @@ def card_of(
         "",
     ]
     return "\n".join(lines)
+
+
+def _compared(pasts: Sequence[str], model: Mapping[str, Any]) -> list[str]:
+    if not pasts:
+        return []
+    named = [f"{stream} with the {whose}'s" for whose, _, stream in (past.partition(".") for past in pasts)]
+    return [
+        f"- compared with the past of the session: {', '.join(named)} (weight of the training mean "
+        f"{model['speaker_norm_weight']:g} utterances)"
+    ]
 
 
 def _results(metrics: Mapping[str, Any], evaluation: Mapping[str, Any] | None, *, chosen: bool) -> list[str]:

@@ -237,6 +237,34 @@ class ModelConfig:
     prosody: bool = option(True, "Use the prosody stream where the store has one.")
     prosody_hidden: int = option(128, "Hidden width of the prosody network.", low=1)
     prosody_dim: int = option(64, "Output width of the prosody network.", low=1)
+    speech_mlp: Literal["none", "before_film", "after_film"] = option(
+        "none",
+        "A network on the speech stream, as the prosody stream has one: none, one that FiLM modulates, or one on what "
+        "FiLM has modulated; without FiLM both are the same.",
+        before="none",
+    )
+    speech_hidden: int = option(128, "Hidden width of the speech network.", low=1, before=128)
+    speech_dim: int = option(64, "Output width of the speech network.", low=1, before=64)
+    speaker_norm: tuple[Literal["speech", "prosody"], ...] = option(
+        (),
+        "Streams that are compared with the same speaker's past in the session: beside each number stands how far it "
+        "is, in deviations of the training split, from the sum over the speaker's earlier utterances / (their count + "
+        "speaker_norm_weight). The first is compared with the training mean. A speaker is speaker_id, in recordings "
+        "the channel.",
+        before=(),
+    )
+    session_norm: tuple[Literal["speech", "prosody"], ...] = option(
+        (),
+        "Streams that are compared likewise with the past of the whole sequence, all speakers together; with "
+        "sessions.sequence_by=speaker that is the speaker's own.",
+        before=(),
+    )
+    speaker_norm_weight: float = option(
+        2.0,
+        "For how many utterances the training mean counts in the past that speaker_norm and session_norm compare with.",
+        low=0,
+        before=2.0,
+    )
     norm_z: bool = option(False, "LayerNorm over z = [speech ; prosody].")
     head_hidden: int = option(256, "Hidden width of the shared regression head.", low=1)
     dropout: float = option(0.1, "Dropout after the updater and inside the head.", low=0, high=0.9)

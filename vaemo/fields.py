@@ -141,6 +141,8 @@ def _describe(hint: Any) -> str:
     if origin is Literal:
         return "one of " + ", ".join(map(str, args))
     if origin is tuple:
+        if typing.get_origin(args[0]) is Literal:
+            return _describe(args[0]).replace("one of", "a list of any of")
         length = "" if args[-1] is Ellipsis else f"{len(args)} "
         return f"a list of {length}{_describe(args[0]).removeprefix('a ')}s"
     return {type(None): "null", bool: "true or false", int: "a whole number", float: "a number", str: "text"}[hint]

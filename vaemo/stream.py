@@ -110,6 +110,7 @@ class Stream:
         self._personal = personal
         self._states: dict[str, SessionState] = {}
         self._sums: dict[str, np.ndarray] = {}
+        self._pasts: dict[tuple[str, str], np.ndarray] = {}
 
     def push(
         self,
@@ -126,7 +127,7 @@ class Stream:
         Args:
             samples: (n,), mono: float in [-1, 1], or int16.
             sampling_rate: Of the samples, in Hz.
-            speaker: Who speaks; tells memories and speaker means apart where these are kept per speaker.
+            speaker: Who speaks; tells memories, speaker means and pasts apart where these are kept per speaker.
             observed: Valence and arousal of this utterance on the model's label range where somebody knows them, None
                 where not; they act from the next utterance on.
 
@@ -136,10 +137,12 @@ class Stream:
         """
         name = speaker or ""
         try:
-            features = self._features(_resampled(samples, sampling_rate), name)
+            vectors = self._features(_resampled(samples, sampling_rate), name)
         except AudioProblem as problem:
             return Prediction(None, None, problem.status, problem.reason)
         key = name if self._config.sessions.sequence_by == "speaker" else ""
+        pasts = {past: (past, name if past.startswith("speaker.") else key) for past in self._model.pasts}
+        features = self._with_past(vectors, pasts)
         known = [np.nan if value is None else float(value) for value in observed or (None, None)]
         like = self._model.label_deviation
         with torch.inference_mode():
@@ -149,11 +152,14 @@ class Stream:
                 observed=torch.tensor([known], dtype=like.dtype, device=like.device),
                 film_delta=self._personal.delta(np.array([name], object)) if self._personal else None,
             )
+        for past, owned in pasts.items():
+            vector = vectors[past.partition(".")[2]]
+            self._pasts[owned] = self._pasts.get(owned, 0.0) + np.append(vector.astype(np.float64), 1)
         valence, arousal = prediction[0].tolist()
         return Prediction(valence, arousal)
 
     def save(self, path: str | Path) -> None:
-        """Write the memory as safetensors: states, speaker means, the checkpoint's fingerprint. No audio is in it."""
+        """Write the memory as safetensors: states, sums of features, the checkpoint's fingerprint; no audio."""
         tensors, metadata = self.memory()
         save_file(tensors, path, metadata=metadata)
 
@@ -165,8 +171,8 @@ class Stream:
         """
         self.restore(*read_memory(path))
 
-    def _features(self, samples: np.ndarray, speaker: str) -> Streams:
-        """Features of an utterance, (1, D) each; AudioProblem where it has none."""
+    def _features(self, samples: np.ndarray, speaker: str) -> dict[str, np.ndarray]:
+        """Features of an utterance, (D,) each; AudioProblem where it has none."""
         require_usable(samples, self._config.features.min_utterance_s)
         heard = simulate_telephone(samples) if self._config.audio.simulate_telephone else samples
         vectors = {stream: extractor([heard])[0] for stream, extractor in self._extractors.items()}
@@ -178,15 +184,29 @@ class Stream:
         if "speaker" in vectors and self._config.features.speaker_aggregation == "running_mean":
             self._sums[speaker] = self._sums.get(speaker, 0.0) + vectors["speaker"].astype(np.float64)
             vectors["speaker"] = unit(self._sums[speaker])
-        return Streams(**{stream: torch.from_numpy(vector[None]) for stream, vector in vectors.items()})
+        return vectors
+
+    def _with_past(self, vectors: Mapping[str, np.ndarray], pasts: Mapping[str, tuple[str, str]]) -> Streams:
+        """The features of an utterance with what was heard before it, (1, D) each.
+
+        Args:
+            vectors: (D,) each.
+            pasts: By the name of what the model compares with, the key of it in the memory.
+        """
+        tensors = {stream: torch.from_numpy(vector[None]) for stream, vector in vectors.items()}
+        for name, key in pasts.items():
+            nothing = np.zeros(len(vectors[name.partition(".")[2]]) + 1)
+            tensors[name] = torch.from_numpy(self._pasts.get(key, nothing)[None])
+        return Streams.of(tensors)
 
     def memory(self) -> tuple[dict[str, Tensor], dict[str, str]]:
-        """Tensors and texts that `restore` takes: states, speaker means, the checkpoint's fingerprint."""
+        """Tensors and texts that `restore` takes: states, sums of features, the checkpoint's fingerprint."""
         fresh = self._model.fresh_state(0)
         states = SessionState.stack([fresh, *self._states.values()])
         tensors = {f"state.{name}": tensor.cpu().contiguous() for name, tensor in states.tensors().items()}
         tensors |= {f"sum.{number}": torch.from_numpy(total) for number, total in enumerate(self._sums.values())}
-        names = {"states": list(self._states), "sums": list(self._sums)}
+        tensors |= {f"past.{number}": torch.from_numpy(past) for number, past in enumerate(self._pasts.values())}
+        names = {"states": list(self._states), "sums": list(self._sums), "pasts": list(self._pasts)}
         return tensors, {"names": json.dumps(names), "fingerprint": fresh.fingerprint}
 
     def restore(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
@@ -204,6 +224,9 @@ class Stream:
         names = json.loads(metadata["names"])
         self._states = {name: states.select([number]) for number, name in enumerate(names["states"])}
         self._sums = {name: tensors[f"sum.{number}"].numpy() for number, name in enumerate(names["sums"])}
+        # Memories of before have no pasts, and belong to models that need none.
+        pasts = enumerate(names.get("pasts", ()))
+        self._pasts = {(name, owner): tensors[f"past.{number}"].numpy() for number, (name, owner) in pasts}
 
 
 def as_float32(samples: np.ndarray) -> np.ndarray:

@@ -34,9 +34,20 @@ def names(config, dims=ALL):
 
 def test_the_six_questions_and_the_baselines():
     assert names(Config()) == [
-        "full", "no-state", "mamba2", "gru", "no-prosody", "concat", "no-film", "learned-alpha",
-        "feedback-scheduled", "feedback-label", "feedback-model", "mean", "ridge", "ridge-ema",
+        "full", "no-state", "mamba2", "gru", "no-prosody", "concat", "no-film", "speech-mlp", "speech-mlp-film",
+        "speaker-norm", "session-norm", "learned-alpha", "feedback-scheduled", "feedback-label", "feedback-model",
+        "mean", "ridge", "ridge-ema",
     ]  # fmt: skip
+
+
+def test_what_is_compared_has_both_sides_too():
+    config = Config.load("default", ["model.speaker_norm=[prosody]", "model.speech_mlp=before_film"])
+    chosen = set(names(config))
+    assert {"plain-speech", "speech-mlp", "no-norm", "session-norm"} <= chosen
+    assert not {"speech-mlp-film", "speaker-norm"} & chosen
+    # Without a prosody stream nothing is compared, and without FiLM there is nothing before or after it.
+    assert not {"no-norm", "speaker-norm", "session-norm", "speech-mlp"} & set(names(config, {"speech": 6}))
+    assert not {"plain-speech", "speech-mlp"} & set(names(config, {"prosody": 4}))
 
 
 def test_what_the_config_has_is_the_full_model():

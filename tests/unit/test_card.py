@@ -54,6 +54,8 @@ def test_the_card_says_what_the_model_is_and_how_good(tmp_path):
     assert "openSMILE (audEERING)" in card
     assert "declared use: not declared" in card
     assert "synthetic" not in card
+    assert "past" not in card.partition("## Law")[0]
+    assert "network on speech" not in card
     settings = yaml.safe_load(card.split("```yaml\n")[1].split("```")[0])
     assert settings == Config().to_dict()
 
@@ -101,3 +103,14 @@ def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path, name):
     (tmp_path / "best" / name).write_text("{")
     with pytest.raises(ReadCheckpointError, match="is not a whole checkpoint: "):
         write_card(folder)
+
+
+def test_the_card_says_what_is_compared_and_how_speech_comes_in():
+    settings = Config.load("default", ["model.speech_mlp=after_film", "model.speaker_norm_weight=3"]).to_dict()
+    facts = {**PROVENANCE, "compared_with_past": ["speaker.prosody", "session.prosody"]}
+    card = card_of(settings, METRICS, facts)
+    assert "a network on speech (`after_film`)" in card
+    assert "- compared with the past of the session: prosody with the speaker's, prosody with the session's (w" in card
+    assert "(weight of the training mean 3 utterances)" in card
+    older = {name: value for name, value in settings["model"].items() if "speech" not in name and "norm" not in name}
+    assert "network on speech" not in card_of({**settings, "model": older}, METRICS, PROVENANCE)

@@ -86,6 +86,13 @@ def test_overrides_are_converted_to_the_field_type():
         ("model.updater=lstm", ConfigValueError, r"'lstm'; allowed is one of mamba, mamba2, gru, none"),
         ("labels.range=[1, 7, 9]", ConfigValueError, r"allowed is a list of 2 numbers or null"),
         ("labels.range=[7, 1]", ConfigValueError, r"labels\.range is \[7\.0, 1\.0\]; give the lowest and the highest"),
+        ("model.speaker_norm=prosody", ConfigValueError, r"allowed is a list of any of speech, prosody"),
+        (
+            "model.session_norm=[speaker]",
+            ConfigValueError,
+            r"\['speaker'\]; allowed is a list of any of speech, prosody",
+        ),
+        ("model.speaker_norm_weight=-1", ConfigValueError, r"speaker_norm_weight is -1; it must be at least 0"),
         ("train.trackers=wandb", ConfigValueError, r"'wandb'; allowed is a list of texts"),
         ("model.label_range=[0, 2]", ConfigValueError, r"allowed are \[0, 1\] and \[-1, 1\]"),
         ("train.sampling_hold_fraction=0.9", ConfigValueError, r"together they may be 1 at most"),
@@ -150,24 +157,24 @@ def with_section(patch, name, field, older=object):
 @pytest.fixture
 def younger_field(monkeypatch):
     """A field that files of today lack: its default differs from what was so before it existed."""
-    field = ("speaker_norm", tuple[str, ...], option(("prosody",), "Streams.", before=()))
+    field = ("hum_norm", tuple[str, ...], option(("prosody",), "Streams.", before=()))
     return with_section(monkeypatch, "model", field, vaemo.config.ModelConfig)
 
 
 def test_a_younger_field_is_absent_from_saved_configs(younger_field, tmp_path):
     saved = Config().to_dict()
-    assert "speaker_norm" not in saved["model"]
+    assert "hum_norm" not in saved["model"]
     loaded = younger_field.from_dict(saved)
-    assert loaded.model.speaker_norm == ()
+    assert loaded.model.hum_norm == ()
     assert loaded.fingerprint() == Config().fingerprint()
-    assert younger_field().model.speaker_norm == ("prosody",)
+    assert younger_field().model.hum_norm == ("prosody",)
     assert younger_field().fingerprint() != Config().fingerprint()
 
     path = tmp_path / "config.yaml"
     path.write_text(Config().to_yaml())
-    assert younger_field.load(path).model.speaker_norm == ()
+    assert younger_field.load(path).model.hum_norm == ()
     path.write_text("model: {alpha: 0.9}\n")
-    assert younger_field.load(path).model.speaker_norm == ("prosody",)
+    assert younger_field.load(path).model.hum_norm == ("prosody",)
     path.write_text(younger_field().to_yaml())
     assert younger_field.load(path) == younger_field()
 
@@ -190,6 +197,6 @@ def test_a_section_of_one_field_or_none_was_saved_beside_others(monkeypatch, tmp
 
 def test_settings_of_another_version_compare_without_what_decides_nothing(younger_field):
     then = {"data": "d", "run": {"model": {"alpha": 0.5, "scan": "auto"}}, "sessions": 84}
-    assert settled(then) == {"data": "d", "run": {"model": {"alpha": 0.5, "speaker_norm": []}}, "sessions": 84}
-    now = {"run": {"model": {"alpha": 0.5, "speaker_norm": ["prosody"], "unknown": 1}}}
+    assert settled(then) == {"data": "d", "run": {"model": {"alpha": 0.5, "hum_norm": []}}, "sessions": 84}
+    now = {"run": {"model": {"alpha": 0.5, "hum_norm": ["prosody"], "unknown": 1}}}
     assert settled(now) == now

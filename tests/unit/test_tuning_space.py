@@ -1,5 +1,6 @@
 """Search spaces: the files that come along, what is drawn, and every mistake that a file can hold."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -85,6 +86,19 @@ def test_grid_is_every_combination_once(space):
     # mamba: 3 x 2, gru: 2, none: 1.
     assert len(grid) == len({tuple(sorted(point.items())) for point in grid}) == 9
     assert all(space(entries).holds(point) for point in grid)
+
+
+def test_a_choice_of_lists_is_itself_again_when_it_was_saved(space):
+    norm = {"choice": [[], ["prosody"], ["speech", "prosody"]]}
+    weight = {"uniform": [0.0, 8.0], "when": {"model.speaker_norm": [["prosody"], ["speech", "prosody"]]}}
+    space = space({"model.speaker_norm": norm, "model.speaker_norm_weight": weight})
+    assert space.holds(space.default())
+    drawn = points(space, 60)
+    for point in drawn:
+        assert space.holds(json.loads(json.dumps(point)))
+        assert ("model.speaker_norm_weight" in point) == bool(point["model.speaker_norm"])
+        assert space.apply(point).model.speaker_norm == tuple(point["model.speaker_norm"])
+    assert {len(point["model.speaker_norm"]) for point in drawn} == {0, 1, 2}
 
 
 def test_a_grid_needs_choices(space):

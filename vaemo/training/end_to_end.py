@@ -81,13 +81,20 @@ class EndToEnd:
             config: Sections `train`, `features` (the pooling that is to be trained) and `extract`.
 
         Raises:
-            UsageError: if the store's speech features come from no encoder that can be trained, or more layers are to
-                be trained than there are.
+            UsageError: if the store's speech features come from no encoder that can be trained, more layers are to be
+                trained than there are, or speech is compared with its past.
             FeatureMismatchError: if the encoder is no longer the one that made the store.
             ExtractorError: if it cannot be loaded.
             ReadManifestError: if the manifest cannot be read, or lacks utterances of the store.
         """
         assert config.train.encoder != "frozen"
+        for name in ("speaker_norm", "session_norm"):
+            if "speech" in getattr(config.model, name):
+                raise UsageError(
+                    f"model.{name} names speech, and train.encoder is '{config.train.encoder}': what was heard before "
+                    "would be vectors of an encoder that has changed since. Compare prosody alone, or keep the encoder "
+                    "frozen."
+                )
         settings = store.info.get("settings", {})
         speech = settings.get("features", {}).get("speech", "none")
         if speech in _BUILT_IN:

@@ -157,7 +157,9 @@ def provenance_of(origin: Mapping[str, Any], config: Config, model: SessionRegre
         device: Where it was trained, `cpu` or `cuda`.
     """
     how = {"seed": config.train.seed, "sequence_by": config.sessions.sequence_by, "scan": model.scan_used(device)}
-    return {**origin, **how}
+    # What a store lacks switches itself off, whatever the config says.
+    compared = {"compared_with_past": list(model.pasts)} if model.pasts else {}
+    return {**origin, **how, **compared}
 
 
 def _roles(store: FeatureStore) -> list[str]:

@@ -99,6 +99,7 @@ class Trainer:
             torch.manual_seed(config.train.seed)
             dims = {name: features.shape[-1] for name, features in self._train.features.items()}
             self.model = SessionRegressor.from_config(config.model, config.updater, dims).to(self.device, dtype)
+        self._train, self._dev = (sessions.with_past(self.model.pasts) for sessions in (self._train, self._dev))
         statistics = self._train.statistics()
         self.model.set_statistics(statistics, self._deviation)
         self._noise = {

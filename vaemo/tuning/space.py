@@ -261,9 +261,10 @@ def read_space(path: str | Path, config: Config) -> Space:
 
 
 def field_of(config: Config, name: str) -> Any:
-    """The value of `section.key`."""
+    """The value of `section.key`, a list where it is several, as JSON gives it back."""
     section, _, key = name.partition(".")
-    return getattr(getattr(config, section), key)
+    value = getattr(getattr(config, section), key)
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _replaced(config: Config, point: Mapping[str, Any]) -> Config:

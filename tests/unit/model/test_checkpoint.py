@@ -7,8 +7,9 @@ import yaml
 from model_cases import DIMS, LANES, STEPS, UPDATERS, make_case, make_features, make_model
 from safetensors.torch import load_file, save_file
 
-from vaemo.config import Config, FeatureConfig
+from vaemo.config import Config, FeatureConfig, ModelConfig
 from vaemo.errors import ReadCheckpointError
+from vaemo.fields import younger
 from vaemo.model.checkpoint import CONFIG, METRICS, PROVENANCE, WEIGHTS, load_checkpoint, save_checkpoint
 from vaemo.model.regressor import SessionRegressor
 
@@ -51,6 +52,23 @@ def test_config_metrics_provenance_and_features_travel(tmp_path):
     assert checkpoint.metrics == {"x": 0.5}
     assert checkpoint.provenance == {"synthetic": True, "fingerprint": fingerprint}
     assert sorted(path.name for path in (tmp_path / "best").iterdir()) == sorted([WEIGHTS, CONFIG, METRICS, PROVENANCE])
+
+
+def test_a_checkpoint_of_before_has_none_of_the_younger_fields_and_is_the_same(tmp_path):
+    folder = tmp_path / "before"
+    save_checkpoint(folder, make_model(younger(ModelConfig), dtype=torch.float32))
+    before = load_checkpoint(folder)
+    sections = yaml.safe_load((folder / CONFIG).read_text())
+    absent = younger(ModelConfig)
+    assert {"speaker_norm", "session_norm", "speech_mlp"} <= absent.keys()
+    sections["model"] = {name: value for name, value in sections["model"].items() if name not in absent}
+    (folder / CONFIG).write_text(yaml.safe_dump(sections))
+    loaded = load_checkpoint(folder)
+    assert loaded.fingerprint == before.fingerprint
+    assert (loaded.model.pasts, loaded.model.speech_mlp) == ((), "none")
+    features, lengths = make_features(dtype=torch.float32), torch.full((LANES,), STEPS)
+    predicted = [c.model(features, c.model.fresh_state(LANES), lengths)[0] for c in (before, loaded)]
+    assert torch.equal(*predicted)
 
 
 def test_without_features_the_checkpoint_says_so(folder):
