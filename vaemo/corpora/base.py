@@ -14,7 +14,7 @@ from vaemo.errors import ReadCorpusError
 from vaemo.manifest import COLUMNS
 from vaemo.units import DIMENSIONS
 
-NAMES = ("iemocap", "msp-conversation", "msp-improv", "msp-podcast", "recola", "sewa")
+NAMES = ("emodb", "iemocap", "msp-conversation", "msp-improv", "msp-podcast", "recola", "sewa")
 
 LABEL_LAG_S = 2.0
 """Annotators who follow a recording with a joystick are about so late."""
