@@ -17,6 +17,8 @@ from vaemo.units import DIMENSIONS
 
 CARD = "README.md"
 
+_SHOWN = (("CCC", "ccc"), ("CCC within sessions", "within_ccc"), ("RMSE", "rmse"), ("Pearson's r", "pearson"))
+_RIVALS = (("ridge", "ridge on the features"), ("ridge_ema", "ridge on the features and their causal EMA"))
 _BUILT_IN = {"logmel", "ltas"}
 
 LIMITS = """\
@@ -136,16 +138,28 @@ def _results(metrics: Mapping[str, Any], evaluation: Mapping[str, Any] | None, *
     lines = ["| | valence | arousal | average |", "|---|---|---|---|"]
     if evaluation is not None:
         pooled = evaluation["pooled"]
-        for title, metric in (("CCC", "ccc"), ("RMSE", "rmse"), ("Pearson's r", "pearson")):
+        for title, metric in _SHOWN:
+            # Evaluations of older versions know no CCC within sessions.
+            if f"{metric}_avg" not in pooled:
+                continue
             cells = (_cell(pooled, f"{metric}_{name}") for name in (*DIMENSIONS, "avg"))
             lines.append(f"| {title}, {evaluation['split']} | {' | '.join(cells)} |")
     on_dev = (_number(metrics.get(f"dev_ccc_{name}")) for name in (*DIMENSIONS, "avg"))
     lines.append(f"| CCC, dev{' (the model was chosen by it)' if chosen else ''} | {' | '.join(on_dev)} |")
+    if "dev_within_ccc_avg" in metrics:
+        on_dev = (_number(metrics[f"dev_within_ccc_{name}"]) for name in (*DIMENSIONS, "avg"))
+        lines.append(f"| CCC within sessions, dev | {' | '.join(on_dev)} |")
+    for name, title in _RIVALS:
+        if rival := metrics.get("rivals", {}).get(name):
+            cells = (_number(rival[f"dev_ccc_{dimension}"]) for dimension in (*DIMENSIONS, "avg"))
+            lines.append(f"| CCC, dev, {title} | {' | '.join(cells)} |")
+    lines += ["", "CCC is over all utterances, which rewards knowing the session too; within sessions predictions and "]
+    lines[-1] += "labels are taken less their means over the session."
     if evaluation is not None:
         pooled = evaluation["pooled"]
         lines += [
             "",
-            f"{pooled['n']:,} utterances of {pooled['n_sessions']:,} sessions; CCC over all of them on "
+            f"{pooled['n']:,} utterances of {pooled['n_sessions']:,} sessions; CCC on "
             f"{evaluation['variance']} variances; 95 % intervals from resampled sessions.",
         ]
     return lines

@@ -149,6 +149,12 @@ class PackedSessions:
             return self
         return replace(self, features=replace(self.features, past=past))
 
+    @property
+    def session_numbers(self) -> np.ndarray:
+        """The number of each utterance's session, (U,), from 0; sequences of one session (its speakers) share it."""
+        numbers = np.unique(self.session_ids, return_inverse=True)[1].astype(np.int64)
+        return np.repeat(numbers, self.lengths)
+
     def at(self, index: Tensor) -> Streams:
         """Features of utterances, by their numbers among these sessions': those of `index`, and D."""
         return self.features.select(self.places[index])

@@ -91,6 +91,7 @@ def keep(
     metrics: Mapping[str, Any],
     provenance: Mapping[str, Any],
     encoder: KeptEncoder | None = None,
+    rivals: Mapping[str, Any] | None = None,
 ) -> None:
     """Write RUN/best with its model card, in place of an older one.
 
@@ -102,6 +103,7 @@ def keep(
         metrics: Line of the epoch.
         provenance: See `provenance_of`.
         encoder: The speech encoder that was trained with it, in place of the store's.
+        rivals: What the cheapest rivals give on dev (`vaemo.ablation.baselines.rivals`); None where that says nothing.
     """
     settings = store.info.get("settings", {})
     features: FeatureConfig | None = None
@@ -122,7 +124,7 @@ def keep(
         config,
         features=features,
         encoder=encoder.files if encoder else None,
-        metrics=metrics,
+        metrics={**metrics, "rivals": rivals} if rivals else metrics,
         provenance=provenance,
     )
     write_card(best)

@@ -24,6 +24,7 @@ from vaemo.config import Config
 from vaemo.errors import DivergedError, LabelError, UsageError
 from vaemo.features.speech_network import SpeechNetwork
 from vaemo.lanes import LaneSchedule, schedule_lanes
+from vaemo.metrics import Moments
 from vaemo.model.chunk import Diagnostics
 from vaemo.model.regressor import SessionRegressor
 from vaemo.model.state import SessionState
@@ -347,6 +348,10 @@ class Trainer:
             metrics[f"dev_rmse_{name}"] = float(measured.rmse()[number])
             metrics[f"prediction_sd_{name}"] = float(measured.sd()[0][number])
         metrics["dev_ccc_avg"] = float(measured.ccc().mean())
+        within = Moments.within(free.prediction, dev.labels.double().cpu().numpy(), dev.session_numbers).ccc()
+        # Not a number where no dev session has two labels.
+        for name, value in zip((*DIMENSIONS, "avg"), [*within, within.mean()], strict=True):
+            metrics[f"dev_within_ccc_{name}"] = float(value) if math.isfinite(value) else None
         metrics["state_sd"] = free.state_sd
         if self.config.model.feedback != "none":
             fed = replay(self.kept, dev, group=self.group, window=self.config.train.window, observed=dev.labels)
