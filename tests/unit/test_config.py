@@ -197,6 +197,10 @@ def test_a_section_of_one_field_or_none_was_saved_beside_others(monkeypatch, tmp
 
 def test_settings_of_another_version_compare_without_what_decides_nothing(younger_field):
     then = {"data": "d", "run": {"model": {"alpha": 0.5, "scan": "auto"}}, "sessions": 84}
-    assert settled(then) == {"data": "d", "run": {"model": {"alpha": 0.5, "hum_norm": []}}, "sessions": 84}
-    now = {"run": {"model": {"alpha": 0.5, "hum_norm": ["prosody"], "unknown": 1}}}
-    assert settled(now) == now
+    filled = settled(then)
+    model = filled["run"].pop("model")
+    assert filled == {"data": "d", "run": {}, "sessions": 84}
+    assert (model["alpha"], model["hum_norm"]) == (0.5, [])
+    assert "scan" not in model
+    now = settled({"run": {"model": {"alpha": 0.5, "hum_norm": ["prosody"], "unknown": 1}}})
+    assert (now["run"]["model"]["hum_norm"], now["run"]["model"]["unknown"]) == (["prosody"], 1)

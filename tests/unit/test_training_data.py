@@ -177,8 +177,9 @@ def test_what_is_packed_is_what_is_trained_on(store):
 def test_folds_share_their_sessions_unless_voices_differ(store, tmp_path, monkeypatch):
     write_store(store, fold=sorted("abc" * 8))
     monkeypatch.setattr(train.ray, "put", lambda value: value)
+    monkeypatch.setattr(train.ray, "get", lambda value: value)
     out = str(tmp_path / "run")
-    files.write_json(files.join(out, "fold-b", "summary.json"), {})
+    files.write_json(files.join(out, "fold-b", "summary.json"), {"epoch": 2})
 
     def jobs(config):
         data = TrainingData.open(store, config, folds="by=fold")

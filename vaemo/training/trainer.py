@@ -388,7 +388,7 @@ def check_labels(sessions: PackedSessions, split: str, scale: LabelScale) -> Non
             utt_id = sessions.utt_ids[outside[0]]
             raise LabelError(
                 f"{name} of utterance '{utt_id}' is {values[outside[0]]:g}, outside the model's range "
-                f"[{scale.low:g}, {scale.high:g}], which labels are to be mapped onto (vaemo.sessions.label_range)."
+                f"[{scale.low:g}, {scale.high:g}]. Say the labels' own range in labels.range, or map them onto it."
             )
         if known.min() == known.max():
             raise LabelError(f"all {name} labels of the split '{split}' are {known[0]:g}; CCC needs labels that vary.")
