@@ -8,8 +8,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,9 +19,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vaemo.audio.acoustics import require_usable, simulate_telephone
+from vaemo.audio.decode import SAMPLING_RATES_HZ
 from vaemo.audio.recording import AudioProblem, Resampler
+from vaemo.audio.scale import Scale
 from vaemo.config import Config
-from vaemo.errors import FeatureMismatchError, ShapeError, StateMismatchError
+from vaemo.errors import FeatureMismatchError, ShapeError, StateMismatchError, UsageError
 from vaemo.features import Extractor, describe, load_extractors
 from vaemo.model.checkpoint import Checkpoint, load_checkpoint
 from vaemo.model.regressor import SessionRegressor
@@ -115,7 +118,7 @@ class Stream:
     def push(
         self,
         samples: np.ndarray,
-        sampling_rate: int,
+        sampling_rate: float,
         *,
         speaker: str | None = None,
         observed: Sequence[float | None] | None = None,
@@ -125,15 +128,15 @@ class Stream:
         What has no prediction (too short, silent, NaN) does not move the memory, as in the batch job.
 
         Args:
-            samples: (n,), mono: float in [-1, 1], or int16.
+            samples: Mono, (n,), (1, n) or (n, 1), of a kind that `as_float32` takes.
             sampling_rate: Of the samples, in Hz.
             speaker: Who speaks; tells memories, speaker means and pasts apart where these are kept per speaker.
             observed: Valence and arousal of this utterance on the model's label range where somebody knows them, None
                 where not; they act from the next utterance on.
 
         Raises:
-            ShapeError: for samples of more than one channel, or of another kind.
-            UsageError: for a sampling rate that no recording has.
+            ShapeError: for samples of more than one channel, of another kind, or on another scale.
+            UsageError: for a sampling rate that is no number, or that no recording has.
         """
         name = speaker or ""
         try:
@@ -229,28 +232,56 @@ class Stream:
         self._pasts = {(name, owner): tensors[f"past.{number}"].numpy() for number, (name, owner) in pasts}
 
 
-def as_float32(samples: np.ndarray) -> np.ndarray:
-    """Samples in [-1, 1] as float32, of int16 or of floats.
+def as_float32(samples: Any, n_least: int = 1000) -> np.ndarray:
+    """Samples in [-1, 1] as float32, in an array of their own.
+
+    Args:
+        samples: An array, or what NumPy makes one of, of any shape. int16 and int32 are divided by 2^15 and 2^31.
+            Floats (16, 32, 64 bits) are in [-1, 1]: a few may stick out, and beyond 4 are clipped to it. NaN and
+            infinities stay, for `require_usable` to find.
+        n_least: Fewer samples are judged as if they were so many: a spike in a short packet is no other scale.
 
     Raises:
-        ShapeError: for numbers of another kind, of which nobody knows how loud they are.
+        ShapeError: for numbers of another kind, of which nobody knows how loud they are, and for floats on another
+            scale: where more than one in a thousand exceeds 4 in magnitude.
     """
-    samples = np.asarray(samples)
-    if samples.dtype == np.int16:
-        return samples / np.float32(32768)
-    if samples.dtype.kind != "f":
-        raise ShapeError(f"samples are {samples.dtype}; give int16, or floats in [-1, 1].")
-    return samples.astype(np.float32)
+    try:
+        array = np.asarray(samples)
+    except (TypeError, ValueError, RuntimeError) as error:
+        said = " ".join(str(error).split())
+        raise ShapeError(f"samples of the type {type(samples).__name__} make no array: {said}. {_KINDS}") from None
+    if array.dtype.kind == "i" and array.dtype.itemsize in (2, 4):
+        return (array / 2.0 ** (8 * array.dtype.itemsize - 1)).astype(np.float32)
+    if array.dtype.kind != "f":
+        raise ShapeError(f"samples are {array.dtype}. {_KINDS}")
+    scale = Scale(n_least)
+    clipped = scale.take(array)
+    if scale.mistake:
+        raise ShapeError(f"{scale.mistake}.")
+    return clipped.astype(np.float32)
 
 
-def _resampled(samples: np.ndarray, sampling_rate: int) -> np.ndarray:
+_KINDS = "Give int16, int32, float32 or float64: integers that fill their range, or floats in [-1, 1]."
+
+
+def resampler_of(sampling_rate: Any) -> Resampler:
+    """What brings samples at a rate in Hz to 16 kHz; UsageError for what is no rate."""
+    low, high = SAMPLING_RATES_HZ
+    is_number = isinstance(sampling_rate, Real) and not isinstance(sampling_rate, bool)
+    if not is_number or not low <= sampling_rate <= high:
+        shown = f"{sampling_rate} Hz" if is_number else repr(sampling_rate)
+        raise UsageError(f"the sampling rate is {shown}; from {low} to {high} Hz is heard, given as a number.")
+    return Resampler.to_16_khz(float(sampling_rate))
+
+
+def _resampled(samples: np.ndarray, sampling_rate: float) -> np.ndarray:
     """The samples at 16 kHz, as a recording that holds nothing else."""
-    stream = Resampler.to_16_khz(sampling_rate).stream(1)
+    stream = resampler_of(sampling_rate).stream(1)
     next(stream)
-    block = as_float32(samples)[None]
-    if block.ndim != 2:
-        raise ShapeError(f"samples have the shape {block.shape[1:]}; an utterance is mono, (n,).")
-    return np.concatenate([stream.send(block), stream.send(None)], axis=1)[0]
+    block = as_float32(samples)
+    if block.ndim != 1 and not (block.ndim == 2 and 1 in block.shape):
+        raise ShapeError(f"samples have the shape {block.shape}; an utterance is mono, (n,). Give one channel of it.")
+    return np.concatenate([stream.send(block.reshape(1, -1)), stream.send(None)], axis=1)[0]
 
 
 def read_memory(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
