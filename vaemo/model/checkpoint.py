@@ -17,11 +17,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from vaemo import files
+from vaemo import files, strict_yaml
 from vaemo.config import Config, FeatureConfig
 from vaemo.errors import ReadCheckpointError, UsageError
 from vaemo.model.regressor import SessionRegressor
@@ -92,7 +91,7 @@ def save_checkpoint(
     fingerprint = _fingerprint(weights, config, features, own)
     contents = {
         WEIGHTS: weights,
-        CONFIG: yaml.safe_dump(sections, sort_keys=False, allow_unicode=True).encode(),
+        CONFIG: strict_yaml.dump(sections).encode(),
         METRICS: json.dumps(dict(metrics or {}), indent=1).encode(),
         PROVENANCE: json.dumps({**(provenance or {}), "fingerprint": fingerprint}, indent=1).encode(),
         **own,
@@ -110,11 +109,11 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     """
     weights = _read(path, WEIGHTS)
     try:
-        sections = yaml.safe_load(_read(path, CONFIG))
+        sections = strict_yaml.load(_read(path, CONFIG), CONFIG)
         metrics, provenance = json.loads(_read(path, METRICS)), json.loads(_read(path, PROVENANCE))
         tensors = load(weights)
         config = Config.from_dict(sections)
-    except (yaml.YAMLError, ValueError, SafetensorError, UsageError, TypeError, AttributeError) as error:
+    except (ValueError, SafetensorError, UsageError, TypeError, AttributeError) as error:
         raise ReadCheckpointError(f"checkpoint '{path}' is damaged: {error}") from None
     features = config.features if "features" in sections else None
     own = {name: _read(path, name) for name in _encoder_files(features)}
