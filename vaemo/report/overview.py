@@ -210,8 +210,9 @@ def curves(utterances: pa.Table, labels: pa.Table | None) -> dict[str, dict[str,
     Returns:
         By session: `who` (names of those who speak: roles, else speakers, else channels), `timed` (whether `start`
         and `end` are seconds, or places in the session), `from_s` (where the session begins, of times that are a
-        clock's; else 0), and per utterance `id`, `speaks` (index into `who`), `start` and `end` since then, `valence`, `arousal`, `status`; where there are labels `label_valence`, `label_arousal`, and
-        where several models scored `valence_sd`, `arousal_sd`.
+        clock's; else 0), and per utterance `id`, `speaks` (index into `who`), `start` and `end` since then,
+        `valence`, `arousal`, `status`; where there are labels `label_valence`, `label_arousal`, and where several
+        models scored `valence_sd`, `arousal_sd`.
     """
     table = utterances.append_column("row", pa.array(np.arange(utterances.num_rows)))
     if labels is not None:
