@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from vaemo import files
 from vaemo.audio.acoustics import require_usable, simulate_telephone
 from vaemo.audio.recording import AudioProblem, Resampler
 from vaemo.config import Config
@@ -154,8 +154,7 @@ class Stream:
 
     def save(self, path: str | Path) -> None:
         """Write the memory as safetensors: states, speaker means, the checkpoint's fingerprint. No audio is in it."""
-        tensors, metadata = self.memory()
-        save_file(tensors, path, metadata=metadata)
+        files.write_safetensors(path, *self.memory())
 
     def load(self, path: str | Path) -> None:
         """Go on from the memory that `save` wrote, in this process or another.
@@ -184,7 +183,7 @@ class Stream:
         """Tensors and texts that `restore` takes: states, speaker means, the checkpoint's fingerprint."""
         fresh = self._model.fresh_state(0)
         states = SessionState.stack([fresh, *self._states.values()])
-        tensors = {f"state.{name}": tensor.cpu().contiguous() for name, tensor in states.tensors().items()}
+        tensors = {f"state.{name}": tensor for name, tensor in states.tensors().items()}
         tensors |= {f"sum.{number}": torch.from_numpy(total) for number, total in enumerate(self._sums.values())}
         names = {"states": list(self._states), "sums": list(self._sums)}
         return tensors, {"names": json.dumps(names), "fingerprint": fresh.fingerprint}

@@ -7,7 +7,9 @@ quotes more: what was written is read back as it was.
 
 from __future__ import annotations
 
+import contextlib
 import re
+from collections.abc import Iterator
 from typing import Any, NoReturn
 
 import yaml
@@ -52,17 +54,41 @@ def load(text: str | bytes, source: str = "") -> Any:
         NotPlainYaml: for what is not YAML, a key that stands twice, a tag, an alias within its own anchor, or aliases
             that stand for more than `MOST_VALUES` values.
     """
-    try:
+    with _one_line():
+        node = compose(text)
+        loader = _Loader("")
+        loader.source = source and f"{source}, "
+        return None if node is None else loader.construct_document(node)
+
+
+def compose(text: str | bytes) -> yaml.Node | None:
+    """The nodes of a YAML text with their tags, which none but the caller gives a meaning to; None of an empty one.
+
+    Raises:
+        NotPlainYaml: as `load`, but for keys and tags.
+    """
+    with _one_line():
         loader = _Loader(text)
         try:
             node = loader.get_single_node()
-            if node is None:
-                return None
-            _measure(node, {})
-            loader.source = source and f"{source}, "
-            return loader.construct_document(node)
         finally:
             loader.dispose()
+        if node is not None:
+            _measure(node, {})
+        return node
+
+
+def construct(node: yaml.Node) -> Any:
+    """The value of a node that `compose` gave, as `load` makes it."""
+    with _one_line():
+        return _Loader("").construct_document(node)
+
+
+@contextlib.contextmanager
+def _one_line() -> Iterator[None]:
+    """What PyYAML finds wrong in the block is a `NotPlainYaml`."""
+    try:
+        yield
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"line {mark.line + 1}: " if mark else ""

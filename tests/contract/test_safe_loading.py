@@ -80,6 +80,12 @@ def test_a_line_that_would_is_found(line):
     assert dangers(line)
 
 
+def test_pickled_weights_are_loaded_by_one_module_alone():
+    """In a process of its own: no worker, and no other module, loads what PyTorch pickled."""
+    loading = [path for path in SOURCES if "torch.load(" in path.read_text()]
+    assert [path.relative_to(ROOT).as_posix() for path in loading] == ["vaemo/features/convert.py"]
+
+
 def test_every_remote_model_says_that_its_code_is_not_trusted():
     """Where a library can run a model's own code, the refusal stands in ours, whatever its default is."""
     for path in SOURCES:
