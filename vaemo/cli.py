@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 from vaemo import files
 from vaemo.config import PRESETS, Config
-from vaemo.errors import ReadCheckpointError, StorageError, UsageError, VaemoError
+from vaemo.errors import ReadCheckpointError, UsageError, VaemoError, mistake_of
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -132,7 +132,7 @@ def in_ray_job() -> bool:
 def run(main: Callable[[list[str] | None], int | None], prog: str | None = None) -> NoReturn:
     """Call a job's `main`; what a user can put right becomes one line and an exit code, the rest stays a traceback.
 
-    An OSError is the disk's, the network's or the rights', never the program's: it counts as a StorageError.
+    So is what a disk, an object store or a connection says: see `vaemo.errors.mistake_of`.
 
     Args:
         main: Takes the arguments, and gives an exit code where it is not 0.
@@ -141,7 +141,9 @@ def run(main: Callable[[list[str] | None], int | None], prog: str | None = None)
     try:
         code = main(None)
     except (VaemoError, OSError) as error:
-        mistake = error if isinstance(error, VaemoError) else StorageError.of(error)
+        mistake = mistake_of(error)
+        if mistake is None:
+            raise
         print(f"{prog or os.path.basename(sys.argv[0])}: {mistake}", file=sys.stderr, flush=True)
         sys.exit(mistake.exit_code)
     except KeyboardInterrupt:

@@ -1,10 +1,13 @@
 """A mistake on the command line is one line and its exit code."""
 
 import errno
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
+import fsspec
+import pyarrow.fs as pafs
 import pytest
 
 from vaemo import cli, files
@@ -61,6 +64,48 @@ def test_a_full_disk_is_one_line(capsys):
     printed = capsys.readouterr().err
     assert "storage failed: [Errno 28] No space left on device: '/out/a.parquet'. Nothing is half written" in printed
     assert len(printed.splitlines()) == 1
+
+
+def at_storage():
+    raise PermissionError(errno.EACCES, "Permission denied", "/out/a")
+
+
+def without_a_number():
+    """As pyarrow raises what an object store says."""
+    pafs.PyFileSystem(pafs.FSSpecHandler(Refusing())).get_file_info("a")
+
+
+class Refusing(fsspec.AbstractFileSystem):
+    def info(self, path, **_):
+        raise OSError("AWS Error NETWORK_CONNECTION during HeadObject")
+
+
+@pytest.mark.parametrize(
+    ("act", "says"),
+    [
+        (at_storage, "storage failed: [Errno 13] Permission denied: '/out/a'"),
+        (without_a_number, "storage failed: AWS Error NETWORK_CONNECTION"),
+        (
+            lambda: socket.create_connection(("127.0.0.1", 1)),
+            "a connection to another process or machine failed: [Errno",
+        ),
+        (lambda: (_ for _ in ()).throw(TimeoutError("timed out")), "machine failed: timed out"),
+        (lambda: (_ for _ in ()).throw(BrokenPipeError()), "machine failed: BrokenPipeError"),
+    ],
+)
+def test_only_what_storage_says_is_called_so(act, says, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        cli.run(lambda _: act())
+    assert exit_.value.code == 1
+    printed = capsys.readouterr().err
+    assert says in printed
+    assert len(printed.splitlines()) == 1
+
+
+def test_an_error_of_the_system_that_nobody_expects_stays_a_traceback():
+    for error in (OSError("AF_UNIX path length cannot exceed 107 bytes"), OSError(errno.ENOMEM, "Cannot allocate")):
+        with pytest.raises(OSError, match=str(error.args[-1])):
+            cli.run(lambda _, error=error: (_ for _ in ()).throw(error))
 
 
 def test_an_unknown_argument_is_one_line(capsys):
