@@ -8,9 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import yaml
-
-from vaemo import files
+from vaemo import files, strict_yaml
 from vaemo.errors import ReadCheckpointError, StorageError
 from vaemo.features.prosody import FEATURE_SETS
 from vaemo.units import DIMENSIONS
@@ -52,10 +50,10 @@ def write_card(checkpoint: str, evaluation: Mapping[str, Any] | None = None) -> 
         ReadCheckpointError: if the folder lacks one of the files of a checkpoint.
     """
     try:
-        config = yaml.safe_load(files.read_bytes(files.join(checkpoint, "config.yaml")))
+        config = strict_yaml.load(files.read_bytes(files.join(checkpoint, "config.yaml")), "config.yaml")
         metrics = files.read_json(files.join(checkpoint, "metrics.json"))
         provenance = files.read_json(files.join(checkpoint, "provenance.json"))
-    except (OSError, StorageError, yaml.YAMLError) as error:
+    except (OSError, StorageError, strict_yaml.NotPlainYaml) as error:
         raise ReadCheckpointError(f"'{checkpoint}' is not a whole checkpoint: {error}") from None
     card = card_of(config, metrics, provenance, evaluation)
     files.write_whole(files.join(checkpoint, CARD), card.encode())
@@ -117,7 +115,7 @@ def card_of(
         "## Config",
         "",
         "```yaml",
-        yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True).strip(),
+        strict_yaml.dump(dict(config)).strip(),
         "```",
         "",
     ]

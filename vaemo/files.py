@@ -16,15 +16,18 @@ import re
 import stat
 import urllib.parse
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from vaemo.errors import StorageError, UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _S3_ATTEMPTS = 12
 """Of one request; the pauses between them grow to 20 s, some two minutes in all."""
@@ -442,28 +445,34 @@ def delete(path: str | Path) -> None:
         filesystem.delete_file(inner)
 
 
-def write_whole(path: str | Path, content: bytes | memoryview) -> None:
+def write_whole(path: str | Path, content: bytes | memoryview | Iterator[bytes | memoryview]) -> None:
     """Write a file so that it is there complete or not at all; an older one of that name is replaced.
+
+    Args:
+        path: The file; folders are made.
+        content: All of it, or its pieces.
 
     Raises:
         StorageError: if the disk is full, or the storage refuses or fails.
     """
     with storage_at(path):
-        _write_whole(path, content)
+        _write_whole(path, content if isinstance(content, Iterator) else [content])
 
 
-def _write_whole(path: str | Path, content: bytes | memoryview) -> None:
+def _write_whole(path: str | Path, pieces: Iterable[bytes | memoryview]) -> None:
     filesystem, inner = filesystem_of(path)
     folder, name = posixpath.split(inner)
     filesystem.create_dir(folder, recursive=True)
     if not isinstance(filesystem, pafs.LocalFileSystem):
         with filesystem.open_output_stream(inner) as stream:
-            stream.write(content)
+            for piece in pieces:
+                stream.write(piece)
         return
     hidden = os.path.join(folder, f".{name}.{uuid.uuid4().hex}")
     try:
         with open(hidden, "wb") as file:
-            file.write(content)
+            for piece in pieces:
+                file.write(piece)
             file.flush()
             os.fsync(file.fileno())
         os.replace(hidden, inner)
@@ -496,7 +505,45 @@ def read_parquet_schema(path: str | Path) -> pa.Schema:
     return pq.read_schema(inner, filesystem=filesystem)
 
 
-def safetensors_metadata(content: bytes) -> dict[str, str]:
-    """The metadata of a safetensors file: its header is JSON, its length stands in the first eight bytes."""
+def write_safetensors(
+    path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write tensors as safetensors, whole, one after the other: they are not in memory, or on another disk, twice.
+
+    Raises:
+        StorageError: as `write_whole`.
+    """
+    write_whole(path, safetensors_pieces(tensors, metadata))
+
+
+def safetensors_pieces(
+    tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> Iterator[bytes | memoryview]:
+    """What `write_safetensors` writes: the length of the header, the header, and each tensor."""
+    import torch
+
+    # The largest numbers first, so that all are aligned.
+    ordered = sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    end = 0
+    for name, tensor in ordered:
+        start, end = end, end + tensor.nbytes
+        kind = str(tensor.dtype).removeprefix("torch.")
+        short = {"bool": "BOOL", "bfloat16": "BF16"}.get(kind) or kind[0].upper() + kind.lstrip("floatuin")
+        header[name] = {"dtype": short, "shape": list(tensor.shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    yield len(text).to_bytes(8, "little") + text
+    for _, tensor in ordered:
+        yield memoryview(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+
+
+def safetensors_header(content: bytes) -> dict[str, Any]:
+    """The header of a safetensors file, which is JSON; its length stands in the first eight bytes."""
     length = int.from_bytes(content[:8], "little")
-    return json.loads(content[8 : 8 + length]).get("__metadata__", {})
+    return json.loads(content[8 : 8 + length])
+
+
+def safetensors_metadata(content: bytes) -> dict[str, str]:
+    """The metadata of a safetensors file."""
+    return safetensors_header(content).get("__metadata__", {})

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
+from vaemo import files
 from vaemo.audio.decode import MAX_CHANNELS
 from vaemo.audio.vad import FRAME, Utterance, UtteranceFinder
 from vaemo.config import VadConfig
@@ -102,7 +102,7 @@ class LiveSession:
             "finished": self._finished,
         }
         tree = _flatten(live, "live", tensors)
-        save_file(tensors, path, metadata={**metadata, "live": json.dumps(tree)})
+        files.write_safetensors(path, tensors, {**metadata, "live": json.dumps(tree)})
 
     def load(self, path: str | Path) -> None:
         """Go on from what `save` wrote, in a session opened with the same arguments.

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from vaemo import files
 from vaemo.audio.acoustics import require_usable, simulate_telephone
 from vaemo.audio.decode import SAMPLING_RATES_HZ
 from vaemo.audio.recording import AudioProblem, Resampler
@@ -163,8 +163,7 @@ class Stream:
 
     def save(self, path: str | Path) -> None:
         """Write the memory as safetensors: states, sums of features, the checkpoint's fingerprint; no audio."""
-        tensors, metadata = self.memory()
-        save_file(tensors, path, metadata=metadata)
+        files.write_safetensors(path, *self.memory())
 
     def load(self, path: str | Path) -> None:
         """Go on from the memory that `save` wrote, in this process or another.
@@ -206,7 +205,7 @@ class Stream:
         """Tensors and texts that `restore` takes: states, sums of features, the checkpoint's fingerprint."""
         fresh = self._model.fresh_state(0)
         states = SessionState.stack([fresh, *self._states.values()])
-        tensors = {f"state.{name}": tensor.cpu().contiguous() for name, tensor in states.tensors().items()}
+        tensors = {f"state.{name}": tensor for name, tensor in states.tensors().items()}
         tensors |= {f"sum.{number}": torch.from_numpy(total) for number, total in enumerate(self._sums.values())}
         tensors |= {f"past.{number}": torch.from_numpy(past) for number, past in enumerate(self._pasts.values())}
         names = {"states": list(self._states), "sums": list(self._sums), "pasts": list(self._pasts)}

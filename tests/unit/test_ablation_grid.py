@@ -169,6 +169,12 @@ def test_folds_hold_out_their_rows_alone(world, sessions):
     assert sorted(seen) == sorted(world.table["utt_id"].to_pylist())
 
 
+def test_a_variant_that_the_config_makes_impossible_is_left_out():
+    variants, left_out = choose_variants(QUICK, {"speech": 6})
+    assert "mamba2" not in [variant.name for variant in variants]
+    assert any("headdim is 32, which does not divide" in line for line in left_out)
+
+
 def test_a_result_is_kept_whole(world, sessions, tmp_path):
     _, _, baseline = choose_variants(QUICK, {"speech": 6})[0][-3:]
     table, facts = run_cell(Cell(baseline, 0, ""), sessions, plain_split(world.table, QUICK.splits), QUICK)

@@ -5,7 +5,8 @@ import dataclasses
 import pytest
 
 import vaemo.config
-from vaemo.config import PRESETS, Config, ConfigValueError, UnknownConfigKeyError, settled
+from vaemo.config import PRESETS, TOGETHER, Config, ConfigValueError, UnknownConfigKeyError, settled
+from vaemo.errors import UsageError
 from vaemo.fields import option
 
 FIELDS = [
@@ -37,6 +38,10 @@ def test_seed_preset_has_the_values_of_the_first_description():
 def test_every_field_is_documented_and_classified(section, field):
     assert field.metadata["doc"].endswith(".")
     assert isinstance(field.metadata["runtime"], bool)
+
+
+def test_fields_that_are_checked_together_exist():
+    assert {name for names in TOGETHER for name in names} <= {f"{section}.{field.name}" for section, field in FIELDS}
 
 
 def test_round_trip_through_yaml(tmp_path):
@@ -100,6 +105,24 @@ def test_overrides_are_converted_to_the_field_type():
         ("alpha=0.9", ConfigValueError, r"give section\.key=value"),
         ("model.alpha", ConfigValueError, r"give section\.key=value"),
         ("model.alpha=[", ConfigValueError, r"is not a YAML value"),
+        ("train.epochs=010", ConfigValueError, r"train\.epochs is '010'; allowed is a whole number"),
+        ("train.window=1:30", ConfigValueError, r"train\.window is '1:30'; allowed is a whole number"),
+        ("train.epochs=0x10", ConfigValueError, r"train\.epochs is '0x10'; allowed is a whole number"),
+        ("train.lr=010", ConfigValueError, r"train\.lr is '010'; allowed is a number"),
+        ("train.lr=1:30", ConfigValueError, r"train\.lr is '1:30'; allowed is a number"),
+        ("train.lr=1,5", ConfigValueError, r"train\.lr is '1,5'; allowed is a number"),
+        ("train.lr=infinity", ConfigValueError, r"train\.lr is 'infinity'; allowed is a number"),
+        ("train.clip=1e999", ConfigValueError, r"train\.clip is '1e999'; allowed is a number"),
+        ("model.prosody=2", ConfigValueError, r"model\.prosody is 2; allowed is true or false"),
+        ("model.prosody=maybe", ConfigValueError, r"model\.prosody is 'maybe'; allowed is true or false"),
+        ("features.speech=123", ConfigValueError, r"features\.speech is 123; allowed is text\. Put it in quotes"),
+        ("train.window={a: 1, a: 2}", ConfigValueError, r"not a YAML value \(line 1: 'a' stands twice"),
+        ("updater.headdim=48", ConfigValueError, r"headdim is 48, .* updater\.d_model = 256\. Choose a divisor"),
+        ("lr=0.1", ConfigValueError, r"give section\.key=value, such as --set train\.lr=0\.1\."),
+        ("train.learning_rate=1", UnknownConfigKeyError, r"Did you mean train\.lr\? Allowed"),
+        ("train.momentum=1", UnknownConfigKeyError, r"'train\.momentum'\. Allowed"),
+        ("training.lr=1", UnknownConfigKeyError, r"section 'training'\. Did you mean train\?"),
+        ("training.learning_rate=1", UnknownConfigKeyError, r"section 'training'\. Did you mean train\.lr\?"),
     ],
 )
 def test_bad_overrides_say_what_is_allowed(override, error, message):
@@ -108,6 +131,8 @@ def test_bad_overrides_say_what_is_allowed(override, error, message):
         overrides.append("train.sampling_end_fraction=0.2")
     if "encoder" in override:
         overrides.append("train.encoder=all")
+    if "headdim" in override:
+        overrides.append("model.updater=mamba2")
     with pytest.raises(error, match=message):
         Config.load("default", overrides)
 
@@ -118,13 +143,52 @@ def test_bad_overrides_say_what_is_allowed(override, error, message):
         ("- a\n", "needs sections"),
         ("model: 3\n", "takes fields such as model"),
         ("a: [\n", "is not YAML"),
+        ("train: {lr: 0.1}\nmodel: {}\ntrain: {epochs: 3}\n", "line 3: 'train' stands twice, first on line 1"),
+        ("train:\n  lr: 0.1\n  lr: 0.2\n", "line 3: 'lr' stands twice, first on line 2"),
+        ("train:\n  lr: 0.1\n  epochs: 010\n", r"bad\.yaml', line 3: train\.epochs is '010'; allowed is a whole num"),
+        ("train:\n\n  window: 1:30\n", r"bad\.yaml', line 3: train\.window is '1:30'; allowed is a whole number"),
+        ("model:\n  alpha: 3\n", r"bad\.yaml', line 2: model\.alpha is 3; it must be at most"),
+        ("model:\n  alhpa: 3\n", r"bad\.yaml', line 2: unknown config key .* Did you mean model\.alpha\?"),
+        ("\ntrain: {sampling_hold_fraction: 0.9}\n", r"bad\.yaml', line 2: train\.sampling_hold.* may be 1 at most"),
+        (
+            "train.lr: 0.001\n",
+            r"line 1: unknown .*'train\.lr'\. A field stands inside its section: train: {lr: 0\.001}\.",
+        ),
+        ("train.learning_rate: 1\n", r"A field stands inside its section: train: {lr: 1}\."),
+        ("dropout: 0.2\n", r"A field stands inside its section: model: {dropout: 0\.2}\."),
+        ("optimizer: {learning_rate: 0.2}\n", r"unknown config section 'optimizer'\. Did you mean train\.lr\?"),
+        ("labels: {range: &a [" + ", ".join(["1"] * 500) + "]}", r"\[1, 1, .{,300}\.\.\.; allowed is a list of 2"),
     ],
 )
 def test_bad_files(tmp_path, text, message):
     path = tmp_path / "bad.yaml"
     path.write_text(text)
-    with pytest.raises(ConfigValueError, match=message):
+    with pytest.raises(UsageError, match=message) as refusal:
         Config.load(path)
+    assert "\n" not in str(refusal.value)
+
+
+def test_what_a_file_says_counts_with_what_is_changed_in_it(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("model: {updater: mamba2, film: off, prosody: yes}\nupdater: {headdim: 48}\ntrain: {lr: 1e-3}\n")
+    with pytest.raises(ConfigValueError, match="headdim is 48, which does not divide"):
+        Config.load(path)
+    config = Config.load(path, ["updater.d_model=32", "updater.d_model=96", "model.prosody=off"])
+    assert (config.updater.headdim, config.updater.d_model) == (48, 96)
+    assert (config.model.film, config.model.prosody, config.train.lr) == ("off", False, 1e-3)
+    with pytest.raises(ConfigValueError, match=r"^updater\.headdim is 0; it must be at least 1"):
+        Config.load(path, ["updater.headdim=0"])
+
+
+def test_texts_that_look_like_something_else_stay_text(tmp_path):
+    revisions = ["0123456", "12e4567", "1:30", "2024-01-01", "no", "0x10", "null"]
+    for revision in revisions:
+        config = Config().replace({"features": {"speech_revision": revision}})
+        for text in (config.to_yaml(), config.explained()):
+            (tmp_path / "run.yaml").write_text(text)
+            assert Config.load(tmp_path / "run.yaml") == config
+    for revision in revisions[:-1]:
+        assert Config.load("default", [f"features.speech_revision={revision}"]).features.speech_revision == revision
 
 
 def test_a_section_that_is_a_number_is_unknown():

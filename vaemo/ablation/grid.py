@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 from vaemo.ablation.baselines import Baseline, mean_of_labels, ridge, ridge_with_memory
 from vaemo.config import Config
-from vaemo.errors import FeatureMismatchError, UsageError
+from vaemo.errors import ConfigValueError, FeatureMismatchError, UsageError
 from vaemo.model.checks import used_pasts, used_streams
 
 
@@ -105,12 +105,12 @@ def choose_variants(
     for variant in ABLATIONS:
         if variant.name not in wanted:
             continue
-        changed = config.replace(variant.changes)
-        if changed == config:
-            continue
         try:
+            changed = config.replace(variant.changes)
+            if changed == config:
+                continue
             same = _effect(changed, dims) == full
-        except FeatureMismatchError as error:
+        except (ConfigValueError, FeatureMismatchError) as error:
             left_out.append(f"'{variant.title}' is left out: {error}")
             continue
         if same:

@@ -9,10 +9,8 @@ features are used, and no audio is read.
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -21,7 +19,7 @@ from torch import Tensor, nn
 
 from vaemo.config import Config, FeatureConfig
 from vaemo.errors import FeatureMismatchError, UsageError
-from vaemo.features.speech import PREPROCESSOR, SpeechEncoder, fitting_batch_s
+from vaemo.features.speech import SpeechEncoder, fitting_batch_s
 from vaemo.features.speech_network import SpeechNetwork
 from vaemo.sessions import Session
 from vaemo.shards import digest
@@ -179,21 +177,18 @@ class EndToEnd:
     def keep(self, network: SpeechNetwork) -> KeptEncoder:
         """What a checkpoint holds of the network, or of a copy of it."""
         train = self.config.train
-        with tempfile.TemporaryDirectory(prefix="vaemo-encoder-") as folder:
-            network.save(folder)
-            Path(folder, PREPROCESSOR).write_bytes(Path(self.extractor.file(PREPROCESSOR)).read_bytes())
-            saved = dataclasses.replace(self.features, speech=folder, speech_revision="main")
-            return KeptEncoder(
-                files={path.name: path.read_bytes() for path in sorted(Path(folder).iterdir())},
-                features=saved,
-                fingerprint=SpeechEncoder(saved).fingerprint,
-                origin={
-                    "name": self.extractor.name,
-                    "revision": self.features.speech_revision,
-                    "fingerprint": self.extractor.fingerprint,
-                    "trained": f"last {train.encoder_layers} layers" if train.encoder == "last_k" else "all",
-                },
-            )
+        held, fingerprint = self.extractor.kept(network, self.features)
+        return KeptEncoder(
+            files=dict(sorted(held.items())),
+            features=dataclasses.replace(self.features, speech="", speech_revision="main"),
+            fingerprint=fingerprint,
+            origin={
+                "name": self.extractor.name,
+                "revision": self.features.speech_revision,
+                "fingerprint": self.extractor.fingerprint,
+                "trained": f"last {train.encoder_layers} layers" if train.encoder == "last_k" else "all",
+            },
+        )
 
     def _read(self, window: Window, utt_ids: np.ndarray) -> list[np.ndarray]:
         return self.waveforms.read(utt_ids[window.index[window.valid].cpu().numpy()])

@@ -17,15 +17,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.compute as pc
 import torch
-from safetensors.torch import load, save_file
+from safetensors.torch import load
 
 import vaemo
 from vaemo import files
@@ -52,13 +50,8 @@ def save_state(trainer: Trainer, out: str, keep: int) -> None:
         out: The run folder, a path or URI.
         keep: States that are kept.
     """
-    tensors = {name: tensor.cpu() for name, tensor in trainer.tensors().items()}
-    with tempfile.TemporaryDirectory() as folder:
-        # By way of a file that is mapped: a large encoder's weights and moments are not in memory twice.
-        local = str(Path(folder, "state"))
-        save_file(tensors, local, metadata={"progress": json.dumps(trainer.progress())})
-        with pa.memory_map(local) as held:
-            files.write_whole(_state_path(out, len(trainer.history)), memoryview(held.read_buffer()))
+    progress = {"progress": json.dumps(trainer.progress())}
+    files.write_safetensors(_state_path(out, len(trainer.history)), trainer.tensors(), progress)
     for path in files.list_files(files.join(out, _STATES), _SUFFIX)[:-keep]:
         files.delete(path)
 
