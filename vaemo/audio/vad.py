@@ -117,7 +117,7 @@ class SpeechDetector(nn.Module):
         half = spectrum.shape[1] // 2
         power = spectrum[:, :half] ** 2 + spectrum[:, half:] ** 2
         level = power[:, _BAND].sum(dim=(1, 2)) / _MEAN_SQUARE
-        out = power.sqrt()
+        out = power.sqrt_()
         for layer in self.encoder:
             out = functional.relu(layer(out))
         return out[..., 0], level
