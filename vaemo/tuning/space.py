@@ -277,7 +277,10 @@ def read_space(path: str | Path, config: Config) -> Space:
 def field_of(config: Config, name: str) -> Any:
     """The value of `section.key`, a list where it is several, as JSON gives it back."""
     section, _, key = name.partition(".")
-    value = getattr(getattr(config, section), key)
+    return _as_saved(getattr(getattr(config, section), key))
+
+
+def _as_saved(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
@@ -309,7 +312,7 @@ def _parameter(name: str, entry: Any, config: Config, before: Mapping[str, Param
         raise ConfigValueError(f"{name}: {kind} holds {shown(values)}; it takes a list, as in {_examples()}.")
     if kind == "choice":
         # As the config converts them, so that a point and its config agree.
-        values = [fitting(name, value) for value in values]
+        values = [_as_saved(fitting(name, value)) for value in values]
     else:
         values = _range(name, kind, values)
         for value in values:
@@ -361,7 +364,7 @@ def _conditions(name: str, when: Any, before: Mapping[str, Parameter]) -> dict[s
                 f"{', '.join(choices) or 'there is none'}."
             )
         wanted = values if isinstance(values, list) else [values]
-        allowed = tuple(fitting(other, value) for value in wanted)
+        allowed = tuple(_as_saved(fitting(other, value)) for value in wanted)
         for value in allowed:
             if value not in before[other].values:
                 listed = ", ".join(map(str, before[other].values))
