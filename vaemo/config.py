@@ -24,6 +24,36 @@ from vaemo.fields import explain, fields_of, fit, option, younger
 
 PRESETS = ("default", "seed")
 
+HEADERLESS_CODECS = (
+    *("mulaw", "alaw", "s8", "u8", "s16le", "s16be", "s24le", "s24be", "s32le", "s32be", "f32le", "f32be"),
+    *("gsm", "vox", "g722", "g723_1", "g726_2", "g726_3", "g726_4", "g726_5", "g726be_4", "g729"),
+)
+"""How samples without a header may be coded. G.726 names its bits per sample, `be` where the first is the high one."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Headerless:
+    """How a file without a header is to be read: a member of `HEADERLESS_CODECS`, a rate in Hz, interleaved channels.
+
+    Example:
+        >>> Headerless.parse("s16le:8000:2")
+        Headerless(codec='s16le', sampling_rate=8000, channels=2)
+    """
+
+    codec: str
+    sampling_rate: int
+    channels: int = 1
+
+    @staticmethod
+    def parse(text: str) -> Headerless:
+        """What `CODEC:RATE` or `CODEC:RATE:CHANNELS` means; ValueError for what means nothing."""
+        codec, *numbers = text.strip().lower().removeprefix("pcm_").split(":")
+        rate, channels = (int(number) for number in (*numbers, "1")[:2])
+        known = codec in HEADERLESS_CODECS and len(numbers) in (1, 2)
+        if not known or not 2_000 <= rate <= 768_000 or not 1 <= channels <= 64:
+            raise ValueError(text)
+        return Headerless(codec, rate, channels)
+
 
 @dataclasses.dataclass(frozen=True)
 class AudioConfig:
@@ -40,6 +70,30 @@ class AudioConfig:
     max_utterance_s: float = option(
         600.0, "A longer utterance of a manifest, which is held in memory, gets the status too_long.", low=1
     )
+    headerless: str | None = option(
+        None,
+        "How files named .raw and .pcm, which say nothing of themselves, are read, as CODEC:RATE:CHANNELS, such as "
+        "s16le:8000:2 or mulaw:8000; null passes them over.",
+        before=None,
+    )
+    vox_rate_hz: int = option(
+        8000, "Sampling rate of .vox files (Dialogic ADPCM); 6000 is usual too.", low=4000, high=48000, before=8000
+    )
+
+    def __post_init__(self) -> None:
+        if self.headerless is not None:
+            try:
+                Headerless.parse(self.headerless)
+            except ValueError:
+                raise ConfigValueError(
+                    f"audio.headerless is '{self.headerless}'; give CODEC:RATE or CODEC:RATE:CHANNELS, such as "
+                    f"s16le:8000:2. Codecs are {', '.join(HEADERLESS_CODECS)}."
+                ) from None
+
+    @property
+    def headerless_format(self) -> Headerless | None:
+        """What `headerless` means."""
+        return None if self.headerless is None else Headerless.parse(self.headerless)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from vaemo.audio.acoustics import bandwidth_hz, require_usable, simulate_telephone
+from vaemo.audio.formats import AUDIO_SUFFIXES as AUDIO_SUFFIXES
 from vaemo.audio.recording import AudioProblem, Decoder, Recording
 from vaemo.audio.vad import UtteranceFinder
 from vaemo.config import Config
@@ -23,12 +24,6 @@ from vaemo.features import Extractor, ExtractorLost, StandIn
 from vaemo.store import part_schema
 from vaemo.tables import with_column
 from vaemo.units import DIMENSIONS, NOT_FAILED, SAMPLING_RATE_HZ, LabelScale
-
-AUDIO_SUFFIXES = (
-    *(".wav", ".w64", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".spx", ".aif", ".aiff", ".au", ".snd", ".caf"),
-    *(".m4a", ".mp4", ".aac", ".webm", ".mka", ".amr", ".awb", ".3gp", ".wma", ".gsm", ".g722", ".g729"),
-)
-"""Ends of the names that are taken for recordings in a folder; other files are passed over."""
 
 _BUFFER_S = 600.0
 """Seconds of speech that wait for the extractors: enough to batch utterances of like length."""
