@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import posixpath
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -48,8 +50,20 @@ REQUIRED = ("utt_id", "session_id", "speaker_id", "audio_path")
 EMBEDDED = ".parquet#"
 """`FOLDER/M.parquet#17` is the audio in row 17 of that manifest's `audio` column."""
 
+_REFERENCE = re.compile(r"(.*\.parquet)#(\d+)", re.DOTALL)
 _BLOCK_BYTES = 1 << 24
 _NAMES = {pa.string(): "text", pa.float64(): "a number", pa.int32(): "a whole number"}
+
+
+def embedded(path: str) -> tuple[str, int] | None:
+    """The manifest and the row in which a path's audio lies; None where it is a file's own (`EMBEDDED`).
+
+    What looks like a reference and is a local file is that file.
+    """
+    match = _REFERENCE.fullmatch(path)
+    if match is None or (not files.is_uri(path) and os.path.lexists(path)):
+        return None
+    return match[1], int(match[2])
 
 
 def read_manifest(path: str | Path, *, label_range: Sequence[float] | None = None, root: str | None = None) -> pa.Table:
@@ -248,7 +262,8 @@ def _check_root(paths: pa.ChunkedArray, path: str, root: str) -> None:
     distinct, manifest = paths.unique(), _absolute(path)
 
     def allowed(audio: str) -> bool:
-        place = audio.rpartition("#")[0] if EMBEDDED in audio else audio
+        reference = embedded(audio)
+        place = reference[0] if reference else audio
         return place == manifest or files.lies_below(place, root)
 
     inside = distinct.filter(pa.array(map(allowed, distinct.to_pylist()), pa.bool_()))

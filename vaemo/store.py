@@ -45,6 +45,7 @@ _COLUMNS = {
     "arousal": pa.float32(),
     "observed_valence": pa.float32(),
     "observed_arousal": pa.float32(),
+    "lost_s": pa.float64(),
 }
 
 

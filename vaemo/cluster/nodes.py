@@ -13,7 +13,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from vaemo import files
 from vaemo.errors import ClusterError
-from vaemo.manifest import EMBEDDED
+from vaemo.manifest import embedded
 
 _GROUP_LABEL = "ray.io/node-group"
 _SHOWN = 3
@@ -111,8 +111,8 @@ def check_visible(paths: Iterable[str], *, timeout_s: float = 120.0) -> None:
 
 def _outer(path: str) -> str:
     """The file that holds it, for audio inside a manifest."""
-    before, embedded, _ = path.partition(EMBEDDED)
-    return before + embedded.rstrip("#")
+    reference = embedded(path)
+    return reference[0] if reference else path
 
 
 def _unseen(paths: Sequence[str]) -> list[str]:

@@ -1,0 +1,592 @@
+"""Where coded frames come from, each with its time: containers that FFmpeg demuxes, and streams that frame themselves.
+
+Used by the process that decodes (`decode.py`), so nothing of vaemo is imported here. A source gives `Piece`s; what
+cannot be decoded is left out, and the next piece says so. Times are seconds from 0: the container's start behind the
+codec's declared priming.
+"""
+
+from __future__ import annotations
+
+import bisect
+import contextlib
+import mmap
+import os
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, Protocol
+
+import av
+
+# Demuxers that FFmpeg may use: audio files, none that opens further files or addresses (playlists, concat scripts).
+FORMATS = (
+    "aac,ac3,act,aiff,amr,amrnb,amrwb,ape,asf,au,avi,avr,bit,caf,dhav,dsf,dss,dts,dtshd,dv,eac3,flac,flv,g722,g723_1,"
+    "g726,g726le,g729,gsm,hcom,ilbc,ircam,loas,matroska,webm,mlp,mov,mp4,3gp,mp3,mpc,mpc8,mpeg,mpegts,mxf,nistsphere,"
+    "nut,ogg,paf,pvf,qcp,rm,sbc,sds,shn,sox,tak,truehd,tta,voc,w64,wav,wtv,wv,xwma"
+)
+
+PREROLL_S = 0.5
+"""Decoded before a place that was jumped to: a codec's memory fills."""
+
+LATE_S = 60.0
+"""A file whose clock starts at 0 may begin with silence of this length; one that begins later has another clock."""
+
+LINK_GAP_S = 3600.0
+"""A longer gap, or more than `LINK_BACK_S` back, is another clock and no gap: the audio follows on."""
+
+LINK_BACK_S = 1.0
+
+_FAILURES = 100
+_AHEAD_S = 10.0
+_TAIL_S = 0.5
+"""Less than this of damage behind the last frame is a frame that was cut off, and nobody misses it."""
+
+# Containers whose clock starts at 0 by definition, whose times can be trusted in a jump, and that state their length.
+_FROM_ZERO = ("mov", "matroska", "ogg")
+_SEEKABLE = ("mov", "matroska", "ogg", "flac")
+_STATING = ("mov", "matroska", "ogg", "flac", "caf", "aiff", "au", "w64", "wv", "tta", "ape", "tak", "asf", "avi", "nut")
+
+
+class Piece(NamedTuple):
+    """A decoded frame of FFmpeg and where it belongs.
+
+    Attributes:
+        time_s: Of its first sample; None where it follows on.
+        frame: The frame.
+        damaged: Whether something that could not be decoded lies between the piece before and this one.
+        begin_s: What it has before this time is no audio but a codec's priming.
+        end_s: What it has from this time on is no audio but a codec's padding.
+    """
+
+    time_s: float | None
+    frame: Any
+    damaged: bool
+    begin_s: float = 0.0
+    end_s: float = float("inf")
+
+
+class Source(Protocol):
+    """One audio stream.
+
+    Attributes:
+        tick_s: How exact its times are.
+        stated_s: Its length, where a header states it.
+        states_end: Whether a file that ends before that length was cut off.
+        damaged_until_s: Behind the last piece: up to where there is more that cannot be decoded; else None.
+    """
+
+    tick_s: float
+    stated_s: float | None
+    states_end: bool
+    damaged_until_s: float | None
+
+    def pieces(self, start_s: float) -> Iterator[Piece]:
+        """Pieces from `PREROLL_S` before a time, or earlier; one iteration at a time."""
+        ...
+
+
+def open_container(file: Any, demuxer: str | None = None, options: dict[str, str] | None = None) -> Any:
+    """Open a path or a file with FFmpeg; network, playlists and the like are out of its reach."""
+    known = {"protocol_whitelist": "file"} | ({} if demuxer else {"format_whitelist": FORMATS})
+    # Without the protocol, a colon in a name would be taken for one.
+    place = f"file:{file}" if isinstance(file, str) else file
+    return av.open(place, format=demuxer, options={**known, **(options or {})}, metadata_errors="ignore")
+
+
+class Container:
+    """An audio stream of a container that FFmpeg demuxes.
+
+    Args:
+        reopen: Opens the container.
+        index: Which of its audio streams.
+    """
+
+    def __init__(self, reopen: Callable[[], Any], index: int = 0) -> None:
+        self._reopen, self._index = reopen, index
+        self._open()
+        stream, container = self._stream, self._container
+        self.tick_s = float(stream.time_base)
+        name = container.format.name.split(",")[0]
+        constant = name in ("wav", "w64", "caf", "aiff", "au") and stream.codec_context.name.startswith(("pcm", "adpcm"))
+        self._seekable = name in _SEEKABLE or constant
+        self.states_end = name in ("mov", "matroska")
+        start_s = (container.start_time or 0) / 1e6
+        self._origin_s = 0.0 if name in _FROM_ZERO and 0.0 <= start_s <= LATE_S else start_s
+        self.stated_s: float | None = None
+        if name in _STATING or constant:
+            if stream.duration is not None:
+                self.stated_s = float(stream.duration * stream.time_base)
+            elif container.duration:
+                self.stated_s = container.duration / 1e6
+        self.damaged_until_s: float | None = None
+
+    def _open(self) -> None:
+        self._container = self._reopen()
+        self._stream = self._container.streams.audio[self._index]
+        for other in self._container.streams:
+            if other.index != self._stream.index:
+                with contextlib.suppress(AttributeError):
+                    other.discard = "all"
+        # The end of the packet before, on the timeline, and what is added to times since the clock was set anew.
+        self._time_s: float | None = None
+        self._shift_s = 0.0
+        self._fresh = True
+
+    def pieces(self, start_s: float) -> Iterator[Piece]:
+        """Pieces from `PREROLL_S` before a time, or earlier."""
+        self.damaged_until_s = None
+        first_s = start_s - PREROLL_S
+        self._go_to(first_s)
+        damaged = False
+        for packet in self._packets():
+            if packet is None:
+                damaged = True
+                continue
+            time_s, length_s = self._place(packet)
+            if packet.size and time_s is not None and time_s + length_s < first_s:
+                continue
+            try:
+                frames = packet.decode()
+            except (av.error.FFmpegError, ValueError):
+                if packet.size:
+                    damaged, self.damaged_until_s = True, self._time_s
+                continue
+            for frame in frames:
+                at = None if frame.pts is None else float(frame.pts * frame.time_base) - self._origin_s + self._shift_s
+                yield Piece(at, frame, damaged)
+                damaged, self.damaged_until_s = False, None
+
+    def _go_to(self, first_s: float) -> None:
+        """Make the next packet one at or before a time; only packets that lie before it are read for that."""
+        if self._fresh and (first_s <= _AHEAD_S or not self._seekable):
+            self._fresh = False
+            return
+        if self._seekable and first_s > 1.0:
+            with contextlib.suppress(av.error.FFmpegError, StopIteration):
+                place = int((first_s + self._origin_s) / self._stream.time_base)
+                self._container.seek(place, stream=self._stream)
+                self._fresh, self._time_s, self._shift_s = False, None, 0.0
+                self._held = next(self._container.demux(self._stream))
+                if self._held.pts is not None and self._time_of(self._held) <= first_s + PREROLL_S:
+                    return
+        elif self._time_s is not None and self._time_s <= first_s:
+            self._stream.codec_context.flush_buffers()
+            return
+        self._container.close()
+        self._open()
+        self._fresh = False
+
+    _held: Any = None
+
+    def _packets(self) -> Iterator[Any]:
+        """Packets; None for one that is broken. Goes on behind what is broken for as long as something comes."""
+        failures = 0
+        packets = self._container.demux(self._stream)
+        held, self._held = self._held, None
+        if held is not None:
+            yield held
+        while failures < _FAILURES:
+            try:
+                packet = next(packets)
+            except StopIteration:
+                return
+            except (av.error.FFmpegError, ValueError):
+                packets = self._container.demux(self._stream)
+                failures += 1
+                yield None
+                continue
+            failures = 0
+            yield packet
+
+    def _time_of(self, packet: Any) -> float:
+        return float(packet.pts * self._stream.time_base) - self._origin_s + self._shift_s
+
+    def _place(self, packet: Any) -> tuple[float | None, float]:
+        """Time and length of a packet; a clock that was set anew goes on from where the old one was."""
+        length_s = float((packet.duration or 0) * self._stream.time_base)
+        if packet.pts is None:
+            if self._time_s is not None:
+                self._time_s += length_s
+            return None, length_s
+        time_s = self._time_of(packet)
+        if self._time_s is not None:
+            jump_s = time_s - self._time_s
+            if jump_s < -LINK_BACK_S or (jump_s > LINK_GAP_S and not self._seekable):
+                self._shift_s -= jump_s
+                time_s = self._time_s
+        self._time_s = time_s + length_s
+        return time_s, length_s
+
+
+class Header(NamedTuple):
+    """What a frame's header says.
+
+    Attributes:
+        size: Bytes of the frame, the header among them.
+        samples: At `rate`.
+        rate: In Hz.
+        decoder: FFmpeg's name of the decoder; empty for a frame that is silent.
+        kind: What stays the same in one stream.
+    """
+
+    size: int
+    samples: int
+    rate: int
+    decoder: str
+    kind: object
+
+
+class Framing(Protocol):
+    """A format whose frames follow on one another, each with a header that says its length."""
+
+    chain: int
+
+    def header(self, data: mmap.mmap, at: int) -> Header | None:
+        """The frame that begins there; None if none does."""
+        ...
+
+    def tag(self, data: mmap.mmap, at: int, header: Header) -> tuple[int, int, int | None] | None:
+        """Priming and padding in samples and the number of frames, where this frame holds that and no audio."""
+        ...
+
+
+class MpegAudio:
+    """MPEG audio, layers 1 to 3 (ISO/IEC 11172-3, 13818-3, and MPEG-2.5); the tags of Xing, LAME and Fraunhofer."""
+
+    chain = 3
+    _KBITS = (
+        (0, 32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448),
+        (0, 32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384),
+        (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
+        (0, 32, 48, 56, 64, 80, 96, 112, 128, 144, 160, 176, 192, 224, 256),
+        (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
+    )
+    _RATES = (44100, 48000, 32000)
+    _DECODER_DELAY = 529
+
+    def __init__(self) -> None:
+        self._known: dict[bytes, Header | None] = {}
+
+    def header(self, data: mmap.mmap, at: int) -> Header | None:
+        """The frame that begins there; None if none does."""
+        four = data[at : at + 4]
+        if four not in self._known:
+            self._known[four] = self._parse(four)
+        return self._known[four]
+
+    def _parse(self, four: bytes) -> Header | None:
+        if len(four) < 4 or four[0] != 0xFF or four[1] & 0xE0 != 0xE0:
+            return None
+        version, layer = four[1] >> 3 & 3, 4 - (four[1] >> 1 & 3)
+        bits, rates, padding = four[2] >> 4, four[2] >> 2 & 3, four[2] >> 1 & 1
+        if version == 1 or layer == 4 or not 0 < bits < 15 or rates == 3 or four[3] & 3 == 2:
+            return None
+        rate = self._RATES[rates] >> {3: 0, 2: 1, 0: 2}[version]
+        row = layer - 1 if version == 3 else 3 if layer == 1 else 4
+        kbits = self._KBITS[row][bits]
+        if layer == 1:
+            samples, size = 384, (12_000 * kbits // rate + padding) * 4
+        else:
+            samples = 576 if layer == 3 and version != 3 else 1152
+            size = samples * 125 * kbits // rate + padding
+        mono = four[3] >> 6 == 3
+        return Header(size, samples, rate, f"mp{layer}float", (version, layer, rates, mono))
+
+    def tag(self, data: mmap.mmap, at: int, header: Header) -> tuple[int, int, int | None] | None:
+        """Priming and padding in samples and the number of frames, where this frame holds that and no audio."""
+        version, layer, _, mono = header.kind  # type: ignore[misc]
+        if layer != 3:
+            return None
+        if data[at + 36 : at + 40] == b"VBRI":
+            return 0, 0, int.from_bytes(data[at + 50 : at + 54], "big")
+        place = at + 4 + ((17 if mono else 32) if version == 3 else (9 if mono else 17))
+        if data[place : place + 4] not in (b"Xing", b"Info"):
+            return None
+        flags, place = data[place + 7], place + 8
+        frames = int.from_bytes(data[place : place + 4], "big") if flags & 1 else None
+        place += 4 * (flags & 1) + 4 * (flags >> 1 & 1) + 100 * (flags >> 2 & 1) + 4 * (flags >> 3 & 1)
+        if data[place : place + 4] not in (b"LAME", b"Lavf", b"Lavc"):
+            return 0, 0, frames
+        delays = int.from_bytes(data[place + 21 : place + 24], "big")
+        return (delays >> 12) + self._DECODER_DELAY, (delays & 0xFFF) - self._DECODER_DELAY, frames
+
+
+class Adts:
+    """AAC in ADTS (ISO/IEC 13818-7, 6.2)."""
+
+    chain = 3
+    _RATES = (96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025, 8000, 7350)
+
+    def header(self, data: mmap.mmap, at: int) -> Header | None:
+        """The frame that begins there; None if none does."""
+        head = data[at : at + 7]
+        if len(head) < 7 or head[0] != 0xFF or head[1] & 0xF6 != 0xF0:
+            return None
+        rates, size = head[2] >> 2 & 15, (head[3] & 3) << 11 | head[4] << 3 | head[5] >> 5
+        if rates >= len(self._RATES) or size < 7:
+            return None
+        kind = (head[1] & 8, rates, (head[2] & 1) << 2 | head[3] >> 6)
+        return Header(size, 1024 * ((head[6] & 3) + 1), self._RATES[rates], "aac", kind)
+
+    def tag(self, data: mmap.mmap, at: int, header: Header) -> tuple[int, int, int | None] | None:
+        """None: no frame says such things."""
+
+
+class Amr:
+    """AMR storage format (RFC 4867, section 5), narrow or wide band, one channel."""
+
+    chain = 8
+    _SIZES = {
+        False: (13, 14, 16, 18, 20, 21, 27, 32, 6, 0, 0, 0, 0, 0, 0, 1),
+        True: (18, 24, 33, 37, 41, 47, 51, 59, 61, 6, 0, 0, 0, 0, 1, 1),
+    }
+
+    def __init__(self, wide: bool) -> None:
+        rate, decoder = (16000, "amrwb") if wide else (8000, "amrnb")
+        self._known: list[Header | None] = [None] * 256
+        for first in range(0, 128, 4):
+            size = self._SIZES[wide][first >> 3 & 15]
+            speech = size > 6
+            # Speech that is marked as bad is none. FFmpeg's decoder makes no comfort noise of the frames without speech.
+            if size and (first & 4 or not speech):
+                self._known[first] = Header(size, rate // 50, rate, decoder if speech else "", wide)
+
+    def header(self, data: mmap.mmap, at: int) -> Header | None:
+        """The frame that begins there; None if none does."""
+        return self._known[data[at]] if at < len(data) else None
+
+    def tag(self, data: mmap.mmap, at: int, header: Header) -> tuple[int, int, int | None] | None:
+        """None: no frame says such things."""
+
+
+class _Link(NamedTuple):
+    """Frames of one encoder: the first of them, its first sample, its end where that is known, and their kind."""
+
+    first: int
+    begin_s: float
+    end_s: float
+    header: Header
+
+
+class Framed:
+    """A stream of frames that follow on one another, found by their headers.
+
+    What lies between two frames and is no tag was one or more frames: how many is estimated from its bytes. Where the
+    kind of the frames changes, or an encoder's tag stands, another recording was joined.
+
+    Args:
+        path: The file.
+        framing: Its format.
+        start: Where the first frame is looked for.
+        stop: Behind the last; None is the end of the file.
+    """
+
+    tick_s = 0.0
+    states_end = True
+
+    def __init__(self, path: str, framing: Framing, start: int = 0, stop: int | None = None) -> None:
+        with open(path, "rb") as file:
+            self._data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self._framing = framing
+        self._stop = os.path.getsize(path) if stop is None else stop
+        self._at, self._time_s = start, 0.0
+        self._offsets: list[int] = []
+        self._times_s: list[float] = []
+        self._after_damage: set[int] = set()
+        self._links: list[_Link] = []
+        self._new_link = True
+        self.stated_s: float | None = None
+        self.damaged_until_s: float | None = None
+        self._find(0.0)
+        if not self._offsets:
+            raise ValueError("no frame")
+
+    def pieces(self, start_s: float) -> Iterator[Piece]:
+        """Pieces from `PREROLL_S` before a time, or earlier."""
+        self.damaged_until_s = None
+        first_s = start_s - PREROLL_S
+        self._find(start_s)
+        index = max(bisect.bisect_right(self._times_s, first_s) - 1, 0)
+        decoder, link, damaged = None, None, False
+        while True:
+            if index >= len(self._offsets):
+                self._find(self._time_s + _AHEAD_S)
+                if index >= len(self._offsets):
+                    if index in self._after_damage:
+                        self.damaged_until_s = self._time_s
+                    return
+            damaged = damaged or index in self._after_damage
+            found = self._links[bisect.bisect_right(self._links, index, key=lambda link: link.first) - 1]
+            if found is not link:
+                link, decoder = found, av.CodecContext.create(found.header.decoder, "r")
+            assert decoder is not None
+            offset, time_s = self._offsets[index], self._times_s[index]
+            header = self._framing.header(self._data, offset)
+            assert header is not None
+            index += 1
+            try:
+                packet = av.Packet(self._data[offset : offset + header.size])
+                frames = decoder.decode(packet) if header.decoder else [_silence(header)]
+            except (av.error.FFmpegError, ValueError):
+                damaged, self.damaged_until_s = True, time_s + header.samples / header.rate
+                continue
+            for frame in frames:
+                yield Piece(time_s, frame, damaged, link.begin_s, link.end_s)
+                time_s += frame.samples / frame.sample_rate
+                damaged, self.damaged_until_s = False, None
+
+    def _find(self, until_s: float) -> None:
+        """Find frames up to a time, and two more."""
+        data, header_at = self._data, self._framing.header
+        until_s += 1.0
+        while self._at < self._stop and self._time_s < until_s:
+            header = header_at(data, self._at)
+            known = self._links[-1].header if self._links else None
+            if header is None or self._at + header.size > self._stop:
+                self._go_on()
+                continue
+            if known is None or header.kind != known.kind or self._new_link:
+                if not self._is_chain(self._at, header.kind):
+                    self._go_on()
+                    continue
+                self._begin_link(header)
+                continue
+            if self._framing.tag(data, self._at, header) is not None:
+                self._new_link = True
+                continue
+            self._offsets.append(self._at)
+            self._times_s.append(self._time_s)
+            self._at += header.size
+            self._time_s += header.samples / header.rate
+
+    def _begin_link(self, header: Header) -> None:
+        """The frame here is the first of an encoder's."""
+        tag = self._framing.tag(self._data, self._at, header)
+        priming, padding, frames = tag or (0, 0, None)
+        begin_s = min(self._time_s, self._links[-1].end_s) if self._links else 0.0
+        end_s = float("inf")
+        if frames:
+            end_s = begin_s + (frames * header.samples - priming - padding) / header.rate
+            if not self._links:
+                self.stated_s = end_s
+        self._links.append(_Link(len(self._offsets), begin_s, end_s, header))
+        self._time_s = begin_s - priming / header.rate
+        self._new_link = False
+        if tag is not None:
+            self._at += header.size
+
+    def _is_chain(self, at: int, kind: object) -> bool:
+        """Whether frames of a kind follow on one another from here."""
+        for _ in range(self._framing.chain):
+            if at >= self._stop:
+                return True
+            header = self._framing.header(self._data, at)
+            if header is None or header.kind != kind:
+                return False
+            at += header.size
+        return True
+
+    def _go_on(self) -> None:
+        """Here is no frame: go to where the next one is, behind tags or behind damage."""
+        size = _tag_size(self._data, self._at)
+        if size:
+            self._at += size
+            self._new_link = True
+            return
+        begin = self._offsets[-1] if self._offsets else self._at
+        found = next((at for at in self._places(begin + 1) if self._begins(at)), self._stop)
+        gap = self._at
+        if self._offsets and found < self._at:
+            # The frame before is what is broken: its header lies about its length.
+            gap = self._offsets.pop()
+            self._time_s = self._times_s.pop()
+        if self._offsets and self._links[-1].first <= len(self._offsets):
+            sizes = self._sizes_around(found)
+            header = self._links[-1].header
+            lost = round((found - gap) * len(sizes) / sum(sizes))
+            length_s = lost * header.samples / header.rate
+            if lost and (found < self._stop or length_s >= _TAIL_S):
+                self._after_damage.add(len(self._offsets))
+                self._time_s += length_s
+        self._at = found
+
+    def _places(self, start: int) -> Iterator[int]:
+        """Where a frame might begin."""
+        if self._framing.chain > 3:
+            yield from range(start, self._stop)
+            return
+        at = start - 1
+        while 0 <= (at := self._data.find(b"\xff", at + 1, self._stop)):
+            yield at
+
+    def _begins(self, at: int) -> bool:
+        if at == self._at:
+            return False
+        header = self._framing.header(self._data, at)
+        return header is not None and at + header.size <= self._stop and self._is_chain(at, header.kind)
+
+    def _sizes_around(self, behind: int) -> list[int]:
+        """Of the last frames before, and of some from a place on."""
+        sizes = [
+            header.size for at in self._offsets[-16:] if (header := self._framing.header(self._data, at)) is not None
+        ]
+        for _ in range(16):
+            header = self._framing.header(self._data, behind) if behind < self._stop else None
+            if header is None:
+                break
+            sizes.append(header.size)
+            behind += header.size
+        return sizes
+
+
+def _silence(header: Header) -> Any:
+    frame = av.AudioFrame(format="fltp", layout="mono", samples=header.samples)
+    frame.sample_rate = header.rate
+    for plane in frame.planes:
+        plane.update(bytes(plane.buffer_size))
+    return frame
+
+
+def _tag_size(data: mmap.mmap, at: int) -> int:
+    """Bytes of a tag or a file header that begins here; 0 if none does."""
+    head = data[at : at + 32]
+    if head[:3] == b"ID3" and len(head) > 9:
+        size = 0
+        for byte in head[6:10]:
+            size = size << 7 | byte & 0x7F
+        return size + 10 + 10 * (head[5] >> 4 & 1)
+    if head[:3] == b"TAG":
+        return 128
+    if head[:8] == b"APETAGEX":
+        return int.from_bytes(head[12:16], "little") + 32 * (head[23] >> 7 & 1)
+    return next((len(magic) for magic in (b"#!AMR-WB\n", b"#!AMR\n") if head.startswith(magic)), 0)
+
+
+def framed(path: str, container: str, codec: str) -> Framed | None:
+    """A file's frames, where they follow on one another; None where a container says where they lie.
+
+    Args:
+        path: The file.
+        container: FFmpeg's name of what it is.
+        codec: FFmpeg's name of how it is coded.
+    """
+    framing: Framing
+    begin, end = 0, None
+    if container == "mp3" or (container == "wav" and codec.startswith("mp")):
+        framing = MpegAudio()
+    elif container == "aac":
+        framing = Adts()
+    elif container in ("amr", "amrnb", "amrwb") and codec in ("amrnb", "amrwb"):
+        framing = Amr(codec == "amrwb")
+    else:
+        return None
+    with contextlib.suppress(ValueError):
+        return Framed(path, framing, _first_frame(path) if container != "wav" else begin, end)
+    return None
+
+
+def _first_frame(path: str) -> int:
+    """Where frames may begin in a file: behind the tags at its start."""
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        at = 0
+        while at < len(data) and (size := _tag_size(data, at)):
+            at += size
+    return at
