@@ -9,6 +9,7 @@ the files beside this one is loaded, and no torch, so that the child starts in a
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 import os
@@ -82,6 +83,7 @@ class SoundFile:
         self.sampling_rate = self._file.samplerate
         self.channels = self._file.channels
         self.frames: int | None = self._file.frames
+        self.floats = self._file.subtype in ("FLOAT", "DOUBLE")
         self.guess_s: float | None = None
         self.lost: list[Any] = []
         self.broken: str | None = None
@@ -175,21 +177,19 @@ def _open_headerless(path: str, codec: str, rate: int, channels: int) -> Any:
 
 def _open_links(path: str, head: bytes) -> Any:
     """A file with what was joined to it."""
-    # Only a FLAC must be searched for what follows, so it is when it has been read to its end.
-    stop = None if head.startswith(b"fLaC") else headers.next_link(path)
+    stop = headers.next_link(path)
     audio = _open_link(path, head, stop)
-    if stop is None and not head.startswith(b"fLaC"):
+    if stop is None:
         return audio
-    begin, end = 0, stop
+    begin: int | None = stop
 
     def follow() -> Any:
-        nonlocal begin, end
-        begin = end or headers.next_link(path, begin) or 0
-        if not begin:
+        nonlocal begin
+        if begin is None:
             return None
-        end = headers.next_link(path, begin)
+        start, begin = begin, headers.next_link(path, begin)
         try:
-            return open_av(headers.Window(path, begin, end), audio.sampling_rate)
+            return open_av(headers.Window(path, start, begin), audio.sampling_rate)
         except DecodeError:
             return None
 
@@ -249,24 +249,38 @@ def open_av(
         with reopen() as container:
             name, guess_s = container.format.name, container.duration and container.duration / 1e6
             codecs = [stream.codec_context and stream.codec_context.name for stream in container.streams.audio]
+            if name == "ogg" and codecs[:1] == ["opus"] and sampling_rate is None:
+                sampling_rate = _opus_rate(container.streams.audio[0].codec_context.extradata)
         heard = [index for index, codec in enumerate(codecs) if codec]
         if not heard:
             raise DecodeError("it holds no audio track" if not codecs else "no decoder here knows its audio")
         framed = sources.framed(file, name, codecs[0] or "") if isinstance(file, str) else None
-        found = [framed] if framed else [sources.Container(reopen, index) for index in heard]
+        is_broken = functools.cache(functools.partial(_is_broken_ogg, file)) if name == "ogg" else None
+        found = [framed] if framed else [sources.Container(reopen, index, is_broken) for index in heard]
         tracks = [timeline.Track(source, sampling_rate) for source in found]
         rate = max(track.sampling_rate for track in tracks)
         tracks = [
             track if track.sampling_rate == rate else timeline.Track(source, rate)
             for track, source in zip(tracks, found, strict=True)
         ]
-    except (av.error.FFmpegError, ValueError):
+    except av.error.FFmpegError:
         raise DecodeError("not an audio file that soundfile or FFmpeg knows") from None
     audio = tracks[0] if len(tracks) == 1 else timeline.SideBySide(tracks)
     audio.guess_s = guess_s
     if len(heard) < len(codecs):
         audio.broken = "not all of its audio tracks can be decoded here"
     return audio
+
+
+def _opus_rate(header: bytes | None) -> int | None:
+    """The rate of what was encoded, where Opus knows it (RFC 7845, 5.1); it is decoded at 48 kHz in any case."""
+    rate = int.from_bytes((header or b"")[12:16], "little")
+    return rate if rate in (8000, 12000, 16000, 24000) else None
+
+
+def _is_broken_ogg(file: Any) -> bool:
+    part = (file,) if isinstance(file, str) else (file.path, file.start, file.stop)
+    return headers.is_broken_ogg(*part)
 
 
 def answer(request: dict[str, Any], audio: Any) -> tuple[dict[str, Any], bytes | memoryview, Any]:
@@ -277,7 +291,7 @@ def answer(request: dict[str, Any], audio: Any) -> tuple[dict[str, Any], bytes |
             audio = open_file(request["open"], request.get("headerless"))
             info = {"sampling_rate": audio.sampling_rate, "channels": audio.channels, "frames": audio.frames}
             guess_s = audio.frames / audio.sampling_rate if audio.frames else audio.guess_s
-            return {**info, "duration_s": guess_s}, b"", audio
+            return {**info, "duration_s": guess_s, "floats": audio.floats}, b"", audio
         if audio is None:
             raise DecodeError("no file is open")
         samples = np.ascontiguousarray(audio.read(*request["read"]), dtype="<f4")

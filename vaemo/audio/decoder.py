@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import selectors
@@ -23,6 +24,7 @@ import numpy as np
 from vaemo.config import Headerless
 from vaemo.units import SAMPLING_RATES_HZ
 
+_PIPE_BYTES = 1 << 20
 _PROGRAM = Path(__file__).with_name("decode.py")
 
 
@@ -51,12 +53,14 @@ class AudioInfo:
         channels: Of all its tracks together.
         frames: Its length where the header states it.
         duration_s: Its length in seconds, as the header states it, else a guess from its size; None without either.
+        floats: Whether its samples are coded as floats, on whatever scale.
     """
 
     sampling_rate: int
     channels: int
     frames: int | None
     duration_s: float | None
+    floats: bool = False
 
 
 class Lost(NamedTuple):
@@ -184,6 +188,9 @@ class Decoder:
             bufsize=0,
             env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
         )
+        # What is read passes in few and large pieces.
+        with contextlib.suppress(OSError):
+            fcntl.fcntl(self._child.stdout, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)  # type: ignore[arg-type]
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._child.stdout, selectors.EVENT_READ)  # type: ignore[arg-type]
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 import io
 import mmap
 import os
-from collections.abc import Mapping
+import re
+import zlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 JUNK_BYTES = 4096
@@ -298,7 +300,7 @@ def next_link(path: str, start: int = 0) -> int | None:
         elif head[4:8] == b"ftyp":
             found = _next_mp4(file, start, size)
         elif head[:4] == b"fLaC":
-            found = _find(file, b"fLaC\0\0\0\x22", start + 4)
+            found = None if _is_one_flac(file, start, size) else _find(file, _FLAC, start + 4)
         elif head[:4] == b".snd":
             begin, stated = int.from_bytes(head[4:8], "big"), int.from_bytes(head[8:12], "big")
             found = start + begin + stated if _joined(file, start + begin + stated) else None
@@ -306,6 +308,60 @@ def next_link(path: str, start: int = 0) -> int | None:
             data = _find_data(file, size, start)
             found = data.behind if data is not None and data.stated and _joined(file, data.behind) else None
     return found
+
+
+_FLAC = b"fLaC\0\0\0\x22"
+_PROBE_BYTES = 1 << 15
+
+
+def _is_one_flac(file: io.BufferedReader, start: int, size: int) -> bool:
+    """Whether a FLAC ends where its header says, and its frames count up at some places on the way.
+
+    So it need not be searched from end to end. False where that is not clear.
+    """
+    file.seek(start)
+    facts = file.read(42)
+    if not facts.startswith(_FLAC):
+        return False
+    block, total = int.from_bytes(facts[8:10], "big"), int.from_bytes(facts[18:26], "big") & (1 << 36) - 1
+    length, before = size - start, -1
+    for share in (1 / 64, 1 / 32, 1 / 16, *(eighths / 8 for eighths in range(1, 9)), 1):
+        file.seek(start + max(round(share * length) - _PROBE_BYTES, 42))
+        frames = list(_flac_frames(file.read(_PROBE_BYTES), block))
+        if not frames or frames[0][0] < before or frames != sorted(frames):
+            return False
+        before = frames[0][0]
+    return sum(frames[-1]) == total
+
+
+def _flac_frames(data: bytes, block: int) -> Iterator[tuple[int, int]]:
+    """First sample and length of the frames that begin in some bytes of a FLAC (RFC 9639, 9.1)."""
+    for found in re.finditer(rb"\xff[\xf8\xf9]", data):
+        head = data[found.start() : found.start() + 16]
+        if len(head) < 16 or head[3] & 1:
+            continue
+        # The number is written as in UTF-8: of the frame where all have one size, else of its first sample.
+        more = max(8 - (head[4] ^ 0xFF).bit_length() - 1, 0)
+        number = head[4] & (0x7F >> (more + 1 if more else 0))
+        for byte in head[5 : 5 + more]:
+            number = number << 6 | byte & 0x3F
+        code, end = head[2] >> 4, 5 + more
+        length = 192 if code == 1 else 144 << code if code < 6 else 1 << code
+        if code in (6, 7):
+            length = int.from_bytes(head[end : end + code - 5], "big") + 1
+            end += code - 5
+        end += {12: 1, 13: 2, 14: 2}.get(head[2] & 15, 0)
+        if code and _crc8(head[:end]) == head[end]:
+            yield number if head[1] & 1 else number * block, length
+
+
+def _crc8(data: bytes) -> int:
+    checksum = 0
+    for byte in data:
+        checksum ^= byte
+        for _ in range(8):
+            checksum = (checksum << 1 ^ 7 * (checksum >> 7)) & 0xFF
+    return checksum
 
 
 def _find(file: io.BufferedReader, wanted: bytes, start: int) -> int | None:
@@ -332,6 +388,29 @@ def _next_ogg(file: io.BufferedReader, start: int, size: int) -> int | None:
             else:
                 at = _behind_page(content, at)
     return None
+
+
+def is_broken_ogg(path: str, start: int = 0, stop: int | None = None) -> bool:
+    """Whether a page of an Ogg is missing or damaged, by their numbers and checksums (RFC 3533, section 6)."""
+    numbers: dict[bytes, int] = {}
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        at, stop = start, len(content) if stop is None else stop
+        while at < stop:
+            page = content[at : _behind_page(content, at)]
+            serial, number, checksum = page[14:18], int.from_bytes(page[18:22], "little"), page[22:26]
+            if page[:4] != b"OggS" or numbers.get(serial, number - 1) != number - 1:
+                return True
+            numbers[serial] = number
+            # zlib reckons with the bits of every byte the other way round, and inverts what comes in and goes out.
+            mirrored = (page[:22] + bytes(4) + page[26:]).translate(_MIRRORED)
+            found = (zlib.crc32(mirrored, 0xFFFFFFFF) ^ 0xFFFFFFFF).to_bytes(4, "little").translate(_MIRRORED)
+            if int.from_bytes(found, "big") != int.from_bytes(checksum, "little"):
+                return True
+            at += len(page)
+    return False
+
+
+_MIRRORED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
 
 def _behind_page(content: mmap.mmap, at: int) -> int:

@@ -191,7 +191,7 @@ class Recording:
         self._broken = read.broken
         if len(read.samples) < stop - start:
             self._end = start + len(read.samples)
-        return loudness.held(read.samples)
+        return loudness.held(read.samples) if self.info.floats else read.samples
 
     def _refuse_longer(self, frames: int, limit_s: float) -> None:
         if frames > limit_s * self.info.sampling_rate:

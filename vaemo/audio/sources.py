@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import bisect
 import contextlib
+import itertools
 import mmap
 import os
 from collections.abc import Callable, Iterator
@@ -23,6 +24,12 @@ FORMATS = (
     "nut,ogg,paf,pvf,qcp,rm,sbc,sds,shn,sox,tak,truehd,tta,voc,w64,wav,wtv,wv,xwma"
 )
 
+GAP_S = 0.015
+"""Time stamps that run ahead of the samples by less are inexact, and no gap."""
+
+OVERLAP_S = 0.04
+"""Time stamps that lag behind the samples by less are inexact, and nothing is heard twice."""
+
 PREROLL_S = 0.5
 """Decoded before a place that was jumped to: a codec's memory fills."""
 
@@ -34,23 +41,32 @@ LINK_GAP_S = 3600.0
 
 LINK_BACK_S = 1.0
 
+_NEVER_S = float("inf")
+_PIECE_FRAMES = 1 << 15
+_UNSEEN_SHARE = 0.3
+_UNSEEN_BYTES = 64
+"""A gap is damage where so much of the bytes that it would hold lies there, more than headers."""
+
 _FAILURES = 100
 _AHEAD_S = 10.0
+_EXACT_S = 1e-4
 _TAIL_S = 0.5
 """Less than this of damage behind the last frame is a frame that was cut off, and nobody misses it."""
 
 # Containers whose clock starts at 0 by definition, whose times can be trusted in a jump, and that state their length.
 _FROM_ZERO = ("mov", "matroska", "ogg")
 _SEEKABLE = ("mov", "matroska", "ogg", "flac")
-_STATING = ("mov", "matroska", "ogg", "flac", "caf", "aiff", "au", "w64", "wv", "tta", "ape", "tak", "asf", "avi", "nut")
+_CONSTANT = ("wav", "w64", "caf", "aiff", "au")
+_STATING = ("mov", "matroska", "ogg", "flac", "caf", "aiff", "au", "w64", "wv", "tta", "ape", "tak", "asf", "avi")
 
 
 class Piece(NamedTuple):
-    """A decoded frame of FFmpeg and where it belongs.
+    """Decoded frames that follow on one another, as one frame of FFmpeg, and where it belongs.
 
     Attributes:
         time_s: Of its first sample; None where it follows on.
         frame: The frame.
+        step: Samples of the first of them.
         damaged: Whether something that could not be decoded lies between the piece before and this one.
         begin_s: What it has before this time is no audio but a codec's priming.
         end_s: What it has from this time on is no audio but a codec's padding.
@@ -58,9 +74,49 @@ class Piece(NamedTuple):
 
     time_s: float | None
     frame: Any
+    step: int
     damaged: bool
-    begin_s: float = 0.0
-    end_s: float = float("inf")
+    begin_s: float
+    end_s: float
+
+
+class _Gathering:
+    """Frames that follow on one another become a piece: Python's work for each is little."""
+
+    __slots__ = ("_about", "_frames", "_gap_s", "_next_s", "_rate", "n")
+
+    def __init__(
+        self, time_s: float | None, frame: Any, damaged: bool, gap_s: float, begin_s: float = 0.0, end_s: float = _NEVER_S
+    ) -> None:
+        self.n, self._rate = frame.samples, frame.sample_rate
+        self._about, self._gap_s = (time_s, self.n, damaged, begin_s, end_s), gap_s
+        self._next_s = float("nan") if time_s is None else time_s + self.n / self._rate
+        self._frames = av.AudioFifo()
+        frame.pts = None
+        self._frames.write(frame)
+
+    def takes(self, time_s: float | None, frame: Any) -> bool:
+        """Take one more frame if it follows."""
+        if time_s is not None and not -OVERLAP_S < time_s - self._next_s < self._gap_s:
+            return False
+        frame.pts = None
+        try:
+            self._frames.write(frame)
+        except ValueError:
+            # Another rate, other channels, or another format.
+            return False
+        self.n += frame.samples
+        self._next_s += frame.samples / self._rate
+        return True
+
+    def is_enough(self, until_s: float) -> bool:
+        """Whether nobody waits for more."""
+        return self.n >= _PIECE_FRAMES or self._next_s >= until_s
+
+    def piece(self) -> Piece:
+        """All that was gathered."""
+        time_s, step, damaged, begin_s, end_s = self._about
+        return Piece(time_s, self._frames.read(), step, damaged, begin_s, end_s)
 
 
 class Source(Protocol):
@@ -68,18 +124,26 @@ class Source(Protocol):
 
     Attributes:
         tick_s: How exact its times are.
+        until_s: Up to where somebody waits for it.
+        floats: Whether the samples are coded as floats, on whatever scale.
         stated_s: Its length, where a header states it.
         states_end: Whether a file that ends before that length was cut off.
         damaged_until_s: Behind the last piece: up to where there is more that cannot be decoded; else None.
     """
 
     tick_s: float
+    until_s: float
+    floats: bool
     stated_s: float | None
     states_end: bool
     damaged_until_s: float | None
 
     def pieces(self, start_s: float) -> Iterator[Piece]:
         """Pieces from `PREROLL_S` before a time, or earlier; one iteration at a time."""
+        ...
+
+    def follows(self, drift_s: float) -> bool:
+        """Whether a piece follows on the one before if its time is so much behind that one's end."""
         ...
 
 
@@ -97,19 +161,27 @@ class Container:
     Args:
         reopen: Opens the container.
         index: Which of its audio streams.
+        is_broken: Says whether a gap is due to damage; None judges by the bytes that FFmpeg passes over.
     """
 
-    def __init__(self, reopen: Callable[[], Any], index: int = 0) -> None:
-        self._reopen, self._index = reopen, index
+    def __init__(
+        self, reopen: Callable[[], Any], index: int = 0, is_broken: Callable[[], bool] | None = None
+    ) -> None:
+        self._reopen, self._index, self._is_broken, self._origin_s = reopen, index, is_broken, 0.0
         self._open()
         stream, container = self._stream, self._container
         self.tick_s = float(stream.time_base)
-        name = container.format.name.split(",")[0]
-        constant = name in ("wav", "w64", "caf", "aiff", "au") and stream.codec_context.name.startswith(("pcm", "adpcm"))
-        self._seekable = name in _SEEKABLE or constant
-        self.states_end = name in ("mov", "matroska")
+        name, codec = container.format.name.split(",")[0], stream.codec_context.name
+        constant = name in _CONSTANT and codec.startswith(("pcm", "adpcm"))
+        self.floats = codec.startswith("pcm_f") or (codec == "wavpack" and "flt" in stream.codec_context.format.name)
+        # FFmpeg does not know how long other packets of an Ogg last.
+        self._seekable = constant or (name in _SEEKABLE and (name != "ogg" or codec in ("opus", "vorbis")))
+        # The length of a Matroska is that of its longest track.
+        self.states_end = name == "mov" or (name == "matroska" and self._alone)
         start_s = (container.start_time or 0) / 1e6
-        self._origin_s = 0.0 if name in _FROM_ZERO and 0.0 <= start_s <= LATE_S else start_s
+        if name not in _FROM_ZERO or not 0.0 <= start_s <= LATE_S:
+            self._origin_s = start_s
+        self._shift_s = -self._origin_s
         self.stated_s: float | None = None
         if name in _STATING or constant:
             if stream.duration is not None:
@@ -117,103 +189,118 @@ class Container:
             elif container.duration:
                 self.stated_s = container.duration / 1e6
         self.damaged_until_s: float | None = None
+        self.until_s = 0.0
 
     def _open(self) -> None:
         self._container = self._reopen()
         self._stream = self._container.streams.audio[self._index]
         for other in self._container.streams:
             if other.index != self._stream.index:
+                # Older versions of PyAV cannot tell FFmpeg to pass over what nobody wants.
                 with contextlib.suppress(AttributeError):
-                    other.discard = "all"
-        # The end of the packet before, on the timeline, and what is added to times since the clock was set anew.
+                    other.discard = av.stream.Discard.all
+        self._alone = len(self._container.streams) == 1
+        # The first byte behind the packet before.
+        self._byte: int | None = None
+        # The end of the packet before, on the timeline, and what is added to time stamps.
         self._time_s: float | None = None
-        self._shift_s = 0.0
+        self._shift_s = -self._origin_s
         self._fresh = True
 
     def pieces(self, start_s: float) -> Iterator[Piece]:
         """Pieces from `PREROLL_S` before a time, or earlier."""
         self.damaged_until_s = None
-        first_s = start_s - PREROLL_S
-        self._go_to(first_s)
-        damaged = False
-        for packet in self._packets():
-            if packet is None:
-                damaged = True
-                continue
-            time_s, length_s = self._place(packet)
-            if packet.size and time_s is not None and time_s + length_s < first_s:
-                continue
+        first_s, tick_s = start_s - PREROLL_S, self.tick_s
+        packets = self._go_to(first_s)
+        damaged, heard, failures, packet, held = False, False, 0, None, None
+        while failures < _FAILURES:
             try:
+                packet = None
+                packet = next(packets, None)
+                if packet is None:
+                    break
+                end_s = self._place(packet)
+                damaged = damaged or self._passed_over
+                if end_s < first_s and packet.size:
+                    continue
                 frames = packet.decode()
             except (av.error.FFmpegError, ValueError):
-                if packet.size:
-                    damaged, self.damaged_until_s = True, self._time_s
+                # Broken: go on behind it, for as long as something comes.
+                failures += 1
+                if packet is None:
+                    packets = self._container.demux(self._stream)
+                damaged = damaged or packet is None or packet.size > 0
                 continue
+            failures = 0
+            damaged = damaged or (not frames and heard and packet.size > 0)
             for frame in frames:
-                at = None if frame.pts is None else float(frame.pts * frame.time_base) - self._origin_s + self._shift_s
-                yield Piece(at, frame, damaged)
-                damaged, self.damaged_until_s = False, None
+                pts = frame.pts
+                time_s = None if pts is None else pts * tick_s + self._shift_s
+                if held is None or not held.takes(time_s, frame):
+                    if held is not None:
+                        yield held.piece()
+                    held, heard, damaged = _Gathering(time_s, frame, damaged, GAP_S), True, False
+                elif held.is_enough(self.until_s):
+                    yield held.piece()
+                    held = None
+        if held is not None:
+            yield held.piece()
+        if damaged:
+            self.damaged_until_s = self._time_s
 
-    def _go_to(self, first_s: float) -> None:
-        """Make the next packet one at or before a time; only packets that lie before it are read for that."""
+    def follows(self, drift_s: float) -> bool:
+        """Whether a piece follows on the one before if its time is so much behind that one's end."""
+        return -OVERLAP_S < drift_s < GAP_S
+
+    def _go_to(self, first_s: float) -> Iterator[Any]:
+        """Packets from one at or before a time; where a jump cannot be trusted, those before are read too."""
         if self._fresh and (first_s <= _AHEAD_S or not self._seekable):
             self._fresh = False
-            return
+            return self._container.demux(self._stream)
         if self._seekable and first_s > 1.0:
             with contextlib.suppress(av.error.FFmpegError, StopIteration):
                 place = int((first_s + self._origin_s) / self._stream.time_base)
                 self._container.seek(place, stream=self._stream)
-                self._fresh, self._time_s, self._shift_s = False, None, 0.0
-                self._held = next(self._container.demux(self._stream))
-                if self._held.pts is not None and self._time_of(self._held) <= first_s + PREROLL_S:
-                    return
+                self._fresh, self._time_s, self._shift_s = False, None, -self._origin_s
+                packets = self._container.demux(self._stream)
+                packet = next(packets)
+                if packet.pts is not None and packet.pts * self.tick_s + self._shift_s <= first_s + PREROLL_S:
+                    return itertools.chain([packet], packets)
         elif self._time_s is not None and self._time_s <= first_s:
             self._stream.codec_context.flush_buffers()
-            return
+            return self._container.demux(self._stream)
         self._container.close()
         self._open()
         self._fresh = False
+        return self._container.demux(self._stream)
 
-    _held: Any = None
+    def _place(self, packet: Any) -> float:
+        """Where a packet ends; a clock that was set anew goes on from where the old one was."""
+        before_s, pts = self._time_s, packet.pts
+        self._passed_over = False
+        if pts is None:
+            time_s = before_s or 0.0
+        else:
+            time_s = pts * self.tick_s + self._shift_s
+            if before_s is not None:
+                jump_s = time_s - before_s
+                if jump_s < -LINK_BACK_S or (jump_s > LINK_GAP_S and not self._seekable):
+                    self._shift_s -= jump_s
+                    time_s = before_s
+                elif jump_s > GAP_S:
+                    self._passed_over = self._is_damage(packet, jump_s, before_s)
+        self._byte = None if packet.pos is None else packet.pos + packet.size
+        self._time_s = time_s + (packet.duration or 0) * self.tick_s
+        return self._time_s
 
-    def _packets(self) -> Iterator[Any]:
-        """Packets; None for one that is broken. Goes on behind what is broken for as long as something comes."""
-        failures = 0
-        packets = self._container.demux(self._stream)
-        held, self._held = self._held, None
-        if held is not None:
-            yield held
-        while failures < _FAILURES:
-            try:
-                packet = next(packets)
-            except StopIteration:
-                return
-            except (av.error.FFmpegError, ValueError):
-                packets = self._container.demux(self._stream)
-                failures += 1
-                yield None
-                continue
-            failures = 0
-            yield packet
 
-    def _time_of(self, packet: Any) -> float:
-        return float(packet.pts * self._stream.time_base) - self._origin_s + self._shift_s
-
-    def _place(self, packet: Any) -> tuple[float | None, float]:
-        """Time and length of a packet; a clock that was set anew goes on from where the old one was."""
-        length_s = float((packet.duration or 0) * self._stream.time_base)
-        if packet.pts is None:
-            if self._time_s is not None:
-                self._time_s += length_s
-            return None, length_s
-        time_s = self._time_of(packet)
-        if self._time_s is not None:
-            jump_s = time_s - self._time_s
-            if jump_s < -LINK_BACK_S or (jump_s > LINK_GAP_S and not self._seekable):
-                self._shift_s -= jump_s
-                time_s = self._time_s
-        self._time_s = time_s + length_s
-        return time_s, length_s
+    def _is_damage(self, packet: Any, gap_s: float, before_s: float) -> bool:
+        """Whether FFmpeg has passed over something that is broken, rather than that nothing is there."""
+        if self._is_broken is not None:
+            return self._is_broken()
+        if not self._alone or self._byte is None or packet.pos is None or before_s <= 0:
+            return False
+        return packet.pos - self._byte > max(_UNSEEN_SHARE * gap_s * self._byte / before_s, _UNSEEN_BYTES)
 
 
 class Header(NamedTuple):
@@ -334,18 +421,16 @@ class Amr:
     """AMR storage format (RFC 4867, section 5), narrow or wide band, one channel."""
 
     chain = 8
-    _SIZES = {
-        False: (13, 14, 16, 18, 20, 21, 27, 32, 6, 0, 0, 0, 0, 0, 0, 1),
-        True: (18, 24, 33, 37, 41, 47, 51, 59, 61, 6, 0, 0, 0, 0, 1, 1),
-    }
+    _NARROW = (13, 14, 16, 18, 20, 21, 27, 32, 6, 0, 0, 0, 0, 0, 0, 1)
+    _WIDE = (18, 24, 33, 37, 41, 47, 51, 59, 61, 6, 0, 0, 0, 0, 1, 1)
 
     def __init__(self, wide: bool) -> None:
         rate, decoder = (16000, "amrwb") if wide else (8000, "amrnb")
         self._known: list[Header | None] = [None] * 256
         for first in range(0, 128, 4):
-            size = self._SIZES[wide][first >> 3 & 15]
+            size = (self._WIDE if wide else self._NARROW)[first >> 3 & 15]
             speech = size > 6
-            # Speech that is marked as bad is none. FFmpeg's decoder makes no comfort noise of the frames without speech.
+            # Speech that is marked as bad is none. FFmpeg's decoder makes no comfort noise of frames without speech.
             if size and (first & 4 or not speech):
                 self._known[first] = Header(size, rate // 50, rate, decoder if speech else "", wide)
 
@@ -380,6 +465,7 @@ class Framed:
     """
 
     tick_s = 0.0
+    floats = False
     states_end = True
 
     def __init__(self, path: str, framing: Framing, start: int = 0, stop: int | None = None) -> None:
@@ -395,6 +481,7 @@ class Framed:
         self._new_link = True
         self.stated_s: float | None = None
         self.damaged_until_s: float | None = None
+        self.until_s = 0.0
         self._find(0.0)
         if not self._offsets:
             raise ValueError("no frame")
@@ -405,17 +492,22 @@ class Framed:
         first_s = start_s - PREROLL_S
         self._find(start_s)
         index = max(bisect.bisect_right(self._times_s, first_s) - 1, 0)
-        decoder, link, damaged = None, None, False
+        decoder, link, damaged, held = None, None, False, None
         while True:
             if index >= len(self._offsets):
                 self._find(self._time_s + _AHEAD_S)
                 if index >= len(self._offsets):
+                    if held is not None:
+                        yield held.piece()
                     if index in self._after_damage:
                         self.damaged_until_s = self._time_s
                     return
             damaged = damaged or index in self._after_damage
             found = self._links[bisect.bisect_right(self._links, index, key=lambda link: link.first) - 1]
             if found is not link:
+                if held is not None:
+                    yield held.piece()
+                    held = None
                 link, decoder = found, av.CodecContext.create(found.header.decoder, "r")
             assert decoder is not None
             offset, time_s = self._offsets[index], self._times_s[index]
@@ -429,9 +521,19 @@ class Framed:
                 damaged, self.damaged_until_s = True, time_s + header.samples / header.rate
                 continue
             for frame in frames:
-                yield Piece(time_s, frame, damaged, link.begin_s, link.end_s)
+                if held is None or not held.takes(time_s, frame):
+                    if held is not None:
+                        yield held.piece()
+                    held = _Gathering(time_s, frame, damaged, _EXACT_S, link.begin_s, link.end_s)
+                elif held.is_enough(self.until_s):
+                    yield held.piece()
+                    held = None
                 time_s += frame.samples / frame.sample_rate
                 damaged, self.damaged_until_s = False, None
+
+    def follows(self, drift_s: float) -> bool:
+        """Whether a piece follows on the one before if its time is so much behind that one's end."""
+        return abs(drift_s) < _EXACT_S
 
     def _find(self, until_s: float) -> None:
         """Find frames up to a time, and two more."""
@@ -514,7 +616,7 @@ class Framed:
             yield from range(start, self._stop)
             return
         at = start - 1
-        while 0 <= (at := self._data.find(b"\xff", at + 1, self._stop)):
+        while (at := self._data.find(b"\xff", at + 1, self._stop)) >= 0:
             yield at
 
     def _begins(self, at: int) -> bool:

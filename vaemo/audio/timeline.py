@@ -7,20 +7,18 @@ between time stamps are silence, also at the start; what overlaps is heard once.
 
 from __future__ import annotations
 
+
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol
 
 import av
 import numpy as np
 
-GAP_S = 0.015
-"""Time stamps that run ahead of the samples by less are inexact, and no gap."""
-
-OVERLAP_S = 0.04
-"""Time stamps that lag behind the samples by less are inexact, and nothing is heard twice."""
-
-_AHEAD_S = 5.0
+_GARBAGE, _GARBAGE_S = 4.0, 0.02
+_AHEAD_S = 2.0
 _END_S = 2.0
+_NOWHERE = -(1 << 62)
 
 
 class DecodeError(Exception):
@@ -47,6 +45,7 @@ class AudioFile(Protocol):
         sampling_rate: In Hz.
         channels: How many.
         frames: Its length where a header states it.
+        floats: Whether samples are coded as floats, on whatever scale.
         guess_s: Its length in seconds as its size suggests.
         lost: What the last read put in as silence.
         broken: Why nothing is read behind the end, where there should be more.
@@ -55,6 +54,7 @@ class AudioFile(Protocol):
     sampling_rate: int
     channels: int
     frames: int | None
+    floats: bool
     guess_s: float | None
     lost: list[Lost]
     broken: str | None
@@ -88,34 +88,37 @@ class Track:
         self.channels = len(first.frame.layout.channels)
         stated_s = source.stated_s
         self.frames = round(stated_s * self.sampling_rate) if stated_s else None
+        self.floats = source.floats
         self.guess_s: float | None = None
         self.lost: list[Lost] = []
         self.broken: str | None = None
         # Behind the first frame, which may be shorter, frames of one size follow where time stamps are coarse.
-        self._grid = self._at(first.time_s or 0.0) + round(
-            first.frame.samples * self.sampling_rate / first.frame.sample_rate
-        )
-        self._begin(0, self._arrays(first, pieces))
+        self._grid = self._at(first.time_s or 0.0) + first.step
+        self._begin(0, itertools.chain([first], pieces))
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Frames [start, stop) as far as the stream has them, (n, channels), float32."""
         self.lost = []
         if start < self._position or start - self._position > _AHEAD_S * self.sampling_rate:
-            self._begin(start, self._arrays(None, self._source.pieces(start / self.sampling_rate)))
+            self._begin(start, self._source.pieces(start / self.sampling_rate))
         elif start > self._position:
             self.read(self._position, start)
             self.lost = []
         samples = np.zeros((stop - start, self.channels), np.float32)
+        self._source.until_s = stop / self.sampling_rate
         while self._position < stop and self._fetch():
-            if self._held_at > self._position:
-                silent = min(self._held_at, stop) - self._position
-                self._note(silent)
+            run = self._run
+            if run.at > self._position:
+                silent = min(run.at, stop) - self._position
+                self._note(self._position, silent, run.damaged)
                 self._position += silent
                 continue
-            used = self._position - self._held_at
-            taken = min(len(self._held) - used, stop - self._position)
+            used = self._position - run.at
+            taken = min(len(run.samples) - used, stop - self._position)
             place = self._position - start
-            samples[place : place + taken] = self._held[used : used + taken]
+            samples[place : place + taken] = run.samples[used : used + taken]
+            if not self.floats:
+                self._silence_garbage(samples[place : place + taken])
             self._position += taken
         return samples[: max(self._position - start, 0)]
 
@@ -126,91 +129,101 @@ class Track:
             start += n
         return self._position
 
-    def _begin(self, position: int, arrays: Iterator[_Array]) -> None:
-        self._position, self._pending = position, arrays
-        self._expected: int | None = None
-        self._held, self._held_at, self._damaged = np.zeros((0, self.channels), np.float32), position, False
+    def _begin(self, position: int, pieces: Iterator[Any]) -> None:
+        self._position = position
+        self._expected = _NOWHERE
+        self._run = _Run(position, np.zeros((0, self.channels), np.float32), False)
+        self._runs = self._in_runs(pieces)
 
-    def _note(self, n: int) -> None:
-        start = self._position
-        if self.lost and self.lost[-1].stop == start and self.lost[-1].damaged == self._damaged:
+    def _note(self, start: int, n: int, damaged: bool) -> None:
+        stop = start + n
+        if self.lost and self.lost[-1].stop == start and self.lost[-1].damaged == damaged:
             start = self.lost.pop().start
-        self.lost.append(Lost(start, self._position + n, self._damaged, 0, self.channels))
+        self.lost.append(Lost(start, stop, damaged, 0, self.channels))
+
+    def _silence_garbage(self, samples: np.ndarray) -> None:
+        """Take out what a decoder makes of broken data: far beyond full scale, as no codec overshoots."""
+        if samples.max() <= _GARBAGE and samples.min() >= -_GARBAGE:
+            return
+        block = round(_GARBAGE_S * self.sampling_rate)
+        for at in range(0, len(samples), block):
+            part = samples[at : at + block]
+            if not np.abs(part).max() <= _GARBAGE:
+                part[:] = 0.0
+                self._note(self._position + at, len(part), True)
 
     def _fetch(self) -> bool:
         """Hold samples that reach beyond the position; false at the end."""
-        while self._held_at + len(self._held) <= self._position:
-            array = next(self._pending, None)
-            if array is None:
-                return self._hold_end()
-            at = self._expected if array.time_s is None else self._at(array.time_s)
-            if array.time_s is not None:
-                at = self._placed(at, len(array.samples))
-            if at is None:
-                at = self._position
-            samples = array.samples
-            self._expected = at + len(samples)
-            begin, end = self._at(array.begin_s), array.end_s * self.sampling_rate
-            if end < at + len(samples):
-                samples = samples[: max(round(end) - at, 0)]
-            if at < begin:
-                samples, at = samples[begin - at :], begin
-            self._held, self._held_at, self._damaged = samples, at, array.damaged
+        while self._run.at + len(self._run.samples) <= self._position:
+            run = next(self._runs, None)
+            if run is None:
+                return self._fetch_end()
+            self._run = run
         return True
 
-    def _hold_end(self) -> bool:
+    def _fetch_end(self) -> bool:
         """Behind the last samples: silence where something is there that cannot be decoded; else the end."""
         until_s, stated = self._source.damaged_until_s, self.frames
-        end = self._at(until_s) if until_s is not None else self._position
-        if end > self._position:
-            self._held, self._held_at, self._damaged = np.zeros((0, self.channels), np.float32), end, True
-            self._source.damaged_until_s = None
+        if until_s is not None and self._at(until_s) > self._position:
+            self._run = _Run(self._at(until_s), self._run.samples[:0], True)
             return True
         if stated is not None and self._position < stated - self.sampling_rate and self._source.states_end:
             at, said = (n / self.sampling_rate for n in (self._position, stated))
             self.broken = f"it breaks off at {at:.1f} s; its header says {said:.1f} s"
         return False
 
-    def _placed(self, at: int | None, n: int) -> int | None:
-        """Where samples begin whose time stamp says `at`."""
-        if at is None or not self._source.tick_s:
-            return at
-        if self._expected is not None and -OVERLAP_S < (at - self._expected) / self.sampling_rate < GAP_S:
-            return self._expected
-        coarse = 2 * self._source.tick_s * self.sampling_rate
-        if coarse > 2 and n:
+    def _in_runs(self, pieces: Iterator[Any]) -> Iterator[_Run]:
+        """Pieces at the track's rate and with its channels."""
+        resampler, kind, at, begin, n = None, None, 0, 0, 0
+        for piece in itertools.chain(pieces, [None]):
+            now = piece and (piece.frame.sample_rate, piece.frame.layout.name, piece.frame.format.name, piece.end_s)
+            placed = self._placed(piece) if piece else 0
+            if resampler is not None and (now != kind or abs(placed - self._expected) > 1):
+                for out in resampler.resample(None):
+                    yield self._cut(at, self._mixed(out), last)
+                    at += out.samples
+                resampler = None
+            if piece is None:
+                return
+            frame, rate = piece.frame, piece.frame.sample_rate
+            if rate == self.sampling_rate:
+                self._expected = placed + frame.samples
+                yield self._cut(placed, self._mixed(frame), piece)
+                continue
+            if resampler is None:
+                resampler = av.AudioResampler(format="fltp", layout=frame.layout.name, rate=self.sampling_rate)
+                kind, at, begin, n = now, placed, placed, 0
+            last, n = piece, n + frame.samples
+            self._expected = begin + round(n * self.sampling_rate / rate)
+            for out in resampler.resample(frame):
+                yield self._cut(at, self._mixed(out), piece)
+                at += out.samples
+
+    def _cut(self, at: int, samples: np.ndarray, piece: Any) -> _Run:
+        """Samples without a codec's priming and padding."""
+        end, begin = piece.end_s * self.sampling_rate, self._at(piece.begin_s)
+        if end < at + len(samples):
+            samples = samples[: max(round(end) - at, 0)]
+        if at < begin:
+            samples, at = samples[begin - at :], begin
+        return _Run(at if len(samples) else self._position, samples, piece.damaged)
+
+    def _placed(self, piece: Any) -> int:
+        """Where the first sample of a piece belongs."""
+        expected = self._expected
+        if piece.time_s is None:
+            return self._position if expected == _NOWHERE else expected
+        at = round(piece.time_s * self.sampling_rate)
+        if expected != _NOWHERE and self._source.follows((at - expected) / self.sampling_rate):
+            return expected
+        coarse, n = 2 * self._source.tick_s * self.sampling_rate, piece.step
+        if coarse > 2 and piece.frame.sample_rate == self.sampling_rate:
             snapped = self._grid + round((at - self._grid) / n) * n
             return snapped if abs(snapped - at) <= coarse else at
         return at
 
     def _at(self, time_s: float) -> int:
         return round(time_s * self.sampling_rate)
-
-    def _arrays(self, first: Any, pieces: Iterator[Any]) -> Iterator[_Array]:
-        """Pieces as samples at the track's rate and with its channels."""
-        resampler, kind, next_s = None, None, None
-        while (piece := first or next(pieces, None)) is not None:
-            first = None
-            frame = piece.frame
-            now = (frame.sample_rate, frame.layout.name, frame.format.name)
-            if resampler is not None and (now != kind or _apart(piece.time_s, next_s)):
-                yield from (_Array(None, self._mixed(out), False) for out in resampler.resample(None))
-                resampler = None
-            if frame.sample_rate == self.sampling_rate:
-                yield _Array(piece.time_s, self._mixed(frame), piece.damaged, piece.begin_s, piece.end_s)
-                continue
-            time_s = None if resampler is not None else piece.time_s
-            if resampler is None:
-                resampler = av.AudioResampler(format="fltp", layout=frame.layout.name, rate=self.sampling_rate)
-                kind = now
-            if piece.time_s is not None:
-                next_s = piece.time_s + frame.samples / frame.sample_rate
-            frame.pts = None
-            for out in resampler.resample(frame):
-                yield _Array(time_s, self._mixed(out), piece.damaged, piece.begin_s, piece.end_s)
-                time_s = None
-        if resampler is not None:
-            yield from (_Array(None, self._mixed(out), False) for out in resampler.resample(None))
 
     def _mixed(self, frame: Any) -> np.ndarray:
         """A frame of FFmpeg as (n, channels), float32 in [-1, 1]."""
@@ -223,18 +236,12 @@ class Track:
         return with_channels(samples, self.channels)
 
 
-class _Array(NamedTuple):
-    """Samples and where they belong; as `Piece`."""
+class _Run(NamedTuple):
+    """Samples that follow on one another, the position of the first, and whether damage lies before them."""
 
-    time_s: float | None
+    at: int
     samples: np.ndarray
     damaged: bool
-    begin_s: float = 0.0
-    end_s: float = float("inf")
-
-
-def _apart(time_s: float | None, expected_s: float | None) -> bool:
-    return time_s is not None and expected_s is not None and not -OVERLAP_S < time_s - expected_s < GAP_S
 
 
 def with_channels(samples: np.ndarray, channels: int) -> np.ndarray:
@@ -262,6 +269,7 @@ class SideBySide:
         self.channels = sum(track.channels for track in tracks)
         lengths = [track.frames for track in tracks]
         self.frames = None if None in lengths else max(n for n in lengths if n is not None)
+        self.floats = any(track.floats for track in tracks)
         self.guess_s: float | None = None
         self.lost: list[Lost] = []
         self.broken: str | None = None
@@ -293,7 +301,7 @@ class Chain:
         self._links, self._begins = [first], [0]
         self._follow: Callable[[], AudioFile | None] | None = follow
         self.sampling_rate, self.channels, self.frames = first.sampling_rate, first.channels, first.frames
-        self.guess_s = first.guess_s
+        self.floats, self.guess_s = first.floats, first.guess_s
         self.lost: list[Lost] = []
 
     @property
@@ -303,7 +311,7 @@ class Chain:
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Frames [start, stop) as far as the links have them, (n, channels), float32."""
-        parts, lost, at, index = [np.zeros((0, self.channels), np.float32)], [], start, 0
+        parts, lost, at, index = [], [], start, 0
         while at < stop:
             while index + 1 < len(self._begins) and self._begins[index + 1] <= at:
                 index += 1
@@ -324,7 +332,7 @@ class Chain:
             elif short and not self._find_next():
                 break
         self.lost = lost
-        return np.concatenate(parts)
+        return parts[0] if len(parts) == 1 else np.concatenate(parts or [np.zeros((0, self.channels), np.float32)])
 
     def _find_next(self) -> bool:
         """Open the link behind the last; false where there is none."""
