@@ -95,7 +95,8 @@ def _write_calls(archive: Archive, samples: np.ndarray) -> None:
         # No two of them hold the same bytes.
         heard = at_rate(samples * (1.0 - 0.002 * number), rate)
         kind = {"wave": "WAV", "WAV": "WAV"}.get(name.rpartition(".")[2])
-        soundfile.write(path, heard[:, :1] if subtype == "GSM610" else heard, rate, subtype=subtype, format=kind)
+        heard = heard.mean(axis=1, keepdims=True) if subtype == "GSM610" else heard
+        soundfile.write(path, heard, rate, subtype=subtype, format=kind)
         archive.calls[f"{path.parent.name}/{name}"] = 1 if subtype == "GSM610" else 2
     for name, (codec, channels) in ENCODED.items():
         heard = at_rate(samples if channels == 2 else samples.mean(0, keepdims=True), RATES[codec])

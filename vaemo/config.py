@@ -20,6 +20,7 @@ from typing import Any, Literal
 from vaemo import strict_yaml, suggest
 from vaemo.errors import ConfigValueError, UnknownConfigKeyError, UsageError
 from vaemo.fields import explain, fields_of, fit, option, shown, younger
+from vaemo.units import SAMPLING_RATES_HZ
 
 PRESETS = ("default", "seed")
 
@@ -49,7 +50,8 @@ class Headerless:
         codec, *numbers = text.strip().lower().removeprefix("pcm_").split(":")
         rate, channels = (int(number) for number in (*numbers, "1")[:2])
         known = codec in HEADERLESS_CODECS and len(numbers) in (1, 2)
-        if not known or not 2_000 <= rate <= 768_000 or not 1 <= channels <= 64:
+        low, high = SAMPLING_RATES_HZ
+        if not known or not low <= rate <= high or not 1 <= channels <= 64:
             raise ValueError(text)
         return Headerless(codec, rate, channels)
 

@@ -15,7 +15,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from vaemo.archive import shown
 from vaemo.audio.acoustics import bandwidth_hz, require_usable, simulate_telephone
+from vaemo.audio.formats import AUDIO_SUFFIXES as AUDIO_SUFFIXES
 from vaemo.audio.recording import AudioProblem, Decoder, Recording
 from vaemo.audio.vad import UtteranceFinder
 from vaemo.config import Config
@@ -44,6 +46,9 @@ class Problem:
 
 _BUFFER_S = 600.0
 """Seconds of speech that wait for the extractors: enough to batch utterances of like length."""
+
+_KEPT_S = 0.005
+"""An utterance of which less is there is lost."""
 
 _HOPELESS = 5
 """An extractor whose process dies of each of so many utterances, the first of a buffer, is broken itself."""
@@ -76,18 +81,22 @@ def extract_utterances(
     paths = rows["audio_path"].to_pylist()
     start_s, end_s, channels = (rows[name].to_pylist() for name in ("start_s", "end_s", "channel"))
     with _decoding(decoder, config) as open_decoder:
-        path, recording, lost = None, None, None
+        path, recording, lost, heard = None, None, None, list[int]()
         for row in sorted(range(rows.num_rows), key=lambda row: (paths[row], start_s[row] or 0.0)):
             try:
                 if paths[row] != path:
-                    path, recording, lost = paths[row], None, None
+                    path, recording, lost, heard = paths[row], None, None, []
                     recording = Recording(path, open_decoder, config.audio)
                 if lost or recording is None:
                     raise lost or AudioProblem("undecodable", "it cannot be opened")
-                work.add(row, recording.utterance(start_s[row], end_s[row], channels[row]))
+                heard.append(row)
+                place = start_s[row], end_s[row], channels[row]
+                samples = recording.utterance(*place)
+                work.add(row, samples, recording.lost_s(*place), _cut_s(samples, *place[:2]))
             except AudioProblem as problem:
-                work.fail(row, problem)
-                if recording is None or not open_decoder.alive:
+                for failed in heard if problem.whole else [row]:
+                    work.fail(failed, problem)
+                if recording is None or problem.whole or not open_decoder.alive:
                     # What cannot be opened, or ends its decoder, is not tried again for every utterance in it.
                     lost = problem
     result = work.finish()
@@ -108,11 +117,12 @@ def extract_recording(
     """Find the utterances of a recording, channel by channel, and compute their features.
 
     `utt_id` is `{session_id}#c{channel}-{index:05d}`, `speaker_id` the session with the channel. A recording that
-    cannot be read is one row with null times, its status and its reason; one that breaks off has that row beside the
-    utterances before; one without speech has that row with status `silent`.
+    cannot be read is one row with null times, its status and its reason; one that breaks off, or is damaged in places,
+    has that row beside its utterances; one without speech has that row with status `silent`. Where the samples are on
+    another scale all rows have that status.
 
     Args:
-        path: Local path, URI, or `audio.EMBEDDED` reference.
+        path: Local path, URI, or a reference to what a manifest embeds (`vaemo.manifest.EMBEDDED`).
         session_id: Id of the recording.
         extractors: By stream.
         config: Sections audio, vad, features and extract.
@@ -134,16 +144,23 @@ def extract_recording(
             recording = Recording(path, open_decoder, config.audio)
             roles = roles_of(recording.info.channels)
             for utterance in _utterances(recording, UtteranceFinder(len(roles), config.vad)):
+                place = utterance.start_s, utterance.end_s, utterance.channel
                 found.append((utterance.channel, utterance.start_s, utterance.end_s))
                 role = roles[utterance.channel]
                 if hears(role):
-                    work.try_add(len(found) - 1, utterance.samples)
+                    work.try_add(len(found) - 1, utterance.samples, recording.lost_s(*place))
                 else:
                     reason = f"role {role or 'unknown'} is not scored"
                     work.fail(len(found) - 1, AudioProblem("not_scored_role", reason))
-            if not found:
-                raise AudioProblem("silent", "no speech was found in it")
+            damage = recording.damage()
+            if not found and (damage is None or damage.status == "damaged"):
+                raise AudioProblem("silent", f"no speech was found in it{f'; {damage.reason}' if damage else ''}")
+            if damage is not None:
+                raise damage
         except AudioProblem as what:
+            if what.whole:
+                for row in range(len(found)):
+                    work.fail(row, what)
             found.append((None, None, None))
             work.fail(len(found) - 1, what)
     rows = _found_rows(path, session_id, found, roles)
@@ -214,7 +231,7 @@ def _found_rows(
             "role": pa.array([None if c is None else roles[c] for c in channels], pa.string()),
             "start_s": pa.array([start_s for _, start_s, _ in found], pa.float64()),
             "end_s": pa.array([end_s for _, _, end_s in found], pa.float64()),
-            "audio_path": pa.array([path] * len(found), pa.string()),
+            "audio_path": pa.array([shown(path)] * len(found), pa.string()),
         }
     )
 
@@ -232,6 +249,7 @@ class _Work:
         self._telephone = config.audio.simulate_telephone
         self._problems: dict[int, AudioProblem] = {}
         self._duration_s: dict[int, float] = {}
+        self._lost_s: dict[int, float] = {}
         self._bandwidth_hz: dict[int, float] = {}
         self._vectors: dict[str, dict[int, np.ndarray]] = {stream: {} for stream in extractors}
         self._waiting: list[tuple[int, np.ndarray]] = []
@@ -239,10 +257,17 @@ class _Work:
         self._begun: list[tuple[str, list[int], list[np.ndarray], Callable[[], np.ndarray]]] = []
         self._n_rows = n_rows
 
-    def add(self, row: int, samples: np.ndarray) -> None:
-        """Take an utterance; AudioProblem where it cannot be used."""
+    def add(self, row: int, samples: np.ndarray, lost_s: float, cut_s: float = 0.0) -> None:
+        """Take an utterance, of which so much is silence that was put in, and so much was cut off at the file's end.
+
+        Raises:
+            AudioProblem: if it cannot be used.
+        """
         self._n_rows = max(self._n_rows, row + 1)
         self._duration_s[row] = len(samples) / SAMPLING_RATE_HZ
+        self._lost_s[row] = lost_s + cut_s
+        if lost_s and lost_s >= self._duration_s[row] - _KEPT_S:
+            raise AudioProblem("undecodable", "the file holds nothing of it that can be decoded")
         require_usable(samples, self._min_s)
         heard = simulate_telephone(samples) if self._telephone else samples
         self._bandwidth_hz[row] = bandwidth_hz(heard)
@@ -251,10 +276,10 @@ class _Work:
         if self._waiting_s >= _BUFFER_S:
             self._run()
 
-    def try_add(self, row: int, samples: np.ndarray) -> None:
+    def try_add(self, row: int, samples: np.ndarray, lost_s: float) -> None:
         """Take an utterance, or note why not."""
         try:
-            self.add(row, samples)
+            self.add(row, samples, lost_s)
         except AudioProblem as problem:
             self.fail(row, problem)
 
@@ -264,7 +289,7 @@ class _Work:
         self._problems[row] = problem
 
     def finish(self) -> dict[str, pa.Array]:
-        """Columns `duration_s`, `bandwidth_hz`, `status`, `reason` and the streams, by row number."""
+        """Columns `duration_s`, `bandwidth_hz`, `status`, `reason`, `lost_s` and the streams, by row number."""
         self._run()
         self._collect()
         rows = range(self._n_rows)
@@ -274,6 +299,7 @@ class _Work:
             "bandwidth_hz": pa.array([self._bandwidth_hz.get(row) for row in rows], pa.float32()),
             "status": pa.array([problem.status if problem else "ok" for problem in problems], pa.string()),
             "reason": pa.array([problem.reason if problem else None for problem in problems], pa.string()),
+            "lost_s": pa.array([self._lost_s.get(row) for row in rows], pa.float64()),
         }
         for stream, extractor in self._extractors.items():
             matrix = np.zeros((self._n_rows, extractor.dim), np.float32)
@@ -331,6 +357,12 @@ class _Work:
             elif row not in self._problems:
                 reason = f"{self._extractors[stream].name} finds nothing to measure in {self._duration_s[row]:.3f} s"
                 self.fail(row, AudioProblem("too_short", reason))
+
+
+def _cut_s(samples: np.ndarray, start_s: float | None, end_s: float | None) -> float:
+    """How much of an utterance lies behind the end of its recording."""
+    cut_s = 0.0 if end_s is None else end_s - (start_s or 0.0) - len(samples) / SAMPLING_RATE_HZ
+    return cut_s if cut_s > _KEPT_S else 0.0
 
 
 class _decoding:  # noqa: N801 - reads as a verb where it is used

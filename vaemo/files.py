@@ -16,7 +16,7 @@ import re
 import stat
 import urllib.parse
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -162,12 +162,10 @@ def list_files(folder: str | Path, suffix: str = "", *, recursive: bool = False)
     Raises:
         UsageError: if it is a file.
     """
-    filesystem, inner = filesystem_of(folder)
     try:
-        infos = _infos(filesystem, pafs.FileSelector(inner, recursive=recursive, allow_not_found=True))
+        return [path for name, path in _listed(folder, recursive=recursive) if name.endswith(suffix)]
     except NotADirectoryError:
         raise UsageError(f"{folder} is a file; a folder is needed in its place.") from None
-    return [path for name, path in _files(infos, folder, inner) if name.endswith(suffix)]
 
 
 def list_partitioned(folder: str | Path) -> list[tuple[str, str]]:
@@ -178,20 +176,41 @@ def list_partitioned(folder: str | Path) -> list[tuple[str, str]]:
     Returns:
         Name relative to the folder, and path, of each.
     """
+    return _listed(folder, recursive=True, enter=lambda name: "=" in name)
+
+
+def _listed(
+    folder: str | Path, *, recursive: bool, enter: Callable[[str], bool] = lambda name: True
+) -> list[tuple[str, str]]:
+    """Name relative to a folder, and path, of the files below it that are not hidden; sorted.
+
+    Args:
+        folder: What is listed; nothing where it is not there.
+        recursive: Whether folders are entered.
+        enter: Which of them, by their own name.
+    """
     filesystem, inner = filesystem_of(folder)
-    infos = _infos(filesystem, pafs.FileSelector(inner, allow_not_found=True))
-    if any(info.type == pafs.FileType.Directory and "=" in info.base_name for info in infos):
-        infos = _infos(filesystem, pafs.FileSelector(inner, recursive=True))
-    return [found for found in _files(infos, folder, inner) if all("=" in part for part in found[0].split("/")[:-1])]
-
-
-def _files(infos: list[pafs.FileInfo], folder: str | Path, inner: str) -> list[tuple[str, str]]:
-    """Name relative to the folder, and path, of the files that were listed and are not hidden; sorted."""
-    skip = len(inner.rstrip("/")) + 1
-    names = sorted(info.path[skip:] for info in infos if info.type == pafs.FileType.File)
-    return [
-        (name, join(folder, name)) for name in names if not any(part.startswith((".", "_")) for part in name.split("/"))
-    ]
+    names: list[str] = []
+    if isinstance(filesystem, pafs.LocalFileSystem):
+        # pyarrow fails at names that are not UTF-8.
+        if os.path.lexists(inner) and not os.path.isdir(inner):
+            raise NotADirectoryError(inner)
+        for where, folders, found in os.walk(inner):
+            below = "" if where == inner else f"{os.path.relpath(where, inner)}/"
+            names += [below + name for name in found if not name.startswith((".", "_"))]
+            folders[:] = [name for name in folders if recursive and not name.startswith((".", "_")) and enter(name)]
+    else:
+        selector = pafs.FileSelector(inner, allow_not_found=True)
+        infos = _infos(filesystem, selector)
+        entered = [info.base_name for info in infos if info.type == pafs.FileType.Directory]
+        if recursive and any(enter(name) for name in entered if not name.startswith((".", "_"))):
+            infos = _infos(filesystem, pafs.FileSelector(inner, recursive=True, allow_not_found=True))
+        skip = len(inner.rstrip("/")) + 1
+        for info in infos:
+            *folders, name = info.path[skip:].split("/")
+            if info.type == pafs.FileType.File and not any(part.startswith((".", "_")) for part in (*folders, name)):
+                names += ["/".join((*folders, name))] if all(map(enter, folders)) else []
+    return [(name, join(folder, name)) for name in sorted(names)]
 
 
 def _infos(filesystem: pafs.FileSystem, selector: pafs.FileSelector) -> list[pafs.FileInfo]:

@@ -9,7 +9,9 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import posixpath
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,6 +64,7 @@ EMBEDDED = ".parquet#"
 _KNOWN = {**COLUMNS, "n_channels": pa.int32()}
 """Columns whose type is ours; the last of them travels along, into the store's column of that name."""
 
+_REFERENCE = re.compile(r"(.*\.parquet)#(\d+)", re.DOTALL)
 _BLOCK_BYTES = 1 << 24
 _OPEN, _CLOSE = b"{}"
 _NESTED = 64
@@ -93,6 +96,17 @@ class _Places:
         except ColumnError as error:
             where = self.path if error.row is None else f"{self.path}, {self[error.row]}"
             raise ReadManifestError(f"{where}: {error.text}.") from None
+
+
+def embedded(path: str) -> tuple[str, int] | None:
+    """The manifest and the row in which a path's audio lies; None where it is a file's own (`EMBEDDED`).
+
+    What looks like a reference and is a local file is that file.
+    """
+    match = _REFERENCE.fullmatch(path)
+    if match is None or (not files.is_uri(path) and os.path.lexists(path)):
+        return None
+    return match[1], int(match[2])
 
 
 def read_manifest(path: str | Path, *, label_range: Sequence[float] | None = None, root: str | None = None) -> pa.Table:
@@ -137,8 +151,8 @@ def read_manifest(path: str | Path, *, label_range: Sequence[float] | None = Non
 
 def file_of(audio_path: str) -> str:
     """The file that holds an utterance's audio: the manifest itself where the audio is embedded in it."""
-    before, embedded, row = audio_path.rpartition(EMBEDDED)
-    return f"{before}.parquet" if embedded and row.isdecimal() else audio_path
+    reference = embedded(audio_path)
+    return reference[0] if reference else audio_path
 
 
 def write_manifest(path: str | Path, table: pa.Table) -> None:

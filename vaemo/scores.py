@@ -42,12 +42,14 @@ UTTERANCE_SCHEMA = pa.schema(
         ("status", pa.string()),
         ("reason", pa.string()),
         ("run_id", pa.string()),
+        ("lost_s", pa.float64()),
         ("duplicate_of", pa.string()),
     ]
 )
 """Columns of the utterances. `valence` and `arousal` are null unless `status` is `ok`; several checkpoints add
-`valence_sd` and `arousal_sd`; a recording that cannot be read is one row with null times, and one
-whose bytes were scored under another name (`duplicate`) names that in `duplicate_of`."""
+`valence_sd` and `arousal_sd`; a recording that cannot be read is one row with null times. `lost_s` is how much of the
+utterance its file does not hold, null where no audio was read. A recording whose bytes were scored under another name
+(`duplicate`) names that in `duplicate_of`."""
 
 SPREAD_SCHEMA = pa.schema([(f"{dimension}_sd", pa.float32()) for dimension in DIMENSIONS])
 """Columns that scoring with several checkpoints adds: the deviation over the models."""

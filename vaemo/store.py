@@ -57,6 +57,7 @@ _COLUMNS = {
     "observed_valence": pa.float32(),
     "observed_arousal": pa.float32(),
     "duplicate_of": pa.string(),
+    "lost_s": pa.float64(),
 }
 _IDS = ("session_id", "utt_id")
 _DECISIVE = (*_IDS, "position", "start_s", "end_s", "status")

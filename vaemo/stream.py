@@ -19,7 +19,6 @@ from torch import Tensor
 
 from vaemo import files
 from vaemo.audio.acoustics import require_usable, simulate_telephone
-from vaemo.audio.decode import SAMPLING_RATES_HZ
 from vaemo.audio.recording import AudioProblem, Resampler
 from vaemo.audio.scale import Scale
 from vaemo.config import Config
@@ -31,7 +30,7 @@ from vaemo.model.state import TENSOR_FIELDS, SessionState
 from vaemo.model.streams import Streams
 from vaemo.scoring.trained_on import check_trained_on
 from vaemo.speakers import unit
-from vaemo.units import SAMPLING_RATE_HZ
+from vaemo.units import SAMPLING_RATE_HZ, SAMPLING_RATES_HZ
 
 if TYPE_CHECKING:
     from vaemo.personalize import Personal

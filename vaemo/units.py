@@ -16,6 +16,9 @@ SPLITS = ("train", "dev", "test")
 SAMPLING_RATE_HZ = 16_000
 """Every extractor receives mono float32 samples at this rate, in [-1, 1]."""
 
+SAMPLING_RATES_HZ = (2_000, 768_000)
+"""The lowest and the highest rate of what is heard."""
+
 STATUSES = (
     "ok",
     "too_short",
@@ -32,10 +35,11 @@ STATUSES = (
     "duplicate",
     "withheld",
     "unfit",
+    "damaged",
 )
 """What can become of an utterance; all but `ok` carry a reason and no features or scores."""
 
-NOT_FAILED = ("ok", "not_scored_role", "silent", "duplicate", "withheld", "unfit")
+NOT_FAILED = ("ok", "not_scored_role", "silent", "duplicate", "withheld", "unfit", "damaged")
 """The statuses that are an outcome and no failure."""
 
 

@@ -1,82 +1,118 @@
 """The child process that decodes audio: what a foreign file can do to it is not done to the job.
 
 `vaemo.audio.decoder.Decoder` starts this file as a program and talks with it over two pipes. A request is a JSON line:
-`{"open": PATH}` or `{"read": [START, STOP]}` (frames of the file that is open). An answer is JSON behind its length (4
-bytes, little end first); that of a read is followed by its samples, float32, frame after frame. soundfile decodes
-what it can, PyAV (FFmpeg) the rest. Nothing of vaemo and no torch is imported, so that the child starts in a moment.
+`{"open": PATH, "headerless": [CODEC, RATE, CHANNELS] or null}` or `{"read": [START, STOP]}` (frames of the file that
+is open). An answer is JSON behind its length (4 bytes, little end first); that of a read is followed by its samples,
+float32, frame after frame. soundfile decodes what has no time stamps, PyAV (FFmpeg) the rest. Nothing of vaemo but
+the files beside this one is loaded, and no torch, so that the child starts in a moment.
 """
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 import json
 import os
 import resource
 import sys
 import threading
 import time
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+if __package__:
+    from vaemo.audio import headers, sources, timeline
+else:
+
+    def _beside(name: str) -> Any:
+        """A module that lies beside this file, without the package that it belongs to."""
+        spec = importlib.util.spec_from_file_location(f"vaemo_{name}", Path(__file__).with_name(f"{name}.py"))
+        assert spec is not None
+        assert spec.loader is not None
+        module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    headers, sources, timeline = map(_beside, ("headers", "sources", "timeline"))
+
 MEMORY_LIMIT_BYTES = 8 << 30
 MAX_CHANNELS = 64
-SAMPLING_RATES_HZ = (2_000, 768_000)
 
-# Demuxers that FFmpeg may use: audio files, none that opens further files or addresses (playlists, concat scripts).
-FORMATS = (
-    "aac,ac3,aiff,amr,amrnb,amrwb,ape,asf,au,avi,caf,dsf,eac3,flac,flv,g722,g723_1,g726,g726le,g729,gsm,ilbc,loas,"
-    "matroska,webm,mov,mp4,3gp,mp3,mpeg,mpegts,ogg,qcp,tta,voc,w64,wav,wv,xwma"
-)
-_SEEK_AHEAD_S = 10.0
-_PREROLL_S = 0.5
 _SKIP_FRAMES = 1 << 20
 _UNKNOWN_FRAMES = (1 << 63) - 1
 
+_SOUNDFILE = (
+    *(b"RIFF", b"RIFX", b"RF64", b"BW64", b"FORM", b"riff", b".snd", b"caff", b"fLaC"),
+    *(b"Creative Voice", b"NIST_1A"),
+)
+_FFMPEG = (b"OggS", b"\x1aE\xdf\xa3", b"#!AMR", b"#!iLBC", b"ID3", b"\x30\x26\xb2\x75", b"wvpk", b"TTA1", b".RMF")
+"""What files begin with that say themselves how they are coded; those of the first row libsndfile is to read."""
 
-class DecodeError(Exception):
-    """The file cannot be decoded, or not from here on."""
+_RAW = {
+    **{"mulaw": "ULAW", "alaw": "ALAW", "vox": "VOX_ADPCM", "s8": "PCM_S8", "u8": "PCM_U8"},
+    **{f"s{bits}{end}": f"PCM_{bits}" for bits in (16, 24, 32) for end in ("le", "be")},
+    **{f"f32{end}": "FLOAT" for end in ("le", "be")},
+}
+"""Headerless codecs as libsndfile names them; FFmpeg reads the others."""
 
-
-class AudioFile(Protocol):
-    """An open audio file."""
-
-    sampling_rate: int
-    channels: int
-    frames: int | None
-
-    def read(self, start: int, stop: int) -> np.ndarray:
-        """Frames [start, stop) as far as the file has them, (n, channels), float32."""
-        ...
+DecodeError = timeline.DecodeError
 
 
 class SoundFile:
-    """What libsndfile reads: WAV (PCM, mu-law, A-law, GSM), FLAC, OGG and Opus, AIFF, AU, CAF."""
+    """What libsndfile reads, without time stamps: WAV (PCM, mu-law, A-law, GSM, ADPCM), FLAC, AIFF, AU, W64.
 
-    def __init__(self, path: str) -> None:
+    Where it fails in the middle, FFmpeg goes on.
+
+    Args:
+        file: A path or a window.
+        raw: How a file without a header is to be read, in soundfile's words.
+    """
+
+    def __init__(self, file: Any, **raw: Any) -> None:
         import soundfile
 
         self._error = soundfile.LibsndfileError
-        self._open = lambda: soundfile.SoundFile(path)
-        self._file = self._open()
+        self._rest: Any = None
+        self._reopen_rest = lambda: open_av(file)
+        self._reopen = lambda: soundfile.SoundFile(
+            os.fsencode(file) if isinstance(file, str) else _from_start(file), **raw
+        )
+        self._file = self._reopen()
         self._seekable = self._file.seekable()
         self._position = 0
         self.sampling_rate = self._file.samplerate
         self.channels = self._file.channels
         self.frames: int | None = self._file.frames
-        self.format = self._file.format
+        self.floats = self._file.subtype in ("FLOAT", "DOUBLE")
+        self.guess_s: float | None = None
+        self.lost: list[Any] = []
+        self.broken: str | None = None
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Frames [start, stop) as far as the file has them, (n, channels), float32."""
+        if self._rest is not None:
+            return self._read_rest(start, stop)
         try:
             if start != self._position and not self._go_to(start):
                 return np.zeros((0, self.channels), np.float32)
             samples = self._file.read(stop - start, dtype="float32", always_2d=True)
-        except self._error as error:
-            # What it has read of the broken part stays broken.
-            self._file, self._position = self._open(), 0
-            raise DecodeError(str(error)) from None
+        except self._error:
+            try:
+                self._rest = self._reopen_rest()
+            except DecodeError:
+                self._file, self._position = self._reopen(), 0
+                self.broken = f"it breaks off at {start / self.sampling_rate:.1f} s: what follows is damaged"
+                return np.zeros((0, self.channels), np.float32)
+            return self._read_rest(start, stop)
         self._position = start + len(samples)
         return samples
+
+    def _read_rest(self, start: int, stop: int) -> np.ndarray:
+        samples = self._rest.read(start, stop)
+        self.lost, self.broken = self._rest.lost, self._rest.broken
+        return timeline.with_channels(samples, self.channels)
 
     def _go_to(self, start: int) -> bool:
         """Make `start` the next frame; false where the file ends before."""
@@ -86,7 +122,7 @@ class SoundFile:
             self._file.seek(start)
             return True
         if start < self._position:
-            self._file, self._position = self._open(), 0
+            self._file, self._position = self._reopen(), 0
         while self._position < start:
             skipped = len(self._file.read(min(start - self._position, _SKIP_FRAMES), dtype="float32"))
             if not skipped:
@@ -95,161 +131,176 @@ class SoundFile:
         return True
 
 
-class AvFile:
-    """What FFmpeg reads beyond that: MP3, M4A, WebM, AMR, G.729; forward, with jumps where it can seek."""
-
-    def __init__(self, path: str) -> None:
-        import av
-
-        self._error = av.error.FFmpegError
-        self._path = path
-        self._open()
-        stream = self._stream
-        if stream.duration is not None and stream.time_base is not None:
-            seconds: float | None = float(stream.duration * stream.time_base)
-        else:
-            seconds = self._container.duration / 1e6 if self._container.duration else None
-        # The first frame tells: a header may name half the rate (HE-AAC).
-        self._fetch()
-        if not len(self._held):
-            raise DecodeError("it holds no audio")
-        self.channels = self._held.shape[1]
-        self.frames = round(seconds * self.sampling_rate) if seconds else None
-
-    def _open(self) -> None:
-        import av
-
-        options = {"protocol_whitelist": "file", "format_whitelist": FORMATS}
-        self._container = av.open(self._path, options=options, metadata_errors="ignore")
-        if not self._container.streams.audio:
-            raise DecodeError("it holds no audio stream")
-        self._stream = self._container.streams.audio[0]
-        self._frames = self._container.decode(self._stream)
-        self._origin: int | None = None
-        self.sampling_rate = 0
-        self._position = 0
-        self._held = np.zeros((0, 0), np.float32)
-
-    def read(self, start: int, stop: int) -> np.ndarray:
-        """Frames [start, stop) as far as the file has them, (n, channels), float32."""
-        try:
-            if start < self._position:
-                self._open()
-                self._fetch()
-            if start - self._position > _SEEK_AHEAD_S * self.sampling_rate:
-                self._jump(start)
-            parts = [np.zeros((0, self.channels), np.float32)]
-            while self._position < stop and len(self._held):
-                first = min(max(start - self._position, 0), len(self._held))
-                parts.append(self._held[first : stop - self._position])
-                used = min(stop - self._position, len(self._held))
-                self._position += used
-                self._held = self._held[used:]
-                if not len(self._held):
-                    self._fetch()
-            return np.concatenate(parts)
-        except (self._error, ValueError) as error:
-            raise DecodeError(str(error)) from None
-
-    def _jump(self, start: int) -> None:
-        """Seek close before `start`; where the file's time stamps do not allow it, it is decoded up to there."""
-        tick_s, origin = self._stream.time_base, self._origin
-        if origin is None or tick_s is None:
-            return
-        try:
-            self._container.seek(origin + int((start / self.sampling_rate - _PREROLL_S) / tick_s), stream=self._stream)
-            self._frames = self._container.decode(self._stream)
-            frame = next(self._frames)
-            position = round((frame.pts - origin) * tick_s * self.sampling_rate)  # type: ignore[operator]
-            if tick_s * self.sampling_rate > 1:
-                # WebM counts milliseconds; frames of one size follow on the first, which may be shorter.
-                lead = self._first_samples % frame.samples
-                position = lead + round((position - lead) / frame.samples) * frame.samples
-            if not 0 <= position <= start:
-                raise DecodeError("seeking led behind the place")
-        except (self._error, StopIteration, TypeError, DecodeError):
-            self._open()
-            self._fetch()
-            return
-        self._position, self._held = position, _as_float(frame)
-
-    def _fetch(self) -> None:
-        """The next frame's samples; none at the end."""
-        frame = next(self._frames, None)
-        if frame is None:
-            self._held = self._held[:0]
-            return
-        if not self.sampling_rate:
-            self.sampling_rate, self._origin, self._first_samples = frame.sample_rate, frame.pts, frame.samples
-        if frame.sample_rate != self.sampling_rate:
-            raise DecodeError(f"the sampling rate changes from {self.sampling_rate} to {frame.sample_rate} Hz")
-        self._held = _as_float(frame)
+def _from_start(file: Any) -> Any:
+    if not isinstance(file, str):
+        file.seek(0)
+    return file
 
 
-def _as_float(frame: Any) -> np.ndarray:
-    """A frame of FFmpeg as (n, channels), float32 in [-1, 1]."""
-    samples = frame.to_ndarray()
-    samples = samples.T if frame.format.is_planar else samples.reshape(-1, len(frame.layout.channels))
-    if samples.dtype == np.uint8:
-        return (samples.astype(np.float32) - 128.0) / 128.0
-    if samples.dtype.kind == "i":
-        return samples.astype(np.float32) / -float(np.iinfo(samples.dtype).min)
-    return samples.astype(np.float32)
-
-
-def open_file(path: str) -> AudioFile:
+def open_file(path: str, headerless: tuple[str, int, int] | None = None) -> Any:
     """Open a file with the first decoder that knows it.
 
-    Raises:
-        DecodeError: if none does, or it claims what no recording has.
-    """
-    import soundfile
+    Args:
+        path: Of a local file.
+        headerless: Codec, rate in Hz and channels of a file that does not say them itself.
 
+    Raises:
+        DecodeError: if no decoder knows it, or it claims what no recording has.
+    """
     with open(path, "rb") as file:
-        if not file.read(1):
-            raise DecodeError("the file is empty")
-    audio: AudioFile
-    try:
-        audio = SoundFile(path)
-        if audio.format == "MP3" or audio.frames == _UNKNOWN_FRAMES:
-            # soundfile seeks after every read: libsndfile garbles the 80 ms of MP3 behind a seek, and fails where a
-            # FLAC that was streamed does not say its length.
-            audio = _open_av(path)
-    except (soundfile.LibsndfileError, ValueError, OverflowError):
-        audio = _open_av(path)
-    low, high = SAMPLING_RATES_HZ
-    if not low <= audio.sampling_rate <= high:
-        raise DecodeError(f"its sampling rate is {audio.sampling_rate} Hz; from {low} to {high} Hz is read")
+        head = file.read(64)
+    if not head:
+        raise DecodeError("the file is empty")
+    reason = headers.not_audio(head)
+    if reason is not None:
+        raise DecodeError(reason)
+    if headerless is not None and not head.startswith(_SOUNDFILE + _FFMPEG):
+        audio = _open_headerless(path, *headerless)
+    else:
+        audio = _open_links(path, head)
     if not 1 <= audio.channels <= MAX_CHANNELS:
         raise DecodeError(f"it has {audio.channels} channels; up to {MAX_CHANNELS} are read")
     return audio
 
 
-def _open_av(path: str) -> AvFile:
+def _open_headerless(path: str, codec: str, rate: int, channels: int) -> Any:
+    if codec in _RAW:
+        endian = "BIG" if codec.endswith("be") else "LITTLE"
+        return SoundFile(path, format="RAW", subtype=_RAW[codec], endian=endian, samplerate=rate, channels=channels)
+    demuxer, _, bits = codec.partition("_") if codec.startswith("g726") else (codec, "", "")
+    options = {"sample_rate": str(rate)} if demuxer == "gsm" else {}
+    if bits:
+        demuxer = "g726" if demuxer.endswith("be") else "g726le"
+        options = {"sample_rate": str(rate), "code_size": bits}
+    return open_av(path, demuxer=demuxer, options=options)
+
+
+def _open_links(path: str, head: bytes) -> Any:
+    """A file with what was joined to it."""
+    stop = headers.next_link(path)
+    audio = _open_link(path, head, stop)
+    if stop is None:
+        return audio
+    begin: int | None = stop
+
+    def follow() -> Any:
+        nonlocal begin
+        if begin is None:
+            return None
+        start, begin = begin, headers.next_link(path, begin)
+        try:
+            return open_av(headers.Window(path, start, begin), audio.sampling_rate)
+        except DecodeError:
+            return None
+
+    return timeline.Chain(audio, follow)
+
+
+def _open_link(path: str, head: bytes, stop: int | None) -> Any:
+    """A file up to where another begins."""
+    import soundfile
+
+    errors = (soundfile.LibsndfileError, ValueError, OverflowError, TypeError)
+    file: Any = path if stop is None else headers.Window(path, 0, stop)
+    if head.startswith(_SOUNDFILE):
+        if stop is None:
+            whole = headers.mended(path)
+            if isinstance(whole, str):
+                raise DecodeError(whole)
+            file = whole or path
+        try:
+            audio = SoundFile(file)
+            # A FLAC that was streamed does not say its length, and libsndfile cannot jump in it.
+            if audio.frames and audio.frames != _UNKNOWN_FRAMES:
+                return audio
+        except errors:
+            pass
+        return open_av(file)
+    try:
+        return open_av(file)
+    except DecodeError:
+        try:
+            return SoundFile(file)
+        except errors:
+            pass
+        raise
+
+
+def open_av(
+    file: Any, sampling_rate: int | None = None, demuxer: str | None = None, options: dict[str, str] | None = None
+) -> Any:
+    """Open a file with FFmpeg: its audio tracks, side by side, at the highest of their rates.
+
+    Args:
+        file: A path or a window.
+        sampling_rate: What it is to be brought to; None is its own.
+        demuxer: FFmpeg's name of it, where the file does not tell.
+        options: Of the demuxer.
+
+    Raises:
+        DecodeError: if FFmpeg does not know it, or there is nothing to be heard.
+    """
     import av
 
+    def reopen() -> Any:
+        return sources.open_container(_from_start(file), demuxer, options)
+
     try:
-        return AvFile(path)
-    except (av.error.FFmpegError, ValueError, StopIteration) as error:
-        raise DecodeError(f"not an audio file that soundfile or FFmpeg knows ({error})") from None
+        with reopen() as container:
+            name, guess_s = container.format.name, container.duration and container.duration / 1e6
+            codecs = [stream.codec_context and stream.codec_context.name for stream in container.streams.audio]
+            if name == "ogg" and codecs[:1] == ["opus"] and sampling_rate is None:
+                sampling_rate = _opus_rate(container.streams.audio[0].codec_context.extradata)
+        heard = [index for index, codec in enumerate(codecs) if codec]
+        if not heard:
+            raise DecodeError("it holds no audio track" if not codecs else "no decoder here knows its audio")
+        framed = sources.framed(file, name, codecs[0] or "") if isinstance(file, str) else None
+        is_broken = functools.cache(functools.partial(_is_broken_ogg, file)) if name == "ogg" else None
+        found = [framed] if framed else [sources.Container(reopen, index, is_broken) for index in heard]
+        tracks = [timeline.Track(source, sampling_rate) for source in found]
+        rate = max(track.sampling_rate for track in tracks)
+        tracks = [
+            track if track.sampling_rate == rate else timeline.Track(source, rate)
+            for track, source in zip(tracks, found, strict=True)
+        ]
+    except av.error.FFmpegError:
+        raise DecodeError("not an audio file that soundfile or FFmpeg knows") from None
+    audio = tracks[0] if len(tracks) == 1 else timeline.SideBySide(tracks)
+    audio.guess_s = guess_s
+    if len(heard) < len(codecs):
+        audio.broken = "not all of its audio tracks can be decoded here"
+    return audio
 
 
-def answer(request: dict[str, Any], audio: AudioFile | None) -> tuple[dict[str, Any], bytes | memoryview, Any]:
+def _opus_rate(header: bytes | None) -> int | None:
+    """The rate of what was encoded, where Opus knows it (RFC 7845, 5.1); it is decoded at 48 kHz in any case."""
+    rate = int.from_bytes((header or b"")[12:16], "little")
+    return rate if rate in (8000, 12000, 16000, 24000) else None
+
+
+def _is_broken_ogg(file: Any) -> bool:
+    part = (file,) if isinstance(file, str) else (file.path, file.start, file.stop)
+    return headers.is_broken_ogg(*part)
+
+
+def answer(request: dict[str, Any], audio: Any) -> tuple[dict[str, Any], bytes | memoryview, Any]:
     """The answer to one request: its line, the samples behind it, and the file that is open from now on."""
     try:
         if "open" in request:
             audio = None
-            audio = open_file(request["open"])
+            audio = open_file(request["open"], request.get("headerless"))
             info = {"sampling_rate": audio.sampling_rate, "channels": audio.channels, "frames": audio.frames}
-            return info, b"", audio
+            guess_s = audio.frames / audio.sampling_rate if audio.frames else audio.guess_s
+            return {**info, "duration_s": guess_s, "floats": audio.floats}, b"", audio
         if audio is None:
             raise DecodeError("no file is open")
         samples = np.ascontiguousarray(audio.read(*request["read"]), dtype="<f4")
-        return {"frames": len(samples)}, memoryview(samples.data).cast("B") if samples.size else b"", audio
+        info = {"frames": len(samples), "lost": audio.lost, "broken": audio.broken}
+        return info, memoryview(samples.data).cast("B") if samples.size else b"", audio
     except FileNotFoundError:
         return {"status": "missing", "reason": "there is no such file"}, b"", None
     except OSError as error:
-        return {"status": "unreadable", "reason": error.strerror or str(error)}, b"", None
+        return {"status": "unreadable", "reason": error.strerror or "the storage does not give it"}, b"", None
     except MemoryError:
         return {"status": "undecodable", "reason": "decoding it needs more memory than is allowed"}, b"", None
     except DecodeError as error:
@@ -270,7 +321,7 @@ def main() -> None:
     # Libraries may print; what they print must not get between the answers.
     replies = os.fdopen(os.dup(1), "wb")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    audio: AudioFile | None = None
+    audio: Any = None
     for line in sys.stdin.buffer:
         info, samples, audio = answer(json.loads(line), audio)
         head = json.dumps(info).encode()

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import selectors
@@ -16,9 +17,14 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import NamedTuple
 
 import numpy as np
 
+from vaemo.config import Headerless
+from vaemo.units import SAMPLING_RATES_HZ
+
+_PIPE_BYTES = 1 << 20
 _PROGRAM = Path(__file__).with_name("decode.py")
 
 
@@ -28,26 +34,55 @@ class AudioProblem(Exception):  # noqa: N818 - it becomes a row, not an error
     Attributes:
         status: One of `vaemo.units.STATUSES`.
         reason: What was found, for a person.
+        whole: Whether it holds for all utterances of the recording, those already read among them.
     """
 
-    def __init__(self, status: str, reason: str) -> None:
+    def __init__(self, status: str, reason: str, *, whole: bool = False) -> None:
         super().__init__(f"{status}: {reason}")
         self.status = status
         self.reason = reason
+        self.whole = whole
 
 
 @dataclass(frozen=True)
 class AudioInfo:
-    """What an open file says of itself; `frames` is None where it does not say."""
+    """What an open file says of itself.
+
+    Attributes:
+        sampling_rate: In Hz.
+        channels: Of all its tracks together.
+        frames: Its length where the header states it.
+        duration_s: Its length in seconds, as the header states it, else a guess from its size; None without either.
+        floats: Whether its samples are coded as floats, on whatever scale.
+    """
 
     sampling_rate: int
     channels: int
     frames: int | None
+    duration_s: float | None
+    floats: bool = False
 
-    @property
-    def duration_s(self) -> float | None:
-        """Length in seconds, as the header has it."""
-        return None if self.frames is None else self.frames / self.sampling_rate
+
+class Lost(NamedTuple):
+    """Silence in place of what a file does not hold: frames [start, stop) of channels [first, last).
+
+    `damaged` where something is there that cannot be decoded, else nothing is there: packets are missing.
+    """
+
+    start: int
+    stop: int
+    damaged: bool
+    first: int
+    last: int
+
+
+@dataclass(frozen=True)
+class Block:
+    """What was read: samples, (n, channels), float32; what of them is lost; why there is no more, where there should be."""
+
+    samples: np.ndarray
+    lost: tuple[Lost, ...] = ()
+    broken: str | None = None
 
 
 class Decoder:
@@ -64,17 +99,27 @@ class Decoder:
         self._timeout_s = timeout_s
         self._child: subprocess.Popen | None = None
 
-    def open(self, path: str) -> AudioInfo:
+    def open(self, path: str, headerless: Headerless | None = None) -> AudioInfo:
         """Open a local file.
+
+        Args:
+            path: Its path.
+            headerless: How it is to be read if it does not say itself how it is coded.
 
         Raises:
             AudioProblem: missing, unreadable, undecodable or timeout.
         """
-        answer = self._request({"open": path})
-        return AudioInfo(answer["sampling_rate"], answer["channels"], answer["frames"])
+        how = headerless and [headerless.codec, headerless.sampling_rate, headerless.channels]
+        answer = self._request({"open": path, "headerless": how})
+        info = AudioInfo(**answer)
+        low, high = SAMPLING_RATES_HZ
+        if not low <= info.sampling_rate <= high:
+            reason = f"its sampling rate is {info.sampling_rate} Hz; from {low} to {high} Hz is read"
+            raise AudioProblem("undecodable", reason)
+        return info
 
-    def read(self, start: int, stop: int, channels: int) -> np.ndarray:
-        """Frames [start, stop) of the open file, fewer where it ends; (n, channels), float32.
+    def read(self, start: int, stop: int, channels: int) -> Block:
+        """Frames [start, stop) of the open file, fewer where it ends.
 
         Raises:
             AudioProblem: undecodable or timeout.
@@ -83,7 +128,7 @@ class Decoder:
         samples = np.empty((answer["frames"], channels), np.float32)
         if samples.size:
             self._receive(memoryview(samples.data).cast("B"), self._deadline)
-        return samples
+        return Block(samples, tuple(Lost(*lost) for lost in answer["lost"]), answer["broken"])
 
     @property
     def alive(self) -> bool:
@@ -143,6 +188,9 @@ class Decoder:
             bufsize=0,
             env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
         )
+        # What is read passes in few and large pieces.
+        with contextlib.suppress(OSError):
+            fcntl.fcntl(self._child.stdout, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)  # type: ignore[arg-type]
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._child.stdout, selectors.EVENT_READ)  # type: ignore[arg-type]
 

@@ -1,0 +1,469 @@
+"""What the first bytes of a file say: that it is no audio, that its header is wrong, that several files were joined.
+
+Used by the process that decodes (`decode.py`), so nothing of vaemo is imported here. Nothing is decoded either.
+"""
+
+from __future__ import annotations
+
+import io
+import mmap
+import os
+import re
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+JUNK_BYTES = 4096
+"""What lies behind the data of a WAV and is no chunk is junk up to this size; more of it is audio that the header
+does not count, since the recorder died before it could."""
+
+_CHUNKS = 10_000
+_UNPACK, _DECRYPT = "unpack it, and give what comes out", "decrypt it, and give what comes out"
+_AGAIN = "saved in place of the audio; fetch it again"
+
+_SIGNATURES = (
+    (b"-----BEGIN PGP", f"it is encrypted (OpenPGP); {_DECRYPT}"),
+    (b"age-encryption.org/", f"it is encrypted (age); {_DECRYPT}"),
+    (b"Salted__", f"it is encrypted (OpenSSL); {_DECRYPT}"),
+    (b"AES\x01", f"it is encrypted (AES Crypt); {_DECRYPT}"),
+    (b"AES\x02", f"it is encrypted (AES Crypt); {_DECRYPT}"),
+    (b"PK\x03\x04", f"it is a ZIP archive; {_UNPACK}"),
+    (b"\x1f\x8b\x08", f"it is packed (gzip); {_UNPACK}"),
+    (b"BZh", f"it is packed (bzip2); {_UNPACK}"),
+    (b"\xfd7zXZ\0", f"it is packed (xz); {_UNPACK}"),
+    (b"\x28\xb5\x2f\xfd", f"it is packed (zstd); {_UNPACK}"),
+    (b"7z\xbc\xaf\x27\x1c", f"it is a 7z archive; {_UNPACK}"),
+    (b"Rar!\x1a\x07", f"it is a RAR archive; {_UNPACK}"),
+    (b"version https://git-lfs", "it is a pointer of Git LFS; fetch the file itself (git lfs pull)"),
+    (b"%PDF-", "it is a PDF document"),
+    (b"\x89PNG\r\n", "it is a picture (PNG)"),
+    (b"\xff\xd8\xff\xe0", "it is a picture (JPEG)"),
+    (b"\xff\xd8\xff\xe1", "it is a picture (JPEG)"),
+    (b"#EXTM3U", "it is a playlist, which holds no audio itself"),
+    (b"[playlist]", "it is a playlist, which holds no audio itself"),
+    (b"ffconcat", "it is a playlist, which holds no audio itself"),
+)
+_TEXTS = (
+    (b"<!doctype html", f"it is a web page, {_AGAIN}"),
+    (b"<html", f"it is a web page, {_AGAIN}"),
+    (b"<?xml", f"it is an XML document, such as an error message, {_AGAIN}"),
+    (b"<error>", f"it is an error message of an object store, {_AGAIN}"),
+    (b'{"', f"it is a JSON document, such as an error message, {_AGAIN}"),
+)
+_ENVELOPED = b"\x06\x09\x2a\x86\x48\x86\xf7\x0d\x01\x07\x03"
+"""The object id of enveloped data of S/MIME (RFC 5652)."""
+
+
+def not_audio(head: bytes) -> str | None:
+    """What a file is, and what to do, where its first 64 bytes say that it is no audio."""
+    for start, what in _SIGNATURES:
+        if head.startswith(start):
+            return what
+    text = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    for start, what in _TEXTS:
+        if text.startswith(start):
+            return what
+    if _is_openpgp(head):
+        return f"it is encrypted (OpenPGP); {_DECRYPT}"
+    if head[:1] == b"\x30" and _ENVELOPED in head:
+        return f"it is encrypted (S/MIME); {_DECRYPT}"
+    return None
+
+
+def _is_openpgp(head: bytes) -> bool:
+    """Whether a file begins with a session key, as messages of OpenPGP do (RFC 9580, sections 4.2, 5.1, 5.3)."""
+    if len(head) < 16 or not head[0] & 0x80:
+        return False
+    if head[0] & 0x40:
+        tag = head[0] & 0x3F
+        body = 2 if head[1] < 192 or 224 <= head[1] < 255 else 3 if head[1] < 224 else 6
+    else:
+        tag, body = head[0] >> 2 & 15, 1 + (1, 2, 4, 0)[head[0] & 3]
+    version = head[body]
+    if tag == 1:
+        return version == 3 and head[body + 9] in (1, 2, 16, 18, 25, 26)
+    return tag == 3 and version in (4, 5) and 1 <= head[body + 1] <= 13 and head[body + 2] in (0, 1, 3)
+
+
+class Window(io.RawIOBase):
+    """A part of a file, some of its bytes replaced, read like a file of its own.
+
+    Args:
+        path: The file.
+        start: Its first byte.
+        stop: The byte behind its last; None is the end of the file.
+        patches: Other bytes, by where they begin, counted from `start`.
+    """
+
+    def __init__(
+        self, path: str, start: int = 0, stop: int | None = None, patches: Mapping[int, bytes] | None = None
+    ) -> None:
+        self.path, self.start = path, start
+        self.stop = os.path.getsize(path) if stop is None else stop
+        self.patches = dict(patches or {})
+        self._file = open(path, "rb", buffering=0)  # noqa: SIM115 - it stays open as long as this does
+        self._at = 0
+
+    def readable(self) -> bool:
+        """True."""
+        return True
+
+    def seekable(self) -> bool:
+        """True."""
+        return True
+
+    def tell(self) -> int:
+        """The next byte, counted from the start of the part."""
+        return self._at
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Go to a byte; as in any file."""
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self.stop - self.start}[whence]
+        self._at = max(base + offset, 0)
+        return self._at
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        """Fill a buffer as far as the part reaches."""
+        view = memoryview(buffer).cast("B")
+        wanted = max(min(len(view), self.stop - self.start - self._at), 0)
+        self._file.seek(self.start + self._at)
+        n = self._file.readinto(view[:wanted]) or 0
+        for at, other in self.patches.items():
+            first, last = max(at, self._at), min(at + len(other), self._at + n)
+            if first < last:
+                view[first - self._at : last - self._at] = other[first - at : last - at]
+        self._at += n
+        return n
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+        super().close()
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """How a container lays out its chunks: byte order, lengths of id and size, where the first begins."""
+
+    order: str
+    id_bytes: int
+    size_bytes: int
+    first: int
+    data: bytes
+    counts_itself: bool = False
+    align: int = 2
+
+
+_W64_DATA = b"data\xf3\xac\xd3\x11\x8c\xd1\x00\xc0\x4f\x8e\xdb\x8a"
+_RIFF = _Layout("little", 4, 4, 12, b"data")
+_LAYOUTS = {
+    b"RIFF": _RIFF,
+    b"RF64": _RIFF,
+    b"BW64": _RIFF,
+    b"RIFX": _Layout("big", 4, 4, 12, b"data"),
+    b"FORM": _Layout("big", 4, 4, 12, b"SSND"),
+    b"riff": _Layout("little", 16, 8, 40, _W64_DATA, counts_itself=True, align=8),
+    b"caff": _Layout("big", 4, 8, 8, b"data", align=1),
+}
+_KNOWN_TAILS = (b"ID3", b"TAG", b"APETAGEX", b"<", b"{")
+
+
+@dataclass(frozen=True)
+class _Data:
+    """Where the samples lie and what the header says of that; positions in the file."""
+
+    layout: _Layout
+    size_at: int
+    begin: int
+    stated: int
+    available: int
+    ds64_at: int | None
+
+    @property
+    def behind(self) -> int:
+        """Where the next chunk begins, if the header is right."""
+        return self.begin + self.stated + -self.stated % self.layout.align
+
+
+def _find_data(file: io.BufferedReader, size: int, start: int) -> _Data | None:
+    """The chunk with the samples of a WAV, AIFF, W64 or CAF that begins at `start`."""
+    file.seek(start)
+    layout = _LAYOUTS.get(file.read(4))
+    if layout is None:
+        return None
+    at, ds64_at, ds64_size = start + layout.first, None, None
+    for _ in range(_CHUNKS):
+        file.seek(at)
+        head = file.read(layout.id_bytes + layout.size_bytes)
+        if len(head) < layout.id_bytes + layout.size_bytes:
+            return None
+        name, begin = head[: layout.id_bytes], at + len(head)
+        stated = int.from_bytes(head[layout.id_bytes :], layout.order)  # type: ignore[arg-type]
+        if layout.counts_itself:
+            stated = max(stated - len(head), 0)
+        if name == b"ds64":
+            ds64_at, ds64_size = begin, int.from_bytes(file.read(16)[8:], "little")
+        if name == layout.data:
+            if ds64_size is not None and stated == 0xFFFFFFFF:
+                stated = ds64_size
+            return _Data(layout, begin - layout.size_bytes, begin, stated, size - begin, ds64_at)
+        at = begin + stated + -stated % layout.align
+    return None
+
+
+def _are_chunks(file: io.BufferedReader, at: int, size: int, layout: _Layout) -> bool:
+    """Whether chunks follow on one another from a place to the end of the file."""
+    while at < size:
+        file.seek(at)
+        head = file.read(layout.id_bytes + layout.size_bytes)
+        if not any(head):
+            return True
+        if (
+            len(head) < layout.id_bytes + layout.size_bytes
+            or not head[:4].isascii()
+            or not head[:4].decode().isprintable()
+        ):
+            return False
+        stated = int.from_bytes(head[layout.id_bytes :], layout.order)  # type: ignore[arg-type]
+        at += (0 if layout.counts_itself else len(head)) + max(stated, 1)
+        # A last chunk may lack the byte that makes its length even.
+        at = at if at >= size else at + -stated % layout.align
+    return at <= size + layout.align
+
+
+def mended(path: str) -> Window | str | None:
+    """A file with the size of its data as it is, where its header has it too small or of no use.
+
+    A recorder that dies leaves a size of 0, or that of some seconds ago. What lies behind the data counts as audio
+    unless it is chunks, a tag, another file (`next_link`), or less than `JUNK_BYTES`.
+
+    Returns:
+        What is to be read in its place; None where the header is right, or no decoder minds; a reason where the file
+        holds no samples.
+    """
+    size = os.path.getsize(path)
+    with open(path, "rb") as file:
+        if file.read(4) == b".snd":
+            head = file.read(8)
+            begin, stated = int.from_bytes(head[:4], "big"), int.from_bytes(head[4:], "big")
+            wrong = size > begin and (not stated or stated + JUNK_BYTES <= size - begin)
+            return (
+                Window(path, patches={8: b"\xff\xff\xff\xff"}) if wrong and not _joined(file, begin + stated) else None
+            )
+        data = _find_data(file, size, 0)
+        if data is None:
+            return None
+        rf64 = data.ds64_at is not None
+        if data.stated >= data.available:
+            return _with_size(path, data) if rf64 and data.available else None
+        if data.available <= 0 or (not data.stated and _are_chunks(file, data.behind, size, data.layout)):
+            return "it holds no audio, only a header"
+        if data.stated:
+            file.seek(data.behind)
+            tail = file.read(8)
+            few = size - data.behind < JUNK_BYTES
+            if few or tail.startswith(_KNOWN_TAILS) or _joined(file, data.behind):
+                return None
+            if _are_chunks(file, data.behind, size, data.layout):
+                return None
+        return _with_size(path, data)
+
+
+def _with_size(path: str, data: _Data) -> Window:
+    """The file with all bytes from the first sample on as its data."""
+    layout, n = data.layout, data.available
+    stated = n + (layout.id_bytes + layout.size_bytes if layout.counts_itself else 0)
+    patches = {data.size_at: min(stated, 256**layout.size_bytes - 1).to_bytes(layout.size_bytes, layout.order)}  # type: ignore[arg-type]
+    if data.ds64_at is not None:
+        patches[data.ds64_at] = (data.begin + n - 8).to_bytes(8, "little") + n.to_bytes(8, "little") + bytes(8)
+        patches[data.size_at] = b"\xff\xff\xff\xff"
+    return Window(path, patches=patches)
+
+
+def _joined(file: io.BufferedReader, at: int) -> bool:
+    """Whether another file of such a kind begins there."""
+    file.seek(at)
+    head = file.read(12)
+    return head[:4] == b".snd" or (head[:4] in _LAYOUTS and head[8:12] in (b"WAVE", b"AIFF", b"AIFC"))
+
+
+def next_link(path: str, start: int = 0) -> int | None:
+    """Where another file begins in this one: recordings that were joined byte by byte, or an Ogg of several links.
+
+    Args:
+        path: The file.
+        start: Where the link before begins.
+    """
+    size = os.path.getsize(path)
+    with open(path, "rb") as file:
+        file.seek(start)
+        head = file.read(12)
+        found: int | None = None
+        if head[:4] == b"OggS":
+            found = _next_ogg(file, start, size)
+        elif head[:4] == b"\x1aE\xdf\xa3":
+            found = _next_matroska(file, start, size)
+        elif head[4:8] == b"ftyp":
+            found = _next_mp4(file, start, size)
+        elif head[:4] == b"fLaC":
+            found = None if _is_one_flac(file, start, size) else _find(file, _FLAC, start + 4)
+        elif head[:4] == b".snd":
+            begin, stated = int.from_bytes(head[4:8], "big"), int.from_bytes(head[8:12], "big")
+            found = start + begin + stated if _joined(file, start + begin + stated) else None
+        elif head[:4] in _LAYOUTS:
+            data = _find_data(file, size, start)
+            found = data.behind if data is not None and data.stated and _joined(file, data.behind) else None
+    return found
+
+
+_FLAC = b"fLaC\0\0\0\x22"
+_PROBE_BYTES = 1 << 15
+
+
+def _is_one_flac(file: io.BufferedReader, start: int, size: int) -> bool:
+    """Whether a FLAC ends where its header says, and its frames count up at some places on the way.
+
+    So it need not be searched from end to end. False where that is not clear.
+    """
+    file.seek(start)
+    facts = file.read(42)
+    if not facts.startswith(_FLAC):
+        return False
+    block, total = int.from_bytes(facts[8:10], "big"), int.from_bytes(facts[18:26], "big") & (1 << 36) - 1
+    length, before = size - start, -1
+    for share in (1 / 64, 1 / 32, 1 / 16, *(eighths / 8 for eighths in range(1, 9)), 1):
+        file.seek(start + max(round(share * length) - _PROBE_BYTES, 42))
+        frames = list(_flac_frames(file.read(_PROBE_BYTES), block))
+        if not frames or frames[0][0] < before or frames != sorted(frames):
+            return False
+        before = frames[0][0]
+    return sum(frames[-1]) == total
+
+
+def _flac_frames(data: bytes, block: int) -> Iterator[tuple[int, int]]:
+    """First sample and length of the frames that begin in some bytes of a FLAC (RFC 9639, 9.1)."""
+    for found in re.finditer(rb"\xff[\xf8\xf9]", data):
+        head = data[found.start() : found.start() + 16]
+        if len(head) < 16 or head[3] & 1:
+            continue
+        # The number is written as in UTF-8: of the frame where all have one size, else of its first sample.
+        more = max(8 - (head[4] ^ 0xFF).bit_length() - 1, 0)
+        number = head[4] & (0x7F >> (more + 1 if more else 0))
+        for byte in head[5 : 5 + more]:
+            number = number << 6 | byte & 0x3F
+        code, end = head[2] >> 4, 5 + more
+        length = 192 if code == 1 else 144 << code if code < 6 else 1 << code
+        if code in (6, 7):
+            length = int.from_bytes(head[end : end + code - 5], "big") + 1
+            end += code - 5
+        end += {12: 1, 13: 2, 14: 2}.get(head[2] & 15, 0)
+        if code and _crc8(head[:end]) == head[end]:
+            yield number if head[1] & 1 else number * block, length
+
+
+def _crc8(data: bytes) -> int:
+    checksum = 0
+    for byte in data:
+        checksum ^= byte
+        for _ in range(8):
+            checksum = (checksum << 1 ^ 7 * (checksum >> 7)) & 0xFF
+    return checksum
+
+
+def _find(file: io.BufferedReader, wanted: bytes, start: int) -> int | None:
+    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        at = content.find(wanted, start)
+    return None if at < 0 else at
+
+
+def _next_ogg(file: io.BufferedReader, start: int, size: int) -> int | None:
+    """The first page behind others that begins a stream."""
+    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        at, first = start, set()
+        while content[at : at + 4] == b"OggS" and content[at + 5] & 2:
+            first.add(content[at + 14 : at + 18])
+            at = _behind_page(content, at)
+        last = content.rfind(b"OggS", max(at, size - (1 << 17)))
+        if last < 0 or content[last + 14 : last + 18] in first:
+            return None
+        while 0 <= at < size:
+            if content[at : at + 4] != b"OggS":
+                at = content.find(b"OggS", at + 1)
+            elif len(content[at : at + 27]) == 27 and content[at + 5] & 2 and content[at + 4] == 0:
+                return at
+            else:
+                at = _behind_page(content, at)
+    return None
+
+
+def is_broken_ogg(path: str, start: int = 0, stop: int | None = None) -> bool:
+    """Whether a page of an Ogg is missing or damaged, by their numbers and checksums (RFC 3533, section 6)."""
+    numbers: dict[bytes, int] = {}
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        at, stop = start, len(content) if stop is None else stop
+        while at < stop:
+            page = content[at : _behind_page(content, at)]
+            serial, number, checksum = page[14:18], int.from_bytes(page[18:22], "little"), page[22:26]
+            if page[:4] != b"OggS" or numbers.get(serial, number - 1) != number - 1:
+                return True
+            numbers[serial] = number
+            # zlib reckons with the bits of every byte the other way round, and inverts what comes in and goes out.
+            mirrored = (page[:22] + bytes(4) + page[26:]).translate(_MIRRORED)
+            found = (zlib.crc32(mirrored, 0xFFFFFFFF) ^ 0xFFFFFFFF).to_bytes(4, "little").translate(_MIRRORED)
+            if int.from_bytes(found, "big") != int.from_bytes(checksum, "little"):
+                return True
+            at += len(page)
+    return False
+
+
+_MIRRORED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
+
+
+def _behind_page(content: mmap.mmap, at: int) -> int:
+    n = content[at + 26] if at + 26 < len(content) else 0
+    return at + 27 + n + sum(content[at + 27 : at + 27 + n])
+
+
+def _next_matroska(file: io.BufferedReader, start: int, size: int) -> int | None:
+    """Behind the segment where that says its length, else the next header of such a file."""
+    file.seek(start + 4)
+    header = _vint(file)
+    if header is None:
+        return None
+    file.seek(header, os.SEEK_CUR)
+    if file.read(4) != b"\x18\x53\x80\x67":
+        return None
+    segment = _vint(file)
+    if segment is None:
+        return _find(file, b"\x1aE\xdf\xa3", start + 4)
+    behind = file.tell() + segment
+    file.seek(behind)
+    return behind if behind < size and file.read(4) == b"\x1aE\xdf\xa3" else None
+
+
+def _vint(file: io.BufferedReader) -> int | None:
+    """A length as Matroska writes it; None where it is unknown."""
+    first = file.read(1)[0:1]
+    if not first or not first[0]:
+        return None
+    n = 8 - first[0].bit_length()
+    value = int.from_bytes(bytes([first[0] & (0x7F >> n)]) + file.read(n), "big")
+    return None if value == (1 << 7 * (n + 1)) - 1 else value
+
+
+def _next_mp4(file: io.BufferedReader, start: int, size: int) -> int | None:
+    at = start
+    for _ in range(1_000_000):
+        file.seek(at)
+        head = file.read(16)
+        if len(head) < 8:
+            return None
+        if head[4:8] == b"ftyp" and at > start:
+            return at
+        length = int.from_bytes(head[:4], "big")
+        if length == 1 and len(head) == 16:
+            length = int.from_bytes(head[8:], "big")
+        if length < 8 or at + length >= size:
+            return None
+        at += length
+    return None
