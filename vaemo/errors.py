@@ -7,14 +7,40 @@ without a traceback, and ends with the class's `exit_code`: 2 for wrong usage, 1
 from __future__ import annotations
 
 import errno
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from typing import Any
+
+_OPEN, _CLOSE = "\ue000", "\ue001"
+"""Around an id or a path in a message: characters for private use, which stand in no id."""
+
+
+def named(value: object) -> str:
+    """An id or a path as a field of a message: it is rendered by `VaemoError`, in quotes, or hashed."""
+    text = str(value).replace(_OPEN, "").replace(_CLOSE, "")
+    return f"{_OPEN}{text}{_CLOSE}"
+
+
+def rendered(message: str, name: Callable[[str], str] = str) -> str:
+    """A message with its fields in quotes, each as `name` gives it."""
+    return re.sub(f"{_OPEN}(.*?){_CLOSE}", lambda field: f"'{name(field[1])}'", message, flags=re.DOTALL)
 
 
 class VaemoError(Exception):
-    """A mistake that the user can mend; anything else that is raised is a bug of ours."""
+    """A mistake that the user can mend; anything else that is raised is a bug of ours.
+
+    A message names ids and paths by `named`.
+    """
 
     exit_code = 1
+
+    @property
+    def message(self) -> str:
+        """The message with its fields, for `rendered`."""
+        return super().__str__()
+
+    def __str__(self) -> str:
+        return rendered(self.message)
 
 
 class UsageError(VaemoError):
@@ -95,7 +121,7 @@ class NonFiniteFeatureError(VaemoError):
 
     def __init__(self, stream: str, lane: int, step: int, utterance: str = ""):
         self.stream, self.lane, self.step = stream, lane, step
-        where = f"utterance '{utterance}'" if utterance else f"lane {lane}, step {step}"
+        where = f"utterance {named(utterance)}" if utterance else f"lane {lane}, step {step}"
         super().__init__(f"{stream} of {where} holds NaN or infinity. Mend the row, or give it another status than ok.")
 
 
@@ -189,7 +215,7 @@ def carried(error: VaemoError | OSError) -> dict[str, str]:
     mistake = mistake_of(error)
     if mistake is None:
         raise error
-    return {"error": type(mistake).__name__, "message": str(mistake)}
+    return {"error": type(mistake).__name__, "message": mistake.message}
 
 
 def raise_carried(answer: Mapping[str, Any]) -> None:

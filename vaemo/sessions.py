@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from vaemo.config import Config
-from vaemo.errors import LabelError, NonFiniteFeatureError
+from vaemo.errors import LabelError, NonFiniteFeatureError, named
 from vaemo.store import FeatureStore, part_schema
 from vaemo.tables import codes, length_of_vectors, session_order, typed, vectors, with_column
 from vaemo.units import DIMENSIONS, STREAMS, LabelScale
@@ -93,7 +93,7 @@ class LabelRange:
             if len(outside):
                 row = int(outside[0])
                 raise LabelError(
-                    f"{name} of utterance '{table['utt_id'][row]}' in {where} is {values[row]:g}, outside "
+                    f"{name} of utterance {named(table['utt_id'][row])} in {where} is {values[row]:g}, outside "
                     f"[{self.scale.low:g}, {self.scale.high:g}]{self.cure}"
                 )
             if self.scale != self.model:

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from vaemo import files
-from vaemo.errors import ColumnError, FeatureMismatchError, ReadStoreError
+from vaemo.errors import ColumnError, FeatureMismatchError, ReadStoreError, named
 from vaemo.progress import say
 from vaemo.sessions import Session
 from vaemo.store import FeatureStore
@@ -176,7 +176,7 @@ class Enrolments:
         if len(set(elsewhere)) < len(elsewhere):
             repeated = next(speaker for speaker in elsewhere if elsewhere.count(speaker) > 1)
             raise ReadStoreError(
-                f"{path}: speaker '{repeated}' stands there more than once without a session_id; one enrolment each."
+                f"{path}: speaker {named(repeated)} stands there more than once without a session_id; one enrolment each."
             )
         return Enrolments(speaker_ids, session_ids, splits, _matrix(voices, dim, speaker_ids, path))
 
@@ -209,7 +209,7 @@ class Enrolments:
         dim = session.streams["speaker"].shape[1]
         if dim != self.dim:
             raise FeatureMismatchError(
-                f"the enrolments have {self.dim} numbers, the speaker embeddings of session '{session.session_id}' "
+                f"the enrolments have {self.dim} numbers, the speaker embeddings of session {named(session.session_id)} "
                 f"{dim}; enrol with the same extractor."
             )
         voices = {speaker: self._voice(speaker, session) for speaker in dict.fromkeys(session.speaker_ids)}
@@ -228,7 +228,7 @@ class Enrolments:
             where = "" if session.split is None else f" of split {session.split}"
             found = f"is enrolled from no other session{where}" if heard else "has no enrolment"
             raise FeatureMismatchError(
-                f"speaker '{speaker}' of session '{session.session_id}' {found}. Enrol every speaker who is heard, or "
+                f"speaker {named(speaker)} of session {named(session.session_id)} {found}. Enrol every speaker who is heard, or "
                 "train with features.speaker_aggregation=running_mean."
             )
         return unit(self.vectors[allowed].sum(axis=0, dtype=np.float64))
@@ -273,7 +273,7 @@ def _matrix(voices: pa.ChunkedArray, dim: int, speaker_ids: np.ndarray, path: st
     wrong = ~np.isfinite(matrix).all(axis=1) | ~there
     if wrong.any():
         raise ReadStoreError(
-            f"{path}: the enrolment of speaker '{speaker_ids[np.argmax(wrong)]}' is missing, or holds a number that is "
+            f"{path}: the enrolment of speaker {named(speaker_ids[np.argmax(wrong)])} is missing, or holds a number that is "
             "not finite. Mend or drop it."
         )
     return matrix

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from vaemo.errors import ColumnError
+from vaemo.errors import ColumnError, named
 
 LARGEST = 1e11
 """Of every number: as seconds 3,000 years, so that times of day since 1970 fit, in seconds and not in milliseconds."""
@@ -136,7 +136,8 @@ def shown(value: Any) -> str:
     """A value as a message shows it: text in quotes, as all messages quote ids, everything else as JSON; cut."""
     text = json.dumps(float(value) if isinstance(value, Decimal) else value, ensure_ascii=False, default=str)
     if isinstance(value, str):
-        text = f"'{text[1:-1]}'"
+        # An id is shown as it is, so that its hash is that of the tables; what cannot be printed is escaped.
+        return named(value if value.isprintable() and len(value) <= _SHOWN else text[1:-1][:_SHOWN])
     return text if len(text) <= _SHOWN else text[:_SHOWN] + "..." + text[-1]
 
 

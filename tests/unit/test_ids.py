@@ -3,7 +3,7 @@
 import pyarrow as pa
 import pytest
 
-from vaemo.errors import ReadStoreError, RolesError, UsageError, VaemoError
+from vaemo.errors import ReadStoreError, RolesError, UsageError, VaemoError, carried, named, raise_carried
 from vaemo.scoring.ids import VARIABLE, IdKey, hidden_errors
 
 KEY = IdKey("0123456789abcdef")
@@ -48,15 +48,33 @@ def test_no_id_is_left_in_a_row():
     assert "ann" not in str(hidden.to_pylist()).lower()
 
 
-def test_errors_hide_what_they_quote():
+def test_errors_hide_the_ids_and_paths_they_name():
+    told = f"session {named('ann')} stands in two parts"
     with (
-        pytest.raises(VaemoError, match=f"session '{KEY.hash('ann')}' stands in two parts") as caught,
+        pytest.raises(VaemoError, match=f"^session '{KEY.hash('ann')}' stands in two parts$") as caught,
         hidden_errors(KEY),
     ):
-        raise ReadStoreError("session 'ann' stands in two parts")
+        raise ReadStoreError(told)
     assert caught.value.exit_code == 1
     with pytest.raises(VaemoError) as caught, hidden_errors(KEY):
-        raise RolesError("no role of 'ann'")
+        raise RolesError(f"no role of {named('ann')}")
     assert caught.value.exit_code == 2
-    with pytest.raises(ReadStoreError, match="session 'ann'"), hidden_errors(None):
-        raise ReadStoreError("session 'ann'")
+    with pytest.raises(ReadStoreError, match="session 'ann' stands in two parts"), hidden_errors(None):
+        raise ReadStoreError(told)
+
+
+@pytest.mark.parametrize("name", ["O'Brien#c0-00001", "it''s", 'a"b', "a\nb", "", "'"])
+def test_no_quote_in_an_id_lets_some_of_it_out(name):
+    error = ReadStoreError(f"utterance {named(name)} stands twice in '/data/{{store}}'")
+    assert str(error) == f"utterance '{name}' stands twice in '/data/{{store}}'"
+    with pytest.raises(VaemoError) as caught, hidden_errors(KEY):
+        raise error
+    assert str(caught.value) == f"utterance '{KEY.hash(name)}' stands twice in '/data/{{store}}'"
+
+
+def test_an_error_of_another_process_is_hidden_here():
+    answer = carried(ReadStoreError(f"session {named('ann')}"))
+    with pytest.raises(VaemoError, match=f"session '{KEY.hash('ann')}'"), hidden_errors(KEY):
+        raise_carried(answer)
+    with pytest.raises(ReadStoreError, match="session 'ann'"):
+        raise_carried(answer)

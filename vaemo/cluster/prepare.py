@@ -18,7 +18,7 @@ import vaemo
 from vaemo import files
 from vaemo.audio import READING
 from vaemo.config import Config
-from vaemo.errors import FeatureMismatchError, ReadManifestError, UsageError
+from vaemo.errors import FeatureMismatchError, ReadManifestError, UsageError, named, rendered
 from vaemo.extract import Problem
 from vaemo.features import describe, load_extractors
 from vaemo.model.checkpoint import ENCODER, Checkpoint, load_checkpoint
@@ -28,7 +28,7 @@ from vaemo.plan import Again
 from vaemo.progress import say
 from vaemo.scoring.calls import Calls, read_calls
 from vaemo.scoring.erase import Tombstones
-from vaemo.scoring.ids import IdKey, hidden_errors
+from vaemo.scoring.ids import IdKey
 from vaemo.scoring.roles import NOT_KNOWN, RoleRules
 from vaemo.scoring.trained_on import check_trained_on
 from vaemo.shards import digest
@@ -170,8 +170,7 @@ def prepare(request: Request, config: Config) -> Run:
     extractors = _check_extractors(checkpoints, source, config)
     enrolments = _read_enrolments(request.speakers, checkpoints, config)
     calls = read_calls(request.calls, request.source) if request.calls else None
-    with hidden_errors(key):
-        listing = source.list()
+    listing = source.list()
     for note in listing.notes:
         say(note)
     if calls:
@@ -289,21 +288,22 @@ def _named_only(listing: Listing, calls: Calls, config: Config, path: str, key: 
     absent = np.flatnonzero(~calls.contains(listing.session_ids)).tolist()
     if not absent:
         return listing
-    n, shown = len(listing.session_ids), key.hash if key else str
-    example = shown(listing.session_ids[absent[0]])
+    n, example = len(listing.session_ids), named(listing.session_ids[absent[0]])
     if config.score.calls_missing == "channel_roles":
-        say(f"warning: {len(absent):,} of {n:,} sessions are not in the table of calls, such as '{example}'.")
+        told = f"warning: {len(absent):,} of {n:,} sessions are not in the table of calls, such as {example}."
+        say(rendered(told, key.hash if key else str))
         return listing
     if len(absent) == n:
-        known = f"such as '{shown(calls.rows['session_id'][0].as_py())}'" if len(calls.rows) else "none at all"
+        known = f"such as {named(calls.rows['session_id'][0])}" if len(calls.rows) else "none at all"
         raise ReadManifestError(
-            f"the table of calls {path} names none of the {n:,} sessions: they are called such as '{example}', those "
+            f"the table of calls {path} names none of the {n:,} sessions: they are called such as {example}, those "
             f"in the table {known}. Only calls that it names are scored; put the ids right."
         )
-    say(
+    told = (
         f"warning: {len(absent):,} of {n:,} sessions are not in the table of calls and are not scored, such as "
-        f"'{example}'. --set score.calls_missing=channel_roles takes score.channel_roles for them."
+        f"{example}. --set score.calls_missing=channel_roles takes score.channel_roles for them."
     )
+    say(rendered(told, key.hash if key else str))
     refused = Problem("not_scored_role", "not in the table of calls")
     return replace(listing, problems={**dict.fromkeys(absent, refused), **listing.problems})
 

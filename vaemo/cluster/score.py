@@ -57,6 +57,11 @@ def score(request: Request, config: Config) -> Tally:
         TooManyFailuresError: if more than `score.max_failed_fraction` of what may be scored has failed.
         VaemoError: as `prepare`.
     """
+    with hidden_errors(IdKey.from_environment("score.hash_ids") if config.score.hash_ids else None):
+        return _score(request, config)
+
+
+def _score(request: Request, config: Config) -> Tally:
     run = prepare(request, config)
     if request.dry_run:
         work = plan_scoring(run, Index.open(files.join(request.out, UTTERANCES)))

@@ -22,7 +22,7 @@ import pyarrow.csv
 import pyarrow.json
 
 from vaemo import files
-from vaemo.errors import ReadManifestError
+from vaemo.errors import ReadManifestError, named
 from vaemo.scores import SESSION_SCHEMA, SPREAD_SCHEMA, UTTERANCE_SCHEMA
 from vaemo.store import part_schema
 
@@ -85,7 +85,9 @@ class Calls:
         for number in strange:
             match spelled.get(_plain(ids[number]), []):
                 case [name] if name in taken:
-                    raise ReadManifestError(f"the table of calls names '{name}' and '{ids[number]}', which are one.")
+                    raise ReadManifestError(
+                        f"the table of calls names {named(name)} and {named(ids[number])}, which are one."
+                    )
                 case [name]:
                     ids[number] = name
                     taken.add(name)
@@ -133,7 +135,8 @@ def read_calls(path: str, root: str = "") -> Calls:
     repeated = counts.filter(pc.greater(counts.field("counts"), 1))
     if len(repeated):
         raise ReadManifestError(
-            f"the table of calls {path} names the call '{repeated.field('values')[0]}' more than once; one row a call."
+            f"the table of calls {path} names the call {named(repeated.field('values')[0])} more than once; one row a "
+            "call is needed."
         )
     others = [name for name in table.column_names if name not in _ID_COLUMNS]
     taken = [name for name in others if name in _OURS]

@@ -9,12 +9,11 @@ import contextlib
 import hashlib
 import hmac
 import os
-import re
 from collections.abc import Iterator
 
 import pyarrow as pa
 
-from vaemo.errors import UsageError, VaemoError
+from vaemo.errors import UsageError, VaemoError, rendered, revive
 from vaemo.tables import with_column
 
 VARIABLE = "VAEMO_ID_KEY"
@@ -23,14 +22,14 @@ FEWEST_CHARACTERS = 16
 
 @contextlib.contextmanager
 def hidden_errors(key: IdKey | None) -> Iterator[None]:
-    """Errors raised inside are raised with what they quote hashed; as they are without a key."""
+    """Errors raised inside are raised with the ids and paths they name hashed; as they are without a key."""
     try:
         yield
     except VaemoError as error:
         if key is None:
             raise
-        hidden = VaemoError(key.scrub(str(error)))
-        hidden.exit_code = error.exit_code
+        hidden = revive(type(error).__name__, rendered(error.message, key.hash))
+        vars(hidden).update(vars(error))
         raise hidden from None
 
 
@@ -71,10 +70,6 @@ class IdKey:
     def hash(self, text: str) -> str:
         """The keyed hash of an id: 24 hex digits (96 bits) of HMAC-SHA256."""
         return hmac.new(self._key, text.encode(), hashlib.sha256).hexdigest()[:24]
-
-    def scrub(self, message: str) -> str:
-        """The message with everything that stands in quotes hashed: messages quote ids."""
-        return re.sub(r"'([^']+)'", lambda quoted: f"'{self.hash(quoted[1])}'", message)
 
     def hide(self, scored: pa.Table, audio_paths: pa.ChunkedArray | None = None) -> pa.Table:
         """Scored utterances with all ids hashed, also where they stand in `reason`.
