@@ -57,7 +57,7 @@ def connect() -> None:
     # Ray's own notes about its internals; errors that end a job are raised all the same.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     logging.getLogger("ray").setLevel(logging.ERROR)
-    for name in ("ray.data", "ray._private.authentication.authentication_token_setup"):
+    for name in ("ray.data", "ray.tune", "ray._private.authentication.authentication_token_setup"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
     if not ray.is_initialized():
