@@ -2,12 +2,13 @@
 
 import socket
 from concurrent import futures
+from types import SimpleNamespace
 
 import grpc
 import pytest
 
 from vaemo.cluster import address
-from vaemo.errors import ClusterError, UsageError
+from vaemo.errors import ClusterError, StorageError, UsageError
 
 
 @pytest.fixture(autouse=True)
@@ -124,3 +125,11 @@ def test_a_temporary_folder_that_is_too_long(monkeypatch, capsys):
     monkeypatch.setenv("TMPDIR", long)
     assert address.temporary_folder() == "/tmp/ray"
     assert "TMPDIR is too long for Ray's sockets" in capsys.readouterr().out
+
+
+def test_a_temporary_folder_without_room(monkeypatch, alone):
+    monkeypatch.setattr(address, "_LONGEST_SOCKET", 4096)
+    assert address.temporary_folder() is None
+    monkeypatch.setattr(address.shutil, "disk_usage", lambda _: SimpleNamespace(free=1_200_000))
+    with pytest.raises(StorageError, match=rf"{alone}, where Ray keeps its files .* has 1.2 MB left. Make room"):
+        address.temporary_folder()

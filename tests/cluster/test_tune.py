@@ -22,7 +22,15 @@ from vaemo.cluster.train import train
 from vaemo.cluster.tune import _decided, _population_point, tune
 from vaemo.cluster.tune_search import Recorder, make_scheduler
 from vaemo.config import Config
-from vaemo.errors import ClusterError, ConfigValueError, LabelError, OtherRunError, SweepFailedError, UsageError
+from vaemo.errors import (
+    ClusterError,
+    ConfigValueError,
+    LabelError,
+    OtherRunError,
+    StorageError,
+    SweepFailedError,
+    UsageError,
+)
 from vaemo.model.checkpoint import load_checkpoint
 from vaemo.testing import ccc_avg, linear_world, write_store
 from vaemo.training.data import SplitSessions
@@ -319,6 +327,28 @@ def test_a_trial_has_failed_when_its_process_has_died_too_often_in_all_rounds(tm
         recorder.on_trial_error(1, [lost], lost)
     assert sweep.records[3].status == "failed"
     assert sweep.records[3].error == "its process died 4 times (unknown)"
+
+
+def test_a_full_disk_fails_no_trial(tmp_path, monkeypatch):
+    """Whether a trial's own writes find no room, or those of the sweep."""
+    job = SimpleNamespace(number=lambda given, trial_id: given["number"], patience_s=900.0)
+    for full in (["no_storage"], []):
+        sweep = Sweep(str(tmp_path / "sweep"))
+        monkeypatch.setattr(sweep, "end", raising(StorageError("storage failed: No space left on device")))
+        recorder = Recorder(job, None, sweep, None, 4, Counter())
+        monkeypatch.setattr(recorder, "_record", lambda *_: None)
+        trial = SimpleNamespace(config={"number": 3}, trial_id="x", status="", last_result={})
+        recorder.on_trial_result(1, [trial], trial, dict.fromkeys(full, "storage failed: No space left on device"))
+        recorder.on_trial_complete(1, [trial], trial)
+        with pytest.raises(StorageError, match="No space left on device"):
+            recorder.on_step_end(1, [trial])
+
+
+def raising(error):
+    def act(*_, **__):
+        raise error
+
+    return act
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ from extract_cases import CONFIG, expected_rows, parts, rows_of, write_corpus
 from vaemo import files
 from vaemo.cluster import extract, runtime
 from vaemo.cluster.train import train
+from vaemo.cluster.tune import tune
 from vaemo.config import Config
 from vaemo.errors import StorageError
 from vaemo.testing import linear_world, write_store
@@ -67,6 +68,21 @@ def test_a_full_disk_ends_all_workers_of_a_training(local_ray, disk, tmp_path):
     enlarge()
     summary = train(store, str(folder / "run"), config, workers=2)
     assert summary == train(store, str(tmp_path / "run"), config, workers=2)
+
+
+@pytest.mark.slow
+def test_a_full_disk_ends_a_sweep_and_fails_no_trial(local_ray, disk, tmp_path):
+    folder, enlarge = disk
+    world = linear_world(5, sessions=(40, 8, 0), lengths=(10, 30), features=6, noise=2.0)
+    store = write_store(world, str(tmp_path / "store"))
+    space = tmp_path / "space.yaml"
+    space.write_text("model.alpha: {uniform: [0.3, 0.95]}\n")
+    config = Config.load("default", ["model.d_c=4", "model.head_hidden=8", "updater.d_model=8", "train.epochs=3"])
+    with pytest.raises(StorageError, match=r"storage failed.*No space left on device.*run the same command again"):
+        tune(store, str(space), str(folder / "sweep"), config, trials=3, scheduler="none")
+    enlarge()
+    summary = tune(store, str(space), str(folder / "sweep"), config, trials=3, scheduler="none")
+    assert (summary["done"], summary["failed"]) == (3, 0)
 
 
 def test_a_disk_too_full_to_begin_says_so(disk, tmp_path):

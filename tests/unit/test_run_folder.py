@@ -42,6 +42,14 @@ def after_three_epochs(tmp_path):
             return trainer, out
 
 
+def test_a_state_is_written_where_it_stays_and_nowhere_else(after_three_epochs, monkeypatch):
+    trainer, out = after_three_epochs
+    before = sorted(os.listdir(f"{out}/_state"))
+    monkeypatch.setattr("tempfile.tempdir", "/nowhere")
+    save_state(trainer, out, keep=2)
+    assert sorted(os.listdir(f"{out}/_state")) == before
+
+
 def test_the_last_states_are_kept_and_the_newest_is_taken(after_three_epochs):
     trainer, out = after_three_epochs
     assert sorted(os.listdir(f"{out}/_state")) == ["000002.safetensors", "000003.safetensors"]

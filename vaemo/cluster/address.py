@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 import socket
 import sys
 from pathlib import Path
@@ -17,7 +18,7 @@ import grpc
 from ray._common.utils import get_default_ray_temp_dir, get_ray_address_file
 from ray._private.services import find_gcs_addresses
 
-from vaemo.errors import ClusterError, UsageError
+from vaemo.errors import ClusterError, StorageError, UsageError
 from vaemo.progress import say
 
 VARIABLE = "RAY_ADDRESS"
@@ -34,7 +35,7 @@ _LONGEST_SOCKET = 103 if sys.platform == "darwin" else 107
 _SOCKET = "ray/session_2026-01-01_00-00-00_000000_{}/sockets/plasma_store"
 """The longest that Ray makes below its folder."""
 
-_SHORT = "/tmp/ray"
+_SHORT, _ROOM = "/tmp/ray", 10_000_000
 
 
 def find_cluster() -> str | None:
@@ -82,9 +83,11 @@ def temporary_folder() -> str | None:
 
     Raises:
         UsageError: if RAY_TMPDIR is too long.
+        StorageError: if there is no room, for want of which Ray would not come up and not say why.
     """
     folder, most = os.path.dirname(get_default_ray_temp_dir()), _LONGEST_SOCKET - len(_SOCKET.format(os.getpid())) - 1
     if len(os.fsencode(folder)) <= most:
+        _check_room(folder)
         return None
     if os.environ.get("RAY_TMPDIR"):
         raise UsageError(
@@ -92,7 +95,18 @@ def temporary_folder() -> str | None:
             f"and {most} are possible. Give a shorter path."
         )
     say(f"TMPDIR is too long for Ray's sockets ({most} bytes are possible): Ray keeps its files in {_SHORT}")
+    _check_room("/tmp")
     return _SHORT
+
+
+def _check_room(folder: str) -> None:
+    with contextlib.suppress(OSError):  # what is not there yet, Ray makes or refuses
+        free = shutil.disk_usage(folder).free
+        if free < _ROOM:
+            raise StorageError(
+                f"{folder}, where Ray keeps its files while a job runs, has {free / 1e6:.1f} MB left. Make room there, "
+                "or set RAY_TMPDIR to a short path on another disk."
+            )
 
 
 def _check_form(asked: str) -> None:

@@ -14,8 +14,8 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, PopulationBasedTraining, TrialScheduler
 from ray.tune.search import Searcher
 
-from vaemo.cluster.tune_trial import MAX_FAILURES, NO_PLACE, Job
-from vaemo.errors import ClusterError, UsageError
+from vaemo.cluster.tune_trial import MAX_FAILURES, NO_PLACE, NO_STORAGE, Job
+from vaemo.errors import ClusterError, StorageError, UsageError
 from vaemo.progress import duration, say
 from vaemo.training.data import SplitSessions
 from vaemo.tuning.search import Scheduler, Search
@@ -132,13 +132,20 @@ class Recorder(Callback):
         self._before = len(sweep.records)
         self._started = self._shown = self._running = time.monotonic()
         self._no_place = False
+        self._no_storage: str | None = None
+
+    @property
+    def _ends(self) -> bool:
+        """Whether the sweep is about to end before its trials do."""
+        return self._no_place or self._no_storage is not None
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        """An epoch of a trial has ended, or its workers found no place."""
+        """An epoch of a trial has ended, or its workers found no place, or it could not read or write."""
         # Raised from here, Ray Tune would wrap it.
         self._no_place |= NO_PLACE in result
+        self._no_storage = self._no_storage or result.get(NO_STORAGE)
         if METRIC in result and time.monotonic() - self._shown > SHOWN_EVERY_S:
             number = self._job.number(trial.config, trial.trial_id)
             self._say(
@@ -150,6 +157,8 @@ class Recorder(Callback):
         patience_s = self._job.patience_s
         if any(trial.status == Trial.RUNNING for trial in trials):
             self._running = time.monotonic()
+        if self._no_storage:
+            raise StorageError(self._no_storage)
         if self._no_place or time.monotonic() - self._running > patience_s:
             raise ClusterError(
                 f"no trial found a place on the cluster for {patience_s:g} s: a node was lost and none came in its "
@@ -159,7 +168,8 @@ class Recorder(Callback):
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial has ended, by itself or by the scheduler."""
-        self._end(trial, trial.last_result.get("error"))
+        if not self._ends:
+            self._end(trial, trial.last_result.get("error"))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """The process of a trial has died once too often, or Ray Tune has given it up before.
@@ -169,34 +179,40 @@ class Recorder(Callback):
         """
         number = self._job.number(trial.config, trial.trial_id)
         self._deaths[number] += max(1, trial.num_failures)
-        if self._deaths[number] <= MAX_FAILURES:
+        if self._deaths[number] <= MAX_FAILURES or self._ends:
             return
         raised = trial.get_pickled_error()
         told = f"{type(raised).__name__}: {raised}".splitlines()[0] if raised else "unknown"
         self._end(trial, f"its process died {MAX_FAILURES + 1} times ({told})")
 
     def _end(self, trial: Any, error: str | None) -> None:
+        record = self._record(trial, error)
+        try:
+            self._sweep.end(record)
+        except StorageError as failed:
+            self._no_storage = str(failed)
+            return
+        self._points.tell(record.number, record.point, record.value, stopped_at=record.stopped_at)
+        values = ", ".join(f"{name} {_short(value)}" for name, value in record.point.items())
+        gave = f"failed, {error}" if error else f"dev CCC {record.value:.3f}"
+        self._say(f"trial {record.trial_id}: {gave}{', ended early' if record.status == STOPPED else ''} ({values})")
+
+    def _record(self, trial: Any, error: str | None) -> Record:
         result, point, space = trial.last_result, trial.config["point"], self._job.space
-        status = FAILED if error else DONE if result["finished"] else STOPPED
         try:
             config = equal_steps(space.apply(point), self._sessions, self._job.steps)
         except UsageError:
             # It is why the trial failed.
             config = space.config
-        record = Record(
+        return Record(
             number=self._job.number(trial.config, trial.trial_id),
-            status=status,
+            status=FAILED if error else DONE if result["finished"] else STOPPED,
             point=point,
             config=config.to_dict(),
             metrics={key: result[key] for key in result.get("measured", ())},
             curve=[(step, value) for step, value in result.get("curve", ())],
             error=error,
         )
-        self._sweep.end(record)
-        self._points.tell(record.number, point, record.value, stopped_at=record.stopped_at)
-        values = ", ".join(f"{name} {_short(value)}" for name, value in point.items())
-        gave = f"failed, {error}" if error else f"dev CCC {record.value:.3f}"
-        self._say(f"trial {record.trial_id}: {gave}{', ended early' if status == STOPPED else ''} ({values})")
 
     def _say(self, text: str) -> None:
         self._shown = time.monotonic()

@@ -19,6 +19,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 
 from vaemo import files
 from vaemo.cluster.group import run_group
+from vaemo.errors import StorageError, VaemoError, mistake_of
 from vaemo.store import FeatureStore
 from vaemo.training import run_folder
 from vaemo.training.group import Group, ProcessGroup
@@ -32,8 +33,9 @@ SAVED_EVERY_S = 10.0
 MAX_FAILURES = 3
 """How often the process of a trial may die before the trial has failed; it goes on from where it was saved."""
 
-NO_PLACE = "no_place"
-"""Reported by a trial whose workers found none on the cluster: it has not failed, it goes on another time."""
+NO_PLACE, NO_STORAGE = "no_place", "no_storage"
+"""Reported by a trial whose workers found no place on the cluster, or whose disk was full or refused, with what that
+said: it has not failed, it goes on another time."""
 
 _CHECKPOINT = "state.safetensors"
 
@@ -91,14 +93,18 @@ def run_trial(given: dict[str, Any], job: Job) -> None:
                 state = Path(folder, _CHECKPOINT).read_bytes()
         device = "cuda" if job.gpus else "cpu"
         for metrics, trial in _epochs(number, given["point"], state, job, Group(), device):
+            if job.population is None:
+                tune.report(metrics)
+                continue
             with tempfile.TemporaryDirectory() as folder:
-                saved = None
-                if job.population is not None:
-                    Path(folder, _CHECKPOINT).write_bytes(trial.save(given["point"]))
-                    saved = tune.Checkpoint.from_directory(folder)
-                tune.report(metrics, checkpoint=saved)
+                files.write_whole(files.join(folder, _CHECKPOINT), trial.save(given["point"]))
+                tune.report(metrics, checkpoint=tune.Checkpoint.from_directory(folder))
     except Exception as error:
-        tune.report({"error": _told(error), "finished": False})
+        mistake = mistake_of(error) if isinstance(error, (VaemoError, OSError)) else None
+        if isinstance(mistake, StorageError):
+            tune.report({NO_STORAGE: str(mistake), "finished": False})
+        else:
+            tune.report({"error": _told(error), "finished": False})
 
 
 def _epochs(
