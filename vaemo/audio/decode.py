@@ -76,9 +76,7 @@ class SoundFile:
         self._error = soundfile.LibsndfileError
         self._rest: Any = None
         self._reopen_rest = lambda: open_av(file)
-        self._reopen = lambda: soundfile.SoundFile(
-            os.fsencode(file) if isinstance(file, str) else _from_start(file), **raw
-        )
+        self._reopen = lambda: soundfile.SoundFile(_for_soundfile(file), **raw)
         self._file = self._reopen()
         self._seekable = self._file.seekable()
         self._position = 0
@@ -129,6 +127,11 @@ class SoundFile:
                 return False
             self._position += skipped
         return True
+
+
+def _for_soundfile(file: Any) -> Any:
+    # It would refuse a name that is not UTF-8.
+    return os.fsencode(file) if isinstance(file, str) else _from_start(file)
 
 
 def _from_start(file: Any) -> Any:

@@ -78,7 +78,13 @@ class Lost(NamedTuple):
 
 @dataclass(frozen=True)
 class Block:
-    """What was read: samples, (n, channels), float32; what of them is lost; why there is no more, where there should be."""
+    """What was read.
+
+    Attributes:
+        samples: (n, channels), float32.
+        lost: What of them the file does not hold.
+        broken: Why there is no more behind them, where there should be.
+    """
 
     samples: np.ndarray
     lost: tuple[Lost, ...] = ()

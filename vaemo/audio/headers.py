@@ -18,6 +18,7 @@ JUNK_BYTES = 4096
 does not count, since the recorder died before it could."""
 
 _CHUNKS = 10_000
+_EMPTY = "it holds no audio, only a header"
 _UNPACK, _DECRYPT = "unpack it, and give what comes out", "decrypt it, and give what comes out"
 _AGAIN = "saved in place of the audio; fetch it again"
 
@@ -193,6 +194,8 @@ def _find_data(file: io.BufferedReader, size: int, start: int) -> _Data | None:
         return None
     at, ds64_at, ds64_size = start + layout.first, None, None
     for _ in range(_CHUNKS):
+        if at >= size:
+            return None
         file.seek(at)
         head = file.read(layout.id_bytes + layout.size_bytes)
         if len(head) < layout.id_bytes + layout.size_bytes:
@@ -217,12 +220,9 @@ def _are_chunks(file: io.BufferedReader, at: int, size: int, layout: _Layout) ->
         file.seek(at)
         head = file.read(layout.id_bytes + layout.size_bytes)
         if not any(head):
-            return True
-        if (
-            len(head) < layout.id_bytes + layout.size_bytes
-            or not head[:4].isascii()
-            or not head[:4].decode().isprintable()
-        ):
+            # Room that was left over, or silence.
+            return not any(map(any, iter(lambda: file.read(1 << 16), b"")))
+        if len(head) < layout.id_bytes + layout.size_bytes or not all(32 <= byte < 127 for byte in head[:4]):
             return False
         stated = int.from_bytes(head[layout.id_bytes :], layout.order)  # type: ignore[arg-type]
         at += (0 if layout.counts_itself else len(head)) + max(stated, 1)
@@ -246,23 +246,27 @@ def mended(path: str) -> Window | str | None:
         if file.read(4) == b".snd":
             head = file.read(8)
             begin, stated = int.from_bytes(head[:4], "big"), int.from_bytes(head[4:], "big")
-            wrong = size > begin and (not stated or stated + JUNK_BYTES <= size - begin)
-            return (
-                Window(path, patches={8: b"\xff\xff\xff\xff"}) if wrong and not _joined(file, begin + stated) else None
-            )
+            if size <= begin:
+                return _EMPTY
+            wrong = not stated or (stated + JUNK_BYTES <= size - begin and not _joined(file, begin + stated, size))
+            return Window(path, patches={8: b"\xff\xff\xff\xff"}) if wrong else None
         data = _find_data(file, size, 0)
         if data is None:
             return None
         rf64 = data.ds64_at is not None
         if data.stated >= data.available:
             return _with_size(path, data) if rf64 and data.available else None
-        if data.available <= 0 or (not data.stated and _are_chunks(file, data.behind, size, data.layout)):
-            return "it holds no audio, only a header"
+        if data.available <= 0:
+            return _EMPTY
+        if not data.stated:
+            file.seek(data.begin)
+            if file.read(1) != b"\0" and _are_chunks(file, data.begin, size, data.layout):
+                return _EMPTY
         if data.stated:
             file.seek(data.behind)
             tail = file.read(8)
             few = size - data.behind < JUNK_BYTES
-            if few or tail.startswith(_KNOWN_TAILS) or _joined(file, data.behind):
+            if few or tail.startswith(_KNOWN_TAILS) or _joined(file, data.behind, size):
                 return None
             if _are_chunks(file, data.behind, size, data.layout):
                 return None
@@ -280,8 +284,10 @@ def _with_size(path: str, data: _Data) -> Window:
     return Window(path, patches=patches)
 
 
-def _joined(file: io.BufferedReader, at: int) -> bool:
+def _joined(file: io.BufferedReader, at: int, size: int) -> bool:
     """Whether another file of such a kind begins there."""
+    if at >= size:
+        return False
     file.seek(at)
     head = file.read(12)
     return head[:4] == b".snd" or (head[:4] in _LAYOUTS and head[8:12] in (b"WAVE", b"AIFF", b"AIFC"))
@@ -309,10 +315,10 @@ def next_link(path: str, start: int = 0) -> int | None:
             found = None if _is_one_flac(file, start, size) else _find(file, _FLAC, start + 4)
         elif head[:4] == b".snd":
             begin, stated = int.from_bytes(head[4:8], "big"), int.from_bytes(head[8:12], "big")
-            found = start + begin + stated if _joined(file, start + begin + stated) else None
+            found = start + begin + stated if _joined(file, start + begin + stated, size) else None
         elif head[:4] in _LAYOUTS:
             data = _find_data(file, size, start)
-            found = data.behind if data is not None and data.stated and _joined(file, data.behind) else None
+            found = data.behind if data is not None and data.stated and _joined(file, data.behind, size) else None
     return found
 
 

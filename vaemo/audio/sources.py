@@ -86,13 +86,7 @@ class _Gathering:
     __slots__ = ("_about", "_frames", "_gap_s", "_next_s", "_rate", "n")
 
     def __init__(
-        self,
-        time_s: float | None,
-        frame: Any,
-        damaged: bool,
-        gap_s: float,
-        begin_s: float = 0.0,
-        end_s: float = _NEVER_S,
+        self, time_s: float | None, frame: Any, damaged: bool, gap_s: float, begin_s: float, end_s: float
     ) -> None:
         self.n, self._rate = frame.samples, frame.sample_rate
         self._about, self._gap_s = (time_s, self.n, damaged, begin_s, end_s), gap_s
@@ -243,7 +237,7 @@ class Container:
                 if held is None or not held.takes(time_s, frame):
                     if held is not None:
                         yield held.piece()
-                    held, heard, damaged = _Gathering(time_s, frame, damaged, GAP_S), True, False
+                    held, heard, damaged = _Gathering(time_s, frame, damaged, GAP_S, 0.0, _NEVER_S), True, False
                 elif held.is_enough(self.until_s):
                     yield held.piece()
                     held = None
@@ -567,7 +561,7 @@ class Framed:
         tag = self._framing.tag(self._data, self._at, header)
         priming, padding, frames = tag or (0, 0, None)
         begin_s = min(self._time_s, self._links[-1].end_s) if self._links else 0.0
-        end_s = float("inf")
+        end_s = _NEVER_S
         if frames:
             end_s = begin_s + (frames * header.samples - priming - padding) / header.rate
             if not self._links:

@@ -173,7 +173,7 @@ class Track:
 
     def _in_runs(self, pieces: Iterator[Any]) -> Iterator[_Run]:
         """Pieces at the track's rate and with its channels."""
-        resampler, kind, at, begin, n = None, None, 0, 0, 0
+        resampler, kind, last, at, begin, n = None, None, None, 0, 0, 0
         for piece in itertools.chain(pieces, [None]):
             now = piece and (piece.frame.sample_rate, piece.frame.layout.name, piece.frame.format.name, piece.end_s)
             placed = self._placed(piece) if piece else 0
