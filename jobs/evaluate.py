@@ -15,7 +15,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--split", help="only this split; 'test' where any row has it, else all rows, with a warning")
     parser.add_argument("--exclude", type=path, metavar="PARQUET", help="leave out the utterances listed there")
     parser.add_argument("--compare", type=path, metavar="SCORES", help="other scores of the same utterances, paired")
-    parser.add_argument("--checkpoint", type=path, metavar="DIR", help="replay it on the store with labels fed, too")
+    cli.add_checkpoint(parser, "replay it on the store with labels fed, too", required=False)
     parser.add_argument("--card", type=path, metavar="CHECKPOINT", help="put the result into its model card")
     args = parser.parse_args(argv)
 

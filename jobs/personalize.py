@@ -9,7 +9,7 @@ from vaemo import cli
 def main(argv: list[str] | None = None) -> None:
     parser = cli.JobParser(__doc__)
     parser.add_argument("--store", type=cli.data_path, required=True, help="feature store with labels")
-    parser.add_argument("--checkpoint", type=cli.data_path, required=True, metavar="DIR", help="a trained model")
+    cli.add_checkpoint(parser, "a trained model")
     parser.add_argument(
         "--out", type=cli.data_path, required=True, metavar="DIR", help="what score takes as --personal"
     )

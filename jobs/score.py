@@ -11,9 +11,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--input", type=cli.data_path, required=True, help="a feature store, a manifest, or a folder of recordings"
     )
-    parser.add_argument(
-        "--checkpoint", required=True, metavar="DIR[,DIR...]", help="several give the mean, and *_sd their deviation"
-    )
+    cli.add_checkpoint(parser, "several, or the option repeated, give the mean, and *_sd their deviation", several=True)
     parser.add_argument("--out", type=cli.data_path, required=True, metavar="SCORES", help="the folder of scores")
     parser.add_argument("--calls", type=cli.data_path, metavar="FILE", help="who speaks on which channel, per call")
     parser.add_argument("--personal", type=cli.data_path, metavar="DIR", help="what jobs/personalize.py wrote")
@@ -31,10 +29,9 @@ def main(argv: list[str] | None = None) -> None:
     from vaemo.cluster.score import score
     from vaemo.plan import Again
 
-    checkpoints = tuple(cli.data_path(path) for path in args.checkpoint.split(","))
     request = Request(
         args.input,
-        checkpoints,
+        args.checkpoint,
         args.out,
         calls=args.calls,
         personal=args.personal,

@@ -8,6 +8,7 @@ import torch
 from scoring_cases import without_ray
 
 from vaemo.cluster import ablate, encoders, extract, score, train, tune, tune_trial
+from vaemo.model.streams import Streams
 from vaemo.training.group import Group
 from vaemo.tuning.sweep import read_state
 
@@ -64,3 +65,8 @@ def _run_trials(report, job, recorder, scheduler, sweep, points, left, slots):
                 report({"trial": number, **metrics})
         given = {"number": number, "point": point}
         recorder.on_trial_complete(0, [], SimpleNamespace(last_result=metrics, config=given, trial_id=str(number)))
+
+
+def waves(dims, hz):
+    """Features of two lanes that are neither random nor constant."""
+    return Streams(**{name: torch.sin(hz * torch.arange(2 * dim).reshape(2, dim)) for name, dim in dims.items()})

@@ -19,14 +19,20 @@ FLOAT32 = 1e-5
 DIMS = {"speech": 6, "prosody": 5, "speaker": 4}
 LANES, STEPS = 3, 11
 
+PASTS = {"speaker_norm": ("prosody", "speech"), "session_norm": ("prosody",), "speaker_norm_weight": 1.5}
+"""Compared with every kind of past."""
+
 UPDATERS = {
     "mamba": ({"updater": "mamba"}, {}),
-    "mamba-2-layers": ({"updater": "mamba", "feedback_flag": True}, {"layers": 2, "d_conv": 2}),
-    "mamba-forgetful": ({"updater": "mamba", "ema": "learned"}, {"carry": False}),
+    "mamba-2-layers": (
+        {"updater": "mamba", "feedback_flag": True, **PASTS, "speech_mlp": "before_film"},
+        {"layers": 2, "d_conv": 2},
+    ),
+    "mamba-forgetful": ({"updater": "mamba", "ema": "learned", "speech_mlp": "after_film"}, {"carry": False}),
     "mamba2": ({"updater": "mamba2", "alpha_arousal": 0.6}, {}),
     "mamba2-2-layers": ({"updater": "mamba2", "ema": "none", "label_range": (-1.0, 1.0)}, {"layers": 2}),
-    "gru": ({"updater": "gru", "film": "concat", "norm_z": True}, {"layers": 2}),
-    "none": ({"updater": "none"}, {}),
+    "gru": ({"updater": "gru", "film": "concat", "norm_z": True, **PASTS, "speech_mlp": "after_film"}, {"layers": 2}),
+    "none": ({"updater": "none", **PASTS}, {}),
 }
 
 FEEDBACKS = ("none", "observed", "label", "scheduled", "model")
@@ -53,7 +59,9 @@ def make_model(model=None, updater=None, *, dims=DIMS, seed=0, dtype=torch.float
     """A small model, all of whose parameters and statistics are random: nothing hides behind zeros and ones."""
     torch.manual_seed(seed)
     config = ModelConfig(
-        **{"d_c": 8, "film_hidden": 7, "head_hidden": 10, "prosody_hidden": 6, "prosody_dim": 3} | (model or {})
+        **{"d_c": 8, "film_hidden": 7, "head_hidden": 10, "prosody_hidden": 6, "prosody_dim": 3}
+        | {"speech_hidden": 5, "speech_dim": 4}
+        | (model or {})
     )
     regressor = SessionRegressor.from_config(
         config, UpdaterConfig(**{"d_model": 8, "d_state": 4, "headdim": 4} | (updater or {})), dims
@@ -70,10 +78,15 @@ def make_model(model=None, updater=None, *, dims=DIMS, seed=0, dtype=torch.float
 
 
 def make_features(lanes=LANES, steps=STEPS, *, dims=DIMS, seed=1, dtype=torch.float64) -> Streams:
+    """Features with random pasts of up to 3 utterances, which a model may want or not."""
     generator = torch.Generator().manual_seed(seed)
-    return Streams(
-        **{name: torch.randn(lanes, steps, dim, generator=generator, dtype=dtype) for name, dim in dims.items()}
-    )
+    tensors = {name: torch.randn(lanes, steps, dim, generator=generator, dtype=dtype) for name, dim in dims.items()}
+    for past in ("speaker.speech", "speaker.prosody", "session.prosody"):
+        count = torch.randint(0, 4, (lanes, steps, 1), generator=generator).to(dtype)
+        dim = dims.get(past.partition(".")[2], 0)
+        total = torch.randn(lanes, steps, dim, generator=generator, dtype=dtype)
+        tensors[past] = torch.cat([count * total, count], -1)
+    return Streams.of(tensors)
 
 
 def make_observed(feedback: str, lanes=LANES, steps=STEPS, *, seed=2, dtype=torch.float64) -> Tensor | None:
@@ -143,7 +156,7 @@ def with_gradients(streams_or_state):
 def gradients(case: Case, loss: Tensor, features: Streams, state: SessionState) -> dict[str, Tensor]:
     """Gradients of a loss for parameters, inputs and initial state; zeros where nothing depends on one."""
     leaves = dict(case.model.named_parameters())
-    leaves |= {f"features.{name}": x for name, x in features.items()}
+    leaves |= {f"features.{name}": x for name, x in features.tensors().items()}
     leaves |= {f"state.{name}": x for name, x in state.tensors().items() if x.requires_grad}
     found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
     return {

@@ -52,13 +52,14 @@ def make_checkpoint(path, seed=0, *, config=SMALL, features=None, dims=None, **p
     return str(path)
 
 
-def make_audio_checkpoint(path, seed=0, features=None, **provenance):
+def make_audio_checkpoint(path, seed=0, features=None, config=SMALL, **provenance):
     """A checkpoint for recordings, with the built-in extractors."""
     features = features or FeatureConfig()
     described = describe(load_extractors(features))
     return make_checkpoint(
         path,
         seed,
+        config=config,
         features=features,
         dims={stream: facts["dim"] for stream, facts in described.items()},
         feature_fingerprints={stream: facts["fingerprint"] for stream, facts in described.items()},

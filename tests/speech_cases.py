@@ -51,6 +51,43 @@ def call(turns: int, seed: int = 0, gap_s: tuple[float, float] = (0.6, 1.4)) -> 
     return samples, spans
 
 
+def both_talk(turns: int, seed: int = 0, level_db: tuple[float, float] = (-41.0, -31.0)) -> tuple[np.ndarray, list]:
+    """As `call`, but neither waits for the other, and every sentence has a level of its own, in dB of full scale."""
+    rng = np.random.default_rng(seed)
+    pieces, spans = [], []
+    for channel in (0, 1):
+        at = 0
+        for turn in range(turns):
+            at += int(rng.uniform(0.5, 2.0) * SAMPLING_RATE_HZ)
+            said = at_level(sentence(turn + 3 * channel, VOICES[channel]), rng.uniform(*level_db))
+            pieces.append((channel, at, said))
+            spans.append((channel, at / SAMPLING_RATE_HZ, (at + len(said)) / SAMPLING_RATE_HZ))
+            at += len(said)
+    n = max(start + len(said) for _, start, said in pieces) + SAMPLING_RATE_HZ
+    samples = rng.normal(scale=2e-4, size=(2, n)).astype(np.float32)
+    for channel, start, said in pieces:
+        samples[channel, start : start + len(said)] += said
+    return samples, spans
+
+
+def at_level(samples: np.ndarray, level_db: float) -> np.ndarray:
+    """The samples with a root mean square of so many dB of full scale, float32."""
+    level = np.sqrt(np.mean(np.square(samples, dtype=np.float64)))
+    return (samples * (10 ** (level_db / 20) / level)).astype(np.float32)
+
+
+def tone(n: int, *hz: float, level_db: float = -20.0) -> np.ndarray:
+    """Tones at once, (n,), alike in level; `level_db` is that of their sum."""
+    return at_level(sum(np.sin(2 * np.pi * f * np.arange(n) / SAMPLING_RATE_HZ) for f in hz), level_db)
+
+
+def noise(n: int, low_hz: float, high_hz: float, level_db: float, seed: int = 0) -> np.ndarray:
+    """Noise of a band, (n,)."""
+    spectrum = np.fft.rfft(np.random.default_rng(seed).normal(size=n))
+    hz = np.fft.rfftfreq(n, 1 / SAMPLING_RATE_HZ)
+    return at_level(np.fft.irfft(np.where((hz >= low_hz) & (hz <= high_hz), spectrum, 0), n), level_db)
+
+
 def overlap(found: list, spoken: list, channels: int = 2) -> tuple[float, float]:
     """Share of the speech that was found, and share of what was found that is speech."""
     both = n_found = n_spoken = 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 
 _SMALL = {
     "hidden_size": 32,
@@ -83,13 +84,17 @@ def write_speech_model(folder: Path, kind: str, seed: int = 0, **changes) -> Pat
     return folder
 
 
-def write_speaker_model(folder: Path, kind: str, seed: int = 0) -> Path:
-    """An ECAPA-TDNN or x-vector encoder as SpeechBrain publishes it."""
+def write_speaker_model(folder: Path, kind: str, seed: int = 0, *, published: bool = False) -> Path:
+    """An ECAPA-TDNN or x-vector encoder: `published` as SpeechBrain does it, a pickle, else turned into safetensors."""
     from hyperpyyaml import load_hyperpyyaml
 
     settings = _SPEAKER.format(model=SPEAKERS[kind][0])
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "hyperparams.yaml").write_text(settings)
     torch.manual_seed(seed)
-    torch.save(load_hyperpyyaml(settings)["embedding_model"].state_dict(), folder / "embedding_model.ckpt")
+    weights = load_hyperpyyaml(settings)["embedding_model"].state_dict()
+    if published:
+        torch.save(weights, folder / "embedding_model.ckpt")
+    else:
+        save_file(weights, folder / "embedding_model.safetensors")
     return folder

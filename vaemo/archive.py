@@ -7,16 +7,17 @@ Knows no audio beyond the ends of names (`vaemo.audio.formats`).
 from __future__ import annotations
 
 import fnmatch
+import functools
 import hashlib
 import itertools
 import posixpath
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
@@ -65,8 +66,10 @@ def list_recordings(
     others: Counter[str] = Counter()
     n_excluded = n_young = 0
     youngest_ns = time.time_ns() - int(min_age_s * 1e9)
+    kind_by_suffix = functools.cache(lambda suffixes: kind_of(f"_.{suffixes}", audio or AudioConfig()))
     for item in _named(files.walk(folder)):
-        kind = "folder" if item.name.endswith("/") else kind_of(item.name, audio or AudioConfig())
+        # A folder that cannot be listed ends in "/".
+        kind = "folder" if item.name[-1] == "/" else kind_by_suffix(".".join(item.name.rsplit(".", 2)[1:]))
         if kind == "other":
             others[posixpath.splitext(item.name)[1].lower() or "without a suffix"] += 1
         elif any(fnmatch.fnmatchcase(name, glob) for glob in exclude for name in (item.name, _last(item.name))):
@@ -74,7 +77,7 @@ def list_recordings(
         elif min_age_s and item.mtime_ns > youngest_ns:
             n_young += 1
         elif kind == "foreign" and not item.problem:
-            found.append(replace(item, problem=("undecodable", foreign_reason(item.name) or "")))
+            found.append(item._replace(problem=("undecodable", foreign_reason(item.name) or "")))
         else:
             found.append(item)
     if others:
@@ -110,17 +113,18 @@ def _named(found: Iterator[Found]) -> Iterator[Found]:
         while name in taken:
             name = name.replace("\\", "\\\\")
         taken.add(name)
-        yield replace(item, name=name)
+        yield item._replace(name=name)
 
 
 def shown(name: str) -> str:
     r"""A file's name as text: control characters, and bytes that are no UTF-8, become `\xe4`."""
+    if name.isascii() and name.isprintable():
+        return name
     text = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     return re.sub(r"[\x00-\x1f\x7f]", lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
-@dataclass(frozen=True)
-class Stamp:
+class Stamp(NamedTuple):
     """What tells whether a file has changed: its size, then its time, then a digest of samples of its bytes.
 
     Attributes:
@@ -148,12 +152,19 @@ class Stamp:
             return False
         return self.mtime_ns == other.mtime_ns or not self.digest or self.digest == other.digest
 
-    def still(self, size: int, mtime_ns: int, path: str) -> bool:
-        """Whether a file of this size and time is still that file; its bytes are read where only the time differs."""
-        if (size, mtime_ns) == (self.size, self.mtime_ns):
-            return True
-        # The bytes are asked only where nothing else can tell.
-        return size == self.size and self.same(Stamp(size, mtime_ns, sample_digest(path, size)))
+
+def is_still(path: str, size: int, mtime_ns: int, before: Sequence[Any]) -> bool:
+    """Whether a file of this size and time is the one of an earlier stamp; only where the time differs it is opened.
+
+    Args:
+        path: Of the file.
+        size: Its bytes now.
+        mtime_ns: When it was last written.
+        before: The fields of the `Stamp`.
+    """
+    if size != before[0] or mtime_ns == before[1]:
+        return size == before[0]
+    return not before[2] or sample_digest(path, size) == before[2]
 
 
 def sample_digest(path: str, size: int) -> str:
@@ -180,32 +191,28 @@ def _samples(path: str, size: int) -> Iterator[bytes]:
 
 
 def find_twins(
-    recordings: Sequence[Found], *, known: Callable[[str], Stamp | None], group: Callable[[str], Hashable]
+    recordings: Sequence[Found], *, known: Mapping[str, str], group: Callable[[str], Hashable]
 ) -> dict[str, str]:
     """Recordings whose bytes are those of an earlier one: their names, and the name of the first.
 
-    Sizes are compared first, then samples of those of one size, then all bytes. What is known, from an earlier run,
-    comes first and is not read again but for a last look.
+    Sizes are compared first, then samples of those of one size, then all bytes. What was read in an earlier run comes
+    first, and is opened only for the last look.
 
     Args:
         recordings: As `list_recordings` gives them.
-        known: The stamp of a recording that was read in an earlier run.
+        known: Those that were read in an earlier run, with their digests (`Stamp.digest`), or an empty text.
         group: What recordings must have in common besides, by name.
     """
     by_size: dict[Hashable, list[Found]] = {}
     for item in recordings:
         if not item.problem and item.size:
             by_size.setdefault((item.size, group(item.name)), []).append(item)
-    alike = [items for items in by_size.values() if len(items) > 1]
     # Where all of them are known, they were compared when they were new.
-    alike = [items for items in alike if not all(known(item.name) for item in items)]
+    alike = [items for items in by_size.values() if len(items) > 1 and any(item.name not in known for item in items)]
 
     def digest_of(item: Found) -> str:
-        before = known(item.name)
-        if before and before.digest:
-            return before.digest
         try:
-            return sample_digest(item.path, item.size)
+            return known.get(item.name) or sample_digest(item.path, item.size)
         except (OSError, pa.ArrowException):
             return item.name
 
@@ -214,14 +221,14 @@ def find_twins(
         flat = list(itertools.chain.from_iterable(alike))
         digests = dict(zip((item.name for item in flat), pool.map(digest_of, flat), strict=True))
     for items in alike:
-        by_digest: dict[str, list[Found]] = {}
-        for item in sorted(items, key=lambda item: (known(item.name) is None, item.name)):
-            for first in by_digest.setdefault(digests[item.name], []):
-                if known(item.name) is None and _equal(first, item):
-                    twins[item.name] = first.name
-                    break
+        firsts: dict[str, list[Found]] = {}
+        for item in sorted(items, key=lambda item: (item.name not in known, item.name)):
+            same = firsts.setdefault(digests[item.name], [])
+            first = next((other for other in same if item.name not in known and _equal(other, item)), None)
+            if first is None:
+                same.append(item)
             else:
-                by_digest[digests[item.name]].append(item)
+                twins[item.name] = first.name
     return twins
 
 

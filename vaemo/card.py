@@ -5,18 +5,18 @@ Reads the files of a checkpoint and, where there is one, the result of an evalua
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import yaml
-
-from vaemo import files
+from vaemo import files, strict_yaml
 from vaemo.errors import ReadCheckpointError, StorageError
 from vaemo.features.prosody import FEATURE_SETS
 from vaemo.units import DIMENSIONS
 
 CARD = "README.md"
 
+_SHOWN = (("CCC", "ccc"), ("CCC within sessions", "within_ccc"), ("RMSE", "rmse"), ("Pearson's r", "pearson"))
+_RIVALS = (("ridge", "ridge on the features"), ("ridge_ema", "ridge on the features and their causal EMA"))
 _BUILT_IN = {"logmel", "ltas"}
 
 LIMITS = """\
@@ -50,10 +50,10 @@ def write_card(checkpoint: str, evaluation: Mapping[str, Any] | None = None) -> 
         ReadCheckpointError: if the folder lacks one of the files of a checkpoint.
     """
     try:
-        config = yaml.safe_load(files.read_bytes(files.join(checkpoint, "config.yaml")))
+        config = strict_yaml.load(files.read_bytes(files.join(checkpoint, "config.yaml")), "config.yaml")
         metrics = files.read_json(files.join(checkpoint, "metrics.json"))
         provenance = files.read_json(files.join(checkpoint, "provenance.json"))
-    except (OSError, StorageError, yaml.YAMLError) as error:
+    except (OSError, StorageError, strict_yaml.NotPlainYaml) as error:
         raise ReadCheckpointError(f"'{checkpoint}' is not a whole checkpoint: {error}") from None
     card = card_of(config, metrics, provenance, evaluation)
     files.write_whole(files.join(checkpoint, CARD), card.encode())
@@ -88,7 +88,9 @@ def card_of(
         f"- updater: `{model['updater']}` ({updater} layer), state width {model['d_c']}, EMA `{model['ema']}` "
         f"(alpha {model['alpha']})",
         f"- feedback in training: `{model['feedback']}`; speaker: `{model['film']}`; "
-        f"prosody: {'yes' if model['prosody'] else 'no'}",
+        f"prosody: {'yes' if model['prosody'] else 'no'}"
+        + (f"; a network on speech (`{model['speech_mlp']}`)" if model.get("speech_mlp", "none") != "none" else ""),
+        *_compared(provenance.get("compared_with_past", ()), model),
         f"- predictions on {model['label_range']}"
         + (f"; the corpus's own range is {provenance['native_range']}" if provenance.get("native_range") else ""),
         f"- one memory per {provenance.get('sequence_by', 'session')}",
@@ -113,27 +115,49 @@ def card_of(
         "## Config",
         "",
         "```yaml",
-        yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True).strip(),
+        strict_yaml.dump(dict(config)).strip(),
         "```",
         "",
     ]
     return "\n".join(lines)
 
 
+def _compared(pasts: Sequence[str], model: Mapping[str, Any]) -> list[str]:
+    if not pasts:
+        return []
+    named = [f"{stream} with the {whose}'s" for whose, _, stream in (past.partition(".") for past in pasts)]
+    return [
+        f"- compared with the past of the session: {', '.join(named)} (weight of the training mean "
+        f"{model['speaker_norm_weight']:g} utterances)"
+    ]
+
+
 def _results(metrics: Mapping[str, Any], evaluation: Mapping[str, Any] | None, *, chosen: bool) -> list[str]:
     lines = ["| | valence | arousal | average |", "|---|---|---|---|"]
     if evaluation is not None:
         pooled = evaluation["pooled"]
-        for title, metric in (("CCC", "ccc"), ("RMSE", "rmse"), ("Pearson's r", "pearson")):
+        for title, metric in _SHOWN:
+            # Evaluations of older versions know no CCC within sessions.
+            if f"{metric}_avg" not in pooled:
+                continue
             cells = (_cell(pooled, f"{metric}_{name}") for name in (*DIMENSIONS, "avg"))
             lines.append(f"| {title}, {evaluation['split']} | {' | '.join(cells)} |")
     on_dev = (_number(metrics.get(f"dev_ccc_{name}")) for name in (*DIMENSIONS, "avg"))
     lines.append(f"| CCC, dev{' (the model was chosen by it)' if chosen else ''} | {' | '.join(on_dev)} |")
+    if "dev_within_ccc_avg" in metrics:
+        on_dev = (_number(metrics[f"dev_within_ccc_{name}"]) for name in (*DIMENSIONS, "avg"))
+        lines.append(f"| CCC within sessions, dev | {' | '.join(on_dev)} |")
+    for name, title in _RIVALS:
+        if rival := metrics.get("rivals", {}).get(name):
+            cells = (_number(rival[f"dev_ccc_{dimension}"]) for dimension in (*DIMENSIONS, "avg"))
+            lines.append(f"| CCC, dev, {title} | {' | '.join(cells)} |")
+    lines += ["", "CCC is over all utterances, which rewards knowing the session too; within sessions predictions and "]
+    lines[-1] += "labels are taken less their means over the session."
     if evaluation is not None:
         pooled = evaluation["pooled"]
         lines += [
             "",
-            f"{pooled['n']:,} utterances of {pooled['n_sessions']:,} sessions; CCC over all of them on "
+            f"{pooled['n']:,} utterances of {pooled['n_sessions']:,} sessions; CCC on "
             f"{evaluation['variance']} variances; 95 % intervals from resampled sessions.",
         ]
     return lines

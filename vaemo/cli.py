@@ -6,11 +6,11 @@ import argparse
 import os
 import sys
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from vaemo import files
 from vaemo.config import PRESETS, Config
-from vaemo.errors import StorageError, UsageError, VaemoError
+from vaemo.errors import ReadCheckpointError, UsageError, VaemoError, mistake_of
 from vaemo.summary import summary as summary
 
 
@@ -43,6 +43,56 @@ class JobParser(Parser):
             dest="overrides",
             help="change one field of the config; may be repeated",
         )
+
+
+def add_checkpoint(parser: argparse.ArgumentParser, help: str, *, required: bool = True, several: bool = False) -> None:
+    """Give a parser `--checkpoint`.
+
+    Args:
+        parser: Of a job.
+        help: What the checkpoint is for.
+        required: Whether it must be given.
+        several: Whether it may be repeated, or hold several folders with commas between them; a tuple then.
+    """
+    shown = "DIR[,DIR...]" if several else "DIR"
+    parser.add_argument("--checkpoint", action=_Checkpoint, const=several, required=required, metavar=shown, help=help)
+
+
+class _Checkpoint(argparse.Action):
+    """Folders of checkpoints, one of which is given at most unless `const` says that there may be several."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, text: Any, option: str | None = None
+    ) -> None:
+        before = getattr(namespace, self.dest)
+        if self.const:
+            setattr(namespace, self.dest, (*(before or ()), *_folders(text)))
+        elif before is None:
+            setattr(namespace, self.dest, data_path(text))
+        else:
+            raise argparse.ArgumentError(self, f"one checkpoint is taken here, and '{text}' is another")
+
+
+def _folders(text: str) -> list[str]:
+    """The folders that a text names: itself, or several with commas between them, which may hold commas too.
+
+    Raises:
+        ReadCheckpointError: if a part is not there.
+    """
+    if "," not in text or files.exists(data_path(text)):
+        return [data_path(text)]
+    parts, found = text.split(","), []
+    while parts:
+        # The longest first: a folder `a,b` is meant before `a`.
+        lengths = (n for n in range(len(parts), 0, -1) if parts[0] and files.exists(data_path(",".join(parts[:n]))))
+        if not (length := next(lengths, 0)):
+            raise ReadCheckpointError(
+                f"--checkpoint {text}: neither this is there, nor '{parts[0]}' of it. Give the option once for each "
+                "checkpoint."
+            )
+        found.append(data_path(",".join(parts[:length])))
+        parts = parts[length:]
+    return found
 
 
 def load_config(args: argparse.Namespace) -> Config:
@@ -101,7 +151,7 @@ def in_ray_job() -> bool:
 def run(main: Callable[[list[str] | None], int | None], prog: str | None = None) -> NoReturn:
     """Call a job's `main`; what a user can put right becomes one line and an exit code, the rest stays a traceback.
 
-    An OSError is the disk's, the network's or the rights', never the program's: it counts as a StorageError.
+    So is what a disk, an object store or a connection says: see `vaemo.errors.mistake_of`.
 
     Args:
         main: Takes the arguments, and gives an exit code where it is not 0.
@@ -110,7 +160,9 @@ def run(main: Callable[[list[str] | None], int | None], prog: str | None = None)
     try:
         code = main(None)
     except (VaemoError, OSError) as error:
-        mistake = error if isinstance(error, VaemoError) else StorageError.of(error)
+        mistake = mistake_of(error)
+        if mistake is None:
+            raise
         print(f"{prog or os.path.basename(sys.argv[0])}: {mistake}", file=sys.stderr, flush=True)
         sys.exit(mistake.exit_code)
     except KeyboardInterrupt:

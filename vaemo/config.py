@@ -7,20 +7,19 @@ change results; fields marked `runtime` cannot and stay out of it.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import difflib
 import hashlib
 import json
 import textwrap
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
-from vaemo.errors import ConfigValueError, UnknownConfigKeyError
-from vaemo.fields import explain, fields_of, fit, option, younger
+from vaemo import strict_yaml, suggest
+from vaemo.errors import ConfigValueError, UnknownConfigKeyError, UsageError
+from vaemo.fields import explain, fields_of, fit, option, shown, younger
 
 PRESETS = ("default", "seed")
 
@@ -53,6 +52,14 @@ class Headerless:
         if not known or not 2_000 <= rate <= 768_000 or not 1 <= channels <= 64:
             raise ValueError(text)
         return Headerless(codec, rate, channels)
+
+
+TOGETHER = (
+    ("train.sampling_hold_fraction", "train.sampling_end_fraction"),
+    ("train.encoder", "train.encoder_from_epoch", "train.epochs"),
+    ("model.updater", "updater.headdim", "updater.expand", "updater.d_model"),
+)
+"""Fields that are checked together: each may be possible, and all of them not."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -237,6 +244,34 @@ class ModelConfig:
     prosody: bool = option(True, "Use the prosody stream where the store has one.")
     prosody_hidden: int = option(128, "Hidden width of the prosody network.", low=1)
     prosody_dim: int = option(64, "Output width of the prosody network.", low=1)
+    speech_mlp: Literal["none", "before_film", "after_film"] = option(
+        "none",
+        "A network on the speech stream, as the prosody stream has one: none, one that FiLM modulates, or one on what "
+        "FiLM has modulated; without FiLM both are the same.",
+        before="none",
+    )
+    speech_hidden: int = option(128, "Hidden width of the speech network.", low=1, before=128)
+    speech_dim: int = option(64, "Output width of the speech network.", low=1, before=64)
+    speaker_norm: tuple[Literal["speech", "prosody"], ...] = option(
+        (),
+        "Streams that are compared with the same speaker's past in the session: beside each number stands how far it "
+        "is, in deviations of the training split, from the sum over the speaker's earlier utterances / (their count + "
+        "speaker_norm_weight). The first is compared with the training mean. A speaker is speaker_id, in recordings "
+        "the channel.",
+        before=(),
+    )
+    session_norm: tuple[Literal["speech", "prosody"], ...] = option(
+        (),
+        "Streams that are compared likewise with the past of the whole sequence, all speakers together; with "
+        "sessions.sequence_by=speaker that is the speaker's own.",
+        before=(),
+    )
+    speaker_norm_weight: float = option(
+        2.0,
+        "For how many utterances the training mean counts in the past that speaker_norm and session_norm compare with.",
+        low=0,
+        before=2.0,
+    )
     norm_z: bool = option(False, "LayerNorm over z = [speech ; prosody].")
     head_hidden: int = option(256, "Hidden width of the shared regression head.", low=1)
     dropout: float = option(0.1, "Dropout after the updater and inside the head.", low=0, high=0.9)
@@ -504,6 +539,14 @@ class Config:
     personalize: PersonalizeConfig = PersonalizeConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
 
+    def __post_init__(self) -> None:
+        inner, headdim = self.updater.expand * self.updater.d_model, self.updater.headdim
+        if self.model.updater == "mamba2" and inner % headdim:
+            raise ConfigValueError(
+                f"model.updater is mamba2, and updater.headdim is {headdim}, which does not divide updater.expand * "
+                f"updater.d_model = {inner}. Choose a divisor."
+            )
+
     @staticmethod
     def load(source: str | Path = "default", overrides: Iterable[str] = ()) -> Config:
         """The config of a preset or YAML file with overrides applied.
@@ -520,7 +563,7 @@ class Config:
             ConfigValueError: for an unreadable file, a wrong type or a value out of range.
         """
         loaded = _read_yaml(source)
-        return Config().replace(_saved_before(loaded)).replace(loaded).replace(_parse_overrides(overrides))
+        return Config().replace(_saved_before(loaded), loaded, _parse_overrides(overrides))
 
     @staticmethod
     def from_dict(sections: Mapping[str, Mapping[str, Any]]) -> Config:
@@ -528,7 +571,7 @@ class Config:
 
         Fields that did not exist then have the value that means so; whatever else is left out has its default.
         """
-        return Config().replace({name: younger(section) for name, section in _SECTIONS.items()}).replace(sections)
+        return Config().replace({name: younger(section) for name, section in _SECTIONS.items()}, sections)
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """Plain nested dicts and lists, fit for YAML and JSON."""
@@ -536,7 +579,7 @@ class Config:
 
     def to_yaml(self) -> str:
         """The YAML text that `load` reads back."""
-        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
+        return strict_yaml.dump(self.to_dict())
 
     def explained(self) -> str:
         """`to_yaml` with what every field means, and may be, in comments; `load` reads it back too."""
@@ -550,24 +593,29 @@ class Config:
             lines.append("")
         return "\n".join(lines)
 
-    def replace(self, sections: Mapping[str, Mapping[str, Any]]) -> Config:
-        """A copy with the named fields changed, checked as `load` checks them."""
-        changed = {}
-        for section, values in sections.items():
-            if section not in _SECTIONS:
-                raise UnknownConfigKeyError(_unknown("config section", str(section), _SECTIONS))
-            if not isinstance(values, Mapping):
-                raise ConfigValueError(
-                    f"config section '{section}' holds {values!r}; it takes fields such as "
-                    f"{section}.{next(iter(fields_of(_SECTIONS[section])))}."
-                )
-            known = fields_of(_SECTIONS[section])
-            for key in values:
-                if key not in known:
-                    raise UnknownConfigKeyError(_unknown("config key", f"{section}.{key}", known, section))
-            checked = {key: fit(_SECTIONS[section], f"{section}.{key}", value) for key, value in values.items()}
-            changed[section] = dataclasses.replace(getattr(self, section), **checked)
-        return dataclasses.replace(self, **changed)
+    def replace(self, *layers: Mapping[str, Mapping[str, Any]]) -> Config:
+        """A copy with the named fields changed, checked as `load` checks them.
+
+        Args:
+            layers: Sections with fields; of a field in several layers the last value counts. What does not go together
+                is refused of all layers as one: a file may be possible only with what `--set` changes in it.
+        """
+        changed: dict[str, dict[str, Any]] = {}
+        for layer in layers:
+            for section, values in layer.items():
+                with _placed(layer, section):
+                    fields = _fields_to_change(section, values)
+                for key, value in values.items():
+                    with _placed(values, key):
+                        if key not in fields:
+                            raise UnknownConfigKeyError(_unknown_key(section, str(key)))
+                        fitting = fit(_SECTIONS[section], f"{section}.{key}", value)
+                    changed.setdefault(section, {})[key] = fitting
+        sections = {}
+        for section, fields in changed.items():
+            with _placed(next(layer for layer in layers if section in layer), section):
+                sections[section] = dataclasses.replace(getattr(self, section), **fields)
+        return dataclasses.replace(self, **sections)
 
     def fingerprint(self, *sections: str) -> str:
         """SHA-256 (64 hex digits) of what `decisive` gives for these sections."""
@@ -643,21 +691,41 @@ def _saved_before(loaded: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return missing if saved else {}
 
 
+def fitting(name: str, value: Any) -> Any:
+    """A value as the field `section.key` holds it; ConfigValueError where it never may."""
+    return fit(_SECTIONS[name.partition(".")[0]], name, value)
+
+
+def nearest(name: str) -> list[str]:
+    """The fields that an unknown `section.key` was meant to be."""
+    return suggest.fields(name, {section: fields_of(fields).keys() for section, fields in _SECTIONS.items()})
+
+
+@contextlib.contextmanager
+def _placed(values: Mapping[Any, Any], key: Any) -> Iterator[None]:
+    """A mistake in the block is one at this key, which stands on a line where the values were read from a file."""
+    try:
+        yield
+    except UsageError as error:
+        place = values.places.get(key, "") if isinstance(values, strict_yaml.Section) else ""
+        raise type(error)(f"{place}{error}") from None
+
+
 def _read_yaml(source: str | Path) -> Mapping[str, Any]:
     if str(source) in PRESETS:
-        text = resources.files("vaemo.presets").joinpath(f"{source}.yaml").read_text()
+        text = resources.files("vaemo.presets").joinpath(f"{source}.yaml").read_bytes()
     else:
         try:
-            text = Path(source).read_text()
-        except (OSError, UnicodeDecodeError) as error:
+            text = Path(source).read_bytes()
+        except OSError as error:
             raise ConfigValueError(
                 f"config '{source}' cannot be read ({error.__class__.__name__}); "
                 f"give a YAML file or one of the presets {', '.join(PRESETS)}."
             ) from None
     try:
-        loaded = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigValueError(f"config '{source}' is not YAML: {' '.join(str(error).split())}") from None
+        loaded = strict_yaml.load(text, f"config '{source}'")
+    except strict_yaml.NotPlainYaml as error:
+        raise ConfigValueError(f"config '{source}' is not YAML that can be read: {error}.") from None
     if loaded is None:
         return {}
     if not isinstance(loaded, Mapping):
@@ -666,25 +734,54 @@ def _read_yaml(source: str | Path) -> Mapping[str, Any]:
 
 
 def _parse_overrides(overrides: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Sections and fields; of a field that is named twice the last value counts, so that a script's may be changed."""
     sections: dict[str, dict[str, Any]] = {}
     for override in overrides:
         name, equals, text = override.partition("=")
         section, dot, key = name.strip().partition(".")
         if not equals or not dot or not key:
-            raise ConfigValueError(f"--set {override}: give section.key=value, such as --set model.alpha=0.9.")
+            meant = nearest(name.strip())
+            raise ConfigValueError(
+                f"--set {override}: give section.key=value, such as --set {meant[0] if meant else 'model.alpha'}="
+                f"{(text or '0.9') if meant else '0.9'}."
+            )
         try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise ConfigValueError(f"--set {override}: '{text}' is not a YAML value.") from None
+            value = strict_yaml.load(text)
+        except strict_yaml.NotPlainYaml as error:
+            raise ConfigValueError(f"--set {override}: '{text}' is not a YAML value ({error}).") from None
         sections.setdefault(section, {})[key] = value
     return sections
 
 
-def _unknown(kind: str, found: str, known: Iterable[str], section: str | None = None) -> str:
-    """The message for an unknown name, with the nearest known one first: in this section, then anywhere."""
-    names = [f"{section}.{key}" if section else key for key in known]
-    key = found.partition(".")[2]
-    elsewhere = [f"{other}.{key}" for other, fields in _SECTIONS.items() if key in fields_of(fields)]
-    near = elsewhere[:1] or difflib.get_close_matches(found, names, n=1)
-    hint = f" Did you mean {near[0]}?" if near else ""
-    return f"unknown {kind} '{found}'.{hint} Allowed: {', '.join(names)}."
+def _fields_to_change(section: str, values: Any) -> Mapping[str, Any]:
+    """The fields of a section, which must exist, and which values must be."""
+    if section not in _SECTIONS:
+        raise UnknownConfigKeyError(_unknown_section(str(section), values))
+    fields = fields_of(_SECTIONS[section])
+    if not isinstance(values, Mapping):
+        raise ConfigValueError(
+            f"config section '{section}' holds {shown(values)}; it takes fields such as {section}.{next(iter(fields))}."
+        )
+    return fields
+
+
+def _unknown_key(section: str, key: str) -> str:
+    allowed = ", ".join(f"{section}.{known}" for known in fields_of(_SECTIONS[section]))
+    name = f"{section}.{key}"
+    return f"unknown config key '{name}'.{suggest.question(nearest(name))} Allowed: {allowed}."
+
+
+def _unknown_section(section: str, values: Any) -> str:
+    hint = ""
+    if not isinstance(values, Mapping):
+        # A field where a section should be: written as in --set or a search space, or without its section.
+        meant = [name.partition(".") for name in nearest(section)]
+        nested = [f"{other}: {{{key}: {json.dumps(values, ensure_ascii=False)[:60]}}}" for other, _, key in meant]
+        hint = f" A field stands inside its section: {' or '.join(nested)}." if nested else ""
+    else:
+        near, key = suggest.sections(section, _SECTIONS), str(next(iter(values), ""))
+        if near and (not key or key in fields_of(_SECTIONS[near])):
+            hint = suggest.question([near])
+        else:
+            hint = suggest.question((nearest(f"{section}.{key}") if key else []) or ([near] if near else []))
+    return f"unknown config section '{section}'.{hint} Allowed: {', '.join(_SECTIONS)}."

@@ -6,6 +6,7 @@ without a traceback, and ends with the class's `exit_code`: 2 for wrong usage, 1
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Mapping
 from typing import Any
 
@@ -151,9 +152,43 @@ class DivergedError(VaemoError):
     """Training produced a loss that is not a finite number."""
 
 
+def _numbers(names: str) -> frozenset[int]:
+    return frozenset(getattr(errno, name) for name in names.split())
+
+
+_OF_FILES = _numbers(
+    "EACCES EBUSY EDQUOT EEXIST EFBIG EIO EISDIR ELOOP EMFILE EMLINK ENAMETOOLONG ENFILE ENODEV ENOENT ENOSPC ENOTDIR "
+    "ENOTEMPTY ENXIO EPERM EROFS ESTALE ETXTBSY EXDEV"
+)
+_OF_CONNECTIONS = _numbers("EADDRINUSE EADDRNOTAVAIL EHOSTDOWN EHOSTUNREACH ENETDOWN ENETRESET ENETUNREACH ENOTCONN")
+_READERS = frozenset({"pyarrow", "fsspec", "s3fs", "gcsfs", "adlfs"})
+"""Libraries whose errors are those of the storage that they read and write, whatever they call them."""
+
+
+def mistake_of(error: VaemoError | OSError) -> VaemoError | None:
+    """The error that a user is told of: that of a disk or an object store, or of a connection; None for a bug."""
+    if isinstance(error, VaemoError):
+        return error
+    trace, raised_in = error.__traceback__, set()
+    while trace is not None:
+        raised_in.add(str(trace.tb_frame.f_globals.get("__name__")).partition(".")[0])
+        trace = trace.tb_next
+    if raised_in & _READERS or error.filename is not None or error.errno in _OF_FILES:
+        return StorageError.of(error)
+    if isinstance(error, (ConnectionError, TimeoutError)) or error.errno in _OF_CONNECTIONS:
+        said = " ".join(str(error).split()) or type(error).__name__
+        return ClusterError(
+            f"a connection to another process or machine failed: {said}. What is finished is kept; run the same "
+            "command again to do the rest."
+        )
+    return None
+
+
 def carried(error: VaemoError | OSError) -> dict[str, str]:
     """An error as an answer to another process, which Ray neither wraps nor takes for a reason to try again."""
-    mistake = error if isinstance(error, VaemoError) else StorageError.of(error)
+    mistake = mistake_of(error)
+    if mistake is None:
+        raise error
     return {"error": type(mistake).__name__, "message": str(mistake)}
 
 

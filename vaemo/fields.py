@@ -7,11 +7,17 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
+import re
 import types
 import typing
 from typing import Any, Literal
 
 from vaemo.errors import ConfigValueError
+
+_NUMBER = re.compile(r"[-+]?(?:(?:0|[1-9](?:_?[0-9])*)(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?")
+_TRUTH = {"yes": True, "on": True, "no": False, "off": False}
+_SHOWN = 200
 
 ALWAYS = object()
 """`before` of a field that has been there since the first version."""
@@ -71,15 +77,38 @@ def fit(section: type, name: str, value: Any) -> Any:
     hint, field = _type_hints(section)[key], fields_of(section)[key]
     try:
         converted = _convert(hint, value)
-    except (TypeError, ValueError):
-        raise ConfigValueError(f"{name} is {value!r}; allowed is {_describe(hint)}.") from None
+    except (LookupError, TypeError, ValueError):
+        allowed = _describe(hint)
+        quotes = " Put it in quotes." if allowed.startswith("text") and isinstance(value, (int, float)) else ""
+        raise ConfigValueError(f"{name} is {shown(value)}; allowed is {allowed}.{quotes}") from None
     low, high = field.metadata["low"], field.metadata["high"]
     if isinstance(converted, (int, float)) and not isinstance(converted, bool):
         if low is not None and converted < low:
-            raise ConfigValueError(f"{name} is {value!r}; it must be at least {low}.")
+            raise ConfigValueError(f"{name} is {shown(value)}; it must be at least {low}.")
         if high is not None and converted > high:
-            raise ConfigValueError(f"{name} is {value!r}; it must be at most {high}.")
+            raise ConfigValueError(f"{name} is {shown(value)}; it must be at most {high}.")
     return converted
+
+
+def number(value: Any) -> float:
+    """A finite number, or a text that is plainly one; TypeError or ValueError for anything else."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        raise TypeError
+    if isinstance(value, str) and not _NUMBER.fullmatch(value):
+        raise ValueError
+    try:
+        converted = float(value)
+    except OverflowError:
+        raise ValueError from None
+    if not math.isfinite(converted):
+        raise ValueError
+    return converted
+
+
+def shown(value: Any) -> str:
+    """A value as a message shows it, its beginning where it is long."""
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 def explain(section: type, key: str) -> str:
@@ -96,7 +125,7 @@ def _type_hints(section: type) -> dict[str, Any]:
 
 
 def _convert(hint: Any, value: Any) -> Any:
-    """The value as the type asks for it; TypeError or ValueError where it does not fit."""
+    """The value as the type asks for it; LookupError, TypeError or ValueError where it does not fit."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in args:
@@ -104,12 +133,11 @@ def _convert(hint: Any, value: Any) -> Any:
         for member in args:
             try:
                 return _convert(member, value)
-            except (TypeError, ValueError):
+            except (LookupError, TypeError, ValueError):
                 continue
         raise ValueError
     if origin is Literal:
         if isinstance(value, bool) or value not in args:
-            # YAML 1.1 reads a bare `none` as text but `off` and `on` as booleans.
             if value is False and "off" in args:
                 return "off"
             raise ValueError
@@ -122,13 +150,11 @@ def _convert(hint: Any, value: Any) -> Any:
         members = [args[0]] * len(value) if args[-1] is Ellipsis else args
         return tuple(_convert(member, item) for member, item in zip(members, value, strict=True))
     if hint is float:
-        # YAML 1.1 reads 1e-3 as text.
-        if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-            raise TypeError
-        converted = float(value)
-        if converted != converted or converted in (float("inf"), float("-inf")):
-            raise ValueError
-        return converted
+        # YAML reads 1e-3 as text.
+        return number(value)
+    if hint is bool and isinstance(value, str):
+        # As YAML 1.1 reads them, without taking a text for a truth value where text is wanted.
+        return _TRUTH[value.lower()]
     if hint is type(None) or not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
         raise TypeError
     return value
@@ -141,6 +167,8 @@ def _describe(hint: Any) -> str:
     if origin is Literal:
         return "one of " + ", ".join(map(str, args))
     if origin is tuple:
+        if typing.get_origin(args[0]) is Literal:
+            return _describe(args[0]).replace("one of", "a list of any of")
         length = "" if args[-1] is Ellipsis else f"{len(args)} "
         return f"a list of {length}{_describe(args[0]).removeprefix('a ')}s"
     return {type(None): "null", bool: "true or false", int: "a whole number", float: "a number", str: "text"}[hint]

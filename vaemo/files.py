@@ -16,16 +16,18 @@ import re
 import stat
 import urllib.parse
 import uuid
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from vaemo.errors import StorageError, UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _S3_ATTEMPTS = 12
 """Of one request; the pauses between them grow to 20 s, some two minutes in all."""
@@ -200,8 +202,7 @@ def _infos(filesystem: pafs.FileSystem, selector: pafs.FileSelector) -> list[paf
         return filesystem.get_file_info(selector)
 
 
-@dataclass(frozen=True)
-class Found:
+class Found(NamedTuple):
     """A file below a folder, as `walk` finds it.
 
     Attributes:
@@ -230,7 +231,7 @@ def walk(folder: str | Path) -> Iterator[Found]:
     if isinstance(filesystem, pafs.LocalFileSystem):
         yield from _walk_disk(inner)
         return
-    listed = _walk_s3(str(folder), inner) if isinstance(filesystem, pafs.S3FileSystem) else None
+    listed = _walk_s3(str(folder)) if isinstance(filesystem, pafs.S3FileSystem) else None
     if listed is None:
         infos = _infos(filesystem, pafs.FileSelector(inner, recursive=True, allow_not_found=True))
         skip = len(inner.rstrip("/")) + 1
@@ -241,7 +242,7 @@ def walk(folder: str | Path) -> Iterator[Found]:
         ]
     for found in listed:
         if not any(part.startswith(".") for part in found.name.split("/")):
-            yield replace(found, path=join(folder, found.name))
+            yield found._replace(path=join(folder, found.name))
 
 
 def _walk_disk(root: str) -> Iterator[Found]:
@@ -286,26 +287,38 @@ def _on_disk(entry: os.DirEntry, name: str) -> Found:
     return Found(name, entry.path, about.st_size, about.st_mtime_ns)
 
 
-def _walk_s3(uri: str, inner: str) -> list[Found] | None:
-    """The objects below a prefix with their storage classes, which pyarrow does not tell; None where boto3 cannot."""
+def _s3_client(options: Mapping[str, str]) -> Any:
+    """A client of boto3, which knows what pyarrow does not tell; None where it is not installed."""
     if importlib.util.find_spec("boto3") is None:
         return None
     import boto3
     from botocore.config import Config
+
+    endpoint = options.get("endpoint_override")
+    return boto3.client(
+        "s3",
+        region_name=options.get("region"),
+        endpoint_url=f"{options.get('scheme', 'https')}://{endpoint}" if endpoint else None,
+        config=Config(retries={"mode": "standard", "total_max_attempts": _S3_ATTEMPTS}, read_timeout=_S3_SILENCE_S),
+    )
+
+
+def _in_bucket(uri: str) -> tuple[Any, str, str]:
+    """A client of boto3 or None, the bucket, and the key in it."""
+    place, options = _without_options(uri)
+    bucket, _, key = place.partition("://")[2].partition("/")
+    return _s3_client(dict(urllib.parse.parse_qsl(options.removeprefix("?")))), bucket, key
+
+
+def _walk_s3(uri: str) -> list[Found] | None:
+    """The objects below a prefix with their storage classes, which pyarrow does not tell; None where boto3 cannot."""
+    client, bucket, prefix = _in_bucket(uri)
+    if client is None:
+        return None
     from botocore.exceptions import BotoCoreError, ClientError
 
-    options = dict(urllib.parse.parse_qsl(_without_options(uri)[1].removeprefix("?")))
-    endpoint = options.get("endpoint_override")
-    patience = Config(retries={"mode": "standard", "total_max_attempts": _S3_ATTEMPTS}, read_timeout=_S3_SILENCE_S)
-    bucket, _, prefix = inner.partition("/")
     prefix = f"{prefix.rstrip('/')}/" if prefix else ""
     try:
-        client = boto3.client(
-            "s3",
-            region_name=options.get("region"),
-            endpoint_url=f"{options.get('scheme', 'https')}://{endpoint}" if endpoint else None,
-            config=patience,
-        )
         pages = client.get_paginator("list_objects_v2").paginate(
             Bucket=bucket, Prefix=prefix, OptionalObjectAttributes=["RestoreStatus"]
         )
@@ -324,6 +337,41 @@ def _walk_s3(uri: str, inner: str) -> list[Found] | None:
     except (BotoCoreError, ClientError):
         # It may find other credentials than pyarrow, or none.
         return None
+
+
+def create_object(uri: str, content: bytes) -> bool | None:
+    """Write an S3 object that is not there; whether it was not. None where boto3 cannot, and nothing was written."""
+    client, bucket, key = _in_bucket(uri)
+    if client is None:
+        return None
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    try:
+        client.put_object(Bucket=bucket, Key=key, Body=content, IfNoneMatch="*")
+    except ClientError as error:
+        taken = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") in (409, 412)
+        return False if taken else None
+    except BotoCoreError:
+        return None
+    return True
+
+
+def archive_tier(uri: str) -> str | None:
+    """Why an S3 object that was refused cannot be read, where it lies in an archive tier; None where it does not."""
+    client, bucket, key = _in_bucket(uri) if uri.startswith("s3://") else (None, "", "")
+    if client is None:
+        return None
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    try:
+        about = client.head_object(Bucket=bucket, Key=key)
+    except (BotoCoreError, ClientError):
+        return None
+    said = about.get("Restore", "")
+    restored = {"IsRestoreInProgress": 'request="true"' in said, "RestoreExpiryDate": "expiry-date" in said}
+    # Objects of intelligent tiering keep their class and name the tier apart.
+    cold = _cold("GLACIER" if about.get("ArchiveStatus") else about.get("StorageClass"), restored)
+    return cold and cold[1]
 
 
 def _cold(storage_class: str | None, restored: Mapping[str, Any]) -> tuple[str, str] | None:
@@ -397,28 +445,34 @@ def delete(path: str | Path) -> None:
         filesystem.delete_file(inner)
 
 
-def write_whole(path: str | Path, content: bytes | memoryview) -> None:
+def write_whole(path: str | Path, content: bytes | memoryview | Iterator[bytes | memoryview]) -> None:
     """Write a file so that it is there complete or not at all; an older one of that name is replaced.
+
+    Args:
+        path: The file; folders are made.
+        content: All of it, or its pieces.
 
     Raises:
         StorageError: if the disk is full, or the storage refuses or fails.
     """
     with storage_at(path):
-        _write_whole(path, content)
+        _write_whole(path, content if isinstance(content, Iterator) else [content])
 
 
-def _write_whole(path: str | Path, content: bytes | memoryview) -> None:
+def _write_whole(path: str | Path, pieces: Iterable[bytes | memoryview]) -> None:
     filesystem, inner = filesystem_of(path)
     folder, name = posixpath.split(inner)
     filesystem.create_dir(folder, recursive=True)
     if not isinstance(filesystem, pafs.LocalFileSystem):
         with filesystem.open_output_stream(inner) as stream:
-            stream.write(content)
+            for piece in pieces:
+                stream.write(piece)
         return
     hidden = os.path.join(folder, f".{name}.{uuid.uuid4().hex}")
     try:
         with open(hidden, "wb") as file:
-            file.write(content)
+            for piece in pieces:
+                file.write(piece)
             file.flush()
             os.fsync(file.fileno())
         os.replace(hidden, inner)
@@ -451,7 +505,45 @@ def read_parquet_schema(path: str | Path) -> pa.Schema:
     return pq.read_schema(inner, filesystem=filesystem)
 
 
-def safetensors_metadata(content: bytes) -> dict[str, str]:
-    """The metadata of a safetensors file: its header is JSON, its length stands in the first eight bytes."""
+def write_safetensors(
+    path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write tensors as safetensors, whole, one after the other: they are not in memory, or on another disk, twice.
+
+    Raises:
+        StorageError: as `write_whole`.
+    """
+    write_whole(path, safetensors_pieces(tensors, metadata))
+
+
+def safetensors_pieces(
+    tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> Iterator[bytes | memoryview]:
+    """What `write_safetensors` writes: the length of the header, the header, and each tensor."""
+    import torch
+
+    # The largest numbers first, so that all are aligned.
+    ordered = sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    end = 0
+    for name, tensor in ordered:
+        start, end = end, end + tensor.nbytes
+        kind = str(tensor.dtype).removeprefix("torch.")
+        short = {"bool": "BOOL", "bfloat16": "BF16"}.get(kind) or kind[0].upper() + kind.lstrip("floatuin")
+        header[name] = {"dtype": short, "shape": list(tensor.shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    yield len(text).to_bytes(8, "little") + text
+    for _, tensor in ordered:
+        yield memoryview(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+
+
+def safetensors_header(content: bytes) -> dict[str, Any]:
+    """The header of a safetensors file, which is JSON; its length stands in the first eight bytes."""
     length = int.from_bytes(content[:8], "little")
-    return json.loads(content[8 : 8 + length]).get("__metadata__", {})
+    return json.loads(content[8 : 8 + length])
+
+
+def safetensors_metadata(content: bytes) -> dict[str, str]:
+    """The metadata of a safetensors file."""
+    return safetensors_header(content).get("__metadata__", {})

@@ -6,21 +6,22 @@ Letters: C channels, n samples.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Generator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterable, Mapping, Sequence
 from dataclasses import replace
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
-from vaemo.audio.recording import Resampler
+from vaemo import files
+from vaemo.audio.decode import MAX_CHANNELS
 from vaemo.audio.vad import FRAME, Utterance, UtteranceFinder
 from vaemo.config import VadConfig
-from vaemo.errors import ShapeError, StateMismatchError
-from vaemo.stream import Prediction, Stream, as_float32, read_memory
+from vaemo.errors import ShapeError, StateMismatchError, UsageError
+from vaemo.stream import Prediction, Stream, as_float32, read_memory, resampler_of
 from vaemo.units import SAMPLING_RATE_HZ
 
 
@@ -35,40 +36,58 @@ class LiveSession:
         sampling_rate: Of the packets, in Hz.
         channels: C.
         listen: Channels that are heard; None is all. The others serve to tell crosstalk.
-        speakers: Name of the speaker on each channel; None is `c0`, `c1`, ...
+        speakers: Name of the speaker on each channel, no two alike; None is `c0`, `c1`, ...
         vad: How utterances are found; None is the default.
+
+    Raises:
+        UsageError: for a rate that is not heard, and for channels or speakers that cannot be meant.
     """
 
     def __init__(
         self,
         stream: Stream,
-        sampling_rate: int,
+        sampling_rate: float,
         *,
         channels: int = 1,
         listen: Sequence[int] | None = None,
         speakers: Sequence[str] | None = None,
         vad: VadConfig | None = None,
     ) -> None:
-        self._stream, self._channels = stream, channels
-        self._listen = frozenset(range(channels) if listen is None else listen)
-        self._speakers = list(speakers or (f"c{channel}" for channel in range(channels)))
+        self._resampler = _LiveResampler(sampling_rate, _checked_channels(channels))
+        self._stream, self._rate, self._channels = stream, float(sampling_rate), channels
+        self._listen = _checked_listen(range(channels) if listen is None else listen, channels)
+        names = [f"c{channel}" for channel in range(channels)]
+        self._speakers = _checked_speakers(names if speakers is None else speakers, channels)
         self._finder = _Finder(channels, vad or VadConfig())
-        self._resampler = _LiveResampler(sampling_rate, channels)
         self._waiting: list[Utterance] = []
+        self._finished = False
 
     def push(self, packet: np.ndarray) -> list[Prediction]:
-        """Take the next packet, (C, n) or with one channel (n,): int16, or float in [-1, 1]. Gives what it ends.
+        """Take the next packet; gives what it ends.
+
+        Where a packet holds NaN or infinities, the detector hears silence in their place. An utterance that reaches
+        into them, padding included, has the status `nan_audio`; all others are heard as ever.
+
+        Args:
+            packet: (C, n), or with one channel (n,) or (n, 1), of a kind that `vaemo.stream.as_float32` takes.
 
         Raises:
-            ShapeError: for another number of channels, or samples of another kind.
+            ShapeError: for another number of channels, and for samples of another kind, or on another scale. The
+                packet is not taken then; the session goes on with the next.
+            UsageError: after `finish`.
         """
-        block = np.atleast_2d(as_float32(packet))
-        if len(block) != self._channels:
-            raise ShapeError(f"a packet has {len(block)} channels; the session was opened with {self._channels}.")
+        self._refuse_finished()
+        block = self._block(packet)
         return self._hear(self._finder.push(self._resampler.push(block)), self._finder.earliest_s(self._listen))
 
     def finish(self) -> list[Prediction]:
-        """The utterances that the end of the conversation ends."""
+        """The utterances that the end of the conversation ends; nothing can be pushed after it.
+
+        Raises:
+            UsageError: where it was finished before.
+        """
+        self._refuse_finished()
+        self._finished = True
         last = self._finder.push(self._resampler.finish())
         return self._hear([*last, *self._finder.finish()], np.inf)
 
@@ -79,15 +98,18 @@ class LiveSession:
             "finder": self._finder.memory(),
             "tail": self._resampler.tail,
             "waiting": list(map(vars, self._waiting)),
+            "sampling_rate": self._rate,
+            "finished": self._finished,
         }
         tree = _flatten(live, "live", tensors)
-        save_file(tensors, path, metadata={**metadata, "live": json.dumps(tree)})
+        files.write_safetensors(path, tensors, {**metadata, "live": json.dumps(tree)})
 
     def load(self, path: str | Path) -> None:
         """Go on from what `save` wrote, in a session opened with the same arguments.
 
         Raises:
-            StateMismatchError: if the file is no such memory, or belongs to another checkpoint.
+            StateMismatchError: if the file is no such memory, or belongs to another checkpoint, or to a session with
+                other channels or at another sampling rate.
         """
         tensors, metadata = read_memory(path)
         if "live" not in metadata:
@@ -95,10 +117,40 @@ class LiveSession:
                 f"'{path}' is the memory of a Stream, not of a LiveSession; load it with Stream.load."
             )
         live = _unflatten(json.loads(metadata["live"]), tensors)
+        # Older memories do not say their rate, nor whether the conversation had ended.
+        for what, saved, mine in (
+            ("channels", len(live["tail"]), self._channels),
+            ("Hz", live.get("sampling_rate", self._rate), self._rate),
+        ):
+            if saved != mine:
+                raise StateMismatchError(
+                    f"'{path}' is the memory of a session with {saved:g} {what}; this one was opened with {mine:g}."
+                )
         self._stream.restore(tensors, metadata)
         self._finder.restore(live["finder"])
         self._resampler.restore(live["tail"])
         self._waiting = [Utterance(**facts) for facts in live["waiting"]]
+        self._finished = live.get("finished", False)
+
+    def _refuse_finished(self) -> None:
+        if self._finished:
+            raise UsageError("the session is finished: its conversation has ended. Open another LiveSession.")
+
+    def _block(self, packet: np.ndarray) -> np.ndarray:
+        """A packet as (C, n), float32."""
+        block = as_float32(packet, n_least=round(self._rate) * self._channels)
+        if block.ndim == 1:
+            block = block[None]
+        if self._channels == 1 and block.ndim == 2 and block.shape[1] == 1:
+            block = block.T
+        if block.ndim != 2:
+            raise ShapeError(f"a packet has the shape {block.shape}; here it is ({self._channels}, n).")
+        if len(block) != self._channels:
+            raise ShapeError(
+                f"a packet has {len(block)} channels; the session was opened with {self._channels}. "
+                f"A packet is (channels, samples), here ({self._channels}, n)."
+            )
+        return block
 
     def _hear(self, found: list[Utterance], earliest_s: float) -> list[Prediction]:
         """Predict, by start, what nothing can begin before any more."""
@@ -128,6 +180,10 @@ class _Finder(UtteranceFinder):
         ]}  # fmt: skip
 
     def restore(self, memory: dict[str, Any]) -> None:
+        # Older versions let NaN into the memory, where it stayed.
+        if memory["_state"] is not None:
+            memory["_state"] = tuple(part.nan_to_num() for part in memory["_state"])
+        memory["_level"] = np.nan_to_num(memory["_level"])
         for cutter, held in zip(self._cutters, memory.pop("_cutters"), strict=True):
             vars(cutter).update(held)
         vars(self).update(memory)
@@ -142,8 +198,8 @@ class _LiveResampler:
 
     tail: np.ndarray
 
-    def __init__(self, sampling_rate: int, channels: int) -> None:
-        self._resampler = Resampler.to_16_khz(sampling_rate)
+    def __init__(self, sampling_rate: float, channels: int) -> None:
+        self._resampler = resampler_of(sampling_rate)
         self._reach = 3 * self._resampler.context + 2 * self._resampler.old
         self.restore(np.zeros((channels, 0), np.float32))
 
@@ -164,6 +220,30 @@ class _LiveResampler:
         self._generator: Generator[np.ndarray, np.ndarray | None, None] = self._resampler.stream(len(tail))
         next(self._generator)
         self._generator.send(tail)
+
+
+def _checked_channels(channels: Any) -> int:
+    if not _is_whole(channels) or not 1 <= channels <= MAX_CHANNELS:
+        raise UsageError(f"channels is {channels!r}; give how many a packet has, from 1 to {MAX_CHANNELS}.")
+    return int(channels)
+
+
+def _checked_listen(listen: Any, channels: int) -> frozenset[int]:
+    heard: list[Any] = list(listen) if isinstance(listen, Iterable) else []
+    if not heard or not all(_is_whole(c) and 0 <= c < channels for c in heard) or len(set(heard)) < len(heard):
+        raise UsageError(f"listen is {listen!r}; give one or more of the channels 0 to {channels - 1}, each once.")
+    return frozenset(map(int, heard))
+
+
+def _checked_speakers(speakers: Any, channels: int) -> list[str]:
+    names = list(speakers) if isinstance(speakers, Iterable) and not isinstance(speakers, str) else []
+    if len(names) != channels or not all(isinstance(name, str) for name in names) or len(set(names)) < channels:
+        raise UsageError(f"speakers is {speakers!r}; give {channels} names, one for each channel, no two alike.")
+    return names
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def _flatten(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:

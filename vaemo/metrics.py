@@ -4,6 +4,9 @@ The concordance correlation coefficient of n pairs (x, y) is
 2 cov(x, y) / (var(x) + var(y) + (mean(x) - mean(y))^2), variances and covariance divided by n (biased).
 Everything here is float64; pairs with a NaN are left out. What the trainer differentiates is in `loss`.
 
+Pooled over sessions, CCC rewards knowing which session it is as well as following what happens in it. CCC *within*
+sessions (`Moments.within`) is that of predictions and labels less their own means over the session.
+
 Two other forms are in use. The scorer of the AVEC challenges divides the variances by n - 1 and the covariance by n:
 `unbiased` here. torchmetrics divides all three by n - 1; it differs from both in the term of the means alone, and not
 at all where the means agree.
@@ -65,6 +68,23 @@ class Moments:
         dx, dy = np.where(known, x - mean_x, 0), np.where(known, y - mean_y, 0)
         return Moments(n, mean_x, mean_y, (dx * dx).sum(axis=0), (dy * dy).sum(axis=0), (dx * dy).sum(axis=0))
 
+    @staticmethod
+    def within(prediction: np.ndarray, label: np.ndarray, session: np.ndarray) -> Moments:
+        """Moments of pairs of which each side is taken less its mean over the session; both means are 0.
+
+        A session with one pair has nothing to say and does not count in n. Parts that hold whole sessions add up.
+
+        Args:
+            prediction: (n, K), NaN = missing.
+            label: (n, K), NaN = missing.
+            session: (n,) whole numbers from 0.
+
+        Raises:
+            ShapeError: if the shapes differ.
+        """
+        n, xx, yy, xy = np.moveaxis(within_sums(prediction, label, session).sum(axis=0), -1, 0)
+        return Moments(n, np.zeros_like(n), np.zeros_like(n), xx, yy, xy)
+
     def __add__(self, other: Moments) -> Moments:
         n = self.n + other.n
         share = other.n / np.maximum(n, 1)
@@ -102,6 +122,34 @@ class Moments:
     def sd(self) -> tuple[np.ndarray, np.ndarray]:
         """Standard deviations of predictions and of labels (divided by n)."""
         return np.sqrt(_ratio(self.sum_xx, self.n)), np.sqrt(_ratio(self.sum_yy, self.n))
+
+
+def within_sums(prediction: np.ndarray, label: np.ndarray, session: np.ndarray) -> np.ndarray:
+    """What each session adds to `Moments.within`: n and the sums of x^2, y^2 and xy, x and y centred, (S, K, 4).
+
+    Arguments as there; S is the highest session number plus 1.
+    """
+    x, y = np.asarray(prediction, np.float64), np.asarray(label, np.float64)
+    if x.shape != y.shape or x.shape[:1] != session.shape:
+        raise ShapeError(
+            f"predictions have the shape {x.shape}, labels {y.shape} and sessions {session.shape}; "
+            "(n, K), (n, K) and (n,) are needed."
+        )
+    known = ~(np.isnan(x) | np.isnan(y))
+    n_sessions = int(session.max(initial=-1)) + 1
+
+    def summed(values: np.ndarray) -> np.ndarray:
+        sums = [np.bincount(session, weights=column, minlength=n_sessions) for column in values.T]
+        return np.stack(sums, axis=-1) if sums else np.zeros((n_sessions, 0))
+
+    n = summed(known.astype(np.float64))
+    x, y = np.where(known, x, 0.0), np.where(known, y, 0.0)
+    # Twice: the first mean of equal numbers may miss them by a rounding, and a constant would then seem to vary.
+    for _ in range(2):
+        x = np.where(known, x - (summed(x) / np.maximum(n, 1))[session], 0.0)
+        y = np.where(known, y - (summed(y) / np.maximum(n, 1))[session], 0.0)
+    parts = np.stack([n, summed(x * x), summed(y * y), summed(x * y)], axis=-1)
+    return np.where(n[..., None] > 1, parts, 0.0)
 
 
 def ccc(prediction: np.ndarray, label: np.ndarray, variance: Variance = "biased") -> np.ndarray:

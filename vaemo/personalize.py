@@ -32,6 +32,7 @@ from vaemo.progress import Progress
 from vaemo.scoring.trained_on import read_as_trained
 from vaemo.sessions import Session
 from vaemo.shards import claim_folder, digest
+from vaemo.windows import PackedSessions
 
 DELTAS, SPEAKERS, USED, PROVENANCE = "deltas.safetensors", "speakers.parquet", "used.parquet", "_provenance.json"
 
@@ -257,7 +258,7 @@ class _Lanes:
     """All fits of a group side by side; a lane is one session of one speaker in one fit.
 
     Attributes:
-        features: (L, T, D) each.
+        features: (L, T, D) each, and what was heard before.
         lengths: (L,).
         observed: (L, T, 2).
         owner: Row of the fit's parameters where the utterance is the speaker's own, else -1, (L, T).
@@ -301,10 +302,14 @@ def _lanes(speakers: Sequence[_Speaker], model: SessionRegressor) -> _Lanes:
         labels[steps] = session.labels[steps]
         return labels
 
+    sessions = [session for session, *_ in lanes]
+    features = {name: padded([session.streams[name] for session in sessions], 0.0) for name in model.dims}
+    if model.pasts:
+        past = PackedSessions.of(sessions, dtype=dtype).with_past(model.pasts).features.past
+        ends = np.cumsum([len(session) for session in sessions])[:-1]
+        features |= {name: padded(np.split(x.numpy(), ends), 0.0) for name, x in past.items()}
     return _Lanes(
-        features=Streams(**{name: padded([lane[0].streams[name] for lane in lanes], 0.0) for name in model.dims}).to(
-            dtype
-        ),
+        features=Streams.of(features).to(dtype),
         lengths=torch.tensor(lengths),
         observed=padded([lane[0].observed for lane in lanes], np.nan).to(dtype),
         owner=padded([np.where(own, fit, -1) for _, fit, own, _, _ in lanes], -1),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -19,8 +19,10 @@ from vaemo import files
 from vaemo.archive import Stamp, find_twins
 from vaemo.errors import OtherRunError
 from vaemo.extract import Problem
-from vaemo.shards import Part, plan_shards, read_part, read_parts, session_of, tag_part
+from vaemo.index import Entry, Index
+from vaemo.shards import plan_shards, read_keys, session_of, tag_keys
 from vaemo.sources import Listing
+from vaemo.tally import Tally, count
 from vaemo.units import NOT_FAILED
 
 NOT_NAMED = ",?"
@@ -63,11 +65,20 @@ class Plan:
     changed: Sequence[str]
     unchecked: int
 
+    def tally_of(self, index: Index) -> Tally:
+        """What the folder holds already, less the parts that are written again."""
+        tally, due = Tally(), {shard["name"] for shard in self.shards}
+        for name, entry in index.entries.items():
+            if name not in due:
+                tally.add(json.loads(entry.counts))
+        tally.changed = self.changed
+        return tally
+
 
 def plan(
     listing: Listing,
     keys: Sequence[str],
-    out: str,
+    index: Index,
     target: int,
     *,
     places: Sequence[tuple[str, Sequence[int]]] | None = None,
@@ -80,7 +91,7 @@ def plan(
     Args:
         listing: Of the source.
         keys: One per session, all different; see `vaemo.shards.Shard`. An id in them may be hashed.
-        out: The folder.
+        index: Of the folder.
         target: Weight at which a shard is full.
         places: Folders below `out` and the sessions that belong there; None is `out` itself.
         again: Which finished sessions are done again.
@@ -90,55 +101,83 @@ def plan(
     Raises:
         OtherRunError: if a finished session had other utterances than it has now.
     """
-    places = [("", range(len(keys)))] if places is None else places
-    parts = {place: read_parts(files.join(out, place) if place else out) for place, _ in places}
-    finished: dict[str, tuple[str, Part]] = {}
-    for held in parts.values():
-        for part in held:
-            finished |= {session_of(key): (key, part) for key in part.keys}
-    stamps = {name: part.stamps[name] for name, (_, part) in finished.items() if name in part.stamps}
-    if alike and listing.files:
-        listing = _with_twins(listing, keys, stamps, finished, alike)
+    state = _compare(listing, keys, index, again)
+    if alike and listing.files and state.missing:
+        listing = _with_twins(listing, keys, index, state, alike)
 
-    shards: list[dict[str, Any]] = []
-    changed: list[str] = []
-    n_units = n_sessions = n_again = unchecked = 0
-    for place, indices in places:
-        missing: list[int] = []
-        redone: dict[str, list[int]] = {}
-        failed = {part.path: _failed(part) for part in parts[place]} if again.failed else {}
-        for index in indices:
-            name = session_of(keys[index])
-            if name not in finished:
-                missing.append(index)
-                continue
-            before, part = finished[name]
-            due = name in failed.get(part.path, ()) or _is_named_now(before, keys[index], out)
-            if name not in stamps:
-                unchecked += 1
-            elif not listing.still(index, stamps[name]):
-                if again.changed:
-                    due = True
-                elif not due:
-                    changed.append(name)
-            if due:
-                redone.setdefault(part.path, []).append(index)
+    weights = [min(weight, target) for weight in listing.weights]
+    todo: list[tuple[str, Sequence[str], Sequence[str], Sequence[int]]] = []
+    for place, numbers in [("", range(len(keys)))] if places is None else places:
+        missing = [number for number in numbers if not state.seen[number]]
         below = f"{place}/" if place else ""
-        todo: list[tuple[str, Sequence[str], Sequence[str], Sequence[int]]] = [
+        todo += [
             (f"{below}{shard.name}", shard.keys, (), shard.indices)
-            for shard in plan_shards(keys, [min(weight, target) for weight in listing.weights], target, only=missing)
+            for shard in plan_shards(keys, weights, target, only=missing)
         ]
-        for path, picked in redone.items():
-            now = {session_of(keys[index]): keys[index] for index in picked}
-            kept = tuple(now.get(session_of(key), key) for key in read_part(path).keys)
-            todo.append((path[len(out.rstrip("/")) + 1 :], kept, tuple(now), tuple(picked)))
-            n_again += len(picked)
-        for name, held_keys, redo, chosen in todo:
-            described = {"name": name, "keys": json.dumps(held_keys), "again": json.dumps(redo)}
-            shards.append({**described, **extra(chosen), **listing.described(chosen)})
-            n_sessions += len(chosen)
-            n_units += sum(listing.units[index] for index in chosen)
-    return Plan(shards, listing, n_sessions, n_units, n_again, changed, unchecked)
+    for part, picked in state.redone.items():
+        now = {session_of(keys[number]): keys[number] for number in picked}
+        kept = [now.get(session_of(key), key) for key in json.loads(index.entries[part].keys)]
+        todo.append((part, kept, list(now), picked))
+    shards = [
+        {
+            "name": name,
+            "keys": json.dumps(held),
+            "again": json.dumps(redo),
+            **extra(numbers),
+            **listing.described(numbers),
+        }
+        for name, held, redo, numbers in todo
+    ]
+    chosen = [number for _, _, _, numbers in todo for number in numbers]
+    n_units = sum(listing.units[number] for number in chosen)
+    n_again = sum(map(len, state.redone.values()))
+    return Plan(shards, listing, len(chosen), n_units, n_again, state.changed, state.unchecked)
+
+
+@dataclass(eq=False)
+class _State:
+    """How the sessions of a source stand to the parts of a folder.
+
+    Attributes:
+        seen: Per session, whether a part holds it.
+        redone: By part, the sessions in it that are done again.
+        changed: Names of sessions that stay although their input has changed.
+        unchecked: Sessions of which the part notes nothing to compare.
+    """
+
+    seen: bytearray
+    redone: dict[str, list[int]] = field(default_factory=dict)
+    changed: list[str] = field(default_factory=list)
+    unchecked: int = 0
+
+    @property
+    def missing(self) -> bool:
+        """Whether any session is in no part."""
+        return 0 in self.seen
+
+
+def _compare(listing: Listing, keys: Sequence[str], index: Index, again: Again) -> _State:
+    """Look at every finished session once, part after part: a million of them are not held at a time."""
+    state, number_of = _State(bytearray(len(keys))), {session_of(key): number for number, key in enumerate(keys)}
+    failed = _failed(index) if again.failed else frozenset()
+    for entry in index.entries.values():
+        stamps = json.loads(entry.stamps)
+        for before in json.loads(entry.keys):
+            name = session_of(before)
+            number = number_of.get(name)
+            if number is None:
+                continue
+            state.seen[number] = 1
+            due = name in failed or _is_named_now(before, keys[number], index.folder)
+            if name not in stamps:
+                state.unchecked += 1
+            elif not listing.still(number, stamps[name]):
+                due |= again.changed
+                if not due:
+                    state.changed.append(name)
+            if due:
+                state.redone.setdefault(entry.name, []).append(number)
+    return state
 
 
 def _is_named_now(before: str, now: str, out: str) -> bool:
@@ -154,52 +193,69 @@ def _is_named_now(before: str, now: str, out: str) -> bool:
 
 
 def _with_twins(
-    listing: Listing,
-    keys: Sequence[str],
-    stamps: Mapping[str, Sequence[Stamp]],
-    finished: Mapping[str, Any],
-    alike: Callable[[int], Hashable],
+    listing: Listing, keys: Sequence[str], index: Index, state: _State, alike: Callable[[int], Hashable]
 ) -> Listing:
     """The listing, with recordings of the same bytes as another one as duplicates of that."""
-    place = {found.name: index for index, found in enumerate(listing.files)}
-    open_ones = [found for index, found in enumerate(listing.files) if index not in listing.problems]
-
-    def known(name: str) -> Stamp | None:
-        session = session_of(keys[place[name]])
-        if session not in finished:
-            return None
-        held = stamps.get(session) or [Stamp(0, 0)]
-        return held[0]
-
-    twins = find_twins(open_ones, known=known, group=lambda name: alike(place[name]))
+    files_, seen = listing.files, state.seen
+    sizes = {files_[number].size for number in range(len(keys)) if not seen[number]}
+    open_ones = [
+        number for number, found in enumerate(files_) if found.size in sizes and number not in listing.problems
+    ]
+    number_of = {session_of(keys[number]): number for number in open_ones}
+    known: dict[str, str] = {files_[number].name: "" for number in open_ones if seen[number]}
+    for entry in index.entries.values() if known else ():
+        for name, stamps in json.loads(entry.stamps).items():
+            if name in number_of:
+                known[files_[number_of[name]].name] = stamps[0][2]
+    place = {files_[number].name: number for number in open_ones}
+    twins = find_twins([files_[number] for number in open_ones], known=known, group=lambda name: alike(place[name]))
     problems = {
         place[name]: Problem("duplicate", f"its bytes are those of '{first}'", first) for name, first in twins.items()
     }
     return replace(listing, problems={**listing.problems, **problems})
 
 
-def _failed(part: Part) -> frozenset[str]:
-    """The sessions of a finished part in which something has failed."""
-    rows = files.read_parquet(part.path, ["session_id", "status"])
-    failed = pc.invert(pc.is_in(rows["status"], pa.array(NOT_FAILED)))
-    return frozenset(rows["session_id"].filter(failed).to_pylist())
+def _failed(index: Index) -> frozenset[str]:
+    """The finished sessions in which something has failed."""
+    found: set[str] = set()
+    for name, entry in index.entries.items():
+        if not json.loads(entry.counts)["statuses"].keys() <= set(NOT_FAILED):
+            rows = files.read_parquet(files.join(index.folder, name), ["session_id", "status"])
+            failed = pc.invert(pc.is_in(rows["status"], pa.array(NOT_FAILED)))
+            found |= set(rows["session_id"].filter(failed).to_pylist())
+    return frozenset(found)
 
 
-def with_held(done: pa.Table, path: str, shard: Mapping[str, Any], stamps: Mapping[str, Sequence[Stamp]]) -> pa.Table:
-    """What a part holds: the rows that were done, and those of a finished part that stay, in the order of its keys.
+def write_shard(
+    folder: str,
+    shard: Mapping[str, Any],
+    done: pa.Table,
+    stamps: Mapping[str, Sequence[Stamp]],
+    write: Callable[[str, pa.Table], None],
+) -> Entry:
+    """Write the part of a shard: what was done, and what of a finished part stays, in the order of its keys.
 
     Args:
-        done: Rows of the sessions that the shard describes.
-        path: The finished part, where some of it is done again.
+        folder: Where the parts are.
         shard: As planned.
+        done: Rows of the sessions that the shard describes.
         stamps: Of the sessions that were done, by their ids in the keys.
+        write: Takes the shard's name and the rows.
+
+    Returns:
+        What the index is to say of it.
     """
     keys, again = json.loads(shard["keys"]), json.loads(shard["again"])
+    noted: dict[str, Sequence[Sequence[Any]]] = {
+        name: [tuple(stamp) for stamp in held] for name, held in stamps.items()
+    }
     if again:
+        path = files.join(folder, shard["name"])
         held = files.read_parquet(path)
         kept = held.filter(pc.invert(pc.is_in(held["session_id"], pa.array(again, pa.string()))))
         done = pa.concat_tables([done, kept.replace_schema_metadata(None)], promote_options="default")
         place = pc.index_in(done["session_id"], value_set=pa.array([session_of(key) for key in keys]))
         done = done.take(pa.array(np.argsort(place.to_numpy(), kind="stable")))
-        stamps = {**read_part(path).stamps, **stamps}
-    return tag_part(done, keys, stamps)
+        noted = {**read_keys(path)[1], **noted}
+    write(shard["name"], tag_keys(done, keys, noted))
+    return Entry.written(folder, shard["name"], keys, noted, count(done))

@@ -77,6 +77,9 @@ SESSION_SCHEMA = pa.schema(
 )
 """Columns of the sessions; `summarise_sessions` says what each is."""
 
+UTTERANCES, SESSIONS = "utterances", "sessions"
+"""The folders of the two tables."""
+
 PROVENANCE = "_provenance.json"
 """The file that says what made the scores and guards the folder. `label_range` ([low, high] of the scores) and
 `native_range` (of the corpus trained on, or null) are read back by `read_scales`."""
@@ -117,8 +120,8 @@ def write_part(folder: str, name: str, utterances: pa.Table, score: ScoreConfig,
     """
     utterances = conform(utterances)
     sessions = summarise_sessions(utterances, score, travel)
-    files.write_parquet_whole(files.join(folder, "sessions", name), sessions)
-    files.write_parquet_whole(files.join(folder, "utterances", name), utterances)
+    files.write_parquet_whole(files.join(folder, SESSIONS, name), sessions)
+    files.write_parquet_whole(files.join(folder, UTTERANCES, name), utterances)
 
 
 def read_utterances(
@@ -134,18 +137,18 @@ def read_utterances(
     Raises:
         ReadScoresError: if the folder has no part, or a part cannot be read or lacks a column of the contract.
     """
-    return _read(folder, "utterances", columns, sessions)
+    return _read(folder, UTTERANCES, columns, sessions)
 
 
 def scan_utterances(folder: str, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
     """The utterances of a folder of scores, one part at a time: archives do not fit in memory."""
-    for part in _parts(folder, "utterances"):
-        yield _read_part(part, "utterances", columns)
+    for part in _parts(folder, UTTERANCES):
+        yield _read_part(part, UTTERANCES, columns)
 
 
 def read_sessions(folder: str, columns: Sequence[str] | None = None) -> pa.Table:
     """The sessions of a folder of scores, one row per session and role; errors as in `read_utterances`."""
-    return _read(folder, "sessions", columns, None)
+    return _read(folder, SESSIONS, columns, None)
 
 
 def read_provenance(folder: str) -> dict[str, Any]:

@@ -7,7 +7,6 @@ folder may grow. What may not change within a folder is what decides results: `c
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,6 +22,10 @@ from vaemo.config import settled
 from vaemo.errors import OtherRunError
 
 _KEYS, _STAMPS = b"vaemo.keys", b"vaemo.stamps"
+
+
+Stamps = Mapping[str, Sequence[Sequence[Any]]]
+"""By session, the fields of a `vaemo.archive.Stamp` for each of its inputs; empty where an older version noted none."""
 
 
 @dataclass(frozen=True)
@@ -41,29 +44,8 @@ class Shard:
     indices: tuple[int, ...]
 
 
-@dataclass(frozen=True)
-class Part:
-    """A finished file.
-
-    Attributes:
-        path: Where it lies.
-        keys: Of its sessions, as `Shard` has them.
-        stamps: By session, what its inputs were; empty in files of versions that did not note it.
-    """
-
-    path: str
-    keys: tuple[str, ...]
-    stamps: Mapping[str, Sequence[Stamp]]
-
-
-def read_parts(folder: str) -> list[Part]:
-    """The finished files of a folder."""
-    with ThreadPoolExecutor(8) as pool:
-        return list(pool.map(read_part, files.list_files(folder, ".parquet")))
-
-
-def read_part(path: str) -> Part:
-    """What a finished file says of itself; reads its footer alone.
+def read_keys(path: str) -> tuple[list[str], Stamps]:
+    """The keys of the sessions in a finished part, and the stamps of their inputs; reads its footer alone.
 
     Raises:
         OtherRunError: if it was not written by a job.
@@ -71,18 +53,12 @@ def read_part(path: str) -> Part:
     metadata = files.read_parquet_schema(path).metadata or {}
     if _KEYS not in metadata:
         raise OtherRunError(f"{path} was not written by this job; give an output folder of its own.")
-    stamps = json.loads(metadata.get(_STAMPS, b"{}"))
-    return Part(
-        path,
-        tuple(json.loads(metadata[_KEYS])),
-        {session_id: [Stamp(*stamp) for stamp in held] for session_id, held in stamps.items()},
-    )
+    return json.loads(metadata[_KEYS]), json.loads(metadata.get(_STAMPS, b"{}"))
 
 
-def tag_part(table: pa.Table, keys: Sequence[str], stamps: Mapping[str, Sequence[Stamp]]) -> pa.Table:
-    """The table with its sessions' keys and stamps in the file's metadata, where `read_part` finds them."""
-    plain = {session_id: [dataclasses.astuple(stamp) for stamp in held] for session_id, held in stamps.items()}
-    about = {_KEYS: json.dumps(keys), _STAMPS: json.dumps(plain)}
+def tag_keys(table: pa.Table, keys: Sequence[str], stamps: Stamps) -> pa.Table:
+    """The table with keys and stamps in the file's metadata, where `read_keys` finds them."""
+    about = {_KEYS: json.dumps(keys), _STAMPS: json.dumps(stamps)}
     return table.replace_schema_metadata({**(table.schema.metadata or {}), **about})
 
 
@@ -144,7 +120,7 @@ def claim_folder(
                 f"{folder} holds {len(strangers)} files ({strangers[0].rsplit('/', 1)[-1]}, ...) but no {marker}: "
                 "it is not an output folder of this job. Give an empty or a new one."
             )
-        about = {"inputs": {name: dataclasses.astuple(stamp) for name, stamp in _stamps(inputs)}} if inputs else {}
+        about = {"inputs": {name: tuple(stamp) for name, stamp in _stamps(inputs)}} if inputs else {}
         files.write_json(path, {"fingerprint": fingerprint, **content, **about})
         return
     held = files.read_json(path)

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from vaemo import files
-from vaemo.archive import Stamp, list_recordings
+from vaemo.archive import Stamp, is_still, list_recordings
 from vaemo.audio.formats import kind_of
 from vaemo.audio.recording import Decoder
 from vaemo.config import AudioConfig, Config
@@ -51,7 +51,7 @@ class Listing:
         weights: Per session, what it adds to a shard.
         pack: Describes the sessions at these indices to a worker, less what is known of their problems: numbers, texts
             and bytes.
-        still: Whether the session at an index is what was read when its stamps were taken.
+        still: Whether the session at an index is what was read when its stamps (the fields of `Stamp`) were taken.
         units: Per session, how many of `unit` it holds.
         unit: What is counted, for people.
         n_cut: Sessions with speech that vaemo cut, or will cut, from a recording.
@@ -66,7 +66,7 @@ class Listing:
     contents: Sequence[str]
     weights: Sequence[int]
     pack: Callable[[Sequence[int]], dict[str, Any]]
-    still: Callable[[int, Sequence[Stamp]], bool]
+    still: Callable[[int, Sequence[Sequence[Any]]], bool]
     units: Sequence[int]
     unit: str
     n_cut: int
@@ -221,12 +221,12 @@ class StoreSource:
         def digests(number: int) -> dict[str, str]:
             return _content_digests(self.store.read(parts=[self.store.parts[number]]), self.store.dims)
 
-        def still(index: int, stamps: Sequence[Stamp]) -> bool:
+        def still(index: int, stamps: Sequence[Sequence[Any]]) -> bool:
             current, number = now(int(part[index])), int(part[index])
             (before,) = stamps
-            if current is None or (current.size, current.mtime_ns) == (before.size, before.mtime_ns):
+            if current is None or (current.size, current.mtime_ns) == tuple(before[:2]):
                 return True
-            return digests(number)[session_ids[index]] == before.digest
+            return digests(number)[session_ids[index]] == before[2]
 
         cut = cut_by_vaemo(table)
         return Listing(
@@ -249,7 +249,7 @@ class StoreSource:
             held = self.store.read(parts=[part])
             about = _stat(part) or Stamp(0, 0)
             for session_id, content in _content_digests(held, self.store.dims).items():
-                stamps[session_id] = [replace(about, digest=content)]
+                stamps[session_id] = [about._replace(digest=content)]
             tables.append(held)
         table = pa.concat_tables(tables)
         if packed["only"]:
@@ -295,12 +295,12 @@ class ManifestSource:
         def rows(index: int) -> pa.Table:
             return table.slice(starts[index], sizes[index])
 
-        def still(index: int, stamps: Sequence[Stamp]) -> bool:
+        def still(index: int, stamps: Sequence[Sequence[Any]]) -> bool:
             paths = _audio_files(rows(index)["audio_path"])
             now = [_stat(path) for path in paths]
             # Audio that is gone was deleted when its time was over; what was made of it stays.
             return len(stamps) != len(paths) or all(
-                current is None or before.still(current.size, current.mtime_ns, path)
+                current is None or is_still(path, current.size, current.mtime_ns, before)
                 for before, current, path in zip(stamps, now, paths, strict=True)
             )
 
@@ -374,9 +374,9 @@ class RecordingsSource:
         listed = list_recordings(self.path, self.audio, exclude=self.exclude, min_age_s=self.min_age_s)
         found = listed.recordings
 
-        def still(index: int, stamps: Sequence[Stamp]) -> bool:
+        def still(index: int, stamps: Sequence[Sequence[Any]]) -> bool:
             item = found[index]
-            return bool(item.problem) or all(stamp.still(item.size, item.mtime_ns, item.path) for stamp in stamps)
+            return bool(item.problem) or all(is_still(item.path, item.size, item.mtime_ns, stamp) for stamp in stamps)
 
         return Listing(
             session_ids=[item.name for item in found],

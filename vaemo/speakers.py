@@ -1,7 +1,8 @@
-"""Speaker embeddings of whole sessions: what was heard of a speaker so far, or an enrolment made elsewhere.
+"""What is known of a session's speakers: their past in the session, or an enrolment made elsewhere.
 
-`features.speaker_aggregation`. Nothing here looks ahead in a session, or into another split. Letters: T utterances of
-a session, D features.
+Speaker embeddings (`features.speaker_aggregation`), and what features are compared with (`model.speaker_norm`,
+`model.session_norm`). Nothing here looks ahead in a session, or into another split. Letters: T utterances of a
+session, D features.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ import pyarrow.compute as pc
 
 from vaemo import files
 from vaemo.errors import ColumnError, FeatureMismatchError, ReadStoreError
+from vaemo.progress import say
 from vaemo.sessions import Session
+from vaemo.store import FeatureStore
 from vaemo.tables import length_of_vectors, typed, vectors
 
 
@@ -43,6 +46,59 @@ def with_running_means(session: Session) -> Session:
     """The session with `running_means` in the place of its stream `speaker`."""
     means = running_means(session.streams["speaker"], session.speaker_ids)
     return dataclasses.replace(session, streams={**session.streams, "speaker": means})
+
+
+def sums_before(vectors: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """Per utterance, the sum over the earlier utterances of its group, then how many these are.
+
+    Every group is added up by itself, one utterance after the other, as a conversation that happens is.
+
+    Args:
+        vectors: Of one sequence, in order, (T, D).
+        groups: Who speaks, or any other group, as numbers, (T,).
+
+    Returns:
+        (T, D + 1), float64.
+    """
+    found = np.zeros((len(vectors), vectors.shape[1] + 1))
+    for group in np.unique(groups):
+        own = np.flatnonzero(groups == group)
+        found[own[1:], :-1] = np.cumsum(vectors[own[:-1]], axis=0, dtype=np.float64)
+        found[own, -1] = np.arange(len(own))
+    return found
+
+
+def past_of(name: str, vectors: np.ndarray, speakers: np.ndarray, apart: np.ndarray | None = None) -> np.ndarray:
+    """What `Streams.past` holds for the utterances of one sequence.
+
+    Args:
+        name: `speaker.` or `session.` and a stream, as in `SessionRegressor.pasts`.
+        vectors: Of that stream, in order, (T, D).
+        speakers: Who speaks, as numbers from 0, (T,).
+        apart: Utterances that the past of the others does not know, (T,), bool; theirs knows only them.
+
+    Returns:
+        (T, D + 1), float64.
+    """
+    groups = speakers if name.startswith("speaker.") else np.zeros_like(speakers)
+    return sums_before(vectors, groups if apart is None else 2 * groups + apart)
+
+
+def say_where_nobody_is_named(store: FeatureStore, pasts: Sequence[str]) -> None:
+    """Say so where a model compares with a speaker's past and the store's first part tells no speakers apart.
+
+    Args:
+        store: Opened.
+        pasts: What the model compares with: `SessionRegressor.pasts`.
+    """
+    if not any(name.startswith("speaker.") for name in pasts):
+        return
+    table = store.read(["session_id", "speaker_id"], store.parts[:1])
+    if pc.all(pc.equal(table["speaker_id"], table["session_id"])).as_py():
+        say(
+            f"{store.path} names no speakers (speaker_id): a session is taken for the speaker with whose past "
+            "model.speaker_norm compares."
+        )
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:

@@ -8,19 +8,22 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from vaemo import files
 from vaemo.audio.acoustics import require_usable, simulate_telephone
+from vaemo.audio.decode import SAMPLING_RATES_HZ
 from vaemo.audio.recording import AudioProblem, Resampler
+from vaemo.audio.scale import Scale
 from vaemo.config import Config
-from vaemo.errors import FeatureMismatchError, ShapeError, StateMismatchError
+from vaemo.errors import FeatureMismatchError, ShapeError, StateMismatchError, UsageError
 from vaemo.features import Extractor, describe, load_extractors
 from vaemo.model.checkpoint import Checkpoint, load_checkpoint
 from vaemo.model.regressor import SessionRegressor
@@ -110,11 +113,12 @@ class Stream:
         self._personal = personal
         self._states: dict[str, SessionState] = {}
         self._sums: dict[str, np.ndarray] = {}
+        self._pasts: dict[tuple[str, str], np.ndarray] = {}
 
     def push(
         self,
         samples: np.ndarray,
-        sampling_rate: int,
+        sampling_rate: float,
         *,
         speaker: str | None = None,
         observed: Sequence[float | None] | None = None,
@@ -124,22 +128,24 @@ class Stream:
         What has no prediction (too short, silent, NaN) does not move the memory, as in the batch job.
 
         Args:
-            samples: (n,), mono: float in [-1, 1], or int16.
+            samples: Mono, (n,), (1, n) or (n, 1), of a kind that `as_float32` takes.
             sampling_rate: Of the samples, in Hz.
-            speaker: Who speaks; tells memories and speaker means apart where these are kept per speaker.
+            speaker: Who speaks; tells memories, speaker means and pasts apart where these are kept per speaker.
             observed: Valence and arousal of this utterance on the model's label range where somebody knows them, None
                 where not; they act from the next utterance on.
 
         Raises:
-            ShapeError: for samples of more than one channel, or of another kind.
-            UsageError: for a sampling rate that no recording has.
+            ShapeError: for samples of more than one channel, of another kind, or on another scale.
+            UsageError: for a sampling rate that is no number, or that no recording has.
         """
         name = speaker or ""
         try:
-            features = self._features(_resampled(samples, sampling_rate), name)
+            vectors = self._features(_resampled(samples, sampling_rate), name)
         except AudioProblem as problem:
             return Prediction(None, None, problem.status, problem.reason)
         key = name if self._config.sessions.sequence_by == "speaker" else ""
+        pasts = {past: (past, name if past.startswith("speaker.") else key) for past in self._model.pasts}
+        features = self._with_past(vectors, pasts)
         known = [np.nan if value is None else float(value) for value in observed or (None, None)]
         like = self._model.label_deviation
         with torch.inference_mode():
@@ -149,13 +155,15 @@ class Stream:
                 observed=torch.tensor([known], dtype=like.dtype, device=like.device),
                 film_delta=self._personal.delta(np.array([name], object)) if self._personal else None,
             )
+        for past, owned in pasts.items():
+            vector = vectors[past.partition(".")[2]]
+            self._pasts[owned] = self._pasts.get(owned, 0.0) + np.append(vector.astype(np.float64), 1)
         valence, arousal = prediction[0].tolist()
         return Prediction(valence, arousal)
 
     def save(self, path: str | Path) -> None:
-        """Write the memory as safetensors: states, speaker means, the checkpoint's fingerprint. No audio is in it."""
-        tensors, metadata = self.memory()
-        save_file(tensors, path, metadata=metadata)
+        """Write the memory as safetensors: states, sums of features, the checkpoint's fingerprint; no audio."""
+        files.write_safetensors(path, *self.memory())
 
     def load(self, path: str | Path) -> None:
         """Go on from the memory that `save` wrote, in this process or another.
@@ -165,8 +173,8 @@ class Stream:
         """
         self.restore(*read_memory(path))
 
-    def _features(self, samples: np.ndarray, speaker: str) -> Streams:
-        """Features of an utterance, (1, D) each; AudioProblem where it has none."""
+    def _features(self, samples: np.ndarray, speaker: str) -> dict[str, np.ndarray]:
+        """Features of an utterance, (D,) each; AudioProblem where it has none."""
         require_usable(samples, self._config.features.min_utterance_s)
         heard = simulate_telephone(samples) if self._config.audio.simulate_telephone else samples
         vectors = {stream: extractor([heard])[0] for stream, extractor in self._extractors.items()}
@@ -178,15 +186,29 @@ class Stream:
         if "speaker" in vectors and self._config.features.speaker_aggregation == "running_mean":
             self._sums[speaker] = self._sums.get(speaker, 0.0) + vectors["speaker"].astype(np.float64)
             vectors["speaker"] = unit(self._sums[speaker])
-        return Streams(**{stream: torch.from_numpy(vector[None]) for stream, vector in vectors.items()})
+        return vectors
+
+    def _with_past(self, vectors: Mapping[str, np.ndarray], pasts: Mapping[str, tuple[str, str]]) -> Streams:
+        """The features of an utterance with what was heard before it, (1, D) each.
+
+        Args:
+            vectors: (D,) each.
+            pasts: By the name of what the model compares with, the key of it in the memory.
+        """
+        tensors = {stream: torch.from_numpy(vector[None]) for stream, vector in vectors.items()}
+        for name, key in pasts.items():
+            nothing = np.zeros(len(vectors[name.partition(".")[2]]) + 1)
+            tensors[name] = torch.from_numpy(self._pasts.get(key, nothing)[None])
+        return Streams.of(tensors)
 
     def memory(self) -> tuple[dict[str, Tensor], dict[str, str]]:
-        """Tensors and texts that `restore` takes: states, speaker means, the checkpoint's fingerprint."""
+        """Tensors and texts that `restore` takes: states, sums of features, the checkpoint's fingerprint."""
         fresh = self._model.fresh_state(0)
         states = SessionState.stack([fresh, *self._states.values()])
-        tensors = {f"state.{name}": tensor.cpu().contiguous() for name, tensor in states.tensors().items()}
+        tensors = {f"state.{name}": tensor for name, tensor in states.tensors().items()}
         tensors |= {f"sum.{number}": torch.from_numpy(total) for number, total in enumerate(self._sums.values())}
-        names = {"states": list(self._states), "sums": list(self._sums)}
+        tensors |= {f"past.{number}": torch.from_numpy(past) for number, past in enumerate(self._pasts.values())}
+        names = {"states": list(self._states), "sums": list(self._sums), "pasts": list(self._pasts)}
         return tensors, {"names": json.dumps(names), "fingerprint": fresh.fingerprint}
 
     def restore(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
@@ -204,30 +226,61 @@ class Stream:
         names = json.loads(metadata["names"])
         self._states = {name: states.select([number]) for number, name in enumerate(names["states"])}
         self._sums = {name: tensors[f"sum.{number}"].numpy() for number, name in enumerate(names["sums"])}
+        # Memories of before have no pasts, and belong to models that need none.
+        pasts = enumerate(names.get("pasts", ()))
+        self._pasts = {(name, owner): tensors[f"past.{number}"].numpy() for number, (name, owner) in pasts}
 
 
-def as_float32(samples: np.ndarray) -> np.ndarray:
-    """Samples in [-1, 1] as float32, of int16 or of floats.
+def as_float32(samples: Any, n_least: int = 1000) -> np.ndarray:
+    """Samples in [-1, 1] as float32, in an array of their own.
+
+    Args:
+        samples: An array, or what NumPy makes one of, of any shape. int16 and int32 are divided by 2^15 and 2^31.
+            Floats (16, 32, 64 bits) are in [-1, 1]: a few may stick out, and beyond 4 are clipped to it. NaN and
+            infinities stay, for `require_usable` to find.
+        n_least: Fewer samples are judged as if they were so many: a spike in a short packet is no other scale.
 
     Raises:
-        ShapeError: for numbers of another kind, of which nobody knows how loud they are.
+        ShapeError: for numbers of another kind, of which nobody knows how loud they are, and for floats on another
+            scale: where more than one in a thousand exceeds 4 in magnitude.
     """
-    samples = np.asarray(samples)
-    if samples.dtype == np.int16:
-        return samples / np.float32(32768)
-    if samples.dtype.kind != "f":
-        raise ShapeError(f"samples are {samples.dtype}; give int16, or floats in [-1, 1].")
-    return samples.astype(np.float32)
+    try:
+        array = np.asarray(samples)
+    except (TypeError, ValueError, RuntimeError) as error:
+        said = " ".join(str(error).split())
+        raise ShapeError(f"samples of the type {type(samples).__name__} make no array: {said}. {_KINDS}") from None
+    if array.dtype.kind == "i" and array.dtype.itemsize in (2, 4):
+        return (array / 2.0 ** (8 * array.dtype.itemsize - 1)).astype(np.float32)
+    if array.dtype.kind != "f":
+        raise ShapeError(f"samples are {array.dtype}. {_KINDS}")
+    scale = Scale(n_least)
+    clipped = scale.take(array)
+    if scale.mistake:
+        raise ShapeError(f"{scale.mistake}.")
+    return clipped.astype(np.float32)
 
 
-def _resampled(samples: np.ndarray, sampling_rate: int) -> np.ndarray:
+_KINDS = "Give int16, int32, float32 or float64: integers that fill their range, or floats in [-1, 1]."
+
+
+def resampler_of(sampling_rate: Any) -> Resampler:
+    """What brings samples at a rate in Hz to 16 kHz; UsageError for what is no rate."""
+    low, high = SAMPLING_RATES_HZ
+    is_number = isinstance(sampling_rate, Real) and not isinstance(sampling_rate, bool)
+    if not is_number or not low <= sampling_rate <= high:
+        shown = f"{sampling_rate} Hz" if is_number else repr(sampling_rate)
+        raise UsageError(f"the sampling rate is {shown}; from {low} to {high} Hz is heard, given as a number.")
+    return Resampler.to_16_khz(float(sampling_rate))
+
+
+def _resampled(samples: np.ndarray, sampling_rate: float) -> np.ndarray:
     """The samples at 16 kHz, as a recording that holds nothing else."""
-    stream = Resampler.to_16_khz(sampling_rate).stream(1)
+    stream = resampler_of(sampling_rate).stream(1)
     next(stream)
-    block = as_float32(samples)[None]
-    if block.ndim != 2:
-        raise ShapeError(f"samples have the shape {block.shape[1:]}; an utterance is mono, (n,).")
-    return np.concatenate([stream.send(block), stream.send(None)], axis=1)[0]
+    block = as_float32(samples)
+    if block.ndim != 1 and not (block.ndim == 2 and 1 in block.shape):
+        raise ShapeError(f"samples have the shape {block.shape}; an utterance is mono, (n,). Give one channel of it.")
+    return np.concatenate([stream.send(block.reshape(1, -1)), stream.send(None)], axis=1)[0]
 
 
 def read_memory(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:

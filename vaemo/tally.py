@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -48,6 +47,12 @@ def count(table: pa.Table) -> dict[str, Any]:
     }
 
 
+def count_file(path: str) -> dict[str, Any]:
+    """`count` of a part as it was written."""
+    names = files.read_parquet_schema(path).names
+    return count(files.read_parquet(path, [name for name in _COLUMNS if name in names]))
+
+
 def _seconds(table: pa.Table) -> float:
     if "duration_s" in table.column_names:
         return pc.sum(table["duration_s"]).as_py() or 0.0
@@ -74,21 +79,6 @@ class Tally:
         self.sessions = self.heard = self.lost = self.silent = 0
         self.audio_s = 0.0
         self.changed: Sequence[str] = ()
-
-    @staticmethod
-    def of(folder: str, *, without: Collection[str] = ()) -> Tally:
-        """What a folder holds already.
-
-        Args:
-            folder: Parts lie in it and below.
-            without: Parts, by their path below the folder, that are left out.
-        """
-        tally, skip = Tally(), len(folder.rstrip("/")) + 1
-        paths = [path for path in files.list_files(folder, ".parquet", recursive=True) if path[skip:] not in without]
-        with ThreadPoolExecutor(8) as pool:
-            for counts in pool.map(_count_file, paths):
-                tally.add(counts)
-        return tally
 
     @property
     def failed(self) -> int:
@@ -163,8 +153,3 @@ class Tally:
             "failed_fraction": self.failed / judged if judged else 0.0,
             "audio_s": round(self.audio_s, 3),
         }
-
-
-def _count_file(path: str) -> dict[str, Any]:
-    names = files.read_parquet_schema(path).names
-    return count(files.read_parquet(path, [name for name in _COLUMNS if name in names]))

@@ -13,12 +13,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from torch import Tensor
 
 from vaemo.lanes import LaneSchedule
 from vaemo.model.streams import Streams
 from vaemo.sessions import Session
+from vaemo.speakers import past_of
+from vaemo.tables import codes
 from vaemo.units import DIMENSIONS
 
 
@@ -53,10 +56,11 @@ class PackedSessions:
     Pickled as arrays, so that processes which are handed them through shared memory read the same features there.
 
     Attributes:
-        features: (F, D) each; never written to.
+        features: (F, D) each, and the pasts that were asked for; never written to.
         places: Row of `features` in which each utterance's stand, (U,), int64.
         labels: (U, 2), NaN = unlabelled.
         observed: (U, 2), NaN = unknown.
+        speakers: Who speaks, as numbers from 0, (U,), int64.
         lengths: Utterances of each session, (sessions,).
         offsets: Row at which each session begins, (sessions,).
         session_ids: One per session.
@@ -67,6 +71,7 @@ class PackedSessions:
     places: Tensor
     labels: Tensor
     observed: Tensor
+    speakers: np.ndarray
     lengths: np.ndarray
     offsets: np.ndarray
     session_ids: list[str]
@@ -78,21 +83,22 @@ class PackedSessions:
     ) -> PackedSessions:
         """Pack sessions that have the same streams."""
         lengths = np.array([len(session) for session in sessions], np.int64)
-        blank = np.zeros((0, len(DIMENSIONS)), np.float32)
+        blank, none = np.zeros((0, len(DIMENSIONS)), np.float32), np.zeros(0, object)
 
         def joined(arrays: list[np.ndarray]) -> Tensor:
             return torch.from_numpy(np.concatenate(arrays)).to(device, dtype)
 
         names = sessions[0].streams if sessions else ()
         return PackedSessions(
-            features=Streams(**{name: joined([session.streams[name] for session in sessions]) for name in names}),
+            features=Streams.of({name: joined([session.streams[name] for session in sessions]) for name in names}),
             places=torch.arange(int(lengths.sum()), device=device),
             labels=joined([blank, *(session.labels for session in sessions)]),
             observed=joined([blank, *(session.observed for session in sessions)]),
+            speakers=codes(pa.array(np.concatenate([none, *(s.speaker_ids for s in sessions)]), pa.string())),
             lengths=lengths,
             offsets=np.cumsum(lengths) - lengths,
             session_ids=[session.session_id for session in sessions],
-            utt_ids=np.concatenate([np.zeros(0, object), *(session.utt_ids for session in sessions)]),
+            utt_ids=np.concatenate([none, *(session.utt_ids for session in sessions)]),
         )
 
     def select(self, numbers: Sequence[int] | np.ndarray) -> PackedSessions:
@@ -107,11 +113,47 @@ class PackedSessions:
             places=self.places[picked],
             labels=self.labels[picked],
             observed=self.observed[picked],
+            speakers=self.speakers[index],
             lengths=lengths,
             offsets=offsets,
             session_ids=[self.session_ids[number] for number in numbers],
             utt_ids=self.utt_ids[index],
         )
+
+    def with_past(self, names: Sequence[str], apart: np.ndarray | None = None) -> PackedSessions:
+        """These sessions with what was heard before each utterance; themselves where all of it is there.
+
+        It is made once and kept beside the features, as wide as they are: what lies there already is not made again.
+
+        Args:
+            names: Whose past of which stream, as `SessionRegressor.pasts` has it. Streams that are not there are
+                left out.
+            apart: Utterances that only move the state, (U,), bool: the past of the others does not know them, and
+                theirs knows only them.
+        """
+        past = dict(self.features.past)
+        for name in names:
+            x = getattr(self.features, name.partition(".")[2])
+            if x is None or name in past:
+                continue
+            vectors, places = x.cpu(), self.places.cpu()
+            # Zeros take no memory where nothing is written.
+            found = torch.zeros(len(x), x.shape[1] + 1, dtype=x.dtype)
+            for first, length in zip(self.offsets, self.lengths, strict=True):
+                own = slice(first, first + length)
+                rows = places[own]
+                sums = past_of(name, vectors[rows].numpy(), self.speakers[own], None if apart is None else apart[own])
+                found[rows] = torch.from_numpy(sums).to(x.dtype)
+            past[name] = found.to(x.device)
+        if len(past) == len(self.features.past):
+            return self
+        return replace(self, features=replace(self.features, past=past))
+
+    @property
+    def session_numbers(self) -> np.ndarray:
+        """The number of each utterance's session, (U,), from 0; sequences of one session (its speakers) share it."""
+        numbers = np.unique(self.session_ids, return_inverse=True)[1].astype(np.int64)
+        return np.repeat(numbers, self.lengths)
 
     def at(self, index: Tensor) -> Streams:
         """Features of utterances, by their numbers among these sessions': those of `index`, and D."""
@@ -172,9 +214,9 @@ class PackedSessions:
         return found
 
     def __reduce__(self) -> tuple[Any, ...]:
-        arrays = {name: tensor.cpu().numpy() for name, tensor in self.features.items()}
+        arrays = {name: tensor.cpu().numpy() for name, tensor in self.features.tensors().items()}
         tensors = (self.places, self.labels, self.observed)
-        rest = (self.lengths, self.offsets, self.session_ids, self.utt_ids)
+        rest = (self.speakers, self.lengths, self.offsets, self.session_ids, self.utt_ids)
         return _from_arrays, (arrays, *(tensor.cpu().numpy() for tensor in tensors), *rest)
 
 
@@ -184,6 +226,6 @@ def _from_arrays(
     with warnings.catch_warnings():
         # Shared memory is read-only, and nothing is written to it.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        streams = Streams(**{name: torch.from_numpy(array) for name, array in features.items()})
+        streams = Streams.of({name: torch.from_numpy(array) for name, array in features.items()})
         tensors: list[Any] = [torch.from_numpy(array) for array in (places, labels, observed)]
         return PackedSessions(streams, *tensors, *rest)

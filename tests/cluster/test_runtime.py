@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -77,6 +78,57 @@ def head():
     yield nodes
     ray.shutdown()
     nodes.shutdown()
+
+
+def test_an_address_that_a_killed_head_left_costs_nothing(monkeypatch, tmp_path_factory, capsys):
+    ray.shutdown()
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as folder:  # short, for the sockets below it
+        monkeypatch.setenv("RAY_TMPDIR", folder)
+        note = Path(folder, "ray", "ray_current_cluster")
+        note.parent.mkdir()
+        note.write_text("127.0.0.1:1")
+        runtime.connect()
+        assert ray.cluster_resources()["CPU"] >= 1
+        assert "127.0.0.1:1" in capsys.readouterr().out
+        ray.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "says"),
+    [
+        (
+            ConnectionError("Failed to connect\nto Ray cluster"),
+            ClusterError,
+            "it failed: Failed to connect to Ray cluster",
+        ),
+        (RuntimeError("Version mismatch"), ClusterError, "it failed: Version mismatch"),
+        (OSError("AF_UNIX path length cannot exceed 107 bytes"), ClusterError, "it failed: AF_UNIX path length"),
+        (
+            OSError(28, "No space left on device", "/tmp/ray/x"),
+            StorageError,
+            "storage failed: .*No space left.*/tmp/ray/x",
+        ),
+    ],
+)
+def test_a_ray_that_does_not_start_is_one_line(monkeypatch, error, kind, says):
+    def init(*_, **__):
+        raise error
+
+    monkeypatch.setattr(ray, "init", init)
+    for address in ("local", None, "127.0.0.1:6379"):
+        with pytest.raises(kind, match=says) as refusal:
+            runtime._init(address)
+        assert "\n" not in str(refusal.value)
+
+
+def test_a_ray_that_is_waited_for_is_not_waited_for_in_silence(monkeypatch, capsys):
+    said = threading.Event()
+    monkeypatch.setattr(runtime, "SILENCE_S", 0.01)
+    monkeypatch.setattr(runtime, "say", lambda text: (print(text), said.set()))
+    monkeypatch.setattr(ray, "init", lambda *_, **__: said.wait(60))
+    runtime._init("127.0.0.1:6379")
+    assert "waiting for the Ray cluster at 127.0.0.1:6379" in capsys.readouterr().out
 
 
 def test_a_cluster_of_any_size_has_a_pool_that_does_not_deadlock(head, tmp_path):

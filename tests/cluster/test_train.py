@@ -19,6 +19,7 @@ from processes import kill, kill_job, start_job, workers
 from scoring_cases import without_ray
 
 from vaemo import files, scores
+from vaemo.ablation.baselines import rivals
 from vaemo.cluster import group
 from vaemo.cluster import score as scoring
 from vaemo.cluster.prepare import Request
@@ -34,12 +35,13 @@ from vaemo.errors import (
 )
 from vaemo.evaluation.evaluate import evaluate
 from vaemo.features.speech import SpeechEncoder
-from vaemo.metrics import ccc
+from vaemo.metrics import Moments, ccc
 from vaemo.model.checkpoint import load_checkpoint
 from vaemo.sessions import read_sessions
 from vaemo.store import FeatureStore
 from vaemo.stream import Stream
 from vaemo.testing import linear_world, write_store
+from vaemo.training.data import TrainingData
 from vaemo.training.waveforms import Waveforms
 
 pytestmark = pytest.mark.ray
@@ -98,10 +100,26 @@ def undisturbed(store, tmp_path_factory):
     return out
 
 
+def expected_rivals(store):
+    sessions = TrainingData.open(store, config()).pack()
+    return rivals(sessions.split(0, "train"), sessions.split(0, "dev"), ["speech"])
+
+
+def test_what_is_to_be_beaten_is_said_once_and_kept_whatever_the_workers(store, local_ray, tmp_path, capfd):
+    train(store, str(tmp_path / "run"), config("train.epochs=1"), workers=2)
+    found = load_checkpoint(tmp_path / "run" / "best").metrics["rivals"]
+    assert found == expected_rivals(store)
+    (said,) = [line for line in capfd.readouterr().out.splitlines() if "to beat" in line]
+    for title, name in (("ridge on the features", "ridge"), ("on them and their causal EMA", "ridge_ema")):
+        assert f"{title} {found[name]['dev_ccc_avg']:.3f} (valence {found[name]['dev_ccc_valence']:.3f}" in said
+    assert "rivals" not in lines(tmp_path / "run")[0]
+
+
 def test_run_folder(undisturbed, store):
     checkpoint = load_checkpoint(Path(undisturbed, "best"))
     summary = json.loads(Path(undisturbed, "summary.json").read_text())
     kept = lines(undisturbed)[summary["kept_epoch"] - 1]
+    assert checkpoint.metrics.pop("rivals") == expected_rivals(store)
     assert checkpoint.metrics == kept
     assert checkpoint.features is None
     assert checkpoint.config.train == config().train
@@ -222,7 +240,7 @@ def test_driver_killed_while_the_encoder_is_trained(tmp_path):
     np.testing.assert_allclose(found(samples), expected(samples), atol=SAME_RUN)
 
 
-def test_folds(store, local_ray, tmp_path):
+def test_folds(store, local_ray, tmp_path, capfd):
     out = str(tmp_path / "run")
     summary = train(store, out, config("train.epochs=2"), folds="k=2")
     table = scores.read_utterances(str(Path(out, "oof")))
@@ -236,12 +254,19 @@ def test_folds(store, local_ray, tmp_path):
     fold = np.array(table["fold"].to_pylist())
     means = [ccc(predictions[fold == name], labels[fold == name]).mean() for name in ("0", "1")]
     assert summary["fold_mean"]["ccc_avg"] == pytest.approx(np.mean(means), abs=1e-6)
+    session = np.unique(table["session_id"].to_pylist(), return_inverse=True)[1]
+    within = Moments.within(predictions, labels, session).ccc()
+    assert summary["pooled"]["within_ccc_avg"] == pytest.approx(within.mean(), abs=1e-6)
     for name in ("0", "1"):
         trained_on = {s.session_id for s in read_sessions(FeatureStore.open(store), config())}
         held_out = set(np.array(table["session_id"].to_pylist())[fold == name])
         assert 0 < len(held_out) < len(trained_on)
-        assert load_checkpoint(Path(out, f"fold-{name}", "best")).metrics["epoch"] == 2
+        metrics = load_checkpoint(Path(out, f"fold-{name}", "best")).metrics
+        assert metrics["epoch"] == 2
+        assert metrics["rivals"]["ridge_ema"]["dev_ccc_avg"] > 0.3
     assert train(store, out, config("train.epochs=2"), folds="k=2") == summary
+    said = [line for line in capfd.readouterr().out.splitlines() if "to beat" in line]
+    assert sorted(line[:7] for line in said) == ["fold 0,", "fold 1,"]
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """A sweep on a local Ray: what it leaves, what a kill costs, what it refuses, and that it finds what is there."""
 
+import dataclasses
 import json
 import threading
 import time
@@ -125,30 +126,25 @@ def test_another_sweep_is_refused(finished, store):
 
 
 def test_a_failing_trial_is_recorded_and_the_rest_goes_on(store, local_ray, tmp_path):
-    # Two GRU layers fit; headdim 3 does not divide what Mamba-2 is wide, which only making the model shows.
-    entries = {"model.updater": {"choice": ["gru", "mamba2"]}, "updater.layers": {"int": [1, 2]}}
+    # A decay that no number outlives: only training shows it.
+    entries = {"train.weight_decay": {"choice": [0.0, 1e300]}, "updater.layers": {"int": [1, 2]}}
     summary = tune(
-        store,
-        write_space(tmp_path, entries),
-        str(tmp_path / "sweep"),
-        config("updater.headdim=3"),
-        search="grid",
-        scheduler="none",
+        store, write_space(tmp_path, entries), str(tmp_path / "sweep"), config(), search="grid", scheduler="none"
     )
     assert (summary["done"], summary["failed"]) == (3, 2)
     table = pq.read_table(tmp_path / "sweep" / "trials.parquet").to_pylist()
     for row in table:
-        assert (row["status"] == "failed") == (row["config.model.updater"] == "mamba2")
-        assert (row["error"] or "").startswith("ConfigValueError: updater.headdim is 3") == (row["status"] == "failed")
+        assert (row["status"] == "failed") == (row["config.train.weight_decay"] == 1e300)
+        assert (row["error"] or "").startswith("DivergedError: the loss is not") == (row["status"] == "failed")
 
 
 @pytest.mark.slow
 def test_all_trials_failing_ends_with_the_first_error(store, local_ray, tmp_path):
-    space = write_space(tmp_path, {"updater.headdim": {"choice": [3, 5]}})
+    space = write_space(tmp_path, {"train.weight_decay": {"choice": [1e299, 1e300]}})
     with pytest.raises(
-        SweepFailedError, match=r"2 failed; the first, trial 0000: ConfigValueError: updater.headdim is"
+        SweepFailedError, match=r"2 failed; the first, trial 0000: DivergedError: the loss is not a finite number"
     ):
-        tune(store, space, str(tmp_path / "sweep"), config("model.updater=mamba2", "updater.headdim=7"), trials=2)
+        tune(store, space, str(tmp_path / "sweep"), config("train.weight_decay=1e301"), trials=2)
 
 
 def test_killed_and_run_again_loses_no_finished_trial(store, local_ray, tmp_path):
@@ -344,11 +340,27 @@ def test_folds_and_seeds(store, local_ray, tmp_path):
         ({"scheduler": "asha", "workers": 2}, SPACE, UsageError, "--scheduler asha ends or changes trials that train"),
         ({}, {"model.alpha": {"uniform": [0.5, 2]}}, ConfigValueError, "model.alpha is 2.0; it must be at most"),
         ({"search": "grid"}, SPACE, UsageError, "a grid cannot go through model.alpha"),
+        (
+            {},
+            {"model.updater": {"choice": ["gru", "mamba2"]}},
+            ConfigValueError,
+            "mamba2 do not go together: .*headdim is 32",
+        ),
     ],
 )
 def test_mistakes_are_found_before_anything_starts(store, tmp_path, kwargs, entries, error, says):
     with pytest.raises(error, match=says):
         tune(store, write_space(tmp_path, entries), str(tmp_path / "sweep"), config(), **kwargs)
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_streams_that_some_trials_would_lack_are_found_before_anything_starts(tmp_path):
+    world = linear_world(5, sessions=(6, 2, 2), lengths=(4, 8), features=3)
+    table = world.table.rename_columns(["prosody" if name == "speech" else name for name in world.table.column_names])
+    store = write_store(dataclasses.replace(world, table=table), str(tmp_path / "store"))
+    space = write_space(tmp_path, {"model.prosody": {"choice": [True, False]}})
+    with pytest.raises(ConfigValueError, match=r"model.prosody=False do not go together: nothing is left to predict"):
+        tune(store, space, str(tmp_path / "sweep"), config())
     assert not (tmp_path / "sweep").exists()
 
 

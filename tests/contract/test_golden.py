@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from golden_cases import GOLDEN, in_this_process
+from golden_cases import GOLDEN, in_this_process, waves
 from scoring_cases import rows_of, written
 
 import vaemo.config
@@ -31,6 +31,7 @@ from vaemo.fields import ALWAYS, fields_of, option, younger
 from vaemo.live import LiveSession
 from vaemo.metrics import ccc
 from vaemo.model.checkpoint import load_checkpoint, save_checkpoint
+from vaemo.model.state import SessionState
 from vaemo.personalize import Personal, personalize_store
 from vaemo.store import FeatureStore
 from vaemo.stream import Stream
@@ -88,6 +89,9 @@ def assert_as_then(rows, then, *without):
         now, was = rows[name], then[name]
         if name in DIMENSIONS or was.type == "double":
             np.testing.assert_allclose(now.to_numpy(), was.to_numpy(), atol=EXACT, rtol=0)
+        elif name == "reason":
+            # Its words may change.
+            assert now.is_null().equals(was.is_null())
         else:
             assert now.to_pylist() == was.to_pylist(), name
 
@@ -109,10 +113,11 @@ def test_a_field_that_came_later_says_what_was_so_before():
 def test_a_config_means_what_it_meant(config, expected, path):
     loaded, saved = Config.load(path).to_dict(), yaml.safe_load((GOLDEN / path).read_text())
     for name, section in vaemo.config._SECTIONS.items():
-        assert {key: loaded[name][key] for key in saved[name]} == saved[name]
+        assert {key: loaded[name][key] for key in saved.get(name, {})} == saved.get(name, {})
         assert {key: loaded[name][key] for key in younger(section)} == json.loads(json.dumps(younger(section)))
-        if path == "config.yaml":
-            assert config.fingerprint(name) == expected["fingerprints"][name]
+    if path == "config.yaml":
+        for name, fingerprint in expected["fingerprints"].items():
+            assert config.fingerprint(name) == fingerprint
 
 
 @also_with_further_fields
@@ -138,7 +143,7 @@ def test_a_checkpoint_is_whole(config, path):
 )
 def test_a_store_is_scored_as_then(config, then, checkpoint, options):
     rows = scored("store", checkpoint, "again", config, **options)
-    assert rows["status"].to_pylist().count("ok") > 20
+    assert rows["status"].to_pylist().count("ok") > 15
     assert_as_then(rows, rows_of(then))
 
 
@@ -265,11 +270,18 @@ def test_a_stream_goes_on(config, expected):
     stream, fresh = (Stream("run/best", config=by_speaker) for _ in range(2))
     stream.load("stream.safetensors")
     samples, rate = recorded()
-    for channel, start_s, end_s, *then in expected["stream"]:
-        cut = samples[channel, round(start_s * rate) : round(end_s * rate)]
+    for channel, start_s, seconds, *then in expected["stream"]:
+        cut = samples[channel, round(start_s * rate) :][: round(seconds * rate)]
         now, alone = (one.push(cut, rate, speaker=f"c{channel}") for one in (stream, fresh))
         assert [now.valence, now.arousal] == pytest.approx(then, abs=EXACT)
         assert [alone.valence, alone.arousal] != pytest.approx(then, abs=10 * EXACT), "the memory is not heard"
+
+
+def test_a_state_goes_on(config, expected):
+    model = load_checkpoint("run/best").model.eval()
+    state = SessionState.load("state.safetensors", fingerprint=model.fingerprint)
+    now, _ = model.step(waves(model.dims, 2.0), state)
+    np.testing.assert_allclose(now.detach().numpy(), expected["state"], atol=EXACT, rtol=0)
 
 
 @also_with_further_fields

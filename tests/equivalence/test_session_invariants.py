@@ -96,7 +96,8 @@ def test_s4_no_future_leaks(updater, feedback, solver):
     observed = None if case.observed is None else case.observed
     prediction, _ = case.run(features=features, observed=observed)
     for t in (0, 3, STEPS - 1):
-        grads = torch.autograd.grad(prediction[:, t].sum(), [x for _, x in features.items()], retain_graph=True)
+        leaves = [x for name, x in features.tensors().items() if name in (*case.model.dims, *case.model.pasts)]
+        grads = torch.autograd.grad(prediction[:, t].sum(), leaves, retain_graph=True)
         assert not any(grad[:, t + 1 :].any() for grad in grads)
         assert any(grad[0, t].any() for grad in grads)
 
@@ -109,7 +110,7 @@ def test_s5_lanes_are_independent(updater, feedback):
     with torch.no_grad():
         expected, expected_state = case.run(lengths=lengths)
         others = make_features(seed=9, dtype=torch.float32)
-        mixed = Streams(**{name: torch.cat([x[:1], getattr(others, name)[1:]]) for name, x in case.features.items()})
+        mixed = Streams.cat([case.features.select([0]), others.select(slice(1, None))])
         noise = torch.rand(LANES, STEPS, 2)
         observed = None if case.observed is None else torch.cat([case.observed[:1], noise[1:]])
         changed, changed_state = case.run(features=mixed, lengths=torch.tensor([STEPS, 9, 0]), observed=observed)
@@ -174,7 +175,7 @@ model = SessionRegressor.from_pretrained(f"{folder}/checkpoint")
 state = SessionState.load(f"{folder}/state.safetensors", fingerprint=model.fingerprint)
 given = load_file(f"{folder}/features.safetensors")
 with torch.no_grad():
-    prediction, state = model(Streams(**given), state, torch.tensor([11, 4, 0]))
+    prediction, state = model(Streams.of(given), state, torch.tensor([11, 4, 0]))
 save_file({"prediction": prediction}, f"{folder}/prediction.safetensors")
 state.save(f"{folder}/after.safetensors")
 """
@@ -183,12 +184,12 @@ state.save(f"{folder}/after.safetensors")
 def test_s8_a_new_process_continues_as_if_never_stopped(tmp_path):
     from safetensors.torch import load_file, save_file
 
-    case = make_case("mamba", "scheduled", dtype=torch.float32)
+    case = make_case("mamba-2-layers", "scheduled", dtype=torch.float32)
     case.model.save_pretrained(tmp_path / "checkpoint")
     model = SessionRegressor.from_pretrained(tmp_path / "checkpoint")
     warm = dataclasses.replace(case.state, fingerprint=model.fingerprint)
     warm.save(tmp_path / "state.safetensors")
-    save_file(dict(case.features.items()), tmp_path / "features.safetensors")
+    save_file(case.features.tensors(), tmp_path / "features.safetensors")
     done = subprocess.run(
         [sys.executable, "-c", CONTINUE, str(tmp_path)], capture_output=True, text=True, timeout=120, check=False
     )

@@ -14,13 +14,14 @@ numbers, a pulse train through gliding formants, so that nothing else is needed 
     store/              from a manifest, all three streams, a row that failed, observed values
     run/, run-half/     a finished training; the same killed after two of four epochs
     sweep/, sweep-half/ two trials; the same killed in the second
-    scores/, scores-half/, scores-personal/, scores-enrolled/    of the store; half is `--limit 4`
+    scores/, scores-half/, scores-personal/, scores-enrolled/    of the store; half is `--limit 3`
     store-recordings/, scores-recordings/    of the recordings
     personal/           changes of FiLM
     enrolled/           a checkpoint and the file of voices that it was trained with
     encoder/            a checkpoint with a speech encoder of its own, and its scores of the recordings
     ablation/           a grid that has ended
     stream.safetensors, live.safetensors    memories in the middle of call.flac
+    state.safetensors   the state of a model
     expected.json       fingerprints of the config, and what the memories went on to predict
 """
 
@@ -39,7 +40,7 @@ import pytest
 import soundfile
 import torch
 import transformers
-from golden_cases import GOLDEN, Killed, in_this_process
+from golden_cases import GOLDEN, Killed, in_this_process, waves
 
 import vaemo
 from vaemo.cluster.ablate import ablate
@@ -50,14 +51,19 @@ from vaemo.cluster.train import train
 from vaemo.cluster.tune import tune
 from vaemo.config import Config
 from vaemo.live import LiveSession
+from vaemo.model.checkpoint import load_checkpoint
 from vaemo.personalize import personalize_store
 from vaemo.stream import Stream
 
 RATE = 8000
 COMMIT = "7d2b53e"
 
+CALL = ((0, 0.3, 0.5), (0, 1.3, 0.9), (1, 1.32, 0.33), (1, 2.8, 0.6))
+"""Turns of call.flac: channel, start_s, seconds. The third has ended, and waits for the second, in live.safetensors."""
+
 SMALL = {
     "features": {"prosody": "gemaps", "opensmile_license": "research"},
+    "vad": {"join_gap_s": 0.1},
     "labels": {"range": [1, 7]},
     "model": {"d_c": 4, "film_hidden": 2, "prosody_hidden": 4, "prosody_dim": 4, "head_hidden": 4},
     "updater": {"d_model": 4, "d_state": 4},
@@ -101,19 +107,14 @@ def say(seed, pitch, seconds, level):
     return np.round(level * sound / np.abs(sound).max() * 512) / 512
 
 
-def call(seed, turns, channels):
-    """A call, its channels taking turns: (channels, n), and [channel, start_s, end_s] of every turn."""
-    random = np.random.default_rng(seed)
-    parts, spans, at = [], [], 0
-    for turn in range(turns):
-        said = say(100 * seed + turn, (110, 210)[turn % 2] * random.uniform(0.9, 1.2), random.uniform(0.7, 1.0), 0.4)
-        silence = RATE // 2
-        part = np.zeros((channels, silence + len(said)))
-        part[turn % channels, silence:] = said
-        spans.append([turn % channels, (at + silence) / RATE, (at + part.shape[1]) / RATE])
-        parts.append(part)
-        at += part.shape[1]
-    return np.concatenate([*parts, np.zeros((channels, RATE // 2))], axis=1), spans
+def call(turns):
+    """A call of (channel, start_s, seconds): (channels, n), half a second of silence at its end."""
+    n = max(start_s + seconds for _, start_s, seconds in turns) + 0.5
+    samples = np.zeros((1 + max(channel for channel, *_ in turns), round(n * RATE)))
+    for number, (channel, start_s, seconds) in enumerate(turns):
+        said = say(number, (110, 210)[channel] + 8 * number, seconds, 0.4)
+        samples[channel, round(start_s * RATE) :][: len(said)] = said
+    return samples
 
 
 def write_corpus(folder):
@@ -121,8 +122,8 @@ def write_corpus(folder):
     random = np.random.default_rng(0)
     folder.mkdir()
     lines = []
-    for session in range(9):
-        split = "train" if session < 5 else "dev" if session < 7 else "test"
+    for session in range(7):
+        split = "train" if session < 3 else "dev" if session < 5 else "test"
         at, parts = 0, []
         for step in range(random.integers(4, 7)):
             valence, arousal = random.uniform(1.5, 6.5, 2).round(2)
@@ -151,9 +152,9 @@ def write_corpus(folder):
 def write_encoder(folder):
     torch.manual_seed(0)
     config = transformers.Wav2Vec2Config(
-        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16, conv_dim=(8, 8),
+        hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=8, conv_dim=(4, 4),
         conv_kernel=(32, 40), conv_stride=(16, 20), num_feat_extract_layers=2, num_conv_pos_embeddings=8,
-        num_conv_pos_embedding_groups=4, feat_extract_norm="layer", do_stable_layer_norm=True, conv_bias=True,
+        num_conv_pos_embedding_groups=2, feat_extract_norm="layer", do_stable_layer_norm=True, conv_bias=True,
     )  # fmt: skip
     transformers.Wav2Vec2Model(config).eval().save_pretrained(folder)
     transformers.Wav2Vec2FeatureExtractor(do_normalize=True).save_pretrained(folder)
@@ -178,25 +179,37 @@ def heard(prediction):
 
 
 def memories(config):
-    """What a stream and a live session go on to predict after the memories that they leave."""
-    samples, spans = call(1, 4, 2)
+    """What a stream, a live session and a model go on to predict after the memories that they leave."""
+    samples = call(CALL).astype(np.float32)
     by_speaker = config.replace(
         {"sessions": {"sequence_by": "speaker"}, "features": {"speaker_aggregation": "running_mean"}}
     )
     stream, said = Stream("run/best", config=by_speaker), []
-    for number, (channel, start_s, end_s) in enumerate(spans):
+    # Both voices are heard twice: the last two utterances have a past.
+    for number, (channel, start_s, seconds) in enumerate([*CALL[:3:2], *CALL[1::2]]):
         if number == 2:
             stream.save("stream.safetensors")
-        cut = samples[channel, round(start_s * RATE) : round(end_s * RATE)].astype(np.float32)
-        said.append([channel, start_s, end_s, *heard(stream.push(cut, RATE, speaker=f"c{channel}"))[3:]])
-    live = LiveSession(Stream("run/best"), RATE, channels=2, vad=config.vad)
-    middle = round(spans[2][1] * RATE) + 1200
-    before = live.push(samples[:, :middle].astype(np.float32))
+        cut = samples[channel, round(start_s * RATE) :][: round(seconds * RATE)]
+        said.append([channel, start_s, seconds, *heard(stream.push(cut, RATE, speaker=f"c{channel}"))[3:]])
+
+    live, at, before = LiveSession(Stream("run/best"), RATE, channels=2, vad=config.vad), 0, []
+    while not live._waiting:
+        before += live.push(samples[:, at : at + 160])
+        at += 160
     live.save("live.safetensors")
-    after = [*live.push(samples[:, middle:].astype(np.float32)), *live.finish()]
-    assert before
-    assert len(before) + len(after) == len(spans)
-    return {"stream": said[2:], "live": {"from_sample": middle, "heard": [[p.channel, *heard(p)] for p in after]}}
+    after = [*live.push(samples[:, at:]), *live.finish()]
+    assert (len(before), len(after)) == (1, 3)
+
+    model = load_checkpoint("run/best").model.eval()
+    with torch.inference_mode():
+        state = model.step(waves(model.dims, 1.0), model.fresh_state(2))[1]
+        predicted = model.step(waves(model.dims, 2.0), state)[0]
+    state.save("state.safetensors")
+    return {
+        "stream": said[2:],
+        "live": {"from_sample": at, "heard": [[p.channel, *heard(p)] for p in after]},
+        "state": predicted.tolist(),
+    }
 
 
 def make(patch):
@@ -204,8 +217,8 @@ def make(patch):
     Path("config.yaml").write_text(config.to_yaml())
     write_corpus(Path("corpus"))
     Path("recordings").mkdir()
-    for name, made in (("call.flac", call(1, 4, 2)), ("voice.flac", call(2, 2, 1))):
-        soundfile.write(f"recordings/{name}", made[0].T, RATE)
+    for name, turns in (("call.flac", CALL), ("voice.flac", ((0, 0.4, 0.7),))):
+        soundfile.write(f"recordings/{name}", call(turns).T, RATE)
 
     in_this_process(patch)
     extract(config, "store", manifest="corpus/manifest.jsonl")
@@ -224,7 +237,7 @@ def make(patch):
 
     in_this_process(patch)
     scored("store", "run/best", "scores", config)
-    scored("store", "run/best", "scores-half", config, limit=4)
+    scored("store", "run/best", "scores-half", config, limit=3)
     scored("recordings", "run/best", "scores-recordings", config)
     personalize_store("store", "run/best", "personal", config)
     scored("store", "run/best", "scores-personal", config, personal="personal")

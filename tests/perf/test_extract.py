@@ -24,6 +24,7 @@ from vaemo.cluster import encoders, extract
 from vaemo.cluster.runtime import connect, run_shards
 from vaemo.config import Config, FeatureConfig
 from vaemo.features.speech import SpeechEncoder, fitting_batch_s
+from vaemo.index import Index
 from vaemo.manifest import write_manifest
 from vaemo.sources import ManifestSource
 
@@ -103,7 +104,7 @@ def test_the_cluster_is_nearly_as_fast_as_a_plain_pool(local_ray, tmp_path):
     for run in (in_pool, on_cluster, on_cluster, in_pool):
         out = str(tmp_path / f"out{len(list(tmp_path.iterdir()))}")
         arguments = {"source": source, "config": config.to_dict(), "out": out}
-        work = extract.plan_extraction(source, source.list(), out, config)
+        work = extract.plan_extraction(source, source.list(), Index(out), config)
         start = time.time()
         calls = run(arguments, work.shards)
         begin, end = min(call["begin"] for call in calls), max(call["end"] for call in calls)

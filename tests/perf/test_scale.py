@@ -8,6 +8,7 @@ import heapq
 import json
 import os
 import time
+from dataclasses import asdict
 
 import pytest
 import ray
@@ -21,6 +22,7 @@ from vaemo.cluster import extract
 from vaemo.cluster import score as score_job
 from vaemo.features import load_extractors
 from vaemo.files import Found
+from vaemo.index import Entry, Index
 from vaemo.sources import RecordingsSource
 from vaemo.testing import write_store
 
@@ -37,6 +39,10 @@ SPEED = 50.0
 def counts_of(n):
     nothing = {"examples": {}, "heard": n, "lost": 0, "silent": 0, "audio_s": n * CALL_S}
     return {"statuses": {"ok": n}, "sessions": n, **nothing}
+
+
+def entry_of(number, n):
+    return asdict(Entry(f"part-{number}.parquet", 1, 1, "[]", "{}", json.dumps(counts_of(n))))
 
 
 class Clock:
@@ -69,7 +75,7 @@ class Clock:
         return (
             self.elapsed_s + work_s,
             number,
-            json.dumps({"units": n, "audio_s": n * CALL_S, "failed": 0, "part": counts_of(n)}),
+            json.dumps({"units": n, "audio_s": n * CALL_S, "failed": 0, "part": entry_of(number, n)}),
         )
 
 
@@ -88,12 +94,13 @@ def test_bookkeeping_does_not_grow_with_the_workers(tmp_path, monkeypatch, capsy
         source = RecordingsSource("/calls")
         monkeypatch.setattr(sources, "list_recordings", lambda *_, **__: Listing(found))  # noqa: B023
         start = time.perf_counter()
-        work = extract.plan_extraction(source, source.list(), str(tmp_path / "none"), config)
+        index = Index(str(tmp_path / "none"))
+        work = extract.plan_extraction(source, source.list(), index, config)
         plan_s = time.perf_counter() - start
         clock = Clock(workers)
         monkeypatch.setattr(extract, "run_shards", clock.run)
         start = time.perf_counter()
-        extract.extract_missing(source, work, str(tmp_path / "none"), config, extractors)
+        extract.extract_missing(source, work, index, config, extractors)
         run_s = time.perf_counter() - start
         shares[workers] = (plan_s + run_s) / clock.elapsed_s
         table.append(

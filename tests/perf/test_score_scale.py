@@ -20,6 +20,7 @@ from vaemo import files, scores
 from vaemo.cluster.prepare import Request, Run
 from vaemo.cluster.score import plan_scoring
 from vaemo.config import Config, ScoreConfig
+from vaemo.index import Index
 from vaemo.scoring.roles import RoleRules
 from vaemo.sources import open_source
 
@@ -88,7 +89,7 @@ def test_a_million_recordings_are_planned_in_a_minute(tmp_path, capsys):
     listing = source.list()
     request = Request(str(tmp_path), ("checkpoint",), str(tmp_path / "out"))
     run = Run(request, Config(), [], source, listing, RoleRules(), None, {}, None, None)
-    work = plan_scoring(run)
+    work = plan_scoring(run, Index.open(str(tmp_path / "out")))
     took_s, peak = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     with capsys.disabled():
         print(f"\n1,000,000 recordings planned in {took_s:.1f} s, peak {peak / 2**30:.2f} GiB")

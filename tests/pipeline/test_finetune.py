@@ -226,6 +226,14 @@ def test_settings_that_contradict_each_other(plain, tmp_path, manifest, features
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("name", ["speaker_norm", "session_norm"])
+def test_what_an_encoder_said_before_it_changed_is_not_compared_with(plain, tmp_path, name):
+    config = plain.config().replace({"model": {name: ["prosody", "speech"]}})
+    with pytest.raises(UsageError, match=rf"model.{name} names speech, and train.encoder is 'all'"):
+        train(plain.store.path, str(tmp_path / "run"), config, manifest=plain.manifest)
+    assert not (tmp_path / "run").exists()
+
+
 def test_an_encoder_is_not_trained_by_those_who_have_no_audio(plain):
     config = plain.config()
     with pytest.raises(UsageError, match=r"train.encoder is 'all', and only jobs/train.py --manifest trains"):

@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow.compute as pc
 import pytest
 import soundfile
-from scoring_cases import make_audio_checkpoint, run, without_ray, write_calls
+from scoring_cases import SMALL, make_audio_checkpoint, run, without_ray, write_calls
 
 from vaemo.audio.recording import Decoder, Recording
 from vaemo.cluster import score as job
@@ -16,12 +16,16 @@ PUBLISHED = 1e-5
 """Precision to which every way of scoring agrees."""
 
 
+COMPARED = {**SMALL, "model": {**SMALL["model"], "speaker_norm": ["speech", "prosody"], "session_norm": ["prosody"]}}
+"""Every kind of memory that a model can have."""
+
+
 @pytest.fixture(scope="module")
 def call(tmp_path_factory):
     """A call, a checkpoint, and its scores: (path, checkpoint, {(channel, start): row})."""
     folder = tmp_path_factory.mktemp("call")
     (name,), _ = write_calls(folder / "recordings", utterances=8, formats=("flac",))
-    checkpoint = make_audio_checkpoint(folder / "best")
+    checkpoint = make_audio_checkpoint(folder / "best", config=COMPARED)
     with pytest.MonkeyPatch.context() as patch:
         without_ray(patch, job)
         customer = run(

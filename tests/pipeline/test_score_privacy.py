@@ -26,7 +26,7 @@ from vaemo.scoring import erase
 from vaemo.scoring.erase import Tombstones, erase_session
 from vaemo.scoring.ids import VARIABLE, IdKey
 from vaemo.scoring.score import score_table
-from vaemo.shards import read_part
+from vaemo.shards import read_keys
 from vaemo.store import FeatureStore
 from vaemo.testing import write_store
 
@@ -119,7 +119,7 @@ def test_an_erased_call_is_gone_and_stays_away(store, checkpoint, tmp_path, opti
     assert run(again, checkpoint, out, **options).equals(rest)
     assert erase_session("s0005", IdKey(KEY), scores=str(out))["utterances"] == 0
     for part in files.list_files(str(out / "utterances")):
-        assert name not in "".join(read_part(part).keys)
+        assert name not in "".join(read_keys(part)[0])
 
 
 @pytest.fixture

@@ -69,6 +69,27 @@ def test_a_store_is_scored_by_the_contract(store, checkpoint, tmp_path):
     assert facts["scan"] == "compiled"
 
 
+def test_a_store_without_speakers_is_compared_by_session_and_says_so_once(store, tmp_path, capsys):
+    norm = {**SMALL, "model": {**SMALL["model"], "speaker_norm": ["speech"]}}
+    checkpoint = make_checkpoint(tmp_path / "compared", config=norm)
+    rows = run(store, checkpoint, tmp_path / "out")
+    assert "names no speakers" not in capsys.readouterr().out
+    table = make_world().table
+    write_table(tmp_path / "nameless", "part-0.parquet", table.drop(["speaker_id"]))
+    # In this world every session is of one speaker.
+    found = run(tmp_path / "nameless", checkpoint, tmp_path / "again")
+    assert capsys.readouterr().out.count("names no speakers (speaker_id)") == 1
+    for name in ("valence", "arousal"):
+        assert np.abs(found[name].to_numpy() - rows[name].to_numpy()).max() < SINGLE
+
+
+def test_a_store_without_the_stream_that_is_compared_is_refused(store, tmp_path):
+    norm = {**SMALL, "model": {**SMALL["model"], "speaker_norm": ["prosody"]}}
+    checkpoint = make_checkpoint(tmp_path / "compared", config=norm, dims={"speech": 6, "prosody": 5})
+    with pytest.raises(FeatureMismatchError, match=r"the store .* has no stream 'prosody', which the checkpoint uses"):
+        run(store, checkpoint, tmp_path / "out")
+
+
 def test_running_again_writes_nothing(store, checkpoint, tmp_path, capsys):
     out = tmp_path / "out"
     run(store, checkpoint, out)
@@ -241,7 +262,7 @@ def test_calls_bring_dates_and_columns(store, checkpoint, tmp_path):
     out = tmp_path / "out"
     rows = run(store, checkpoint, out, calls=str(tmp_path / "calls.parquet"), limit=7)
     rows = run(store, checkpoint, out, calls=str(tmp_path / "calls.parquet"))
-    folders = sorted(os.listdir(out / "utterances"))
+    folders = sorted(set(os.listdir(out / "utterances")) - {"_index"})
     assert folders == sorted(os.listdir(out / "sessions")) == [f"date=2026-11-{day}" for day in (20, 21, 22)]
     assert rows["utt_id"].equals(plain["utt_id"])
     assert np.abs(rows["valence"].to_numpy() - plain["valence"].to_numpy()).max() < SINGLE

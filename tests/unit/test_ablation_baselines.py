@@ -4,12 +4,14 @@ import dataclasses
 
 import numpy as np
 import pytest
+import torch
 from sklearn.linear_model import Ridge
 
 from vaemo.ablation import baselines
-from vaemo.ablation.baselines import mean_of_labels, ridge, ridge_with_memory
+from vaemo.ablation.baselines import mean_of_labels, ridge, ridge_with_memory, rivals
 from vaemo.metrics import ccc
 from vaemo.testing import linear_world
+from vaemo.windows import PackedSessions
 
 EXACT = 1e-8
 """float64: two solvers of the same equations."""
@@ -136,6 +138,79 @@ def test_the_best_on_dev_is_taken_for_each_dimension(parts):
             single.append(ccc(np.concatenate(ridge(train, dev, dev, ["speech", "prosody"])), labels(dev)))
     np.testing.assert_allclose(chosen, np.max(single, axis=0))
     assert np.ptp(single, axis=0).min() > 0.01
+
+
+def match(predicted, train, dev):
+    centre = np.nanmean(labels(train), axis=0)
+    known = ~np.isnan(labels(dev))
+    spread = [np.std(labels(dev)[known[:, k], k]) / np.std(np.concatenate(predicted)[known[:, k], k]) for k in range(2)]
+    return centre + (np.concatenate(predicted) - centre) * spread
+
+
+def test_rivals_are_these_ridges_on_dev_with_matched_spread(parts, monkeypatch):
+    monkeypatch.setattr(baselines, "PENALTIES", (PENALTY,))
+    monkeypatch.setattr(baselines, "RIVAL_MEMORIES", ((0.9,),))
+    train, dev, _ = parts
+    packed = [PackedSessions.of(part) for part in (train, dev)]
+    torch.manual_seed(3)
+    found = rivals(*packed, ["speech", "prosody"])
+    assert torch.rand(1) == torch.rand(1, generator=torch.Generator().manual_seed(3)), "nobody's draws were used"
+    # Packed sessions are in float32.
+    for name, alphas in (("ridge", ()), ("ridge_ema", (0.9,))):
+        predicted = match([by_sklearn([train, dev, dev], alphas)[1]], train, dev)
+        expected = ccc(predicted, labels(dev))
+        keys = [f"dev_ccc_{key}" for key in ("valence", "arousal", "avg")]
+        assert list(found[name]) == keys
+        assert list(found[name].values()) == pytest.approx([*expected, expected.mean()], abs=1e-5)
+
+
+def test_rivals_look_at_a_part_of_what_is_large(parts, monkeypatch):
+    train, dev, _ = (PackedSessions.of(part) for part in parts)
+    every = rivals(train, dev, ["speech"])
+    monkeypatch.setattr(baselines, "RIVAL_UTTERANCES", len(train.labels) // 2)
+    fewer = rivals(train, dev, ["speech"])
+    assert fewer != every
+    assert fewer == rivals(train, dev, ["speech"])
+    seen = baselines._some(train, ["speech"])
+    assert 0 < sum(map(len, seen)) <= len(train.labels) // 2
+    own = {session.labels.tobytes() for session in parts[0]}
+    assert all(session.labels.tobytes() in own for session in seen), "sessions are whole"
+    monkeypatch.setattr(baselines, "RIVAL_NUMBERS", 8 * 70)
+    assert 30 < sum(map(len, baselines._some(train, ["speech"]))) <= 70
+    monkeypatch.setattr(baselines, "RIVAL_NUMBERS", 1)
+    assert len(baselines._some(train, ["speech"])) == 1
+
+
+@pytest.mark.parametrize("split", [0, 1])
+def test_rivals_need_labels(parts, split):
+    def without(part, rows):
+        kept = [dataclasses.replace(session, labels=session.labels.copy()) for session in part]
+        for session in kept:
+            session.labels[rows, 1] = np.nan
+        return kept
+
+    found = list(parts[:2])
+    found[split] = without(found[split], slice(1, None))
+    assert rivals(*map(PackedSessions.of, found), ["speech"]) is None
+    packed = [PackedSessions.of(part) for part in parts[:2]]
+    packed[split] = packed[split].select([])
+    assert rivals(*packed, ["speech"]) is None
+
+
+def test_dimensions_may_be_labelled_in_different_utterances(parts):
+    """Each is fitted on its own: as if the other's labels were not there."""
+    train, dev, test = parts
+
+    def labelled(k):
+        found = [dataclasses.replace(session, labels=session.labels.copy()) for session in train]
+        for session in found:
+            session.labels[::3, k] = np.nan
+        return found
+
+    found = np.concatenate(ridge(labelled(0), dev, test, ["speech"]))
+    whole = np.concatenate(ridge(train, dev, test, ["speech"]))
+    assert np.abs(found[:, 0] - whole[:, 0]).max() > 1e-3
+    np.testing.assert_allclose(found[:, 1], whole[:, 1], atol=EXACT)
 
 
 def test_memory_helps_where_there_is_something_to_remember(parts):

@@ -34,9 +34,20 @@ def names(config, dims=ALL):
 
 def test_the_six_questions_and_the_baselines():
     assert names(Config()) == [
-        "full", "no-state", "mamba2", "gru", "no-prosody", "concat", "no-film", "learned-alpha",
-        "feedback-scheduled", "feedback-label", "feedback-model", "mean", "ridge", "ridge-ema",
+        "full", "no-state", "mamba2", "gru", "no-prosody", "concat", "no-film", "speech-mlp", "speech-mlp-film",
+        "speaker-norm", "session-norm", "learned-alpha", "feedback-scheduled", "feedback-label", "feedback-model",
+        "mean", "ridge", "ridge-ema",
     ]  # fmt: skip
+
+
+def test_what_is_compared_has_both_sides_too():
+    config = Config.load("default", ["model.speaker_norm=[prosody]", "model.speech_mlp=before_film"])
+    chosen = set(names(config))
+    assert {"plain-speech", "speech-mlp", "no-norm", "session-norm"} <= chosen
+    assert not {"speech-mlp-film", "speaker-norm"} & chosen
+    # Without a prosody stream nothing is compared, and without FiLM there is nothing before or after it.
+    assert not {"no-norm", "speaker-norm", "session-norm", "speech-mlp"} & set(names(config, {"speech": 6}))
+    assert not {"plain-speech", "speech-mlp"} & set(names(config, {"prosody": 4}))
 
 
 def test_what_the_config_has_is_the_full_model():
@@ -156,6 +167,12 @@ def test_folds_hold_out_their_rows_alone(world, sessions):
         assert sorted(table["utt_id"].to_pylist()) == sorted(held)
         seen += held
     assert sorted(seen) == sorted(world.table["utt_id"].to_pylist())
+
+
+def test_a_variant_that_the_config_makes_impossible_is_left_out():
+    variants, left_out = choose_variants(QUICK, {"speech": 6})
+    assert "mamba2" not in [variant.name for variant in variants]
+    assert any("headdim is 32, which does not divide" in line for line in left_out)
 
 
 def test_a_result_is_kept_whole(world, sessions, tmp_path):

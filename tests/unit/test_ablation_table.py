@@ -142,7 +142,7 @@ def test_markdown(rows):
     row = rows[1]
     expected = (
         f"{row['ccc_avg']:.3f} ± {row['ccc_avg_sd']:.3f} | [{row['ccc_avg_low']:.3f}, {row['ccc_avg_high']:.3f}] | "
-        f"{row['fed_ccc_avg']:.3f} | {row['difference_avg']:+.3f}"
+        f"{row['within_ccc_avg']:.3f} | {row['fed_ccc_avg']:.3f} | {row['difference_avg']:+.3f}"
     )
     assert expected in lines[3]
     assert lines[4].startswith("| hardly other | failed | failed | failed | - |")

@@ -8,7 +8,7 @@ import boto3
 import pytest
 
 from vaemo import files
-from vaemo.archive import Stamp, list_recordings
+from vaemo.archive import Stamp, is_still, list_recordings
 from vaemo.config import AudioConfig
 from vaemo.errors import ReadRecordingsError
 
@@ -153,7 +153,7 @@ def test_a_stamp_tells_a_change_by_size_then_time_then_bytes(tmp_path):
 
     def still():
         about = path.stat()
-        return stamp.still(about.st_size, about.st_mtime_ns, str(path))
+        return is_still(str(path), about.st_size, about.st_mtime_ns, stamp)
 
     assert still()
     os.utime(path, ns=(5, 5))
@@ -177,7 +177,7 @@ NAMES = ["a b.wav", "a#1.wav", "a?x=1.wav", "a%41.wav", "100%.wav", "ä.wav", "[
 @pytest.mark.parametrize("boto", [True, False])
 def test_names_in_a_bucket_are_taken_as_they_are(bucket, boto, monkeypatch):
     if not boto:
-        monkeypatch.setattr(files, "_walk_s3", lambda uri, inner: None)
+        monkeypatch.setattr(files, "_walk_s3", lambda uri: None)
     for name in NAMES:
         files.write_whole(f"{bucket}/in/{name}", b"hello")
     files.write_whole(f"{bucket}/in/.hidden.wav", b"hello")
@@ -185,7 +185,7 @@ def test_names_in_a_bucket_are_taken_as_they_are(bucket, boto, monkeypatch):
     assert [item.name for item in found] == sorted(NAMES)
     for item in found:
         assert (item.size, files.read_bytes(item.path)) == (5, b"hello")
-        assert Stamp.of(item.path).still(item.size, item.mtime_ns, item.path)
+        assert is_still(item.path, item.size, item.mtime_ns, Stamp.of(item.path))
 
 
 def test_what_lies_in_an_archive_tier_is_known_from_the_listing(bucket):

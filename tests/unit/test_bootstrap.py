@@ -32,6 +32,8 @@ def test_metrics_of_sums_are_the_plain_ones():
         expected = getattr(metrics, name)(x, y)
         np.testing.assert_allclose(found[name][:2], expected, rtol=FLOAT64)
         np.testing.assert_allclose(found[name][2], expected.mean(), rtol=FLOAT64)
+    expected = metrics.Moments.within(x, y, session).ccc()
+    np.testing.assert_allclose(found["within_ccc"], [*expected, expected.mean()], rtol=FLOAT64)
     np.testing.assert_allclose(found["bias"][:2], np.nanmean(x - y, axis=0), rtol=FLOAT64)
 
 
@@ -57,6 +59,10 @@ def test_a_draw_of_sums_is_a_draw_of_utterances():
         rows = np.concatenate([np.flatnonzero(session == s) for s in sessions])
         np.testing.assert_allclose(drawn["ccc"][index, :2], metrics.ccc(x[rows], y[rows]), rtol=FLOAT64)
         np.testing.assert_allclose(drawn["mae"][index, :2], metrics.mae(x[rows], y[rows]), rtol=FLOAT64)
+        # A session that is drawn twice is two sessions.
+        again = np.concatenate([np.full((session == s).sum(), place) for place, s in enumerate(sessions)])
+        expected = metrics.Moments.within(x[rows], y[rows], again).ccc()
+        np.testing.assert_allclose(drawn["within_ccc"][index, :2], expected, rtol=FLOAT64)
 
 
 def test_leaving_one_out_is_leaving_one_out():

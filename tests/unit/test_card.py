@@ -10,6 +10,7 @@ from vaemo.config import Config
 from vaemo.errors import ReadCheckpointError
 
 METRICS = {"epoch": 7, "dev_ccc_valence": 0.612, "dev_ccc_arousal": 0.701, "dev_ccc_avg": 0.6566}
+METRICS |= {"dev_within_ccc_valence": 0.412, "dev_within_ccc_arousal": 0.501, "dev_within_ccc_avg": 0.4566}
 PROVENANCE = {
     "version": "0.1.0",
     "seed": 3,
@@ -20,12 +21,17 @@ PROVENANCE = {
     "fingerprint": "f" * 64,
 }
 POOLED = {"n": 1234, "n_sessions": 56} | {
-    f"{metric}_{name}": 0.5 for metric in ("ccc", "rmse", "pearson") for name in ("valence", "arousal", "avg")
+    f"{metric}_{name}": 0.5
+    for metric in ("ccc", "within_ccc", "rmse", "pearson")
+    for name in ("valence", "arousal", "avg")
 }
 EVALUATION = {
     "split": "test",
     "variance": "biased",
-    "pooled": {**POOLED, "ci95": {name: [0.4, 0.6] for name in POOLED if name.startswith(("ccc", "rmse"))}},
+    "pooled": {
+        **POOLED,
+        "ci95": {name: [0.4, 0.6] for name in POOLED if name.startswith(("ccc", "within_ccc", "rmse"))},
+    },
 }
 
 
@@ -42,6 +48,8 @@ def test_the_card_says_what_the_model_is_and_how_good(tmp_path):
     write_card(folder, EVALUATION)
     card = (tmp_path / "best" / "README.md").read_text()
     assert "| CCC, test | 0.500 [0.400, 0.600] | 0.500 [0.400, 0.600] | 0.500 [0.400, 0.600] |" in card
+    assert "| CCC within sessions, test | 0.500 [0.400, 0.600] | 0.500 [0.400, 0.600] |" in card
+    assert "| CCC within sessions, dev | 0.412 | 0.501 | 0.457 |" in card
     assert "| Pearson's r, test | 0.500 | 0.500 | 0.500 |" in card
     assert "| CCC, dev | 0.612 | 0.701 | 0.657 |" in card
     assert "1,234 utterances of 56 sessions" in card
@@ -54,6 +62,8 @@ def test_the_card_says_what_the_model_is_and_how_good(tmp_path):
     assert "openSMILE (audEERING)" in card
     assert "declared use: not declared" in card
     assert "synthetic" not in card
+    assert "past" not in card.partition("## Law")[0]
+    assert "network on speech" not in card
     settings = yaml.safe_load(card.split("```yaml\n")[1].split("```")[0])
     assert settings == Config().to_dict()
 
@@ -62,6 +72,15 @@ def test_without_an_evaluation_the_development_set_speaks():
     card = card_of(Config().to_dict(), METRICS, PROVENANCE)
     assert "CCC, dev" in card
     assert "CCC, test" not in card
+
+
+def test_numbers_of_an_older_version_are_shown_as_they_are():
+    """Neither its metrics nor its evaluations know of CCC within sessions."""
+    metrics = {name: value for name, value in METRICS.items() if "within" not in name}
+    pooled = {name: value for name, value in EVALUATION["pooled"].items() if "within" not in name}
+    card = card_of(Config().to_dict(), metrics, PROVENANCE, {**EVALUATION, "pooled": pooled})
+    assert "| CCC, test | 0.500" in card
+    assert "CCC within sessions" not in card
 
 
 def test_what_the_development_set_decided_is_said():
@@ -101,3 +120,14 @@ def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path, name):
     (tmp_path / "best" / name).write_text("{")
     with pytest.raises(ReadCheckpointError, match="is not a whole checkpoint: "):
         write_card(folder)
+
+
+def test_the_card_says_what_is_compared_and_how_speech_comes_in():
+    settings = Config.load("default", ["model.speech_mlp=after_film", "model.speaker_norm_weight=3"]).to_dict()
+    facts = {**PROVENANCE, "compared_with_past": ["speaker.prosody", "session.prosody"]}
+    card = card_of(settings, METRICS, facts)
+    assert "a network on speech (`after_film`)" in card
+    assert "- compared with the past of the session: prosody with the speaker's, prosody with the session's (w" in card
+    assert "(weight of the training mean 3 utterances)" in card
+    older = {name: value for name, value in settings["model"].items() if "speech" not in name and "norm" not in name}
+    assert "network on speech" not in card_of({**settings, "model": older}, METRICS, PROVENANCE)

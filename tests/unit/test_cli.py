@@ -1,14 +1,17 @@
 """A mistake on the command line is one line and its exit code."""
 
 import errno
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
+import fsspec
+import pyarrow.fs as pafs
 import pytest
 
-from vaemo import cli
-from vaemo.errors import LabelError, UsageError
+from vaemo import cli, files
+from vaemo.errors import LabelError, ReadCheckpointError, UsageError
 
 
 def test_paths_become_absolute(tmp_path, monkeypatch):
@@ -63,6 +66,48 @@ def test_a_full_disk_is_one_line(capsys):
     assert len(printed.splitlines()) == 1
 
 
+def at_storage():
+    raise PermissionError(errno.EACCES, "Permission denied", "/out/a")
+
+
+def without_a_number():
+    """As pyarrow raises what an object store says."""
+    pafs.PyFileSystem(pafs.FSSpecHandler(Refusing())).get_file_info("a")
+
+
+class Refusing(fsspec.AbstractFileSystem):
+    def info(self, path, **_):
+        raise OSError("AWS Error NETWORK_CONNECTION during HeadObject")
+
+
+@pytest.mark.parametrize(
+    ("act", "says"),
+    [
+        (at_storage, "storage failed: [Errno 13] Permission denied: '/out/a'"),
+        (without_a_number, "storage failed: AWS Error NETWORK_CONNECTION"),
+        (
+            lambda: socket.create_connection(("127.0.0.1", 1)),
+            "a connection to another process or machine failed: [Errno",
+        ),
+        (lambda: (_ for _ in ()).throw(TimeoutError("timed out")), "machine failed: timed out"),
+        (lambda: (_ for _ in ()).throw(BrokenPipeError()), "machine failed: BrokenPipeError"),
+    ],
+)
+def test_only_what_storage_says_is_called_so(act, says, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        cli.run(lambda _: act())
+    assert exit_.value.code == 1
+    printed = capsys.readouterr().err
+    assert says in printed
+    assert len(printed.splitlines()) == 1
+
+
+def test_an_error_of_the_system_that_nobody_expects_stays_a_traceback():
+    for error in (OSError("AF_UNIX path length cannot exceed 107 bytes"), OSError(errno.ENOMEM, "Cannot allocate")):
+        with pytest.raises(OSError, match=str(error.args[-1])):
+            cli.run(lambda _, error=error: (_ for _ in ()).throw(error))
+
+
 def test_an_unknown_argument_is_one_line(capsys):
     with pytest.raises(SystemExit) as exit_:
         cli.JobParser("Do it.").parse_args(["--nope"])
@@ -102,6 +147,48 @@ def test_a_limit_of_nothing_is_refused_by_the_jobs(job):
     assert (
         refused.stderr == f"{job}.py: argument --limit: '0' is not a whole number of at least 1. See {job}.py --help.\n"
     )
+
+
+def checkpoints(*arguments, several=True):
+    parser = cli.JobParser("Do it.")
+    cli.add_checkpoint(parser, "a model", several=several)
+    return parser.parse_args([part for text in arguments for part in ("--checkpoint", text)]).checkpoint
+
+
+def test_a_checkpoint_whose_path_holds_commas_is_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    a, b, plain = "runs/lr=0.1,d_c=16/best", "runs/lr=0.1,d_c=32/best", "runs/plain"
+    # A part of the path is there as well.
+    for name in (a, b, plain, "runs/lr=0.1"):
+        (tmp_path / name).mkdir(parents=True)
+    at = str(tmp_path)
+    assert checkpoints(a) == (f"{at}/{a}",)
+    assert checkpoints(f"{a},{b}") == (f"{at}/{a}", f"{at}/{b}")
+    assert checkpoints(f"{plain},{at}/{b},{plain}") == (f"{at}/{plain}", f"{at}/{b}", f"{at}/{plain}")
+    assert checkpoints(a, f"{plain},{b}", plain) == tuple(f"{at}/{name}" for name in (a, plain, b, plain))
+    assert checkpoints("runs/missing") == (f"{at}/runs/missing",)
+    for text, part in ((f"{plain},runs/x=1", "runs/x=1"), ("runs/x=1,d=2/best", "runs/x=1"), (f"{plain},", "")):
+        with pytest.raises(
+            ReadCheckpointError, match=rf"neither this is there, nor '{part}' of it. Give the option once"
+        ):
+            checkpoints(text)
+
+
+def test_checkpoints_at_uris(tmp_path):
+    uris = [f"memory://bucket/{name}" for name in ("lr=0.1,d_c=16/best", "plain/best")]
+    for uri in uris:
+        files.write_whole(f"{uri}/model.safetensors", b"x")
+    assert checkpoints(",".join(uris)) == tuple(uris)
+    assert checkpoints(*uris) == tuple(uris)
+
+
+def test_where_one_checkpoint_is_taken_a_second_is_refused(tmp_path, capsys):
+    (tmp_path / "a,b").mkdir()
+    assert checkpoints(f"{tmp_path}/a,b", several=False) == f"{tmp_path}/a,b"
+    with pytest.raises(SystemExit) as exit_:
+        checkpoints("a", "b", several=False)
+    assert exit_.value.code == 2
+    assert "argument --checkpoint: one checkpoint is taken here, and 'b' is another" in capsys.readouterr().err
 
 
 def test_config_and_overrides():

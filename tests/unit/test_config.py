@@ -5,7 +5,8 @@ import dataclasses
 import pytest
 
 import vaemo.config
-from vaemo.config import PRESETS, Config, ConfigValueError, UnknownConfigKeyError, settled
+from vaemo.config import PRESETS, TOGETHER, Config, ConfigValueError, UnknownConfigKeyError, settled
+from vaemo.errors import UsageError
 from vaemo.fields import option
 
 FIELDS = [
@@ -37,6 +38,10 @@ def test_seed_preset_has_the_values_of_the_first_description():
 def test_every_field_is_documented_and_classified(section, field):
     assert field.metadata["doc"].endswith(".")
     assert isinstance(field.metadata["runtime"], bool)
+
+
+def test_fields_that_are_checked_together_exist():
+    assert {name for names in TOGETHER for name in names} <= {f"{section}.{field.name}" for section, field in FIELDS}
 
 
 def test_round_trip_through_yaml(tmp_path):
@@ -86,6 +91,13 @@ def test_overrides_are_converted_to_the_field_type():
         ("model.updater=lstm", ConfigValueError, r"'lstm'; allowed is one of mamba, mamba2, gru, none"),
         ("labels.range=[1, 7, 9]", ConfigValueError, r"allowed is a list of 2 numbers or null"),
         ("labels.range=[7, 1]", ConfigValueError, r"labels\.range is \[7\.0, 1\.0\]; give the lowest and the highest"),
+        ("model.speaker_norm=prosody", ConfigValueError, r"allowed is a list of any of speech, prosody"),
+        (
+            "model.session_norm=[speaker]",
+            ConfigValueError,
+            r"\['speaker'\]; allowed is a list of any of speech, prosody",
+        ),
+        ("model.speaker_norm_weight=-1", ConfigValueError, r"speaker_norm_weight is -1; it must be at least 0"),
         ("train.trackers=wandb", ConfigValueError, r"'wandb'; allowed is a list of texts"),
         ("model.label_range=[0, 2]", ConfigValueError, r"allowed are \[0, 1\] and \[-1, 1\]"),
         ("train.sampling_hold_fraction=0.9", ConfigValueError, r"together they may be 1 at most"),
@@ -93,6 +105,24 @@ def test_overrides_are_converted_to_the_field_type():
         ("alpha=0.9", ConfigValueError, r"give section\.key=value"),
         ("model.alpha", ConfigValueError, r"give section\.key=value"),
         ("model.alpha=[", ConfigValueError, r"is not a YAML value"),
+        ("train.epochs=010", ConfigValueError, r"train\.epochs is '010'; allowed is a whole number"),
+        ("train.window=1:30", ConfigValueError, r"train\.window is '1:30'; allowed is a whole number"),
+        ("train.epochs=0x10", ConfigValueError, r"train\.epochs is '0x10'; allowed is a whole number"),
+        ("train.lr=010", ConfigValueError, r"train\.lr is '010'; allowed is a number"),
+        ("train.lr=1:30", ConfigValueError, r"train\.lr is '1:30'; allowed is a number"),
+        ("train.lr=1,5", ConfigValueError, r"train\.lr is '1,5'; allowed is a number"),
+        ("train.lr=infinity", ConfigValueError, r"train\.lr is 'infinity'; allowed is a number"),
+        ("train.clip=1e999", ConfigValueError, r"train\.clip is '1e999'; allowed is a number"),
+        ("model.prosody=2", ConfigValueError, r"model\.prosody is 2; allowed is true or false"),
+        ("model.prosody=maybe", ConfigValueError, r"model\.prosody is 'maybe'; allowed is true or false"),
+        ("features.speech=123", ConfigValueError, r"features\.speech is 123; allowed is text\. Put it in quotes"),
+        ("train.window={a: 1, a: 2}", ConfigValueError, r"not a YAML value \(line 1: 'a' stands twice"),
+        ("updater.headdim=48", ConfigValueError, r"headdim is 48, .* updater\.d_model = 256\. Choose a divisor"),
+        ("lr=0.1", ConfigValueError, r"give section\.key=value, such as --set train\.lr=0\.1\."),
+        ("train.learning_rate=1", UnknownConfigKeyError, r"Did you mean train\.lr\? Allowed"),
+        ("train.momentum=1", UnknownConfigKeyError, r"'train\.momentum'\. Allowed"),
+        ("training.lr=1", UnknownConfigKeyError, r"section 'training'\. Did you mean train\?"),
+        ("training.learning_rate=1", UnknownConfigKeyError, r"section 'training'\. Did you mean train\.lr\?"),
     ],
 )
 def test_bad_overrides_say_what_is_allowed(override, error, message):
@@ -101,6 +131,8 @@ def test_bad_overrides_say_what_is_allowed(override, error, message):
         overrides.append("train.sampling_end_fraction=0.2")
     if "encoder" in override:
         overrides.append("train.encoder=all")
+    if "headdim" in override:
+        overrides.append("model.updater=mamba2")
     with pytest.raises(error, match=message):
         Config.load("default", overrides)
 
@@ -111,13 +143,52 @@ def test_bad_overrides_say_what_is_allowed(override, error, message):
         ("- a\n", "needs sections"),
         ("model: 3\n", "takes fields such as model"),
         ("a: [\n", "is not YAML"),
+        ("train: {lr: 0.1}\nmodel: {}\ntrain: {epochs: 3}\n", "line 3: 'train' stands twice, first on line 1"),
+        ("train:\n  lr: 0.1\n  lr: 0.2\n", "line 3: 'lr' stands twice, first on line 2"),
+        ("train:\n  lr: 0.1\n  epochs: 010\n", r"bad\.yaml', line 3: train\.epochs is '010'; allowed is a whole num"),
+        ("train:\n\n  window: 1:30\n", r"bad\.yaml', line 3: train\.window is '1:30'; allowed is a whole number"),
+        ("model:\n  alpha: 3\n", r"bad\.yaml', line 2: model\.alpha is 3; it must be at most"),
+        ("model:\n  alhpa: 3\n", r"bad\.yaml', line 2: unknown config key .* Did you mean model\.alpha\?"),
+        ("\ntrain: {sampling_hold_fraction: 0.9}\n", r"bad\.yaml', line 2: train\.sampling_hold.* may be 1 at most"),
+        (
+            "train.lr: 0.001\n",
+            r"line 1: unknown .*'train\.lr'\. A field stands inside its section: train: {lr: 0\.001}\.",
+        ),
+        ("train.learning_rate: 1\n", r"A field stands inside its section: train: {lr: 1}\."),
+        ("dropout: 0.2\n", r"A field stands inside its section: model: {dropout: 0\.2}\."),
+        ("optimizer: {learning_rate: 0.2}\n", r"unknown config section 'optimizer'\. Did you mean train\.lr\?"),
+        ("labels: {range: &a [" + ", ".join(["1"] * 500) + "]}", r"\[1, 1, .{,300}\.\.\.; allowed is a list of 2"),
     ],
 )
 def test_bad_files(tmp_path, text, message):
     path = tmp_path / "bad.yaml"
     path.write_text(text)
-    with pytest.raises(ConfigValueError, match=message):
+    with pytest.raises(UsageError, match=message) as refusal:
         Config.load(path)
+    assert "\n" not in str(refusal.value)
+
+
+def test_what_a_file_says_counts_with_what_is_changed_in_it(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("model: {updater: mamba2, film: off, prosody: yes}\nupdater: {headdim: 48}\ntrain: {lr: 1e-3}\n")
+    with pytest.raises(ConfigValueError, match="headdim is 48, which does not divide"):
+        Config.load(path)
+    config = Config.load(path, ["updater.d_model=32", "updater.d_model=96", "model.prosody=off"])
+    assert (config.updater.headdim, config.updater.d_model) == (48, 96)
+    assert (config.model.film, config.model.prosody, config.train.lr) == ("off", False, 1e-3)
+    with pytest.raises(ConfigValueError, match=r"^updater\.headdim is 0; it must be at least 1"):
+        Config.load(path, ["updater.headdim=0"])
+
+
+def test_texts_that_look_like_something_else_stay_text(tmp_path):
+    revisions = ["0123456", "12e4567", "1:30", "2024-01-01", "no", "0x10", "null"]
+    for revision in revisions:
+        config = Config().replace({"features": {"speech_revision": revision}})
+        for text in (config.to_yaml(), config.explained()):
+            (tmp_path / "run.yaml").write_text(text)
+            assert Config.load(tmp_path / "run.yaml") == config
+    for revision in revisions[:-1]:
+        assert Config.load("default", [f"features.speech_revision={revision}"]).features.speech_revision == revision
 
 
 def test_a_section_that_is_a_number_is_unknown():
@@ -150,24 +221,24 @@ def with_section(patch, name, field, older=object):
 @pytest.fixture
 def younger_field(monkeypatch):
     """A field that files of today lack: its default differs from what was so before it existed."""
-    field = ("speaker_norm", tuple[str, ...], option(("prosody",), "Streams.", before=()))
+    field = ("hum_norm", tuple[str, ...], option(("prosody",), "Streams.", before=()))
     return with_section(monkeypatch, "model", field, vaemo.config.ModelConfig)
 
 
 def test_a_younger_field_is_absent_from_saved_configs(younger_field, tmp_path):
     saved = Config().to_dict()
-    assert "speaker_norm" not in saved["model"]
+    assert "hum_norm" not in saved["model"]
     loaded = younger_field.from_dict(saved)
-    assert loaded.model.speaker_norm == ()
+    assert loaded.model.hum_norm == ()
     assert loaded.fingerprint() == Config().fingerprint()
-    assert younger_field().model.speaker_norm == ("prosody",)
+    assert younger_field().model.hum_norm == ("prosody",)
     assert younger_field().fingerprint() != Config().fingerprint()
 
     path = tmp_path / "config.yaml"
     path.write_text(Config().to_yaml())
-    assert younger_field.load(path).model.speaker_norm == ()
+    assert younger_field.load(path).model.hum_norm == ()
     path.write_text("model: {alpha: 0.9}\n")
-    assert younger_field.load(path).model.speaker_norm == ("prosody",)
+    assert younger_field.load(path).model.hum_norm == ("prosody",)
     path.write_text(younger_field().to_yaml())
     assert younger_field.load(path) == younger_field()
 
@@ -190,6 +261,10 @@ def test_a_section_of_one_field_or_none_was_saved_beside_others(monkeypatch, tmp
 
 def test_settings_of_another_version_compare_without_what_decides_nothing(younger_field):
     then = {"data": "d", "run": {"model": {"alpha": 0.5, "scan": "auto"}}, "sessions": 84}
-    assert settled(then) == {"data": "d", "run": {"model": {"alpha": 0.5, "speaker_norm": []}}, "sessions": 84}
-    now = {"run": {"model": {"alpha": 0.5, "speaker_norm": ["prosody"], "unknown": 1}}}
-    assert settled(now) == now
+    filled = settled(then)
+    model = filled["run"].pop("model")
+    assert filled == {"data": "d", "run": {}, "sessions": 84}
+    assert (model["alpha"], model["hum_norm"]) == (0.5, [])
+    assert "scan" not in model
+    now = settled({"run": {"model": {"alpha": 0.5, "hum_norm": ["prosody"], "unknown": 1}}})
+    assert (now["run"]["model"]["hum_norm"], now["run"]["model"]["unknown"]) == (["prosody"], 1)

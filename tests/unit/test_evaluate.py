@@ -142,12 +142,28 @@ def test_groups_are_evaluations_of_their_rows(tmp_path, rows, scored):
     assert result["per_position"]["1-5"]["ccc_avg"] == pytest.approx(early, abs=FLOAT32)
     assert set(result["per_position"]) == {"1-5", "6-10", "11-20"}
 
+    def within_of(wanted):
+        session = np.unique([row["session_id"] for row in wanted], return_inverse=True)[1]
+        moments = metrics.Moments.within(matrix(wanted, "prediction"), matrix(wanted, "label"), session)
+        return float(moments.ccc().mean())
+
+    assert result["pooled"]["within_ccc_avg"] == pytest.approx(within_of(tested), abs=FLOAT32)
+    assert result["pooled"]["within_ccc_avg"] < result["pooled"]["ccc_avg"]
+    low, high = result["pooled"]["ci95"]["within_ccc_avg"]
+    assert low < result["pooled"]["within_ccc_avg"] < high
+    early_within = within_of([row for row in tested if row["position"] < 5])
+    assert result["per_position"]["1-5"]["within_ccc_avg"] == pytest.approx(early_within, abs=FLOAT32)
+    (line,) = [line for line in table_of(result).splitlines() if line.startswith("CCC within sessions")]
+    assert f"{result['pooled']['within_ccc_avg']:.3f} [{low:.3f}, {high:.3f}]" in line
+
     groups = files.read_parquet(tmp_path / "out" / "groups.parquet").to_pylist()
     by_name = {(row["by"], row["group"]): row for row in groups}
     for by in ("session_id", "speaker_id", "role", "split", "fold"):
         for name in {row[by] for row in tested}:
             expected = ccc_of([row for row in tested if row[by] == name])
             assert by_name[by, name]["ccc_avg"] == pytest.approx(expected, abs=2 * FLOAT32)
+            expected = within_of([row for row in tested if row[by] == name])
+            assert by_name[by, name]["within_ccc_avg"] == pytest.approx(expected, abs=2 * FLOAT32)
     sessions = [row["ccc_avg"] for row in groups if row["by"] == "session_id"]
     assert result["per_session"]["mean"]["ccc_avg"] == pytest.approx(np.mean(sessions))
     assert by_name["speaker_id", tested[0]["speaker_id"]]["n_sessions"] == 3

@@ -1,10 +1,14 @@
 """Writes are whole or not at all, listings leave bookkeeping out."""
 
+import errno
+import io
 import os
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pytest
+import torch
+from safetensors.torch import load, save
 
 from vaemo import files
 from vaemo.errors import StorageError, UsageError
@@ -81,6 +85,38 @@ def test_parquet_round_trip_through_every_kind_of_path(tmp_path):
         assert files.read_parquet(path, ["b"]).column_names == ["b"]
         assert files.read_parquet_schema(path).names == ["a", "b"]
         assert files.list_files(folder, ".parquet") == [path]
+
+
+def test_tensors_are_written_as_safetensors_reads_them(tmp_path):
+    whole = torch.arange(-6, 6).reshape(3, 4)
+    kinds = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16)
+    kinds += (torch.int8, torch.uint8, torch.bool)
+    tensors = {str(kind): whole.to(kind) for kind in kinds}
+    tensors |= {"turned": whole.T, "row": whole[1], "empty": whole[:0], "number": torch.tensor(2.5), "ü": torch.ones(1)}
+    tensors["trained"] = torch.nn.Parameter(torch.ones(2))
+    for folder in (str(tmp_path), "memory://tensors"):
+        path = files.join(folder, "deep", "a.safetensors")
+        files.write_safetensors(path, tensors, {"said": "ä\n"})
+        content = files.read_bytes(path)
+        found = load(content)
+        assert found.keys() == tensors.keys()
+        assert all(torch.equal(found[name], tensor) for name, tensor in tensors.items())
+        assert all(found[name].dtype == tensor.dtype for name, tensor in tensors.items())
+        assert files.safetensors_metadata(content) == {"said": "ä\n"}
+    assert files.safetensors_metadata(save({"a": torch.ones(1)})) == {}
+
+
+def test_tensors_too_many_for_the_disk_leave_nothing(tmp_path, monkeypatch):
+    class Full(io.BytesIO):
+        def write(self, piece):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    files.write_safetensors(tmp_path / "a", {"a": torch.zeros(1)})
+    monkeypatch.setattr("builtins.open", lambda path, mode: Full())
+    with pytest.raises(StorageError, match=rf"storage failed at {tmp_path}/a: .*No space left on device"):
+        files.write_safetensors(tmp_path / "a", {"a": torch.ones(1)})
+    monkeypatch.undo()
+    assert torch.equal(load(files.read_bytes(tmp_path / "a"))["a"], torch.zeros(1))
 
 
 @pytest.mark.parametrize(

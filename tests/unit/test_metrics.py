@@ -36,6 +36,61 @@ def test_formulas(pairs):
     assert mae(x, y) == pytest.approx(np.abs(x - y).mean(axis=0), abs=EXACT)
 
 
+def centred(values, session):
+    return np.concatenate([values[session == s] - values[session == s].mean(axis=0) for s in np.unique(session)])
+
+
+def test_within_sessions_each_side_is_taken_less_its_mean_over_the_session(pairs):
+    x, y = pairs
+    session = np.sort(np.random.default_rng(1).integers(0, 17, len(x)))
+    x, y = x + session[:, None], y - 3.0 * session[:, None]
+    found = Moments.within(x, y, session)
+    assert found.ccc() == pytest.approx(ccc(centred(x, session), centred(y, session)), abs=EXACT)
+    assert found.rmse() == pytest.approx(rmse(centred(x, session), centred(y, session)), abs=EXACT)
+    assert (ccc(x, y) < 0).all()
+    assert (found.ccc() > 0.5).all()
+    # Neither where sessions lie nor what they are called matters.
+    order = np.random.default_rng(2).permutation(len(x))
+    again = Moments.within(x[order], y[order], 40 - session[order])
+    assert again.ccc() == pytest.approx(found.ccc(), abs=EXACT)
+
+
+def test_within_sessions_parts_of_whole_sessions_merge(pairs):
+    session = np.repeat(np.arange(20), 10)
+    whole = Moments.within(*pairs, session)
+    first = session < 7
+    parts = [Moments.within(pairs[0][rows], pairs[1][rows], session[rows]) for rows in (first, ~first)]
+    merged = parts[0] + parts[1]
+    assert merged.n == pytest.approx(whole.n)
+    assert merged.ccc() == pytest.approx(whole.ccc(), abs=EXACT)
+
+
+def test_within_sessions_a_session_with_one_label_says_nothing(pairs):
+    x, y = (values[:20].copy() for values in pairs)
+    session = np.repeat([0, 1], 10)
+    alone = Moments.within(x[:10], y[:10], session[:10])
+    y[11:, 0] = np.nan
+    x[10] += 5
+    found = Moments.within(x, y, session)
+    assert found.n.tolist() == [10, 20]
+    assert found.ccc()[0] == pytest.approx(alone.ccc()[0], abs=EXACT)
+    assert found.ccc()[1] != pytest.approx(alone.ccc()[1], abs=0.01)
+    assert np.isnan(Moments.within(x[:2], y[:2], np.arange(2)).ccc()).all()
+    assert np.isnan(Moments.within(x[:0], y[:0], session[:0]).ccc()).all()
+
+
+@pytest.mark.parametrize("constant", [0.1, 0.5123, 1 / 3, 7e6])
+def test_within_sessions_predictions_that_only_know_the_session_agree_with_nothing(pairs, constant):
+    session = np.repeat(np.arange(20), 10)
+    known = np.repeat(constant * np.arange(1, 21), 10)[:, None] * np.ones(2)
+    assert Moments.within(known, pairs[1], session).ccc() == pytest.approx([0, 0], abs=EXACT)
+
+
+def test_within_sessions_shapes_must_be_alike(pairs):
+    with pytest.raises(ShapeError, match=r"\(200, 2\), labels \(200, 2\) and sessions \(3,\)"):
+        Moments.within(*pairs, np.arange(3))
+
+
 def test_unbiased_variances_are_those_of_avec(pairs):
     x, y = (values[:12] for values in pairs)
     found = ccc(x, y, "unbiased")

@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -10,6 +12,8 @@ from vaemo.errors import FeatureMismatchError, LabelError, OtherRunError, ReadCh
 from vaemo.model.regressor import SessionRegressor
 from vaemo.model.streams import Streams
 from vaemo.personalize import Personal, personalize, personalize_store
+from vaemo.training.replay import replay
+from vaemo.windows import PackedSessions
 
 FIRST = PersonalizeConfig().utterances
 
@@ -198,3 +202,20 @@ def test_a_store_and_a_checkpoint_become_a_folder(model, tmp_path):
     personalize_store(*paths, config)
     with pytest.raises(OtherRunError, match=r"personalize.optim_steps was 3, is now 4"):
         personalize_store(*paths, config.replace({"personalize": {"optim_steps": 4}}))
+
+
+def test_personalised_speakers_are_compared_with_their_past(model):
+    """What the fit hears is what scoring hears: errors before the fit are those of the whole session's replay."""
+    torch.manual_seed(0)
+    config = dataclasses.replace(model.config, speaker_norm=("speech",), session_norm=("speech",))
+    compared = SessionRegressor(config, model.updater_config, model.dims)
+    sessions = conversation(model)
+    _, speakers, used = personalize(compared, sessions, PersonalizeConfig(utterances=7, optim_steps=1))
+    predicted = replay(compared, PackedSessions.of(sessions), window=30).prediction
+    labels = np.concatenate([session.labels for session in sessions])
+    rows = {utt_id: row for row, utt_id in enumerate(np.concatenate([session.utt_ids for session in sessions]))}
+    for row in speakers.to_pylist():
+        own = [rows[r["utt_id"]] for r in used.to_pylist() if r["speaker_id"] == row["speaker_id"]]
+        squares = np.square(predicted[own] - labels[own])
+        halves = [squares[: len(own) // 2].mean(), squares[len(own) // 2 :].mean()]
+        np.testing.assert_allclose(row["mse_before"], np.mean(halves), rtol=1e-4)

@@ -10,8 +10,10 @@ from vaemo import files
 from vaemo.archive import Stamp
 from vaemo.errors import OtherRunError
 from vaemo.files import Found
-from vaemo.plan import Again, plan, with_held
-from vaemo.shards import read_parts, session_of
+from vaemo.index import Index
+from vaemo.plan import Again, write_shard
+from vaemo.plan import plan as plan_index
+from vaemo.shards import session_of
 from vaemo.sources import Listing
 
 
@@ -31,17 +33,29 @@ def listing_of(keys, *, changed=(), found=(), weights=None):
     )
 
 
+def plan(listing, keys, folder, target, **options):
+    return plan_index(listing, keys, Index.open(folder), target, **options)
+
+
 def finish(folder, shard, status="ok", size=1):
     """Do what a worker does with a shard."""
     names = json.loads(shard["again"]) or [session_of(key) for key in json.loads(shard["keys"])]
-    rows = pa.table({"session_id": names, "status": [status] * len(names), "size": [size] * len(names)})
+    n = len(names)
+    times = {name: pa.array([0.0] * n) for name in ("start_s", "end_s")}
+    rows = pa.table({"session_id": names, "utt_id": names, "status": [status] * n, "reason": names, **times})
+    rows = rows.append_column("size", pa.array([size] * n))
     stamps = {name: [Stamp(size, 0)] for name in names}
-    path = f"{folder}/{shard['name']}"
-    files.write_parquet_whole(path, with_held(rows, path, shard, stamps))
+    write_shard(
+        str(folder), shard, rows, stamps, lambda name, part: files.write_parquet_whole(f"{folder}/{name}", part)
+    )
+
+
+def keys_in(folder):
+    return [key for entry in Index.open(str(folder)).entries.values() for key in json.loads(entry.keys)]
 
 
 def rows_of(folder):
-    tables = [files.read_parquet(part.path) for part in read_parts(str(folder))]
+    tables = [files.read_parquet(path) for path in files.list_files(folder, ".parquet")]
     return {row["session_id"]: row for row in pa.concat_tables(tables).to_pylist()}
 
 
@@ -53,7 +67,7 @@ def test_any_order_of_kills_and_growth_does_every_session_once(tmp_path, seed):
         work = plan(listing_of(keys, weights=[rng.randint(1, 5)] * len(keys)), keys, str(tmp_path), 7)
         planned = [key for shard in work.shards for key in json.loads(shard["keys"])]
         assert [keys[index] for shard in work.shards for index in shard["picked"]] == planned
-        done = {key for part in read_parts(str(tmp_path)) for key in part.keys}
+        done = set(keys_in(tmp_path))
         assert (sorted(planned), work.n_sessions) == (sorted(set(keys) - done), len(planned))
         for shard in work.shards[: rng.randint(0, len(work.shards))]:
             finish(tmp_path, shard)
@@ -61,7 +75,7 @@ def test_any_order_of_kills_and_growth_does_every_session_once(tmp_path, seed):
             keys.insert(rng.randint(0, len(keys)), f"n{len(keys)}\td")
     for shard in plan(listing_of(keys), keys, str(tmp_path), 7).shards:
         finish(tmp_path, shard)
-    assert sorted(key for part in read_parts(str(tmp_path)) for key in part.keys) == sorted(keys)
+    assert sorted(keys_in(tmp_path)) == sorted(keys)
     assert not plan(listing_of(keys), keys, str(tmp_path), 7).shards
 
 
@@ -75,8 +89,10 @@ def test_what_changed_keeps_its_rows_until_it_is_to_be_done_again(tmp_path):
     assert ([json.loads(shard["again"]) for shard in work.shards], work.n_again, work.changed) == ([["b"]], 1, [])
     finish(tmp_path, work.shards[0], size=9)
     assert {name: row["size"] for name, row in rows_of(tmp_path).items()} == {"a": 1, "b": 9, "c": 1}
-    stamps = {name: held for part in read_parts(str(tmp_path)) for name, held in part.stamps.items()}
-    assert stamps == {"a": [Stamp(1, 0)], "b": [Stamp(9, 0)], "c": [Stamp(1, 0)]}
+    stamps = {}
+    for entry in Index.open(str(tmp_path)).entries.values():
+        stamps |= json.loads(entry.stamps)
+    assert stamps == {"a": [[1, 0, ""]], "b": [[9, 0, ""]], "c": [[1, 0, ""]]}
 
 
 def test_what_failed_is_done_again_where_that_is_asked(tmp_path):
@@ -96,7 +112,8 @@ def test_parts_of_before_noted_nothing_to_compare(tmp_path):
     keys = ["a"]
     (shard,) = plan(listing_of(keys), keys, str(tmp_path), 1).shards
     path = tmp_path / shard["name"]
-    rows = pa.table({"session_id": ["a"], "status": ["ok"]})
+    times = {name: pa.array([0.0]) for name in ("start_s", "end_s")}
+    rows = pa.table({"session_id": ["a"], "utt_id": ["a"], "status": ["ok"], "reason": ["a"], **times})
     files.write_parquet_whole(path, rows.replace_schema_metadata({"vaemo.keys": json.dumps(keys)}))
     work = plan(listing_of(keys, changed={"a"}), keys, str(tmp_path), 1)
     assert (work.shards, work.changed, work.unchecked) == ([], [], 1)

@@ -173,6 +173,21 @@ def test_curves_are_in_order_of_time_and_carry_labels():
     assert curve["valence"][1] == pytest.approx(first["valence"], abs=1e-4)
 
 
+def test_times_of_a_clock_are_shown_from_the_start_of_the_session():
+    plain = curves(make_scores(n_sessions=1), None)["call-000.wav"]
+    rows = [
+        {**row, **{name: row[name] + 1_764_000_000.5 for name in ("start_s", "end_s")}}
+        for row in make_scores(n_sessions=1).to_pylist()[:8]
+    ]
+    curve = curves(scores.conform(pa.Table.from_pylist(rows)), None)["call-000.wav"]
+    assert (plain["from_s"], curve["from_s"]) == (0.0, 1_764_000_000.5)
+    assert curve == {**plain, "from_s": curve["from_s"]}
+    # A recording's own times are those of its player, however late somebody speaks.
+    rows = [{**row, "start_s": row["start_s"] + 7000, "end_s": row["end_s"] + 7000} for row in rows]
+    late = [{**row, "start_s": row["start_s"] % 1e6, "end_s": row["end_s"] % 1e6} for row in rows]
+    assert curves(scores.conform(pa.Table.from_pylist(late)), None)["call-000.wav"]["start"][0] == late[0]["start_s"]
+
+
 def test_several_models_give_a_deviation():
     table = make_scores(n_sessions=1)
     spread = pa.array([0.05] * table.num_rows, pa.float32())

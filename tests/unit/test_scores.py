@@ -2,6 +2,7 @@
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
 from vaemo import files, scores
@@ -132,6 +133,22 @@ def test_one_scored_utterance_has_no_slope():
     assert row["n_scored"] == 1
     assert row["valence_slope_per_min"] is None
     assert row["valence_mean"] == row["valence_min"] == pytest.approx(row["valence_end_weighted"], abs=FLOAT32)
+
+
+def test_times_of_a_clock_give_the_same_numbers():
+    table = make_utterances()
+    begun_s = 1_764_000_000.0
+    moved = table
+    for name in ("start_s", "end_s"):
+        column = pc.add(table[name], begun_s)
+        moved = moved.set_column(moved.column_names.index(name), name, column)
+    expected = scores.summarise_sessions(table, SCORE).to_pylist()
+    for row, found in zip(expected, scores.summarise_sessions(moved, SCORE).to_pylist(), strict=True):
+        for dimension in DIMENSIONS:
+            row[f"{dimension}_min_at_s"] += begun_s
+        for name, value in row.items():
+            # Doubles hold such times to a quarter of a microsecond.
+            assert found[name] == (pytest.approx(value, rel=1e-6) if isinstance(value, float) else value), name
 
 
 def test_an_empty_part_has_no_sessions():

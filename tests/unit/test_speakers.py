@@ -7,7 +7,8 @@ import pytest
 
 from vaemo.errors import FeatureMismatchError, ReadStoreError
 from vaemo.sessions import assemble_sessions
-from vaemo.speakers import Enrolments, aggregate_speakers, running_means
+from vaemo.speakers import Enrolments, aggregate_speakers, running_means, say_where_nobody_is_named, sums_before
+from vaemo.store import FeatureStore
 
 # Sums of float32 vectors in another order.
 CLOSE = 1e-6
@@ -161,3 +162,34 @@ def test_utterances_and_stores_without_the_stream_are_left_alone():
     assert aggregate_speakers(given, "utterance") == given
     without = [dataclasses.replace(s, streams={"speech": s.streams["speech"]}) for s in given]
     assert aggregate_speakers(without, "enrolled") == without
+
+
+def test_a_store_that_names_no_speakers_is_said_once(tmp_path, capsys):
+    rows = {"session_id": ["a", "a", "b"], "utt_id": ["1", "2", "3"], "prosody": [[1.0], [2.0], [3.0]]}
+    stores = {}
+    for name, more in (
+        ("without", {}),
+        ("null", {"speaker_id": pa.nulls(3, pa.string())}),
+        ("named", {"speaker_id": ["x", "y", "x"]}),
+    ):
+        (tmp_path / name).mkdir()
+        pq.write_table(pa.table({**rows, **more}), tmp_path / name / "part-0.parquet")
+        stores[name] = FeatureStore.open(str(tmp_path / name))
+    for name in ("without", "null"):
+        say_where_nobody_is_named(stores[name], ["speaker.prosody", "speaker.speech", "session.prosody"])
+        said = capsys.readouterr().out.splitlines()
+        assert len(said) == 1
+        assert "names no speakers (speaker_id): a session is taken for the speaker" in said[0]
+    say_where_nobody_is_named(stores["named"], ["speaker.prosody"])
+    say_where_nobody_is_named(stores["without"], ["session.prosody"])
+    assert capsys.readouterr().out == ""
+
+
+def test_sums_before_are_those_of_the_group_alone():
+    random = np.random.default_rng(0)
+    vectors, groups = random.normal(1000, 1, (40, 3)).astype(np.float32), random.integers(0, 3, 40)
+    found = sums_before(vectors, groups)
+    for step, group in enumerate(groups):
+        past = vectors[:step][groups[:step] == group].astype(np.float64)
+        np.testing.assert_allclose(found[step], [*past.sum(axis=0), len(past)], rtol=1e-14)
+    assert sums_before(vectors[:0], groups[:0]).shape == (0, 4)

@@ -126,23 +126,66 @@ def test_other_rates_are_resampled(checkpoint):
     assert np.abs(found - heard(Stream(checkpoint, EXTRACTORS).push(x, RATE))).max() < 1e-3  # two resampling filters
 
 
-def test_int16_is_what_it_stands_for(checkpoint):
-    whole = (32767 * utterances(1)[0]).astype(np.int16)
-    found = heard(Stream(checkpoint, EXTRACTORS).push(whole, RATE))
-    assert np.array_equal(found, heard(Stream(checkpoint, EXTRACTORS).push(whole / np.float32(32768), RATE)))
+WHOLE = (32767 * utterances(1)[0].clip(-1, 1)).astype(np.int16)
+
+
+@pytest.mark.parametrize(
+    "samples",
+    [
+        WHOLE,
+        WHOLE.astype(">i2"),
+        WHOLE.astype(np.int32) * 65536,
+        WHOLE / 32768,
+        (WHOLE / 32768).astype(">f4"),
+        (WHOLE / 32768).astype(np.longdouble),
+        torch.from_numpy(WHOLE),
+        (WHOLE / 32768).tolist(),
+        WHOLE[None],
+        WHOLE[:, None],
+    ],
+    ids=["int16", ">i2", "int32", "float64", ">f4", "longdouble", "tensor", "list", "row", "column"],
+)
+def test_arrays_of_every_kind_are_what_they_stand_for(checkpoint, samples):
+    expected = heard(Stream(checkpoint, EXTRACTORS).push(WHOLE / np.float32(32768), RATE))
+    assert np.array_equal(heard(Stream(checkpoint, EXTRACTORS).push(samples, RATE)), expected)
+
+
+def test_half_precision_is_nearly_that(checkpoint):
+    expected = heard(Stream(checkpoint, EXTRACTORS).push(WHOLE, RATE))
+    found = heard(Stream(checkpoint, EXTRACTORS).push((WHOLE / 32768).astype(np.float16), RATE))
+    assert np.abs(found - expected).max() < 1e-3
+
+
+def test_few_samples_that_stick_out_are_clipped(checkpoint):
+    spiky, clipped = WHOLE / 32768, WHOLE / 32768
+    spiky[500::1200], clipped[500::1200] = 1e300, 4.0
+    found = heard(Stream(checkpoint, EXTRACTORS).push(spiky, RATE))
+    assert np.array_equal(found, heard(Stream(checkpoint, EXTRACTORS).push(clipped, RATE)))
 
 
 @pytest.mark.parametrize(
     ("change", "rate", "error", "message"),
     [
         (lambda x: np.stack([x, x]), RATE, ShapeError, r"samples have the shape \(2, \d+\); an utterance is mono"),
-        (lambda x: (1e9 * x).astype(np.int32), RATE, ShapeError, "samples are int32; give int16, or floats"),
+        (lambda x: x[0], RATE, ShapeError, r"samples have the shape \(\)"),
+        *(
+            (lambda x, dtype=dtype: x.astype(dtype), RATE, ShapeError, "samples are .*Give int16, int32, float32")
+            for dtype in (np.uint8, np.int8, np.int64, bool, np.complex64, object, str)
+        ),
+        (lambda x: 32768 * x, RATE, ShapeError, r"exceed 4 in magnitude.* int16 scale, it seems: divide by 32768"),
+        (lambda x: 2.0**31 * x, RATE, ShapeError, r"exceed 4 in magnitude.* int32 scale"),
+        (lambda x: torch.from_numpy(x).requires_grad_(), RATE, ShapeError, "samples of the type Tensor make no array"),
         (lambda x: x, 0, UsageError, "the sampling rate is 0 Hz; from 2000 to 768000 Hz is heard"),
+        (lambda x: x, "8000", UsageError, "the sampling rate is '8000'; from 2000 to 768000 Hz is heard"),
+        (lambda x: x, None, UsageError, "the sampling rate is None"),
+        (lambda x: x, np.nan, UsageError, "the sampling rate is nan Hz"),
+        (lambda x: x, True, UsageError, "the sampling rate is True"),
     ],
 )
 def test_samples_that_cannot_be_heard_are_refused(checkpoint, change, rate, error, message):
-    with pytest.raises(error, match=message):
+    with pytest.raises(error, match=message) as refused:
         Stream(checkpoint, EXTRACTORS).push(change(utterances(1)[0]), rate)
+    assert len(str(refused.value).splitlines()) == 1
 
 
 CONTINUE = """

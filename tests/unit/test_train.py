@@ -10,7 +10,7 @@ from training_cases import comparable, run_together
 from vaemo.config import Config
 from vaemo.errors import DivergedError, LabelError
 from vaemo.lanes import schedule_lanes
-from vaemo.metrics import ccc
+from vaemo.metrics import Moments, ccc
 from vaemo.testing import linear_world
 from vaemo.training import curves
 from vaemo.training.collapse import signs_of_collapse
@@ -166,6 +166,10 @@ def test_dev_metrics_are_those_of_the_kept_model_running_free(data):
     packed = PackedSessions.of(data[1])
     measured = ccc(replay(trainer.kept, packed, window=6).prediction, packed.labels.numpy())
     assert [line["dev_ccc_valence"], line["dev_ccc_arousal"]] == pytest.approx(measured, abs=FLOAT32)
+    session = np.repeat(np.arange(len(data[1])), [len(each) for each in data[1]])
+    within = Moments.within(replay(trainer.kept, packed, window=6).prediction, packed.labels.numpy(), session).ccc()
+    names = ("valence", "arousal", "avg")
+    assert [line[f"dev_within_ccc_{name}"] for name in names] == pytest.approx([*within, within.mean()], abs=FLOAT32)
     fed = ccc(replay(trainer.kept, packed, window=6, observed=packed.labels).prediction, packed.labels.numpy())
     assert line["gap_ccc_avg"] == pytest.approx(fed.mean() - measured.mean(), abs=FLOAT32)
 

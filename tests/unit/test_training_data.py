@@ -177,8 +177,9 @@ def test_what_is_packed_is_what_is_trained_on(store):
 def test_folds_share_their_sessions_unless_voices_differ(store, tmp_path, monkeypatch):
     write_store(store, fold=sorted("abc" * 8))
     monkeypatch.setattr(train.ray, "put", lambda value: value)
+    monkeypatch.setattr(train.ray, "get", lambda value: value)
     out = str(tmp_path / "run")
-    files.write_json(files.join(out, "fold-b", "summary.json"), {})
+    files.write_json(files.join(out, "fold-b", "summary.json"), {"epoch": 2})
 
     def jobs(config):
         data = TrainingData.open(store, config, folds="by=fold")
@@ -211,3 +212,13 @@ def test_a_grid_hears_in_each_fold_what_its_splits_may_hear(store, monkeypatch):
     for fold, packed in zip(data.parts, ablate._share(data).values(), strict=True):
         expected = [session.streams["speaker"] for session in data.sessions(fold)]
         np.testing.assert_array_equal(packed.features.speaker, np.concatenate(expected))
+
+
+def test_the_past_is_packed_once_for_all_folds_and_only_what_the_model_takes(store, capsys):
+    write_store(store, fold=sorted("abc" * 8))
+    data = TrainingData.open(store, config("model.speaker_norm=[speech, prosody]"), folds="by=fold")
+    # There is no prosody to compare; and who speaks is named.
+    assert list(data.pack().sessions.features.past) == ["speaker.speech"]
+    assert capsys.readouterr().out == ""
+    assert data.pack().split(0, "train").features.past.keys() == {"speaker.speech"}
+    assert TrainingData.open(store, config()).pack().sessions.features.past == {}

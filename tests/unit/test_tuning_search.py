@@ -1,5 +1,7 @@
 """What is tried next: TPE finds what chance does not, goes on where it stopped, and respects conditions."""
 
+import json
+
 import numpy as np
 import pytest
 import yaml
@@ -100,6 +102,19 @@ def test_a_config_outside_the_space_teaches_nothing(space):
     search = Search(space, "tpe", 0)
     search.tell(0, {"model.updater": "none"}, 0.9)
     assert space.holds(search.point(1))
+
+
+def test_a_choice_of_lists_is_told_as_it_was_saved(tmp_path):
+    path = tmp_path / "space.yaml"
+    path.write_text(yaml.safe_dump({"model.speaker_norm": {"choice": [[], ["prosody"], ["speech"]]}}))
+    space = read_space(path, Config())
+    search, again = Search(space, "tpe", 0), Search(space, "tpe", 0)
+    for number in range(1, 12):
+        point = search.point(number)
+        value = float(point["model.speaker_norm"] == ["speech"])
+        search.tell(number, point, value)
+        again.tell(number, json.loads(json.dumps(point)), value)
+    assert again.point(12) == search.point(12)
 
 
 def test_grid(tmp_path):

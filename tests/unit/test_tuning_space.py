@@ -1,5 +1,6 @@
 """Search spaces: the files that come along, what is drawn, and every mistake that a file can hold."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import yaml
 
 from vaemo.config import Config
 from vaemo.errors import ConfigValueError, UnknownConfigKeyError, UsageError
+from vaemo.model.checks import used_streams
 from vaemo.tuning.space import SCHEDULE, WHILE_TRAINING, field_of, read_space
 
 SPACES = sorted((Path(__file__).parents[2] / "tune_spaces").glob("*.yaml"))
@@ -87,6 +89,19 @@ def test_grid_is_every_combination_once(space):
     assert all(space(entries).holds(point) for point in grid)
 
 
+def test_a_choice_of_lists_is_itself_again_when_it_was_saved(space):
+    norm = {"choice": [[], ["prosody"], ["speech", "prosody"]]}
+    weight = {"uniform": [0.0, 8.0], "when": {"model.speaker_norm": [["prosody"], ["speech", "prosody"]]}}
+    space = space({"model.speaker_norm": norm, "model.speaker_norm_weight": weight})
+    assert space.holds(space.default())
+    drawn = points(space, 60)
+    for point in drawn:
+        assert space.holds(json.loads(json.dumps(point)))
+        assert ("model.speaker_norm_weight" in point) == bool(point["model.speaker_norm"])
+        assert space.apply(point).model.speaker_norm == tuple(point["model.speaker_norm"])
+    assert {len(point["model.speaker_norm"]) for point in drawn} == {0, 1, 2}
+
+
 def test_a_grid_needs_choices(space):
     with pytest.raises(UsageError, match=r"a grid cannot go through model.dropout, which is uniform"):
         list(space().grid())
@@ -110,7 +125,8 @@ def test_perturbed_points_are_near_and_inside(space):
     [
         ("model.alhpa", "model.alpha"),
         ("alpha", "model.alpha"),
-        ("training.learning_rate", ""),
+        ("training.learning_rate", "train.lr"),
+        ("learning_rate", "train.lr"),
         ("updater.alpha", "model.alpha"),
     ],
 )
@@ -129,6 +145,8 @@ def test_unknown_fields_are_refused_with_the_nearest(space, name, hint):
         ("train.window", {"int": [10.5, 60]}, r"int holds \[10.5, 60\]; it takes the least and the greatest"),
         ("model.alpha", {"uniform": [0.5]}, r"uniform holds \[0.5\]; it takes the least and the greatest"),
         ("model.alpha", {"uniform": ["low", "high"]}, r"it takes the least and the greatest value"),
+        ("model.alpha", {"uniform": [False, True]}, r"it takes the least and the greatest value"),
+        ("train.window", {"int": ["010", 60]}, r"int holds \['010', 60\]; it takes the least and the greatest"),
         ("model.alpha", {"uniform": [0.9, 0.5]}, r"uniform goes from 0.9 to 0.5; the first must be the smaller"),
         ("train.weight_decay", {"loguniform": [0, 5]}, r"loguniform starts at 0; it must start above 0"),
         ("model.alpha", {"normal": [0, 1]}, r"model.alpha has normal; give exactly one of choice, uniform"),
@@ -165,12 +183,95 @@ def test_values_that_contradict_each_other(space):
         "train.sampling_hold_fraction": {"uniform": [0.0, 0.8]},
         "train.sampling_end_fraction": {"uniform": [0.1, 0.4]},
     }
-    with pytest.raises(ConfigValueError, match=r"where its ranges end, train.sampling_hold_fraction is 0.8"):
+    with pytest.raises(
+        ConfigValueError,
+        match=r"train.sampling_hold_fraction=0.8, train.sampling_end_fraction=0.4 do not go together: .* 1 at most",
+    ):
         space(entries)
 
 
+MAMBA2 = {"model.updater": {"choice": ["gru", "mamba2"]}}
+
+
 @pytest.mark.parametrize(
-    ("text", "says"), [("", "names no field"), ("- a\n- b", "names no field"), ("a: [", "is not YAML")]
+    ("entries", "overrides", "says"),
+    [
+        (
+            {**MAMBA2, "updater.headdim": {"choice": [32, 48]}},
+            [],
+            r"space.yaml': model.updater=mamba2, updater.headdim=48 do not go together: .* = 256. Choose a divisor",
+        ),
+        ({"updater.headdim": {"choice": [32, 48]}}, ["model.updater=mamba2"], "updater.headdim=48 do not go together"),
+        ({"updater.d_model": {"int": [32, 34]}}, ["model.updater=mamba2"], "updater.d_model=33 do not go together"),
+        (
+            {
+                "updater.expand": {"choice": [1, 3]},
+                "updater.d_model": {"choice": [32, 64], "when": {"updater.expand": 1}},
+                "updater.headdim": {"choice": [32, 64], "when": {"updater.expand": 1}},
+            },
+            ["model.updater=mamba2"],
+            "updater.expand=1, updater.d_model=32, updater.headdim=64 do not go together",
+        ),
+        (
+            {
+                "train.sampling_hold_fraction": {"choice": [0.1, 0.8]},
+                "train.sampling_end_fraction": {"uniform": [0.1, 0.4]},
+            },
+            [],
+            "train.sampling_hold_fraction=0.8, train.sampling_end_fraction=0.4 do not go together",
+        ),
+    ],
+)
+def test_values_that_do_not_go_together_are_named(space, entries, overrides, says):
+    with pytest.raises(ConfigValueError, match=says):
+        space(entries, *overrides)
+
+
+def test_values_that_never_meet_are_fine(space):
+    space({"updater.headdim": {"choice": [32, 48]}})
+    entries = {**MAMBA2, "updater.headdim": {"choice": [32, 48], "when": {"model.updater": "gru"}}}
+    space(entries)
+    entries = {
+        "updater.d_model": {"choice": [96, 192]},
+        "updater.headdim": {"choice": [32, 48]},
+        "model.dropout": {"uniform": [0.0, 0.5]},
+    }
+    assert len(space(entries, "model.updater=mamba2", "updater.d_model=96").names) == 3
+
+
+def test_what_a_store_leaves_is_asked_of_every_combination(space):
+    around = space({"model.prosody": {"choice": [True, False]}, "model.film": {"choice": ["film", "concat"]}})
+
+    def check(config):
+        return used_streams(config.model, {"prosody": 3, "speaker": 2})
+
+    with pytest.raises(
+        ConfigValueError, match=r"model.prosody=False, model.film=film do not go together: nothing is le"
+    ):
+        around.check_together(("model.prosody", "model.film"), check)
+    with pytest.raises(ConfigValueError, match=r"^nothing is left to predict from"):
+        space({"model.alpha": {"choice": [0.1, 0.5]}}, "model.prosody=off").check_together(("model.prosody",), check)
+
+
+def test_conditions_are_converted_as_choices_are(space):
+    text = "model.film: {choice: [film, off]}\nupdater.carry: {choice: [yes, no]}\n"
+    text += "model.film_hidden: {choice: [8, 16], when: {model.film: film, updater.carry: no}}\n"
+    made = space(text)
+    assert [parameter.values for parameter in made.parameters] == [("film", "off"), (True, False), (8, 16)]
+    assert made.parameters[2].when == {"model.film": ("film",), "updater.carry": (False,)}
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "names no field"),
+        ("- a\n- b", "names no field"),
+        ("a: [", "is not YAML"),
+        ("train.lr: {choice: [1]}\ntrain.lr: {choice: [2]}", "line 2: 'train.lr' stands twice, first on line 1"),
+        ("train.lr: {choice: [1], choice: [2]}", "line 1: 'choice' stands twice"),
+        ("\ntrain.window: {choice: [1:30, 20]}", r"space.yaml', line 2: train.window is '1:30'; allowed is a whole"),
+        ("train.window: {int: [010, 20]}", r"line 1: train.window: int holds \['010', 20\]"),
+    ],
 )
 def test_files_that_are_no_space(space, text, says):
     with pytest.raises(ConfigValueError, match=says):

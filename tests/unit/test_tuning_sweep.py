@@ -26,6 +26,7 @@ ENTRIES = {
     "model.alpha": {"uniform": [0.0, 0.99]},
     "train.lr": {"loguniform": [1e-4, 1e-1]},
     "model.dropout": {"uniform": [0.0, 0.5]},
+    "model.speaker_norm": {"choice": [[], ["prosody"]]},
 }
 
 

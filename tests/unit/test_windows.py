@@ -55,6 +55,28 @@ def test_some_of_packed_sessions_are_those_sessions(sessions):
     assert not len(packed.select([]).labels)
 
 
+def test_the_past_is_made_once_lies_beside_the_features_and_follows_them(sessions):
+    names = ("speaker.speech", "session.speech", "speaker.prosody")
+    packed = PackedSessions.of(sessions)
+    heard = packed.with_past(names)
+    # There is no prosody here: who needs it says so.
+    assert list(heard.features.past) == ["speaker.speech", "session.speech"]
+    assert packed.features.past == {}
+    assert heard.with_past(names) is heard
+    assert heard.features.speech is packed.features.speech
+    picked = heard.select([5, 0])
+    assert picked.features.past["session.speech"] is heard.features.past["session.speech"]
+    again = pickle.loads(pickle.dumps(picked))
+    alone = PackedSessions.of([sessions[5], sessions[0]]).with_past(names)
+    double = picked.to("cpu", torch.float64)
+    rows = torch.arange(len(alone.labels))
+    for name, expected in alone.at(rows).past.items():
+        for some in (picked, again, picked.gathered(), packed.select([5, 0]).with_past(names)):
+            assert torch.equal(some.at(rows).past[name], expected)
+        assert torch.equal(double.features.past[name], expected.double())
+    assert heard.statistics().keys() == {"speech"}
+
+
 def test_packed_sessions_are_moved_where_they_are_not_yet(sessions):
     packed = PackedSessions.of(sessions)
     assert packed.to("cpu", torch.float32) is packed

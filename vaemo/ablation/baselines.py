@@ -1,19 +1,22 @@
 """What a session model must beat: the mean, ridge regression, and ridge regression with a memory.
 
 Each learns from training sessions, chooses on dev sessions, and predicts test sessions. They see what the model's z
-is made of: the streams that it uses, standardised and clipped as the model does it. Letters: T utterances of a
-session, U of all of them, D features.
+is made of: the streams that it uses, standardised and clipped as the model does it. The two kinds of ridge regression
+are also what a training says at its start (`rivals`). Letters: T utterances of a session, U of all of them, D features.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
 from vaemo.metrics import Moments, ccc
 from vaemo.model.standardize import CLIP
-from vaemo.sessions import Session
+from vaemo.units import DIMENSIONS
+from vaemo.windows import PackedSessions
 
 PENALTIES = (1.0, 100.0, 1_000.0, 10_000.0, 100_000.0)
 """Of the squared weights, on standardised features and the sum of squared errors."""
@@ -21,12 +24,36 @@ PENALTIES = (1.0, 100.0, 1_000.0, 10_000.0, 100_000.0)
 MEMORIES = ((0.5, 0.8), (0.7,), (0.8,), (0.9,), (0.95,))
 """Coefficients of the causal EMAs that stand beside the features."""
 
-Baseline = Callable[[Sequence[Session], Sequence[Session], Sequence[Session], Sequence[str]], list[np.ndarray]]
+RIVAL_MEMORIES = ((0.8,), (0.9,), (0.95,))
+"""As `MEMORIES`, for `rivals`."""
+
+RIVAL_UTTERANCES, RIVAL_NUMBERS = 20_000, 6_000_000
+"""The most utterances of a split, and the most features of them, that `rivals` looks at: some seconds of computing."""
+
+RIVAL_LABELS = 30
+"""Fewer labels in a dimension, in train or dev, give `rivals` that say nothing."""
+
+
+class Heard(Protocol):
+    """What a baseline sees of a session; a `vaemo.sessions.Session` has it."""
+
+    @property
+    def streams(self) -> Mapping[str, np.ndarray]:
+        """Features by stream, (T, D)."""
+
+    @property
+    def labels(self) -> np.ndarray:
+        """(T, 2), NaN = unlabelled."""
+
+    def __len__(self) -> int: ...
+
+
+Baseline = Callable[[Sequence[Heard], Sequence[Heard], Sequence[Heard], Sequence[str]], list[np.ndarray]]
 """From training, dev and test sessions and the streams to use: (T, 2) for every test session."""
 
 
 def mean_of_labels(
-    train: Sequence[Session], dev: Sequence[Session], test: Sequence[Session], streams: Sequence[str]
+    train: Sequence[Heard], dev: Sequence[Heard], test: Sequence[Heard], streams: Sequence[str]
 ) -> list[np.ndarray]:
     """The mean of the training labels, always."""
     mean = np.nanmean(_labels(train), axis=0)
@@ -34,19 +61,28 @@ def mean_of_labels(
 
 
 def ridge(
-    train: Sequence[Session], dev: Sequence[Session], test: Sequence[Session], streams: Sequence[str]
+    train: Sequence[Heard],
+    dev: Sequence[Heard],
+    test: Sequence[Heard],
+    streams: Sequence[str],
+    *,
+    match: bool = False,
 ) -> list[np.ndarray]:
-    """Ridge regression on one utterance; the penalty is the one with the best dev CCC, for each dimension."""
-    return _best_on_dev(_ridge_fits(train, dev, test, streams, ()), dev, test)
+    """Ridge regression on one utterance; the penalty is the one with the best dev CCC, for each dimension.
+
+    Arguments as for `ridge_with_memory`.
+    """
+    return ridge_with_memory(train, dev, test, streams, match=match, memories=((),))
 
 
 def ridge_with_memory(
-    train: Sequence[Session],
-    dev: Sequence[Session],
-    test: Sequence[Session],
+    train: Sequence[Heard],
+    dev: Sequence[Heard],
+    test: Sequence[Heard],
     streams: Sequence[str],
     *,
     match: bool = True,
+    memories: Sequence[Sequence[float]] | None = None,
 ) -> list[np.ndarray]:
     """Ridge regression on the utterance and causal EMAs of the features.
 
@@ -59,18 +95,77 @@ def ridge_with_memory(
         streams: Likewise.
         match: Stretch the predictions around the mean of the training labels so that on dev they vary as much as the
             labels: least squares shrinks what it predicts, and CCC punishes that.
+        memories: Sets of coefficients to choose from; None is `MEMORIES`.
     """
-    fits = (fit for memory in MEMORIES for fit in _ridge_fits(train, dev, test, streams, memory))
+    memories = MEMORIES if memories is None else memories
+    fits = (fit for memory in memories for fit in _ridge_fits(train, dev, test, streams, memory))
     if match:
         centre = np.nanmean(_labels(train), axis=0)
         fits = (_stretch(fit, centre, _labels(dev)) for fit in fits)
     return _best_on_dev(fits, dev, test)
 
 
+def rivals(train: PackedSessions, dev: PackedSessions, streams: Sequence[str]) -> dict[str, dict[str, float]] | None:
+    """What the two cheapest ways to predict give on dev: a model that is trained for longer should be above them.
+
+    Both are ridge regression, spread matched, by its closed form: `ridge` on the features of the utterance, and
+    `ridge_ema` on these and a causal EMA of them. Penalty, coefficient and spread are those that do best on dev,
+    which flatters both a little. Of large splits whole sessions, drawn evenly, stand for all.
+
+    Args:
+        train: Sessions to learn from.
+        dev: Sessions to predict.
+        streams: The streams that the model uses.
+
+    Returns:
+        For each of the two `dev_ccc_valence`, `dev_ccc_arousal`, `dev_ccc_avg`; None where train or dev has fewer than
+        `RIVAL_LABELS` labels in a dimension.
+    """
+    learnt, judged = _some(train, streams), _some(dev, streams)
+    if any((~np.isnan(_labels(part))).sum(axis=0).min() < RIVAL_LABELS for part in (learnt, judged) if part):
+        return None
+    if not learnt or not judged:
+        return None
+    found = {}
+    for name, memories in (("ridge", ((),)), ("ridge_ema", RIVAL_MEMORIES)):
+        predicted = ridge_with_memory(learnt, judged, judged, streams, memories=memories)
+        agreement = ccc(np.concatenate(predicted), _labels(judged))
+        values = np.nan_to_num([*agreement, agreement.mean()])
+        found[name] = {f"dev_ccc_{key}": float(value) for key, value in zip((*DIMENSIONS, "avg"), values, strict=True)}
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class _Sequence:
+    streams: Mapping[str, np.ndarray]
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def _some(packed: PackedSessions, streams: Sequence[str]) -> list[_Sequence]:
+    """Sessions of a split, as many as `rivals` may look at, always the same ones; one at least."""
+    width = sum(features.shape[-1] for name, features in packed.features.items() if name in streams)
+    most = min(RIVAL_UTTERANCES, RIVAL_NUMBERS // max(width, 1))
+    order = np.random.default_rng(0).permutation(len(packed.lengths))
+    fit = np.cumsum(packed.lengths[order]) <= most
+    numbers = np.sort(order[fit]) if fit.any() else order[:1]
+    chosen = packed.select(numbers).gathered()
+    ends = np.cumsum(chosen.lengths)[:-1]
+    labels = np.split(chosen.labels.cpu().numpy(), ends)
+    features = {name: np.split(x.cpu().numpy(), ends) for name, x in chosen.features.items() if name in streams}
+    return [
+        _Sequence({name: parts[number] for name, parts in features.items()}, each)
+        for number, each in enumerate(labels)
+        if len(each)
+    ]
+
+
 def _ridge_fits(
-    train: Sequence[Session],
-    dev: Sequence[Session],
-    test: Sequence[Session],
+    train: Sequence[Heard],
+    dev: Sequence[Heard],
+    test: Sequence[Heard],
     streams: Sequence[str],
     memory: Sequence[float],
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -85,11 +180,15 @@ def _ridge_fits(
     x, x_dev, x_test = (_standardised(part, statistics) for part in (x, x_dev, x_test))
     labels = _labels(train)
     # Gram matrix and right-hand side of each dimension, over the utterances that are labelled in it.
-    sums = []
+    sums: list[tuple[float, np.ndarray, np.ndarray]] = []
+    before = None
     for column in labels.T:
         known = ~np.isnan(column)
         mean = column[known].mean()
-        sums.append((mean, x[known].T @ x[known], x[known].T @ (column[known] - mean)))
+        heard = x if known.all() else x[known]
+        gram = sums[-1][1] if before is not None and (known == before).all() else heard.T @ heard
+        sums.append((mean, gram, heard.T @ (column[known] - mean)))
+        before = known
     for penalty in PENALTIES:
         found = []
         for mean, gram, moment in sums:
@@ -98,7 +197,7 @@ def _ridge_fits(
         yield np.stack([on_dev for on_dev, _ in found], 1), np.stack([on_test for _, on_test in found], 1)
 
 
-def _side_by_side(session: Session, streams: Sequence[str]) -> np.ndarray:
+def _side_by_side(session: Heard, streams: Sequence[str]) -> np.ndarray:
     return np.concatenate([session.streams[name] for name in streams], axis=1, dtype=np.float64)
 
 
@@ -135,7 +234,7 @@ def _stretch(
 
 
 def _best_on_dev(
-    fits: Iterator[tuple[np.ndarray, np.ndarray]], dev: Sequence[Session], test: Sequence[Session]
+    fits: Iterator[tuple[np.ndarray, np.ndarray]], dev: Sequence[Heard], test: Sequence[Heard]
 ) -> list[np.ndarray]:
     """The test predictions whose dev predictions agree best with the labels, for each dimension, by session."""
     every = list(fits)
@@ -145,5 +244,5 @@ def _best_on_dev(
     return np.split(predicted, np.cumsum([len(session) for session in test])[:-1])
 
 
-def _labels(sessions: Sequence[Session]) -> np.ndarray:
+def _labels(sessions: Sequence[Heard]) -> np.ndarray:
     return np.concatenate([session.labels for session in sessions]).astype(np.float64)

@@ -87,7 +87,7 @@ def run_cell(
         predicted = np.concatenate(cell.variant.baseline(train, dev, test, list(used)))
     else:
         model, summary = _train(packed.select(parts[0]), packed.select(parts[1]), config, device, say)
-        held = packed.select(parts[2]).to(device, getattr(torch, config.train.dtype))
+        held = packed.select(parts[2]).to(device, getattr(torch, config.train.dtype)).with_past(model.pasts)
         known = None if held.observed.isnan().all() else held.observed
         predicted = replay(model, held, window=config.train.window, observed=known).prediction
         if model.has_feedback:

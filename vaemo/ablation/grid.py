@@ -13,8 +13,8 @@ from urllib.parse import quote
 
 from vaemo.ablation.baselines import Baseline, mean_of_labels, ridge, ridge_with_memory
 from vaemo.config import Config
-from vaemo.errors import FeatureMismatchError, UsageError
-from vaemo.model.checks import used_streams
+from vaemo.errors import ConfigValueError, FeatureMismatchError, UsageError
+from vaemo.model.checks import used_pasts, used_streams
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,17 @@ ABLATIONS = (
     _model("film", "FiLM", film="film"),
     _model("concat", "speaker embedding concatenated", film="concat"),
     _model("no-film", "no speaker embedding", film="off"),
+    _model("plain-speech", "speech as it is", speech_mlp="none"),
+    _model("speech-mlp", "a network on speech", speech_mlp="after_film"),
+    _model("speech-mlp-film", "a network on speech, before FiLM", speech_mlp="before_film"),
+    _model("no-norm", "compared with no past", speaker_norm=(), session_norm=()),
+    _model("speaker-norm", "prosody compared with its speaker's past", speaker_norm=("prosody",), session_norm=()),
+    _model(
+        "session-norm",
+        "prosody compared with its speaker's and the session's past",
+        speaker_norm=("prosody",),
+        session_norm=("prosody",),
+    ),
     _model("fixed-alpha", "fixed alpha", ema="fixed"),
     _model("learned-alpha", "learned alpha", ema="learned"),
     _model("feedback-observed", "feedback: observed values alone", feedback="observed"),
@@ -94,12 +105,12 @@ def choose_variants(
     for variant in ABLATIONS:
         if variant.name not in wanted:
             continue
-        changed = config.replace(variant.changes)
-        if changed == config:
-            continue
         try:
+            changed = config.replace(variant.changes)
+            if changed == config:
+                continue
             same = _effect(changed, dims) == full
-        except FeatureMismatchError as error:
+        except (ConfigValueError, FeatureMismatchError) as error:
             left_out.append(f"'{variant.title}' is left out: {error}")
             continue
         if same:
@@ -113,7 +124,15 @@ def choose_variants(
 def _effect(config: Config, dims: Mapping[str, int]) -> tuple[Any, ...]:
     """What a config makes of these features, equal where two configs make the same model."""
     film, used = used_streams(config.model, dims)
-    model = config.to_dict()["model"] | {"film": film, "prosody": "prosody" in used}
+    pasts = used_pasts(config.model, used)
+    model = config.to_dict()["model"] | {"film": film, "prosody": "prosody" in used, "speaker_norm": pasts}
+    del model["session_norm"]
+    if not pasts:
+        del model["speaker_norm_weight"]
+    if "speech" not in used:
+        del model["speech_mlp"]
+    elif model["speech_mlp"] != "none" and film != "film":
+        model["speech_mlp"] = "after_film"
     if model["updater"] == "none":
         for switch in ("ema", "feedback"):
             del model[switch]

@@ -42,7 +42,8 @@ def summarise(
 
     Returns:
         `variant`, `title`, `n_seeds`, `n_sessions`, `n`; `ccc_NAME` (mean over seeds), `ccc_NAME_sd` (over seeds),
-        `ccc_NAME_low`, `ccc_NAME_high`, `ccc_NAME_seeds` (a list) and `rmse_NAME` for valence, arousal and avg;
+        `ccc_NAME_low`, `ccc_NAME_high`, `ccc_NAME_seeds` (a list), `within_ccc_NAME` (of predictions and labels less
+        their means over the session; mean over seeds) and `rmse_NAME` for valence, arousal and avg;
         `fed_ccc_avg` (labels of earlier utterances fed; null without feedback); `difference_NAME` with `_low` and
         `_high` (of CCC, variant less full model), `p` and `p_holm` (of `difference_avg`; null for the full model);
         `seconds` (of a seed's trainings, one after the other).
@@ -90,6 +91,7 @@ def _row(variant: Variant, runs: Sequence[list[Result]], resampled: Resampled | 
             f"ccc_{name}_low": None if low is None else defined(low[k]),
             f"ccc_{name}_high": None if high is None else defined(high[k]),
             f"ccc_{name}_seeds": values,
+            f"within_ccc_{name}": defined(resampled.estimate["within_ccc"][k]) if resampled else None,
             f"rmse_{name}": defined(resampled.estimate["rmse"][k]) if resampled else None,
             **{f"difference_{name}{suffix}": None for suffix in ("", "_low", "_high")},
         }
@@ -127,6 +129,7 @@ _HEADINGS = (
     "CCC arousal",
     "CCC average",
     "95 % interval",
+    "within sessions",
     "labels fed",
     "less full",
     "interval",
@@ -164,6 +167,7 @@ def _cells(row: Row) -> list[str]:
         row["title"],
         *means,
         _interval(row["ccc_avg_low"], row["ccc_avg_high"]),
+        _decimal(row["within_ccc_avg"], "z.3f"),
         _decimal(row["fed_ccc_avg"], "z.3f"),
         _decimal(row["difference_avg"], "+z.3f"),
         _interval(row["difference_avg_low"], row["difference_avg_high"], "+z.3f"),
@@ -201,5 +205,6 @@ def _legend(rows: Sequence[Row]) -> str:
         f"CCC pooled over {first['n']:,} held-out utterances of {first['n_sessions']:,} sessions, running free: "
         f"mean and deviation over {n_seeds} {'seeds' if n_seeds > 1 else 'seed'}; intervals and paired differences "
         f"from resampled sessions; p of the difference in CCC average, corrected by Holm for {n_compared} comparisons. "
+        "'Within sessions' is CCC average of predictions and labels less their means over the session. "
         "'Labels fed' is CCC average where the label of every earlier utterance is observed."
     )

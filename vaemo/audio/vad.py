@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import math
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from vaemo.audio.scale import LOUDEST
 from vaemo.config import VadConfig
 from vaemo.units import SAMPLING_RATE_HZ
 
@@ -30,8 +32,20 @@ _FRAMES_AT_ONCE = 512
 _HYSTERESIS = 0.15
 """Inside an utterance a frame is speech down to this much below the threshold; silero's own value."""
 
+_BAND = slice(4, 55)
+"""Bins of the speech band, 250 to 3400 Hz, in the detector's spectra of 256 samples."""
+
+_MEAN_SQUARE = 4 * 256 / 2 * 96.0
+"""The sum over a frame's four spectra for samples whose mean square is 1: half a window's size by sum(Hann^2)."""
+
+_FAINTEST = 1e-10
+"""Mean square below which nothing is told apart: -100 dB of full scale."""
+
 _LEVEL_FRAMES = 4.0
 """Time constant of the levels that channels are compared by, in frames."""
+
+_FLOOR_RISE = 10.0 ** (2.0 * _FRAME_S)
+"""The background of a channel, its lowest level, may grow so much per frame in its pauses: 20 dB per second."""
 
 _HANGOVER_FRAMES = 10
 """Speech on a channel masks crosstalk on the others so much longer."""
@@ -75,8 +89,8 @@ class SpeechDetector(nn.Module):
         self.requires_grad_(False).eval()
 
     @torch.inference_mode()
-    def forward(self, samples: Tensor, state: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, tuple]:
-        """Speech probabilities of frames, each channel on its own.
+    def forward(self, samples: Tensor, state: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor, tuple]:
+        """Speech probabilities and levels of frames, each channel on its own.
 
         Args:
             samples: (C, 64 + F * 512): the 64 samples before the frames (zeros at the start), then the frames.
@@ -84,25 +98,29 @@ class SpeechDetector(nn.Module):
 
         Returns:
             probabilities: (C, F).
+            levels: (C, F), mean squares of the speech band: hum, a constant offset, rumble and hiss are not in them.
             state: To go on from.
         """
         lanes = samples.shape[0]
         windows = samples.unfold(1, _CONTEXT + FRAME, FRAME)
-        encoded = [
-            self._encode(part.reshape(-1, _CONTEXT + FRAME)).reshape(lanes, part.shape[1], -1)
-            for part in windows.split(_FRAMES_AT_ONCE, dim=1)
-        ]
+        encoded, levels = [], []
+        for part in windows.split(_FRAMES_AT_ONCE, dim=1):
+            vectors, level = self._encode(part.reshape(-1, _CONTEXT + FRAME))
+            encoded.append(vectors.reshape(lanes, part.shape[1], -1))
+            levels.append(level.reshape(lanes, part.shape[1]))
         hidden, state = self.lstm(torch.cat(encoded, dim=1), state)
-        return torch.sigmoid(self.head(functional.relu(hidden)))[..., 0], state
+        return torch.sigmoid(self.head(functional.relu(hidden)))[..., 0], torch.cat(levels, dim=1), state
 
-    def _encode(self, windows: Tensor) -> Tensor:
+    def _encode(self, windows: Tensor) -> tuple[Tensor, Tensor]:
         padded = functional.pad(windows[:, None], (0, 64), mode="reflect")
         spectrum = functional.conv1d(padded, self.basis, stride=128)
         half = spectrum.shape[1] // 2
-        out = (spectrum[:, :half] ** 2 + spectrum[:, half:] ** 2).sqrt()
+        power = spectrum[:, :half] ** 2 + spectrum[:, half:] ** 2
+        level = power[:, _BAND].sum(dim=(1, 2)) / _MEAN_SQUARE
+        out = power.sqrt_()
         for layer in self.encoder:
             out = functional.relu(layer(out))
-        return out[..., 0]
+        return out[..., 0], level
 
 
 @functools.cache
@@ -127,7 +145,8 @@ class UtteranceFinder:
 
     An utterance begins where the probability reaches the threshold, ends where it stays below for `join_gap_s`, and
     is cut at its quietest frame in the second half of `max_utterance_s` where it grows longer. Where a channel is
-    `crosstalk_db` quieter than another that speaks, it is taken for that one's echo.
+    `crosstalk_db` quieter than another that speaks, it is taken for that one's echo. Both levels are of the speech
+    band. In place of NaN and infinities silence is heard; the samples of an utterance keep them.
 
     Args:
         channels: C.
@@ -140,6 +159,7 @@ class UtteranceFinder:
         self._state: tuple[Tensor, Tensor] | None = None
         self._cutters = [_Cutter(config) for _ in range(channels)]
         self._level = np.zeros(channels)
+        self._floor = np.full(channels, np.inf)
         self._spoke = np.full(channels, -_HANGOVER_FRAMES - 1)
         self._held = np.zeros((channels, _CONTEXT), np.float32)
         self._first = -_CONTEXT
@@ -165,31 +185,44 @@ class UtteranceFinder:
 
     def _frames(self, samples: np.ndarray) -> list[Utterance]:
         self._held = np.concatenate([self._held, samples], axis=1)
-        recent = self._held[:, -samples.shape[1] - _CONTEXT :]
-        probabilities, self._state = self._detector(torch.from_numpy(np.ascontiguousarray(recent)), self._state)
+        recent = _harmless(self._held[:, -samples.shape[1] - _CONTEXT :])
+        probabilities, levels, self._state = self._detector(torch.from_numpy(recent), self._state)
         speech = probabilities.numpy()
-        frames = samples.reshape(len(samples), -1, FRAME)
-        power = np.einsum("cfn,cfn->cf", frames, frames) / FRAME
+        power = np.maximum(levels.numpy(), _FAINTEST)
         if len(speech) > 1 and self._config.crosstalk_db > 0:
             speech = self._without_crosstalk(speech, power)
         found = []
         for channel, cutter in enumerate(self._cutters):
             found += [self._utterance(channel, span) for span in cutter.push(speech[channel], power[channel])]
-        self._done += frames.shape[1]
+        self._done += speech.shape[1]
         self._forget()
         return found
 
     def _without_crosstalk(self, speech: np.ndarray, power: np.ndarray) -> np.ndarray:
+        """`speech` without what is another channel's echo; `power` is of the speech band, both (C, F).
+
+        What is steady on a channel, such as hum's overtones, is no speech: it drowns nothing on the others.
+        """
         ratio = 10.0 ** (self._config.crosstalk_db / 10.0)
-        fade = float(np.exp(-1.0 / _LEVEL_FRAMES))
-        kept = speech.copy()
+        fade = math.exp(-1.0 / _LEVEL_FRAMES)
         low = self._config.threshold - _HYSTERESIS
-        for frame in range(speech.shape[1]):
-            self._level = fade * self._level + (1.0 - fade) * power[:, frame]
-            self._spoke[speech[:, frame] >= low] = self._done + frame
-            speaking = self._spoke >= self._done + frame - _HANGOVER_FRAMES
-            loudest = (self._level * speaking).max()
-            kept[self._level * ratio < loudest, frame] = 0.0
+        kept = speech.copy()
+        levels, floors, spoke = self._level.tolist(), self._floor.tolist(), self._spoke.tolist()
+        for frame, (probabilities, powers) in enumerate(zip(speech.T.tolist(), power.T.tolist(), strict=True)):
+            now, loudest = self._done + frame, 0.0
+            for channel, probability in enumerate(probabilities):
+                level = levels[channel] = fade * levels[channel] + (1.0 - fade) * powers[channel]
+                if probability >= low:
+                    spoke[channel] = now
+                if spoke[channel] >= now - _HANGOVER_FRAMES:
+                    floors[channel] = min(floors[channel], level)
+                    loudest = max(loudest, level - floors[channel])
+                else:
+                    floors[channel] = min(floors[channel] * _FLOOR_RISE, level)
+            for channel, level in enumerate(levels):
+                if level * ratio < loudest:
+                    kept[channel, frame] = 0.0
+        self._level, self._floor, self._spoke = np.array(levels), np.array(floors), np.array(spoke)
         return kept
 
     def _utterance(self, channel: int, span: tuple[float, float], n_total: int | None = None) -> Utterance:
@@ -206,6 +239,13 @@ class UtteranceFinder:
         if drop > self._held.shape[1] // 2:
             self._held = self._held[:, drop:].copy()
             self._first += drop
+
+
+def _harmless(samples: np.ndarray) -> np.ndarray:
+    """Samples that leave no NaN in the detector's memory: silence for NaN and infinities, the rest within LOUDEST."""
+    if not (samples.max() <= LOUDEST and samples.min() >= -LOUDEST):
+        samples = np.nan_to_num(samples, nan=0.0, posinf=0.0, neginf=0.0).clip(-LOUDEST, LOUDEST)
+    return np.ascontiguousarray(samples)
 
 
 class _Cutter:

@@ -25,6 +25,7 @@ from vaemo.cluster.nodes import total
 from vaemo.cluster.runtime import NO_PROGRESS_S, connect, fit_pool
 from vaemo.config import Config
 from vaemo.errors import UsageError, VaemoError, carried, raise_carried
+from vaemo.model.checks import used_pasts
 from vaemo.progress import Progress, say
 from vaemo.sessions import Session
 from vaemo.shards import claim_folder, digest
@@ -150,10 +151,14 @@ def _run(cells: Sequence[Cell], data: TrainingData, out: str, n_all: int) -> dic
 
 def _share(data: TrainingData) -> dict[str, ray.ObjectRef]:
     """The packed sessions of each fold: the same for all, but where voices differ."""
+    pasts = used_pasts(data.config.model, data.store.dims)
+
+    def share(fold: Fold) -> ray.ObjectRef:
+        return ray.put(PackedSessions.of(data.sessions(fold)).with_past(pasts))
+
     if data.voices_differ:
-        return {fold.name: ray.put(PackedSessions.of(data.sessions(fold))) for fold in data.parts}
-    shared = ray.put(PackedSessions.of(data.sessions(data.parts[0])))
-    return dict.fromkeys((fold.name for fold in data.parts), shared)
+        return {fold.name: share(fold) for fold in data.parts}
+    return dict.fromkeys((fold.name for fold in data.parts), share(data.parts[0]))
 
 
 def _run_cell(

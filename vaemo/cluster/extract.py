@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from vaemo import files
@@ -20,7 +21,9 @@ from vaemo.config import Config
 from vaemo.features import Extractor, describe, load_extractors
 from vaemo.features.isolated import isolated
 from vaemo.features.prosody import FEATURE_SETS, LICENSE_NOTE
-from vaemo.plan import Again, Plan, plan, with_held
+from vaemo.index import Entry, Index
+from vaemo.lease import lease
+from vaemo.plan import Again, Plan, plan, write_shard
 from vaemo.progress import Progress, say
 from vaemo.scoring.erase import Tombstones
 from vaemo.sessions import label_range
@@ -76,19 +79,26 @@ def run(
     for note in listing.notes:
         say(note)
     listing = _first(listing.without(Tombstones.read(out).erased(listing.session_ids)), limit)
-    work = plan_extraction(source, listing, out, config, again)
     if config.features.prosody in FEATURE_SETS and config.features.opensmile_license is None:
         say(LICENSE_NOTE)
     if dry_run:
-        estimate(source, work, config, extractors)
+        estimate(source, plan_extraction(source, listing, Index.open(out), config, again), config, extractors)
         return Tally()
-    claim_store(out, config, extractors, source="manifest" if manifest else "recordings", about=about or {})
-    tally = extract_missing(source, work, out, config, extractors)
+    with lease(out), Index.open(out) as index:
+        work = plan_extraction(source, listing, index, config, again)
+        claim_store(out, config, extractors, source="manifest" if manifest else "recordings", about=about or {})
+        tally = extract_missing(source, work, index, config, extractors)
     summarise(out, tally, work.listing.unit, config)
     return tally
 
 
-def plan_extraction(source: Source, listing: Listing, out: str, config: Config, again: Again = Again()) -> Plan:  # noqa: B008
+def plan_extraction(
+    source: Source,
+    listing: Listing,
+    index: Index,
+    config: Config,
+    again: Again = Again(),  # noqa: B008
+) -> Plan:
     """What a store lacks of a source; see `vaemo.plan.plan`."""
     keys = [
         f"{session_id}\t{content}" if content else session_id
@@ -96,7 +106,7 @@ def plan_extraction(source: Source, listing: Listing, out: str, config: Config, 
     ]
     once = config.extract.duplicates == "skip"
     return plan(
-        listing, keys, out, source.shard_size(config), again=again, alike=(lambda index: None) if once else None
+        listing, keys, index, source.shard_size(config), again=again, alike=(lambda index: None) if once else None
     )
 
 
@@ -131,14 +141,15 @@ def claim_store(
     claim_folder(out, INFO, fingerprint, {**info, "source": source, **about})
 
 
-def extract_missing(source: Source, work: Plan, out: str, config: Config, extractors: Mapping[str, Extractor]) -> Tally:
+def extract_missing(
+    source: Source, work: Plan, index: Index, config: Config, extractors: Mapping[str, Extractor]
+) -> Tally:
     """Do what is to be done, on the cluster, with one line of progress; returns the counts of the whole store.
 
     Raises:
         ClusterError: if the cluster cannot run it, or nothing moves.
     """
-    tally = Tally.of(out, without={shard["name"] for shard in work.shards})
-    tally.changed = work.changed
+    out, tally = index.folder, work.tally_of(index)
     if not work.shards:
         say(f"nothing to do: all {sum(work.listing.units):,} {work.listing.unit} are extracted")
         return tally
@@ -156,7 +167,7 @@ def extract_missing(source: Source, work: Plan, out: str, config: Config, extrac
         for done in run_shards(ExtractWorker, arguments, work.shards, needs=needs):
             audio_s += done["audio_s"]
             failed += done["failed"]
-            tally.add(done["part"])
+            tally.add(index.add(Entry(**done["part"])))
             progress.advance(done["units"], detail)
     progress.close()
     return tally
@@ -184,12 +195,13 @@ class ExtractWorker:
         """Do a shard; counts of it."""
         with isolated(self._extractors, self._config, careful=shard.get("careful", False)) as extractors:
             batch = self._source.read(shard, Tools(extractors, self._config, self._decoder, None))
-        part = with_held(batch.table, files.join(self._out, shard["name"]), shard, batch.stamps)
-        write_part(self._out, shard["name"], part)
+        part = write_shard(
+            self._out, shard, batch.table, batch.stamps, lambda name, rows: write_part(self._out, name, rows)
+        )
         done = count(batch.table)
         units = batch.table.num_rows if self._source.counts_rows else done["sessions"]
         failed = sum(n for status, n in done["statuses"].items() if status not in NOT_FAILED)
-        return {"units": units, "audio_s": done["audio_s"], "failed": failed, "part": count(part)}
+        return {"units": units, "audio_s": done["audio_s"], "failed": failed, "part": asdict(part)}
 
 
 def summarise(out: str, tally: Tally, unit: str, config: Config) -> None:

@@ -17,7 +17,7 @@ from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get, _in
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from vaemo.errors import VaemoError, carried, raise_carried
+from vaemo.errors import ClusterError, VaemoError, carried, raise_carried
 
 PLACE_TRY_S = 60.0
 """A group of workers that has not found its place on the cluster by then is tried once more, up to its patience."""
@@ -89,14 +89,18 @@ def run_group(
 
 
 def _work(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What every worker does; a VaemoError is carried home as a value, since Ray would try it again."""
+    """What every worker does; a mistake is carried home as a value, since Ray would try it again."""
     key = config["mistake"].encode()
     if (noted := _internal_kv_get(key)) is not None:
         return json.loads(noted)
     try:
         return config["work"](config["given"])
-    except VaemoError as error:
-        if ray.train.get_context().get_world_size() > 1:
-            _internal_kv_put(key, json.dumps(carried(error)).encode())
+    except (VaemoError, OSError) as error:
+        mistake = carried(error)
+        if mistake["error"] == ClusterError.__name__ and isinstance(error, OSError):
+            # A lost connection, which Ray makes again.
             raise
-        return carried(error)
+        if ray.train.get_context().get_world_size() > 1:
+            _internal_kv_put(key, json.dumps(mistake).encode())
+            raise
+        return mistake

@@ -33,7 +33,7 @@ from vaemo.scoring.roles import NOT_KNOWN, RoleRules
 from vaemo.scoring.trained_on import check_trained_on
 from vaemo.shards import digest
 from vaemo.sources import Listing, Source, StoreSource, open_source
-from vaemo.speakers import Enrolments
+from vaemo.speakers import Enrolments, say_where_nobody_is_named
 
 
 @dataclass(frozen=True)
@@ -268,6 +268,9 @@ def _warn(run: Run) -> None:
                 f"warning: sessions.sequence_by is {sequence_by}, the checkpoint was trained with {trained}; "
                 f"--set sessions.sequence_by={trained} scores as it was trained."
             )
+    if isinstance(run.source, StoreSource):
+        pasts = [name for checkpoint in run.checkpoints for name in checkpoint.model.pasts]
+        say_where_nobody_is_named(run.source.store, pasts)
     made_up = isinstance(run.source, StoreSource) and run.source.store.info.get("synthetic")
     if _synthetic(run.checkpoints) and not made_up:
         say(

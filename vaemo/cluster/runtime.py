@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import os
+import threading
 import uuid
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,8 +19,10 @@ from ray.data import ActorPoolStrategy, DataContext
 from ray.data.exceptions import ExecutionTimeoutError
 from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get, _internal_kv_put
 
+from vaemo.cluster.address import LOCAL, find_cluster, temporary_folder
 from vaemo.cluster.nodes import capacity, check_visible
-from vaemo.errors import ClusterError, VaemoError, carried, raise_carried
+from vaemo.errors import ClusterError, StorageError, VaemoError, carried, mistake_of, raise_carried
+from vaemo.progress import say
 
 NO_PROGRESS_S = 900.0
 """A job in which nothing has moved for so long is ended: Ray would wait for half an hour, or for ever."""
@@ -30,13 +33,22 @@ MAX_ATTEMPTS = 5
 CAREFUL_AFTER = 2
 """A shard whose worker has died so often is worked on as if it would again; nodes that are lost make that rare."""
 
+SILENCE_S = 30.0
+"""After so long without a word Ray is said to be waited for."""
+
 _NUMBER = "_shard"
+_SAID = 300
 
 
 def connect() -> None:
     """Attach to the cluster that RAY_ADDRESS names, or start Ray on this machine; once per process.
 
     The number of CPUs is never passed: inside a submitted job Ray refuses it, elsewhere the machine knows best.
+
+    Raises:
+        UsageError: if RAY_ADDRESS is no address, or Ray's temporary folder is too long.
+        ClusterError: if nothing answers at RAY_ADDRESS, or Ray does not start.
+        StorageError: if Ray's temporary folder is full or cannot be written.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # One footer reader instead of Ray's 32 actors a read.
@@ -48,12 +60,37 @@ def connect() -> None:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
     if not ray.is_initialized():
-        # Where Ray is started for this job alone nobody is told of a dashboard, whose processes cost seconds.
-        ray.init(logging_level=logging.ERROR, log_to_driver=False, include_dashboard=False)
+        _init(find_cluster())
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.execution_no_progress_timeout_s = NO_PROGRESS_S
+
+
+def _init(address: str | None) -> None:
+    """`ray.init`, which says nothing for many minutes where what answered at an address is no whole cluster."""
+    here = address == LOCAL
+    what = "Ray to start on this machine" if here else f"the Ray cluster at {address or 'this machine'}"
+    silence = threading.Event()
+
+    def speak() -> None:
+        while not silence.wait(SILENCE_S):
+            say(f"waiting for {what}")
+
+    threading.Thread(target=speak, daemon=True).start()
+    folder = {"_temp_dir": temporary_folder()} if here else {}  # None is Ray's own
+    try:
+        # Where Ray is started for this job alone nobody is told of a dashboard, whose processes cost seconds.
+        ray.init(address, logging_level=logging.ERROR, log_to_driver=False, include_dashboard=False, **folder)
+    except Exception as error:  # Ray raises of every kind: of sockets, versions, nodes that it misses
+        if isinstance(error, OSError) and isinstance(mistake := mistake_of(error), StorageError):
+            raise mistake from None
+        raise ClusterError(
+            f"waited for {what}, and it failed: {' '.join(str(error).split())[:_SAID]}. "
+            + ("Look at the machine's memory and processes." if here else "Run the job on a node of that cluster.")
+        ) from error
+    finally:
+        silence.set()
 
 
 @dataclass(frozen=True)

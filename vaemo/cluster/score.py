@@ -25,11 +25,13 @@ from vaemo.config import Config
 from vaemo.errors import OtherRunError
 from vaemo.features import Extractor, load_extractors
 from vaemo.features.isolated import isolated
+from vaemo.index import Entry, Index
+from vaemo.lease import lease
 from vaemo.model.checkpoint import load_checkpoint
 from vaemo.personalize import Personal
-from vaemo.plan import NOT_NAMED, Plan, plan, with_held
+from vaemo.plan import NOT_NAMED, Plan, plan, write_shard
 from vaemo.progress import Progress, say
-from vaemo.scores import PROVENANCE, write_part
+from vaemo.scores import PROVENANCE, UTTERANCES, write_part
 from vaemo.scoring.calls import DATE, Calls
 from vaemo.scoring.ids import IdKey, hidden_errors
 from vaemo.scoring.roles import RoleRules
@@ -38,7 +40,7 @@ from vaemo.shards import claim_folder
 from vaemo.sources import Batch, Source, Tools
 from vaemo.speakers import Enrolments
 from vaemo.tables import from_bytes, to_bytes, with_column
-from vaemo.tally import Tally, count
+from vaemo.tally import Tally
 
 NO_DATE = "__HIVE_DEFAULT_PARTITION__"
 """What readers of partitioned folders take for null."""
@@ -56,43 +58,55 @@ def score(request: Request, config: Config) -> Tally:
         VaemoError: as `prepare`.
     """
     run = prepare(request, config)
-    fingerprint, provenance = run.provenance()
-    work = plan_scoring(run)
-    n_sessions, unit = len(work.listing.session_ids), run.unit
     if request.dry_run:
-        say(f"would score {work.n_sessions:,} of {n_sessions:,} {unit} in {len(work.shards):,} parts")
+        work = plan_scoring(run, Index.open(files.join(request.out, UTTERANCES)))
+        n_sessions = len(work.listing.session_ids)
+        say(f"would score {work.n_sessions:,} of {n_sessions:,} {run.unit} in {len(work.shards):,} parts")
         return Tally()
-    claim_folder(request.out, PROVENANCE, fingerprint, provenance)
-    if work.unchecked and run.source.needs_features:
-        say(f"{work.unchecked:,} {unit} were scored by a version that did not note what they were; not checked.")
-    utterances = files.join(request.out, "utterances")
-    tally = Tally.of(utterances, without={shard["name"] for shard in work.shards})
-    tally.changed = work.changed
-    if work.shards:
-        connect()
-        arguments = {
-            "checkpoints": request.checkpoints,
-            "source": run.source,
-            "config": run.config.to_dict(),
-            "rules": run.rules,
-            "out": request.out,
-            "run_id": fingerprint[:12],
-            "personal": request.personal,
-            "speakers": request.speakers,
-            "key": run.key,
-        }
-        extractors = load_extractors(run.config.features) if run.source.needs_features else {}
-        progress = Progress("score", n_sessions, unit, done=n_sessions - work.n_sessions)
-        needs = [files.join(request.out, PROVENANCE), *work.listing.places, *request.checkpoints]
-        needs += [path for path in (request.personal, request.speakers) if path]
-        with encoder_stage(extractors, run.config, len(work.shards)) as encoders:
-            for done in run_shards(ScoreWorker, {**arguments, "encoders": encoders}, work.shards, needs=needs):
-                tally.add(done["part"])
-                progress.advance(done["sessions"], f"{tally.statuses.total():,} utterances")
-        progress.close()
-    else:
-        say(f"nothing to do: all {n_sessions:,} {unit} are scored")
-    summarise(request.out, tally, unit, run.config)
+    fingerprint, provenance = run.provenance()
+    with lease(request.out), Index.open(files.join(request.out, UTTERANCES)) as index:
+        work = plan_scoring(run, index)
+        claim_folder(request.out, PROVENANCE, fingerprint, provenance)
+        if work.unchecked and run.source.needs_features:
+            say(
+                f"{work.unchecked:,} {run.unit} were scored by a version that did not note what they were; not checked."
+            )
+        tally = score_missing(run, work, index, fingerprint[:12])
+    summarise(request.out, tally, run.unit, run.config)
+    return tally
+
+
+def score_missing(run: Run, work: Plan, index: Index, run_id: str) -> Tally:
+    """Do what is to be done, on the cluster, with one line of progress; returns the counts of all scores.
+
+    Raises:
+        ClusterError: if the cluster cannot run it, or nothing moves.
+    """
+    request, tally, n_sessions = run.request, work.tally_of(index), len(work.listing.session_ids)
+    if not work.shards:
+        say(f"nothing to do: all {n_sessions:,} {run.unit} are scored")
+        return tally
+    connect()
+    arguments = {
+        "checkpoints": request.checkpoints,
+        "source": run.source,
+        "config": run.config.to_dict(),
+        "rules": run.rules,
+        "out": request.out,
+        "run_id": run_id,
+        "personal": request.personal,
+        "speakers": request.speakers,
+        "key": run.key,
+    }
+    extractors = load_extractors(run.config.features) if run.source.needs_features else {}
+    progress = Progress("score", n_sessions, run.unit, done=n_sessions - work.n_sessions)
+    needs = [files.join(request.out, PROVENANCE), *work.listing.places, *request.checkpoints]
+    needs += [path for path in (request.personal, request.speakers) if path]
+    with encoder_stage(extractors, run.config, len(work.shards)) as encoders:
+        for done in run_shards(ScoreWorker, {**arguments, "encoders": encoders}, work.shards, needs=needs):
+            tally.add(index.add(Entry(**done["part"])))
+            progress.advance(done["sessions"], f"{tally.statuses.total():,} utterances")
+    progress.close()
     return tally
 
 
@@ -111,7 +125,7 @@ def summarise(out: str, tally: Tally, unit: str, config: Config) -> None:
             "score.channel_roles, or in the table of calls."
         )
     tally.say(unit)
-    where = f"Every one is listed in {files.join(out, 'utterances')} with its reason."
+    where = f"Every one is listed in {files.join(out, UTTERANCES)} with its reason."
     tally.check("score", config.score.max_failed_fraction, config.score.max_silent_fraction, where)
 
 
@@ -189,9 +203,13 @@ class ScoreWorker:
             scored = self._key.hide(scored, table["audio_path"] if "audio_path" in table.column_names else None)
             stamps = {self._key.hash(session_id): held for session_id, held in stamps.items()}
         sessions = len(json.loads(shard["again"]) or keys)
-        part = with_held(scored, files.join(self._out, "utterances", shard["name"]), shard, stamps)
-        write_part(self._out, shard["name"], part, settings, calls.travel if calls else ())
-        return {"sessions": sessions, "part": count(part)}
+        travel = calls.travel if calls else ()
+
+        def write(name: str, rows: pa.Table) -> None:
+            write_part(self._out, name, rows, settings, travel)
+
+        part = write_shard(files.join(self._out, UTTERANCES), shard, scored, stamps, write)
+        return {"sessions": sessions, "part": dataclasses.asdict(part)}
 
     def _read(self, shard: Mapping[str, Any], calls: Calls | None) -> Batch:
         """Rows of a shard, their features computed where its source needs that."""
@@ -199,13 +217,13 @@ class ScoreWorker:
             return self._source.read(shard, dataclasses.replace(self._tools, extractors=extractors), calls)
 
 
-def plan_scoring(run: Run) -> Plan:
+def plan_scoring(run: Run, index: Index) -> Plan:
     """What the scores lack, date by date where the calls have one.
 
     Raises:
         OtherRunError: if the data of a store have changed since they were scored.
     """
-    listing, out = run.listing, files.join(run.request.out, "utterances")
+    listing = run.listing
     calls = run.calls.take(listing.session_ids) if run.calls else None
     named = run.calls.contains(listing.session_ids) if run.calls else itertools.repeat(True)
     said = [calls.roles[name] for name in listing.session_ids] if calls else itertools.repeat(())
@@ -223,7 +241,7 @@ def plan_scoring(run: Run) -> Plan:
     work = plan(
         listing,
         keys,
-        out,
+        index,
         run.source.shard_size(run.config),
         places=_by_date(calls, len(keys)),
         again=run.request.again,

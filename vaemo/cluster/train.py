@@ -21,6 +21,7 @@ from ray.exceptions import RayActorError
 from ray.train import ControllerError, WorkerGroupError
 
 from vaemo import files
+from vaemo.ablation.baselines import RIVAL_LABELS, rivals
 from vaemo.cluster.console import Console, tell
 from vaemo.cluster.group import run_group
 from vaemo.cluster.nodes import check_visible, driver_node, total
@@ -28,6 +29,7 @@ from vaemo.cluster.runtime import NO_PROGRESS_S, connect
 from vaemo.config import Config
 from vaemo.errors import ClusterError, UsageError, VaemoError, carried, raise_carried
 from vaemo.model.checkpoint import load_checkpoint
+from vaemo.model.checks import used_streams
 from vaemo.progress import say
 from vaemo.shards import claim_folder, digest
 from vaemo.store import FeatureStore
@@ -116,6 +118,7 @@ def train(
             _say_split(data)
             job |= {"out": out, "fold": "", "name": f"train-{fingerprint[:12]}", "storage": files.join(out, "_ray")}
             job |= {"sessions": ray.put(data.pack()), "part": 0}
+            job["rivals"] = _say_rivals(job["sessions"], 0, config)
             summary = _fit(job)
         else:
             say(f"{len(data.parts)} folds ({folds}), {max(1, cpus // workers)} at a time")
@@ -183,7 +186,7 @@ def _train(job: Mapping[str, Any]) -> dict[str, Any]:
         if first:
             if trainer.improved:
                 encoder = trainer.kept_encoder()
-                run_folder.keep(out, trainer.kept, config, store, metrics, provenance, encoder)
+                run_folder.keep(out, trainer.kept, config, store, metrics, provenance, encoder, job["rivals"])
             run_folder.write_metrics(out, trainer.history)
             trackers.log(metrics)
             talk(trainer.line())
@@ -221,7 +224,8 @@ def _fold_jobs(job: Mapping[str, Any], data: TrainingData, out: str, fingerprint
             sessions = shared = shared or ray.put(data.pack())
         name = f"train-{fingerprint[:12]}-{quote(fold.name, safe='')}"
         place = {"out": folder, "fold": fold.name, "name": name, "storage": files.join(out, "_ray")}
-        yield {**job, **place, "sessions": sessions, "part": part}
+        found = _say_rivals(sessions, part, data.config, f"fold {fold.name}, ")
+        yield {**job, **place, "sessions": sessions, "part": part, "rivals": found}
 
 
 def _fit_fold(job: Mapping[str, Any]) -> dict[str, Any]:
@@ -252,6 +256,25 @@ def _headline(summary: Mapping[str, Any]) -> str:
         f"{kept} (it was {peak:.3f} at epoch {summary['peak_epoch']}: more is learnt by heart "
         "than helps; try fewer train.epochs, or train.select=best)"
     )
+
+
+def _say_rivals(held: ray.ObjectRef, part: int, config: Config, where: str = "") -> dict[str, Any] | None:
+    """What the cheapest rivals give on the dev split of a fold, printed; the sessions are read where Ray holds them."""
+    sessions: SplitSessions = ray.get(held)
+    train, dev = (sessions.split(part, name) for name in ("train", "dev"))
+    _, used = used_streams(config.model, {name: x.shape[-1] for name, x in train.features.items()})
+    found = rivals(train, dev, list(used))
+    if found is None:
+        say(f"{where}ridge regression is left out: train or dev has fewer than {RIVAL_LABELS} labels in a dimension")
+        return None
+    named = (("ridge on the features", found["ridge"]), ("on them and their causal EMA", found["ridge_ema"]))
+    parts = [
+        f"{name} {each['dev_ccc_avg']:.3f} (valence {each['dev_ccc_valence']:.3f}, "
+        f"arousal {each['dev_ccc_arousal']:.3f})"
+        for name, each in named
+    ]
+    say(f"{where}dev CCC to beat: {', '.join(parts)}")
+    return found
 
 
 def _say_split(data: TrainingData) -> None:

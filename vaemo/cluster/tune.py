@@ -34,6 +34,7 @@ from vaemo.cluster.tune_search import Recorder, Suggestions, make_scheduler
 from vaemo.cluster.tune_trial import MAX_FAILURES, Job, run_trial
 from vaemo.config import Config
 from vaemo.errors import ClusterError, UsageError
+from vaemo.model.checks import used_streams
 from vaemo.progress import say
 from vaemo.shards import claim_folder, digest
 from vaemo.training import run_folder
@@ -94,6 +95,8 @@ def tune(
     points = Search(around, method, config.train.seed)
     data = _read(store, config, folds)
     sessions = data.pack()
+    dims = {stream: values.shape[-1] for stream, values in sessions.split(0, "train").features.items()}
+    around.check_together(("model.prosody", "model.film"), lambda config: used_streams(config.model, dims))
     settings = {
         "space": around.to_plain(),
         "search": method,

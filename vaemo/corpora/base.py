@@ -20,7 +20,7 @@ from vaemo.errors import ReadCorpusError
 from vaemo.manifest import COLUMNS
 from vaemo.units import DIMENSIONS
 
-NAMES = ("iemocap", "msp-conversation", "msp-improv", "msp-podcast", "recola", "sewa")
+NAMES = ("emodb", "iemocap", "msp-conversation", "msp-improv", "msp-podcast", "recola", "sewa")
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 _LARGEST = 1e9

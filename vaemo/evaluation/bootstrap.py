@@ -20,13 +20,14 @@ from typing import Any
 import numpy as np
 
 from vaemo.config import EvaluateConfig
-from vaemo.metrics import Moments, Variance
+from vaemo.metrics import Moments, Variance, within_sums
 from vaemo.units import DIMENSIONS
 
-METRICS = ("ccc", "pearson", "rmse", "mae", "bias")
+METRICS = ("ccc", "within_ccc", "pearson", "rmse", "mae", "bias")
 NAMES = (*DIMENSIONS, "avg")
 """What each metric is given for: the last axis of everything here, `avg` the mean of the two."""
 
+_N_SUMS = 11
 _BLOCK = 1 << 24
 _ROUNDING = 1e-12
 _ANGLES = 20_001
@@ -37,8 +38,9 @@ class SessionSums:
     """What each session adds to the metrics.
 
     Attributes:
-        values: (S, 2, 7) for valence and arousal: n, then the sums of x, y, x^2, y^2, xy and |x - y|, x the prediction
-            and y the label, both less the middle of all labels so that no digits are lost.
+        values: (S, 2, 11) for valence and arousal: n, then the sums of x, y, x^2, y^2, xy and |x - y|, x the prediction
+            and y the label, both less the middle of all labels so that no digits are lost; then, both less their
+            means over the session, n and the sums of x^2, y^2 and xy, all 0 where the session has one pair.
     """
 
     values: np.ndarray
@@ -59,18 +61,29 @@ class SessionSums:
         n_sessions = int(session.max(initial=-1)) + 1
         flat = parts.reshape(len(session), 14)
         summed = [np.bincount(session, weights=flat[:, i], minlength=n_sessions) for i in range(flat.shape[1])]
-        return SessionSums(np.stack(summed, axis=-1).reshape(n_sessions, 2, 7))
+        plain = np.stack(summed, axis=-1).reshape(n_sessions, 2, 7)
+        return SessionSums(np.concatenate([plain, within_sums(prediction, label, session)], axis=-1))
+
+    def of_groups(self, group: np.ndarray) -> np.ndarray:
+        """(G, 2, 11): sums over groups of sessions.
+
+        Args:
+            group: (S,) whole numbers from 0, the group of each session.
+        """
+        summed = np.zeros((int(group.max(initial=-1)) + 1, *self.values.shape[1:]))
+        np.add.at(summed, group, self.values)
+        return summed
 
     def total(self) -> np.ndarray:
-        """(2, 7): all sessions together."""
+        """(2, 11): all sessions together."""
         return self.values.sum(axis=0)
 
     def leave_one_out(self) -> np.ndarray:
-        """(S, 2, 7): all sessions but one."""
+        """(S, 2, 11): all sessions but one."""
         return self.total() - self.values
 
     def resample(self, draws: int, seed: int) -> np.ndarray:
-        """(B, 2, 7): as many sessions as there are, drawn with replacement; the same seed draws the same ones."""
+        """(B, 2, 11): as many sessions as there are, drawn with replacement; the same seed draws the same ones."""
         n_sessions = len(self.values)
         flat = self.values.reshape(n_sessions, -1)
         rng = np.random.default_rng(seed)
@@ -81,7 +94,7 @@ class SessionSums:
             drawn = rng.integers(n_sessions, size=(rows, n_sessions)) + n_sessions * np.arange(rows)[:, None]
             times = np.bincount(drawn.ravel(), minlength=rows * n_sessions).reshape(rows, n_sessions)
             resampled.append(times @ flat)
-        return np.concatenate(resampled).reshape(draws, 2, 7)
+        return np.concatenate(resampled).reshape(draws, 2, _N_SUMS)
 
 
 def defined(value: Any) -> float | None:
@@ -93,19 +106,22 @@ def metrics_of(sums: np.ndarray, variance: Variance = "biased") -> dict[str, np.
     """Every metric from sums.
 
     Args:
-        sums: (..., 2, 7) as in `SessionSums`.
+        sums: (..., 2, 11) as in `SessionSums`.
         variance: Which CCC is meant; see `Moments.ccc`.
 
     Returns:
         Per metric (..., 3): valence, arousal and their mean (`avg`); NaN where it is not defined. `bias` is the mean
-        of prediction less label.
+        of prediction less label; `within_ccc` is CCC of predictions and labels less their means over the session.
     """
-    n, x, y, xx, yy, xy, absolute = np.moveaxis(sums, -1, 0)
+    n, x, y, xx, yy, xy, absolute, *centred = np.moveaxis(sums, -1, 0)
     some = np.maximum(n, 1)
     moments = Moments(n, x / some, y / some, _squares(n, x, xx), _squares(n, y, yy), xy - x * y / some)
+    n_within, *squares = centred
+    within = Moments(n_within, np.zeros_like(n), np.zeros_like(n), *squares)
     absent = np.where(n > 0, 0.0, np.nan)
     named = {
         "ccc": moments.ccc(variance),
+        "within_ccc": within.ccc(variance),
         "pearson": moments.pearson(),
         "rmse": moments.rmse(),
         "mae": absolute / some + absent,
@@ -256,7 +272,7 @@ def student_t(freedom: np.ndarray, level: float = 0.95) -> np.ndarray:
 _IDENTITY = (lambda value: value, lambda value: value)
 _FISHER = (lambda value: np.arctanh(np.clip(value, -1 + 1e-12, 1 - 1e-12)), np.tanh)
 _LOGARITHM = (lambda value: np.log(np.maximum(value, 1e-12)), np.exp)
-_SCALES = {"ccc": _FISHER, "pearson": _FISHER, "rmse": _LOGARITHM, "mae": _LOGARITHM}
+_SCALES = {"ccc": _FISHER, "within_ccc": _FISHER, "pearson": _FISHER, "rmse": _LOGARITHM, "mae": _LOGARITHM}
 
 
 def _standard_error(draws: np.ndarray, left_out: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,7 +1,9 @@
 """Scores against labels: agreement in all and by group, with intervals over sessions; two sets of scores compared.
 
 Reads a folder of scores and the labels of a store or a manifest, writes `metrics.json`, `groups.parquet` and pictures.
-The headline is *pooled*: one CCC over all utterances, as in training. CCC is defined in `metrics`, on biased
+The headline is *pooled*: one CCC over all utterances, as in training. It rewards knowing the session as well as
+following it, so `within_ccc`, of predictions and labels less their means over the session, stands beside it. CCC is
+defined in `metrics`, on biased
 variances unless `evaluate.variance` says otherwise; intervals in `bootstrap`.
 """
 
@@ -111,7 +113,7 @@ def measure(pairs: Pairs, config: Config) -> dict[str, Any]:
     """Every metric of these utterances.
 
     Returns:
-        `n`, `n_sessions`, and for each metric (`ccc`, `pearson`, `rmse`, `mae`, `bias`) `ccc_valence`, `ccc_arousal`
+        `n`, `n_sessions`, and for each metric (those of `METRICS`) `ccc_valence`, `ccc_arousal`
         and their mean `ccc_avg`; RMSE also as `rmse_native_valence`, ... where the corpus has a range of its own.
         `ci95`: [low, high] of each, where there are two sessions or more. What is not defined is None.
     """
@@ -172,7 +174,14 @@ def table_of(result: Mapping[str, Any]) -> str:
         "",
         " " * 22 + "".join(f"{name:<26}" for name in ("valence", "arousal", "average")),
     ]
-    shown = {"CCC": "ccc", "Pearson's r": "pearson", "RMSE": "rmse", "MAE": "mae", "bias": "bias"}
+    shown = {
+        "CCC": "ccc",
+        "CCC within sessions": "within_ccc",
+        "Pearson's r": "pearson",
+        "RMSE": "rmse",
+        "MAE": "mae",
+        "bias": "bias",
+    }
     if result["native_range"]:
         low, high = result["native_range"]
         shown[f"RMSE on [{low:g}, {high:g}]"] = "rmse_native"
@@ -214,25 +223,26 @@ def _group_codes(pairs: Pairs, by: str) -> tuple[np.ndarray, list[str]]:
     return np.searchsorted(POSITIONS, pairs.order_in_session(), side="right") - 1, names
 
 
-def _group_sums(pairs: Pairs, by: str) -> tuple[SessionSums, list[str], np.ndarray]:
-    """The sums of every group, its name, and its number of sessions, without a loop over groups."""
+def _group_sums(pairs: Pairs, by: str) -> tuple[np.ndarray, list[str], np.ndarray]:
+    """The sums of every group, (G, 2, 11), its name, and its number of sessions, without a loop over groups."""
     numbers, names = _group_codes(pairs, by)
     some = pairs.select(numbers >= 0)
     numbers = numbers[numbers >= 0]
-    sums = SessionSums.of(some.prediction, some.label, numbers)
     session, _ = some.codes("session_id")
-    group_of_pair = np.unique(np.stack([numbers, session]), axis=1)[0]
-    return sums, names[: len(sums.values)], np.bincount(group_of_pair, minlength=len(sums.values))
+    (group, _), cell = np.unique(np.stack([numbers, session]), axis=1, return_inverse=True)
+    # What of a session is in the group counts there as a session of its own.
+    sums = SessionSums.of(some.prediction, some.label, cell).of_groups(group)
+    return sums, names[: len(sums)], np.bincount(group, minlength=len(sums))
 
 
 def _group_table(pairs: Pairs, by: str, config: Config) -> pa.Table:
     """One row per group: `by`, `group`, `n`, `n_sessions` and the metrics."""
     sums, names, n_sessions = _group_sums(pairs, by)
-    values = metrics_of(sums.values, config.evaluate.variance)
+    values = metrics_of(sums, config.evaluate.variance)
     columns: dict[str, Any] = {
         "by": pa.array([by] * len(names), pa.string()),
         "group": pa.array(names, pa.string()),
-        "n": pa.array(sums.values[..., 0].max(axis=1).astype(np.int64)),
+        "n": pa.array(sums[..., 0].max(axis=1).astype(np.int64)),
         "n_sessions": pa.array(n_sessions, pa.int64()),
     }
     columns |= {
@@ -247,8 +257,8 @@ def _group_table(pairs: Pairs, by: str, config: Config) -> pa.Table:
 def _over_sessions(pairs: Pairs, config: Config) -> dict[str, Any]:
     """Mean and median of the sessions' own metrics, and how many sessions are long enough to have them."""
     sums, _, _ = _group_sums(pairs, "session_id")
-    long = sums.values[..., 0].min(axis=1) >= MIN_PER_SESSION
-    values = metrics_of(sums.values[long], config.evaluate.variance)
+    long = sums[..., 0].min(axis=1) >= MIN_PER_SESSION
+    values = metrics_of(sums[long], config.evaluate.variance)
     result: dict[str, Any] = {"n_sessions": int(long.sum()), "min_utterances": MIN_PER_SESSION}
     for statistic, summarise in (("mean", np.mean), ("median", np.median)):
         result[statistic] = {}
@@ -275,9 +285,12 @@ def _line(title: str, measured: Mapping[str, Any], metric: str) -> str:
 
 
 def _differences(compared: Mapping[str, Any]) -> Iterator[str]:
-    for title, metric in (("difference of CCC", "ccc"), ("difference of RMSE", "rmse")):
+    for title, metric in _DIFFERENCES:
         cells = (compared[f"{metric}_{name}"] for name in NAMES)
         yield f"{title:<22}" + "".join(f"{_cell(cell['difference'], cell['ci95']):<26}" for cell in cells)
+
+
+_DIFFERENCES = (("difference of CCC", "ccc"), ("  within sessions", "within_ccc"), ("difference of RMSE", "rmse"))
 
 
 def _cell(value: float | None, bounds: list | None) -> str:

@@ -44,7 +44,7 @@ def replay_fed(pairs: Pairs, store_path: str, checkpoint_path: str, config: Conf
         )
     wanted = set(pairs.place["session_id"].to_pylist())
     sessions = [session for session in read_as_trained(store_path, checkpoint, config) if session.session_id in wanted]
-    packed = PackedSessions.of(sessions, dtype=model.label_deviation.dtype)
+    packed = PackedSessions.of(sessions, dtype=model.label_deviation.dtype).with_past(model.pasts)
     known = packed.labels.isnan().logical_not()
     row_of = {
         key: row

@@ -1,15 +1,12 @@
 """Speaker embeddings by SpeechBrain: ECAPA-TDNN and x-vectors, from a hub name or a folder.
 
-A SpeechBrain checkpoint is a `hyperparams.yaml` whose tags name the classes to build, and weights. Only the classes of
-`_ALLOWED` are built and weights are loaded as tensors alone, so that a foreign checkpoint cannot run code of its own.
+A SpeechBrain checkpoint is a `hyperparams.yaml` whose tags name the classes to build, and weights. Only known layers
+are built (`vaemo.features.hyperparams`) and weights are tensors alone, so that a foreign checkpoint cannot run code.
 """
 
 from __future__ import annotations
 
 import hashlib
-import pickle
-import re
-import warnings
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
@@ -17,22 +14,20 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load
 from torch import Tensor, nn
 
 from vaemo.errors import ExtractorError
 from vaemo.features.base import fingerprint_of, first_line
+from vaemo.features.convert import PROG, read_tensors
+from vaemo.features.hyperparams import Hyperparams
 from vaemo.units import SAMPLING_RATE_HZ
 
-_ALLOWED = (
-    "speechbrain.lobes.",
-    "speechbrain.nnet.",
-    "speechbrain.processing.",
-    "speechbrain.dataio.encoder.",
-    "speechbrain.utils.parameter_transfer.",
-    "torch.nn.",
-)
-_PLAIN_TAGS = ("ref", "copy", "tuple", "PLACEHOLDER")
-_SETTINGS, _WEIGHTS = "hyperparams.yaml", "embedding_model.ckpt"
+_SETTINGS = "hyperparams.yaml"
+_WEIGHTS = ("embedding_model.safetensors", "embedding_model.ckpt")
+"""In this order: the second, as SpeechBrain publishes it, is read in a process of its own."""
+
 _PARTS = ("compute_features", "mean_var_norm", "embedding_model")
 _LONGEST_S = 30.0
 _SHORTEST_S = 0.1
@@ -59,13 +54,16 @@ class SpeakerEncoder:
         self.name = name
         self.version = metadata.version("speechbrain")
         folder = _folder(name, revision)
-        settings = (folder / _SETTINGS).read_text(encoding="utf-8")
-        _refuse_foreign_classes(settings, name)
+        try:
+            settings = (folder / _SETTINGS).read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise ExtractorError(f"{name}/{_SETTINGS} is not UTF-8 text ({error.reason}); copy it anew.") from None
+        weights = next(folder / file for file in _WEIGHTS if (folder / file).is_file())
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._features, self._norm, self._model = _build(settings, folder, name, self._device)
+        self._features, self._norm, self._model = _build(settings, weights, name, self._device)
         self.dim = self._embed(torch.from_numpy(np.random.default_rng(0).normal(size=SAMPLING_RATE_HZ))).shape[0]
-        weights = hashlib.sha256((folder / _WEIGHTS).read_bytes()).hexdigest()
-        self.fingerprint = fingerprint_of(settings=settings, weights=weights)
+        digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+        self.fingerprint = fingerprint_of(settings=settings, weights=digest)
 
     def __call__(self, utterances: Sequence[np.ndarray]) -> np.ndarray:
         """See `Extractor`; each utterance on its own, since convolutions see padding; NaN below 0.1 s."""
@@ -97,39 +95,30 @@ def _folder(name: str, revision: str) -> Path:
         from huggingface_hub import snapshot_download
 
         try:
-            folder = Path(snapshot_download(name, revision=revision, allow_patterns=[_SETTINGS, _WEIGHTS]))
+            folder = Path(snapshot_download(name, revision=revision, allow_patterns=[_SETTINGS, *_WEIGHTS]))
         except (OSError, ValueError) as error:
             raise ExtractorError(
                 f"features.speaker is '{name}', and no model can be loaded from there ({first_line(error)}). "
                 "Give ltas, none, a folder, or the name of a model on the hub that this machine can reach."
             ) from None
-    for file in (_SETTINGS, _WEIGHTS):
-        if not (folder / file).is_file():
-            raise ExtractorError(f"features.speaker is '{name}', which has no {file}; a SpeechBrain encoder has one.")
+    if not (folder / _SETTINGS).is_file():
+        raise ExtractorError(f"features.speaker is '{name}', which has no {_SETTINGS}; a SpeechBrain encoder has one.")
+    if not any((folder / file).is_file() for file in _WEIGHTS):
+        raise ExtractorError(
+            f"features.speaker is '{name}', which has no {_WEIGHTS[1]}, nor {_WEIGHTS[0]}; a SpeechBrain encoder has "
+            f"one. Other files of PyTorch are turned once by `{PROG} {name} --out FOLDER`; then give FOLDER."
+        )
     return folder
 
 
-def _refuse_foreign_classes(settings: str, name: str) -> None:
-    for tag in re.findall(r"(?:^|[\s\[{,:-])!([^\s,\]}]+)", re.sub(r"(?m)^\s*#.*$", "", settings)):
-        kind, _, target = tag.partition(":")
-        known = kind in _PLAIN_TAGS or (kind in ("new", "name") and target.startswith(_ALLOWED))
-        if not known:
-            raise ExtractorError(
-                f"{name}/{_SETTINGS} asks for '!{tag}'; only layers of SpeechBrain and torch.nn are built."
-            )
-
-
-def _build(settings: str, folder: Path, name: str, device: torch.device) -> list[Any]:
+def _build(settings: str, weights: Path, name: str, device: torch.device) -> list[Any]:
     """Features, their normalisation and the embedding model."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        from hyperpyyaml import load_hyperpyyaml
-
-        parameters = load_hyperpyyaml(settings)
-    rate = parameters.get("sample_rate", SAMPLING_RATE_HZ)
+    hyperparams = Hyperparams(settings, f"{name}/{_SETTINGS}")
+    rate = hyperparams.get("sample_rate", SAMPLING_RATE_HZ)
     if rate != SAMPLING_RATE_HZ:
         raise ExtractorError(f"{name} was made for {rate} Hz; encoders for {SAMPLING_RATE_HZ} Hz are offered.")
-    missing = [part for part in _PARTS if not isinstance(parameters.get(part), nn.Module)]
+    parameters = {part: hyperparams.get(part) for part in _PARTS}
+    missing = [part for part in _PARTS if not isinstance(parameters[part], nn.Module)]
     if missing:
         raise ExtractorError(f"{name}/{_SETTINGS} has no '{missing[0]}'; ECAPA and x-vector encoders have one.")
     parts = [parameters[part] for part in _PARTS]
@@ -138,9 +127,10 @@ def _build(settings: str, folder: Path, name: str, device: torch.device) -> list
             f"{name} normalises by '{parts[1].norm_type}'; only `sentence`, which looks at the utterance alone, works."
         )
     try:
-        parts[2].load_state_dict(torch.load(folder / _WEIGHTS, map_location="cpu", weights_only=True))
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        content = weights.read_bytes() if weights.suffix == ".safetensors" else b"".join(read_tensors(weights, name))
+        parts[2].load_state_dict(load(content))
+    except (SafetensorError, RuntimeError, ExtractorError) as error:
         raise ExtractorError(
-            f"{name}/{_WEIGHTS} does not hold this encoder's weights, and nothing else: {first_line(error)}"
+            f"{name}/{weights.name} does not hold this encoder's weights, and nothing else: {first_line(error)}"
         ) from None
     return [part.eval().requires_grad_(False).to(device) for part in parts]

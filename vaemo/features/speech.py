@@ -6,6 +6,7 @@ end embeds through the same functions as extraction.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -27,12 +28,19 @@ from vaemo import files
 from vaemo.config import FeatureConfig
 from vaemo.errors import ExtractorError
 from vaemo.features.base import fingerprint_of, first_line
-from vaemo.features.speech_network import POOLING, SpeechNetwork
+from vaemo.features.speech_network import CONFIG, POOLING, WEIGHTS, SpeechNetwork
 from vaemo.units import SAMPLING_RATE_HZ
 
 MODEL_TYPES = ("wavlm", "wav2vec2", "hubert")
 
-WEIGHTS, CONFIG, PREPROCESSOR = "model.safetensors", "config.json", "preprocessor_config.json"
+INDEX = f"{WEIGHTS}.index.json"
+"""Which files hold the weights, where one does not."""
+
+PREPROCESSOR, PROCESSOR = "preprocessor_config.json", "processor_config.json"
+"""What is done to samples, as feature extractors were saved, and as processors are since transformers 5."""
+
+CONVERT = "python -m vaemo.features.convert"
+
 _OVERLAP_S = 1.0
 
 _CPU_BATCH_S = 4.0
@@ -48,10 +56,12 @@ class SpeechEncoder:
 
     Attributes:
         config: As given.
+        preprocessor: Content of the preprocessor config.
 
     Raises:
-        ExtractorError: if the model is not there, is not of `MODEL_TYPES`, has no safetensors weights or no
-            preprocessor config, wants another sampling rate, has fewer layers, or was trained with another pooling.
+        ExtractorError: if the model is not there, is not of `MODEL_TYPES`, lacks safetensors weights or some of them,
+            or its preprocessor config, wants another sampling rate, has fewer layers, or was trained with another
+            pooling.
     """
 
     uses_gpu = True
@@ -63,7 +73,7 @@ class SpeechEncoder:
         self._copy = _local_copy(self.name) if files.is_uri(self.name) else None
         self._source = self._copy.name if self._copy else self.name
         self._model_config = self._load_config()
-        self._normalize = self._load_normalize()
+        self.preprocessor = self._load_preprocessor()
         layers = self._model_config.num_hidden_layers
         if isinstance(config.speech_layer, int) and config.speech_layer > layers:
             raise ExtractorError(
@@ -73,14 +83,8 @@ class SpeechEncoder:
         self._layer = layers if config.speech_layer == -1 else config.speech_layer
         self._pooling = self._load_pooling()
         self.dim = self._model_config.hidden_size
-        self.fingerprint = fingerprint_of(
-            weights=_digest(self.file(WEIGHTS)),
-            config=self._model_config.to_json_string(),
-            normalize=self._normalize,
-            layer=self._layer,
-            pooling=config.speech_pooling,
-            trained=hashlib.sha256(self._pooling).hexdigest(),
-            max_utterance_s=config.max_utterance_s,
+        self.fingerprint = self._fingerprint(
+            config, self._weights_digest(), self._model_config.to_json_string(), self._pooling
         )
 
     def __call__(self, utterances: Sequence[np.ndarray]) -> np.ndarray:
@@ -149,24 +153,62 @@ class SpeechEncoder:
         )
         return network.requires_grad_(False)
 
-    def file(self, name: str) -> str:
-        """Local path of one of the model's files.
+    def kept(self, network: SpeechNetwork, config: FeatureConfig) -> tuple[dict[str, bytes], str]:
+        """What a folder of a network of this encoder holds, and the fingerprint of the encoder that is read from there.
 
-        Raises:
-            ExtractorError: if the model has no such file.
+        Args:
+            network: From `network`, or a copy of it, trained.
+            config: Of the encoder that is kept: its layer and pooling.
         """
+        held = {**network.files(), PREPROCESSOR: self.preprocessor}
+        digest = hashlib.sha256(held[WEIGHTS]).hexdigest()
+        return held, self._fingerprint(config, digest, held[CONFIG].decode(), held.get(POOLING, b""))
+
+    def _fingerprint(self, config: FeatureConfig, weights: str, model: str, pooling: bytes) -> str:
+        layer = config.speech_layer
+        return fingerprint_of(
+            weights=weights,
+            config=model,
+            normalize=self._normalize,
+            layer=self._model_config.num_hidden_layers if layer == -1 else layer,
+            pooling=config.speech_pooling,
+            trained=hashlib.sha256(pooling).hexdigest(),
+            max_utterance_s=config.max_utterance_s,
+        )
+
+    def _find(self, name: str) -> tuple[str | None, str]:
+        """Local path of one of the model's files, None where it has no such file; and what is said of that."""
+        if Path(self._source).is_dir():
+            path = Path(self._source, name)
+            return (str(path) if path.is_file() else None), "no such file"
         from transformers.utils import cached_file
 
         try:
-            path = cached_file(self._source, name, revision=self.config.speech_revision)
+            return cached_file(self._source, name, revision=self.config.speech_revision), ""
         except (OSError, ValueError) as error:
+            return None, first_line(error)
+
+    def _weights_digest(self) -> str:
+        """Of the file, or of all files, that hold the weights."""
+        whole, why = self._find(WEIGHTS)
+        if whole:
+            return _digest(whole)
+        index, _ = self._find(INDEX)
+        if not index:
             raise ExtractorError(
-                f"{self.name} (revision {self.config.speech_revision}) has no {name} ({first_line(error)}). Weights "
-                "are read from safetensors alone; save the model with transformers' save_pretrained, preprocessor "
-                "config included."
-            ) from None
-        assert path is not None
-        return path
+                f"{self.name} (revision {self.config.speech_revision}) has no {WEIGHTS}, nor {INDEX} ({why}). Weights "
+                f"are read from safetensors alone. Where they are pytorch_model.bin, `{CONVERT} {self.name} --out "
+                "FOLDER` turns them once; then give FOLDER."
+            )
+        digests = []
+        for name in _parts(Path(index).read_bytes(), self.name):
+            path, why = self._find(name)
+            if not path:
+                raise ExtractorError(
+                    f"{self.name} has no {name} ({why}), which its {INDEX} names. Copy the folder anew, all of it."
+                )
+            digests.append(f"{name} {_digest(path)}")
+        return hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
     def _prepared(self, samples: np.ndarray) -> np.ndarray:
         if not self._normalize:
@@ -216,14 +258,19 @@ class SpeechEncoder:
         # Bars of its own, for each worker, get between the job's lines.
         transformers.utils.logging.disable_progress_bar()
         kinds = {"wavlm": "WavLMModel", "wav2vec2": "Wav2Vec2Model", "hubert": "HubertModel"}
-        model, report = getattr(transformers, kinds[self._model_config.model_type]).from_pretrained(
-            self._source,
-            revision=self.config.speech_revision,
-            use_safetensors=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-            dtype=torch.float32,
-        )
+        try:
+            model, report = getattr(transformers, kinds[self._model_config.model_type]).from_pretrained(
+                self._source,
+                revision=self.config.speech_revision,
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+                dtype=torch.float32,
+            )
+        except (OSError, ValueError, LookupError, RuntimeError, SafetensorError) as error:
+            raise ExtractorError(
+                f"the weights of {self.name} cannot be read ({first_line(error)}). Copy the folder anew, all of it."
+            ) from None
         missing = sorted(key for key in report["missing_keys"] if key != "masked_spec_embed")
         if missing:
             raise ExtractorError(
@@ -243,9 +290,12 @@ class SpeechEncoder:
             config = transformers.AutoConfig.from_pretrained(
                 self._source, revision=self.config.speech_revision, trust_remote_code=False
             )
-        except (OSError, ValueError) as error:
+        except Exception as error:  # whatever a library finds wrong with somebody's file
+            inside = sorted(Path(self._source).rglob(CONFIG)) if Path(self._source).is_dir() else []
+            meant = [path.parent for path in inside if path.parent != Path(self._source)]
+            hint = f" There is one in {meant[0]}." if meant else ""
             raise ExtractorError(
-                f"features.speech is '{self.name}', and no model can be loaded from there ({first_line(error)}). "
+                f"features.speech is '{self.name}', and no model can be loaded from there ({first_line(error)}).{hint} "
                 "Give logmel, none, a folder, or the name of a model on the hub that this machine can reach."
             ) from None
         if config.model_type not in MODEL_TYPES:
@@ -255,13 +305,30 @@ class SpeechEncoder:
             )
         return config
 
-    def _load_normalize(self) -> bool:
-        settings = json.loads(Path(self.file(PREPROCESSOR)).read_text())
-        if settings.get("sampling_rate", SAMPLING_RATE_HZ) != SAMPLING_RATE_HZ:
+    @functools.cached_property
+    def _normalize(self) -> bool:
+        return bool(json.loads(self.preprocessor).get("do_normalize", True))
+
+    def _load_preprocessor(self) -> bytes:
+        path, why = self._find(PREPROCESSOR)
+        if path:
+            content = Path(path).read_bytes()
+            settings = _settings(content, f"{self.name}/{PREPROCESSOR}")
+        else:
+            path, _ = self._find(PROCESSOR)
+            said = _settings(Path(path).read_bytes(), f"{self.name}/{PROCESSOR}") if path else {}
+            settings = said.get("feature_extractor")
+            content = json.dumps(settings, indent=2).encode()
+        if not isinstance(settings, dict):
             raise ExtractorError(
-                f"{self.name} was made for {settings['sampling_rate']} Hz; {SAMPLING_RATE_HZ} Hz is what is offered."
+                f"{self.name} (revision {self.config.speech_revision}) has no {PREPROCESSOR}, nor a {PROCESSOR} that "
+                f"says what its feature extractor does ({why}). Save the model's feature extractor, or processor, with "
+                "transformers' save_pretrained into the same folder."
             )
-        return bool(settings.get("do_normalize", True))
+        rate = settings.get("sampling_rate", SAMPLING_RATE_HZ)
+        if rate != SAMPLING_RATE_HZ:
+            raise ExtractorError(f"{self.name} was made for {rate} Hz; {SAMPLING_RATE_HZ} Hz is what is offered.")
+        return content
 
     def _load_pooling(self) -> bytes:
         """What was trained above the encoder, empty where nothing was; it must be what the config asks for."""
@@ -297,10 +364,37 @@ def fitting_batch_s(most_s: float) -> float:
 def _local_copy(uri: str) -> tempfile.TemporaryDirectory:
     """A folder with the model's files at a URI, which transformers does not read; gone with the object."""
     folder = tempfile.TemporaryDirectory(prefix="vaemo-encoder-")
-    for name in (WEIGHTS, CONFIG, PREPROCESSOR, POOLING):
-        if files.exists(files.join(uri, name)):
-            Path(folder.name, name).write_bytes(files.read_bytes(files.join(uri, name)))
+    names = [WEIGHTS, INDEX, CONFIG, PREPROCESSOR, PROCESSOR, POOLING]
+    while names:
+        name = names.pop()
+        if not files.exists(files.join(uri, name)):
+            continue
+        content = files.read_bytes(files.join(uri, name))
+        files.write_whole(Path(folder.name, name), content)
+        if name == INDEX:
+            with contextlib.suppress(ExtractorError):
+                names += _parts(content, uri)
     return folder
+
+
+def _settings(content: bytes, path: str) -> dict[str, Any]:
+    """What a JSON file of a model says; ExtractorError where it says nothing."""
+    try:
+        said = json.loads(content)
+    except ValueError as error:
+        raise ExtractorError(f"{path} is not JSON ({error}); copy the folder anew.") from None
+    if not isinstance(said, dict):
+        raise ExtractorError(f"{path} holds {type(said).__name__}, no settings; copy the folder anew.")
+    return said
+
+
+def _parts(index: bytes, name: str) -> list[str]:
+    """The files, below the model's folder, that an index of weights names; ExtractorError where it names none."""
+    held = _settings(index, f"{name}/{INDEX}").get("weight_map")
+    parts = sorted({str(part) for part in held.values()}) if isinstance(held, dict) else []
+    if not parts or any(os.path.isabs(part) or ".." in part.split("/") for part in parts):
+        raise ExtractorError(f"{name}/{INDEX} does not say which files hold the weights; copy the folder anew.")
+    return parts
 
 
 def _digest(path: str) -> str:

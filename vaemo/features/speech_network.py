@@ -9,15 +9,18 @@ N layers of the transformer.
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from vaemo.errors import ExtractorError, UsageError
+
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+"""Files of an encoder, as transformers names them."""
 
 POOLING = "pooling.safetensors"
 """What was trained above the encoder, in its folder: weights of the layers, attention over frames."""
@@ -54,7 +57,7 @@ class SpeechNetwork(nn.Module):
         layer: Hidden layer, 0 (before the transformer) to N; `mean` or `weighted` over all of them.
         pooling: `mean` or `attention`.
         precision: Arithmetic on CUDA: `bf16`, `fp16` or `fp32`.
-        trained: Weights of the pooling and of the layers as `save` wrote them; what is not among them begins as a
+        trained: Weights of the pooling and of the layers as `files` gives them; what is not among them begins as a
             plain mean.
 
     Raises:
@@ -138,18 +141,20 @@ class SpeechNetwork(nn.Module):
         for layer in self.encoder.encoder.layers:
             layer.forward = torch.compile(layer.forward, dynamic=True)
 
-    def save(self, folder: str | Path) -> None:
-        """Write the encoder, all layers, as transformers does, and the pooling beside it."""
+    def files(self) -> dict[str, bytes]:
+        """What transformers reads this encoder from, all its layers, and the pooling beside it, by name."""
         transformer = self.encoder.encoder
         used = (transformer.layers, transformer.layer_norm)
         transformer.layers, transformer.layer_norm = self._whole
         try:
-            self.encoder.save_pretrained(folder)
+            weights = save(_cpu(self.encoder.state_dict()), {"format": "pt"})
         finally:
             transformer.layers, transformer.layer_norm = used
-        pooling = {name: value.detach().cpu().contiguous() for name, value in self.pooling_parameters().items()}
-        if pooling:
-            save_file(pooling, Path(folder, POOLING))
+        config = copy.deepcopy(self.encoder.config)
+        config.architectures = [type(self.encoder).__name__]
+        files = {CONFIG: config.to_json_string().encode(), WEIGHTS: weights}
+        pooling = self.pooling_parameters()
+        return {**files, **({POOLING: save(_cpu(pooling))} if pooling else {})}
 
     def _hidden(self, projected: Tensor, valid: Tensor) -> Tensor:
         """Frames of the layer, or of the mean over layers, (B, F, H)."""
@@ -171,6 +176,10 @@ class SpeechNetwork(nn.Module):
                     f"{tuple(own[name].shape)}; copy the whole folder anew."
                 )
             own[name].data.copy_(trained[name])
+
+
+def _cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ so that recordings can be scored; without one, only stores can), `metrics.json` 
 from __future__ import annotations
 
 import dataclasses
+import glob
 import hashlib
 import json
 import os
@@ -17,11 +18,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from vaemo import files
+from vaemo import files, strict_yaml
 from vaemo.config import Config, FeatureConfig
 from vaemo.errors import ReadCheckpointError, UsageError
 from vaemo.model.regressor import SessionRegressor
@@ -32,6 +32,9 @@ ENCODER = "encoder"
 """Folder of a checkpoint's own speech encoder; `features.speech` in its `config.yaml` is then `./encoder`."""
 
 _OWN = f"./{ENCODER}"
+
+_RANDOM, _ASIDE = "[0-9a-f]" * 8, ".old"
+"""A folder on its way to the name `best` is `.best.` and eight digits; what stood there before is that and `.old`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +95,7 @@ def save_checkpoint(
     fingerprint = _fingerprint(weights, config, features, own)
     contents = {
         WEIGHTS: weights,
-        CONFIG: yaml.safe_dump(sections, sort_keys=False, allow_unicode=True).encode(),
+        CONFIG: strict_yaml.dump(sections).encode(),
         METRICS: json.dumps(dict(metrics or {}), indent=1).encode(),
         PROVENANCE: json.dumps({**(provenance or {}), "fingerprint": fingerprint}, indent=1).encode(),
         **own,
@@ -108,13 +111,14 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         ReadCheckpointError: if a file is missing or broken, the files do not belong together, or the weights do not
             fit the config.
     """
+    path = _standing(path)
     weights = _read(path, WEIGHTS)
     try:
-        sections = yaml.safe_load(_read(path, CONFIG))
+        sections = strict_yaml.load(_read(path, CONFIG), CONFIG)
         metrics, provenance = json.loads(_read(path, METRICS)), json.loads(_read(path, PROVENANCE))
         tensors = load(weights)
         config = Config.from_dict(sections)
-    except (yaml.YAMLError, ValueError, SafetensorError, UsageError, TypeError, AttributeError) as error:
+    except (ValueError, SafetensorError, UsageError, TypeError, AttributeError) as error:
         raise ReadCheckpointError(f"checkpoint '{path}' is damaged: {error}") from None
     features = config.features if "features" in sections else None
     own = {name: _read(path, name) for name in _encoder_files(features)}
@@ -176,7 +180,7 @@ def _read(folder: str | Path, name: str) -> bytes:
 
 
 def _write_folder(path: str | Path, contents: Mapping[str, bytes]) -> None:
-    """The files under a temporary name, renamed when all are written.
+    """The files under a temporary name, renamed when all are written; what stood there before is kept until then.
 
     An object store has no renaming: there one file follows the other, and the fingerprint in the provenance keeps a
     reader from taking files of two checkpoints for one.
@@ -188,13 +192,37 @@ def _write_folder(path: str | Path, contents: Mapping[str, bytes]) -> None:
     folder = Path(path)
     folder.parent.mkdir(parents=True, exist_ok=True)
     new = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
-    old = new.with_name(new.name + ".old")
     try:
         for name, content in contents.items():
             files.write_whole(new / name, content)
-        if folder.exists():
-            os.rename(folder, old)
-        os.rename(new, folder)
+        with files.storage_at(folder):
+            _put_in_place(new, folder)
     finally:
         shutil.rmtree(new, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+    # What stands there now has taken the place of all that earlier writes, which were killed, have left.
+    for left in folder.parent.glob(f".{glob.escape(folder.name)}.{_RANDOM}*"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def _put_in_place(new: Path, folder: Path) -> None:
+    """Rename a folder to the name of another, which lies aside for that moment: nothing is deleted."""
+    if not folder.exists():
+        os.rename(new, folder)
+        return
+    old = new.with_name(new.name + _ASIDE)
+    try:
+        os.rename(folder, old)
+        os.rename(new, folder)
+    except BaseException:
+        if old.exists() and not folder.exists():
+            os.rename(old, folder)
+        raise
+
+
+def _standing(path: str | Path) -> str | Path:
+    """Where a checkpoint lies: at its path, or aside where a writer was killed just when it was to be replaced."""
+    if files.is_uri(path) or Path(path).exists():
+        return path
+    folder = Path(path)
+    aside = folder.parent.glob(f".{glob.escape(folder.name)}.{_RANDOM}{_ASIDE}")
+    return max(aside, key=lambda old: old.stat().st_mtime, default=path)

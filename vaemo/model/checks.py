@@ -5,7 +5,7 @@ Letters: L lanes, T steps, D features of a stream.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -38,16 +38,36 @@ def used_streams(config: ModelConfig, dims: Mapping[str, int]) -> tuple[str, dic
     return film, {name: used[name] for name in STREAMS if name in used}
 
 
+def used_pasts(config: ModelConfig, dims: Mapping[str, int]) -> tuple[str, ...]:
+    """What a model of this config compares features of these widths with, by the names of `Streams.past`."""
+    compared = {"speaker": config.speaker_norm, "session": config.session_norm}
+    return tuple(
+        f"{whose}.{stream}"
+        for whose, streams in compared.items()
+        for stream in STREAMS
+        if stream in streams and stream in dims and (stream != "prosody" or config.prosody)
+    )
+
+
 def _listed(dims: Mapping[str, int]) -> str:
     return ", ".join(f"{name} ({dim})" for name, dim in dims.items()) or "no stream"
 
 
-def check_features(features: Streams, dims: Mapping[str, int], *, lanes: int, n_axes: int, dtype: torch.dtype) -> int:
+def check_features(
+    features: Streams,
+    dims: Mapping[str, int],
+    pasts: Sequence[str] = (),
+    *,
+    lanes: int,
+    n_axes: int,
+    dtype: torch.dtype,
+) -> int:
     """The steps T of the features (1 where they have no such axis).
 
     Args:
         features: (L, T, D) or (L, D) per stream.
         dims: Width of the streams that must be there.
+        pasts: Names of the pasts that must be there.
         lanes: L, as the state has it.
         n_axes: 3 for a chunk, 2 for a step.
         dtype: In which the model computes.
@@ -57,9 +77,15 @@ def check_features(features: Streams, dims: Mapping[str, int], *, lanes: int, n_
         FeatureMismatchError: if a stream is missing or has another width.
     """
     layout = "(L, T, D)" if n_axes == 3 else "(L, D)"
-    steps = set()
-    for name, dim in dims.items():
-        x = getattr(features, name)
+    steps, given = set(), features.tensors()
+    # A past has the count beside the sums.
+    for name, dim in {**dims, **{name: dims[name.partition(".")[2]] + 1 for name in pasts}}.items():
+        x = given.get(name)
+        if x is None and name in pasts:
+            raise FeatureMismatchError(
+                f"the model compares with the past '{name}' (model.speaker_norm, model.session_norm), which the "
+                "features lack; PackedSessions.with_past makes Streams.past."
+            )
         if x is None:
             raise FeatureMismatchError(
                 f"the model needs the stream '{name}' ({dim} numbers), which the features lack; it uses "
@@ -87,10 +113,10 @@ def check_finite(features: Streams, valid: Tensor | None = None) -> None:
     """Raise NonFiniteFeatureError, naming lane and step, if a feature is NaN or infinite.
 
     Args:
-        features: (L, T, D) or (L, D) per stream.
+        features: (L, T, D) or (L, D) per stream, and what was heard before.
         valid: Steps that are looked at, (L, T), bool; None looks at all.
     """
-    for name, x in features.items():
+    for name, x in features.tensors().items():
         # One pass over the features; only a sum that is not finite is looked into.
         if x.sum().isfinite():
             continue

@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from vaemo.config import ModelConfig, UpdaterConfig
 from vaemo.errors import FeatureMismatchError
-from vaemo.model.checks import check_features, check_finite, check_lengths, check_observed, used_streams
+from vaemo.model.checks import check_features, check_finite, check_lengths, check_observed, used_pasts, used_streams
 from vaemo.model.chunk import Carried, Chunk, Diagnostics, Dropout, Weights, replace_observed
 from vaemo.model.ema import SessionEma
 from vaemo.model.feedback import MAX_PASSES, WORTHWHILE_PASSES, Fed, run_known, run_loop, run_parallel
@@ -44,6 +44,7 @@ class SessionRegressor(nn.Module):
 
     Attributes:
         dims: Width of the streams that the model uses; others are ignored.
+        pasts: What streams are compared with, as the streams allow: the names that `Streams.past` must hold.
         film_kind: `film`, `concat` or `off`, as the streams allow.
         feeds_predictions: Whether predictions are fed back where nothing is observed.
         feedback_gradient: Whether gradients flow through predictions that are fed back.
@@ -65,19 +66,25 @@ class SessionRegressor(nn.Module):
         super().__init__()
         self.config, self.updater_config = model, updater
         self.film_kind, self.dims = used_streams(model, dims)
+        self.pasts = used_pasts(model, self.dims)
         self.feedback_gradient = model.feedback_gradient
         self.fingerprint = ""
         self.standardize = nn.ModuleDict({name: Standardize(dim) for name, dim in self.dims.items()})
         self.register_buffer("label_deviation", torch.ones(2))
+        # Width of every stream with its differences from the past beside it.
+        width = {
+            name: dim * (1 + sum(past.endswith(f".{name}") for past in self.pasts)) for name, dim in self.dims.items()
+        }
+        self.speech_mlp = model.speech_mlp if "speech" in self.dims else "none"
         if self.film_kind == "film":
-            self.film = Film(self.dims["speaker"], self.dims["speech"], model.film_hidden)
+            modulated = model.speech_dim if self.speech_mlp == "before_film" else self.dims["speech"]
+            self.film = Film(self.dims["speaker"], modulated, model.film_hidden)
         if "prosody" in self.dims:
-            self.prosody = nn.Sequential(
-                nn.Linear(self.dims["prosody"], model.prosody_hidden),
-                nn.ReLU(),
-                nn.Linear(model.prosody_hidden, model.prosody_dim),
-            )
-        z_dim = self.dims.get("speech", 0) + (model.prosody_dim if "prosody" in self.dims else 0)
+            self.prosody = _network(width["prosody"], model.prosody_hidden, model.prosody_dim)
+        if self.speech_mlp != "none":
+            self.speech = _network(width["speech"], model.speech_hidden, model.speech_dim)
+        z_dim = width.get("speech", 0) if self.speech_mlp == "none" else model.speech_dim
+        z_dim += model.prosody_dim if "prosody" in self.dims else 0
         z_dim += self.dims["speaker"] if self.film_kind == "concat" else 0
         self.norm_z = nn.LayerNorm(z_dim) if model.norm_z else nn.Identity()
         self.has_memory = model.updater != "none"
@@ -216,7 +223,8 @@ class SessionRegressor(nn.Module):
         shares its batch.
 
         Args:
-            features: (L, T, D) per stream, as extracted; content beyond `lengths` is ignored. T may be 0.
+            features: (L, T, D) per stream, as extracted, with what `pasts` names; content beyond `lengths` is
+                ignored. T may be 0.
             state: Memory before the first step, L lanes. Not modified.
             lengths: Valid steps per lane, (L,), int64, 0 <= lengths <= T.
             observed: Known valence and arousal of these utterances on the label range, (L, T, 2), NaN where unknown.
@@ -231,12 +239,12 @@ class SessionRegressor(nn.Module):
 
         Raises:
             ShapeError: if lanes, steps, dtypes or lengths disagree.
-            FeatureMismatchError: if a stream is missing or has another width.
+            FeatureMismatchError: if a stream or a past is missing or has another width.
             NonFiniteFeatureError: if a valid step holds NaN or infinity.
             StateMismatchError: if the state belongs to another model.
         """
         dtype = self.label_deviation.dtype
-        T = check_features(features, self.dims, lanes=state.lanes, n_axes=3, dtype=dtype)
+        T = check_features(features, self.dims, self.pasts, lanes=state.lanes, n_axes=3, dtype=dtype)
         self._check_state(state)
         shortest, longest = check_lengths(lengths, lanes=state.lanes, steps=T)
         check_observed(observed, (state.lanes, T, 2))
@@ -245,7 +253,7 @@ class SessionRegressor(nn.Module):
             return self.label_deviation.new_zeros(state.lanes, T, 2), state
         lengths = lengths.to(self.label_deviation.device)
         valid = torch.arange(longest, device=lengths.device) < lengths[:, None]
-        features = Streams(**{name: getattr(features, name)[:, :longest] for name in self.dims})
+        features = features.pick((*self.dims, *self.pasts)).steps(0, longest)
         check_finite(features, valid)
         film_delta = None if film_delta is None else film_delta.steps(0, longest)
         weights = self._weights()
@@ -286,7 +294,7 @@ class SessionRegressor(nn.Module):
         """Predictions for one utterance per lane, and the state after it: `forward` at T = 1, all lanes valid.
 
         Args:
-            features: (L, D) per stream.
+            features: (L, D) per stream, with what `pasts` names.
             state: Memory before the utterance, L lanes. Not modified.
             observed: Known valence and arousal of this utterance, (L, 2), NaN where unknown; acts on the next one.
             film_delta: As in `forward`, by utterance (L,).
@@ -298,10 +306,11 @@ class SessionRegressor(nn.Module):
         Raises:
             As `forward`.
         """
-        check_features(features, self.dims, lanes=state.lanes, n_axes=2, dtype=self.label_deviation.dtype)
+        dtype = self.label_deviation.dtype
+        check_features(features, self.dims, self.pasts, lanes=state.lanes, n_axes=2, dtype=dtype)
         self._check_state(state)
         check_observed(observed, (state.lanes, 2))
-        features = Streams(**{name: getattr(features, name) for name in self.dims})
+        features = features.pick((*self.dims, *self.pasts))
         check_finite(features)
         weights = self._weights()
         to_updater, to_head = self._encode(features, weights, film_delta)
@@ -357,16 +366,31 @@ class SessionRegressor(nn.Module):
         standard = {name: self.standardize[name](x) for name, x in features.items()}
         parts = []
         if "speech" in standard:
-            speech = standard["speech"]
-            film = self.film_kind == "film"
-            parts.append(self.film(speech, standard["speaker"], delta and delta.to(speech.device)) if film else speech)
+            parts.append(self._speech(features, standard, delta))
         if "prosody" in standard:
-            parts.append(self.prosody(standard["prosody"]))
+            parts.append(self.prosody(_joined([standard["prosody"], *self._differences(features, "prosody")])))
         if self.film_kind == "concat":
             parts.append(standard["speaker"])
-        z = self.norm_z(torch.cat(parts, -1) if len(parts) > 1 else parts[0])
+        z = self.norm_z(_joined(parts))
         to_head = self.head.project(z, weights.head)
         return (None if weights.updater is None else self.updater.project(z, weights.updater)), to_head
+
+    def _speech(self, features: Streams, standard: Mapping[str, Tensor], delta: FilmDelta | None) -> Tensor:
+        """The share of the speech stream in z; FiLM leaves its differences from the past as they are."""
+        x, beside = standard["speech"], self._differences(features, "speech")
+        if self.speech_mlp == "before_film":
+            x, beside = self.speech(_joined([x, *beside])), []
+        if self.film_kind == "film":
+            x = self.film(x, standard["speaker"], delta and delta.to(x.device))
+        x = _joined([x, *beside])
+        return self.speech(x) if self.speech_mlp == "after_film" else x
+
+    def _differences(self, features: Streams, stream: str) -> list[Tensor]:
+        """How far a stream is from each past that it is compared with, (..., D) each."""
+        x, standardize = getattr(features, stream), cast(Standardize, self.standardize[stream])
+        weight = self.config.speaker_norm_weight
+        pasts = (features.past[past] for past in self.pasts if past.endswith(f".{stream}"))
+        return [standardize.difference(x, past, weight) for past in pasts]
 
     def _encode_valid(
         self, features: Streams, weights: Weights, delta: FilmDelta | None, valid: Tensor
@@ -435,3 +459,12 @@ class SessionRegressor(nn.Module):
             last_observed=fed[1],
             n_steps=state.n_steps + lengths,
         )
+
+
+def _network(width: int, hidden: int, out: int) -> nn.Sequential:
+    """The way in of a stream that is not taken as it is."""
+    return nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, out))
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return torch.cat(parts, -1) if len(parts) > 1 else parts[0]

@@ -33,3 +33,19 @@ class Standardize(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """The features (..., D) in deviations."""
         return (x - self.mean).div_(self.deviation).clamp_(-CLIP, CLIP)
+
+    def difference(self, x: Tensor, past: Tensor, weight: float) -> Tensor:
+        """How far the features are from their past, in deviations: x - sum of the past / (its count + weight), clipped.
+
+        Only the difference is clipped: a voice that lies far from the training split is as near to its own past as any.
+
+        Args:
+            x: (..., D), as extracted.
+            past: Their sum over earlier utterances as extracted, then how many these are, (..., D + 1).
+            weight: For how many utterances the mean of the training split counts; at least 0.
+        """
+        total, count = past[..., :-1], past[..., -1:]
+        # Without a past its sum is 0, whatever it is divided by. The training mean has the share that is left.
+        each = (count + weight).clamp(min=1).reciprocal()
+        compared = torch.addcmul(x, total, each, value=-1).addcmul_(self.mean, count * each - 1)
+        return compared.div_(self.deviation).clamp_(-CLIP, CLIP)

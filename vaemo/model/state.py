@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from vaemo import files
 from vaemo.errors import StateMismatchError
 
 
@@ -160,8 +160,8 @@ class SessionState:
 
     def save(self, path: str | Path) -> None:
         """Write the state as safetensors, with the fingerprint of its checkpoint."""
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.tensors().items()}
-        save_file(tensors, path, metadata={"fingerprint": self.fingerprint, "middle": repr(self.middle)})
+        said = {"fingerprint": self.fingerprint, "middle": repr(self.middle)}
+        files.write_safetensors(path, self.tensors(), said)
 
     @staticmethod
     def load(path: str | Path, *, fingerprint: str | None = None) -> SessionState:

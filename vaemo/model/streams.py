@@ -1,4 +1,4 @@
-"""What an utterance is to the model: its three feature streams, lanes first.
+"""What an utterance is to the model: its three feature streams and what was heard before it, lanes first.
 
 Letters: L lanes, T steps, D features of a stream.
 """
@@ -6,7 +6,7 @@ Letters: L lanes, T steps, D features of a stream.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -23,11 +23,28 @@ class Streams:
         speech: Pooled speech embedding.
         prosody: Prosodic functionals.
         speaker: Speaker embedding.
+        past: What a model compares with (`SessionRegressor.pasts`), by whose past of which stream, such as
+            `speaker.prosody`: the sum over earlier utterances, then how many these are, (L, T, D + 1) or (L, D + 1).
     """
 
     speech: Tensor | None = None
     prosody: Tensor | None = None
     speaker: Tensor | None = None
+    past: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
+
+    @staticmethod
+    def of(tensors: Mapping[str, Tensor]) -> Streams:
+        """The streams of what `tensors` gave."""
+        streams = {name: x for name, x in tensors.items() if "." not in name}
+        return Streams(**streams, past={name: x for name, x in tensors.items() if "." in name})
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor by name: the streams that are there, then the pasts."""
+        return {**dict(self.items()), **self.past}
+
+    def pick(self, names: Collection[str]) -> Streams:
+        """The streams and pasts of these names alone."""
+        return Streams.of({name: x for name, x in self.tensors().items() if name in names})
 
     def items(self) -> Iterator[tuple[str, Tensor]]:
         """Name and features of every stream that is there, in the order of `STREAMS`."""
@@ -37,8 +54,8 @@ class Streams:
                 yield name, features
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Streams:
-        """The streams with `function` applied to each one that is there."""
-        return Streams(**{name: function(features) for name, features in self.items()})
+        """The streams with `function` applied to every tensor."""
+        return Streams.of({name: function(x) for name, x in self.tensors().items()})
 
     def to(self, *args: Any, **kwargs: Any) -> Streams:
         """The streams on a device or in a dtype, as `Tensor.to` takes them."""
@@ -58,6 +75,6 @@ class Streams:
 
     @staticmethod
     def cat(parts: list[Streams], dim: int = 0) -> Streams:
-        """Streams joined along lanes (0) or steps (1); all parts hold the same streams."""
-        names = [name for name, _ in parts[0].items()]
-        return Streams(**{name: torch.cat([getattr(part, name) for part in parts], dim) for name in names})
+        """Streams joined along lanes (0) or steps (1); all parts hold the same tensors."""
+        every = [part.tensors() for part in parts]
+        return Streams.of({name: torch.cat([part[name] for part in every], dim) for name in every[0]})

@@ -24,6 +24,9 @@ BINS = 24
 EXAMPLES = 3
 """Reasons that are shown for one status."""
 
+WITHIN_RECORDING_S = 86_400.0
+"""Times from here on are no places in a recording, which would last for a day, but those of a clock."""
+
 MIN_SCORED = 5
 """A call with fewer scored utterances is not called one that falls."""
 
@@ -210,9 +213,10 @@ def curves(utterances: pa.Table, labels: pa.Table | None) -> dict[str, dict[str,
 
     Returns:
         By session: `who` (names of those who speak: roles, else speakers, else channels), `timed` (whether `start`
-        and `end` are seconds, or places in the session), and per utterance `id`, `speaks` (index into `who`),
-        `start`, `end`, `valence`, `arousal`, `status`; where there are labels `label_valence`, `label_arousal`, and
-        where several models scored `valence_sd`, `arousal_sd`.
+        and `end` are seconds, or places in the session), `from_s` (where the session begins, of times that are a
+        clock's; else 0), and per utterance `id`, `speaks` (index into `who`), `start` and `end` since then,
+        `valence`, `arousal`, `status`; where there are labels `label_valence`, `label_arousal`, and where several
+        models scored `valence_sd`, `arousal_sd`.
     """
     table = utterances.append_column("row", pa.array(np.arange(utterances.num_rows)))
     if labels is not None:
@@ -230,6 +234,7 @@ def _curve(rows: list[dict[str, Any]]) -> dict[str, Any]:
     timed = timed and any(row["start_s"] is not None for row in rows)
     if timed:
         rows = sorted((row for row in rows if row["start_s"] is not None), key=lambda row: row["start_s"])
+    from_s = rows[0]["start_s"] if timed and rows[0]["start_s"] >= WITHIN_RECORDING_S else 0.0
     speaking = [_who(row) for row in rows]
     # Those with scores first: the first colours are theirs.
     who = list(
@@ -243,10 +248,11 @@ def _curve(rows: list[dict[str, Any]]) -> dict[str, Any]:
     curve: dict[str, Any] = {
         "who": who,
         "timed": timed,
+        "from_s": from_s,
         "id": [row["utt_id"] for row in rows],
         "speaks": [who.index(name) for name in speaking],
-        "start": [round(row["start_s"], 2) if timed else place + 1 for place, row in enumerate(rows)],
-        "end": [round(row["end_s"], 2) if timed else place + 1 for place, row in enumerate(rows)],
+        "start": [round(row["start_s"] - from_s, 2) if timed else place + 1 for place, row in enumerate(rows)],
+        "end": [round(row["end_s"] - from_s, 2) if timed else place + 1 for place, row in enumerate(rows)],
         "status": [row["status"] for row in rows],
     }
     further = (form.format(name) for form in ("label_{}", "{}_sd") for name in DIMENSIONS)

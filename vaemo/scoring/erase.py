@@ -17,11 +17,12 @@ from safetensors.torch import load, save
 
 from vaemo import cli, files
 from vaemo.errors import OtherRunError, UsageError
+from vaemo.index import forget
 from vaemo.personalize import DELTAS, SPEAKERS, USED
 from vaemo.progress import say
 from vaemo.scores import read_provenance
 from vaemo.scoring.ids import IdKey
-from vaemo.shards import read_part, session_of, tag_part
+from vaemo.shards import read_keys, session_of, tag_keys
 
 PROG = "python -m vaemo.scores"
 TOMBSTONES = "_erased.json"
@@ -145,11 +146,12 @@ def _erase_rows(folder: str, names: Sequence[str]) -> int:
             continue
         rest = table.filter(pa.array(~gone))
         with contextlib.suppress(OtherRunError):  # a store that somebody wrote by hand has no keys
-            part = read_part(path)
-            stamps = {name: stamp for name, stamp in part.stamps.items() if name not in names}
-            rest = tag_part(rest, [key for key in part.keys if session_of(key) not in names], stamps)
+            keys, stamps = read_keys(path)
+            kept = {name: held for name, held in stamps.items() if name not in names}
+            rest = tag_keys(rest, [key for key in keys if session_of(key) not in names], kept)
         files.write_parquet_whole(path, rest)
         removed += int(gone.sum())
+    forget(folder, names)
     return removed
 
 

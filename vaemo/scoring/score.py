@@ -56,6 +56,7 @@ def predict_sessions(
     Returns:
         Predictions on the model's label range, (U, 2), in the order of the packed sessions.
     """
+    sessions = sessions.with_past(model.pasts)
     predictions = np.empty((int(sessions.lengths.sum()), 2), np.float64)
     for first in range(0, len(sessions.lengths), BLOCK_SESSIONS):
         block = slice(first, first + BLOCK_SESSIONS)
@@ -133,7 +134,7 @@ def score_table(
         enrolments: Voices for `enrolled`, which needs them.
         personal: Deltas of FiLM by speaker, of the one model.
         context: Rows (bool) that move the state and are not scored, whatever their status: nothing is predicted of
-            them, and the middle of the label range is fed back behind them.
+            them, the middle of the label range is fed back behind them, and no other row's past knows of them.
 
     Raises:
         NonFiniteFeatureError: if a feature is NaN or infinite.
@@ -152,6 +153,8 @@ def score_table(
         for number, model in enumerate(models):
             like = model.label_deviation
             packed = PackedSessions.of(sessions, dtype=like.dtype, device=like.device)
+            # What is not scored is compared with its like, and nobody else with it.
+            packed = packed.with_past(model.pasts, None if context is None else context[rows])
             found[number, rows] = predict_sessions(model, packed, lanes=lanes, chunk=chunk, film_delta=film_delta)
     if context is not None:
         found[:, context] = np.nan

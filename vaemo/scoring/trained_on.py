@@ -13,7 +13,7 @@ from vaemo.errors import FeatureMismatchError
 from vaemo.model.checkpoint import Checkpoint
 from vaemo.model.regressor import SessionRegressor
 from vaemo.sessions import Session, read_sessions
-from vaemo.speakers import aggregate_speakers
+from vaemo.speakers import aggregate_speakers, say_where_nobody_is_named
 from vaemo.store import FeatureStore
 
 
@@ -72,6 +72,7 @@ def read_as_trained(store_path: str, checkpoint: Checkpoint, config: Config) -> 
     store = FeatureStore.open(store_path)
     trained_on = checkpoint.provenance.get("feature_fingerprints", {})
     check_trained_on(checkpoint.model, trained_on, store.dims, store.fingerprints, store_path)
+    say_where_nobody_is_named(store, checkpoint.model.pasts)
     config = dataclasses.replace(config, model=checkpoint.config.model, sessions=checkpoint.config.sessions)
     sessions = read_sessions(store, config)
     return aggregate_speakers(sessions, checkpoint.features.speaker_aggregation) if checkpoint.features else sessions

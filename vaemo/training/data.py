@@ -12,9 +12,10 @@ import pyarrow.compute as pc
 
 from vaemo.config import Config
 from vaemo.errors import UsageError
+from vaemo.model.checks import used_pasts
 from vaemo.sessions import Session, read_sessions
 from vaemo.shards import digest
-from vaemo.speakers import Enrolments, aggregate_speakers
+from vaemo.speakers import Enrolments, aggregate_speakers, say_where_nobody_is_named
 from vaemo.splits import Fold, make_folds, plain_split
 from vaemo.store import FeatureStore
 from vaemo.training.trainer import check_labels
@@ -78,6 +79,7 @@ class TrainingData:
                 f"--speakers {speakers} is given, but features.speaker_aggregation is {how}; enrolments need enrolled."
             )
         table = opened.read(LIGHT)
+        say_where_nobody_is_named(opened, used_pasts(config.model, opened.dims))
         parts = make_folds(table, folds, config.splits) if folds else [plain_split(table, config.splits)]
         return TrainingData(opened, config, folds, Enrolments.read(speakers) if speakers else None, table, parts)
 
@@ -146,7 +148,12 @@ class TrainingData:
         sessions = self.sessions(parts[0])
         splits = np.stack([split_of(sessions, part) for part in parts])
         used = np.flatnonzero(np.isin(splits, ("train", "dev")).any(axis=0))
-        return SplitSessions(PackedSessions.of([sessions[number] for number in used]), splits[:, used])
+        packed = PackedSessions.of([sessions[number] for number in used])
+        return SplitSessions(packed.with_past(self._pasts), splits[:, used])
+
+    @property
+    def _pasts(self) -> tuple[str, ...]:
+        return used_pasts(self.config.model, self.store.dims)
 
     def used(self, fold: Fold) -> pa.Table:
         """The utterances that a fold's model learns from or is chosen by: `session_id`, `utt_id`, `split`."""

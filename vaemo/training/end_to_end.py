@@ -9,10 +9,8 @@ features are used, and no audio is read.
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -21,7 +19,7 @@ from torch import Tensor, nn
 
 from vaemo.config import Config, FeatureConfig
 from vaemo.errors import FeatureMismatchError, UsageError
-from vaemo.features.speech import PREPROCESSOR, SpeechEncoder, fitting_batch_s
+from vaemo.features.speech import SpeechEncoder, fitting_batch_s
 from vaemo.features.speech_network import SpeechNetwork
 from vaemo.sessions import Session
 from vaemo.shards import digest
@@ -81,13 +79,20 @@ class EndToEnd:
             config: Sections `train`, `features` (the pooling that is to be trained) and `extract`.
 
         Raises:
-            UsageError: if the store's speech features come from no encoder that can be trained, or more layers are to
-                be trained than there are.
+            UsageError: if the store's speech features come from no encoder that can be trained, more layers are to be
+                trained than there are, or speech is compared with its past.
             FeatureMismatchError: if the encoder is no longer the one that made the store.
             ExtractorError: if it cannot be loaded.
             ReadManifestError: if the manifest cannot be read, or lacks utterances of the store.
         """
         assert config.train.encoder != "frozen"
+        for name in ("speaker_norm", "session_norm"):
+            if "speech" in getattr(config.model, name):
+                raise UsageError(
+                    f"model.{name} names speech, and train.encoder is '{config.train.encoder}': what was heard before "
+                    "would be vectors of an encoder that has changed since. Compare prosody alone, or keep the encoder "
+                    "frozen."
+                )
         settings = store.info.get("settings", {})
         speech = settings.get("features", {}).get("speech", "none")
         if speech in _BUILT_IN:
@@ -172,21 +177,18 @@ class EndToEnd:
     def keep(self, network: SpeechNetwork) -> KeptEncoder:
         """What a checkpoint holds of the network, or of a copy of it."""
         train = self.config.train
-        with tempfile.TemporaryDirectory(prefix="vaemo-encoder-") as folder:
-            network.save(folder)
-            Path(folder, PREPROCESSOR).write_bytes(Path(self.extractor.file(PREPROCESSOR)).read_bytes())
-            saved = dataclasses.replace(self.features, speech=folder, speech_revision="main")
-            return KeptEncoder(
-                files={path.name: path.read_bytes() for path in sorted(Path(folder).iterdir())},
-                features=saved,
-                fingerprint=SpeechEncoder(saved).fingerprint,
-                origin={
-                    "name": self.extractor.name,
-                    "revision": self.features.speech_revision,
-                    "fingerprint": self.extractor.fingerprint,
-                    "trained": f"last {train.encoder_layers} layers" if train.encoder == "last_k" else "all",
-                },
-            )
+        held, fingerprint = self.extractor.kept(network, self.features)
+        return KeptEncoder(
+            files=dict(sorted(held.items())),
+            features=dataclasses.replace(self.features, speech="", speech_revision="main"),
+            fingerprint=fingerprint,
+            origin={
+                "name": self.extractor.name,
+                "revision": self.features.speech_revision,
+                "fingerprint": self.extractor.fingerprint,
+                "trained": f"last {train.encoder_layers} layers" if train.encoder == "last_k" else "all",
+            },
+        )
 
     def _read(self, window: Window, utt_ids: np.ndarray) -> list[np.ndarray]:
         return self.waveforms.read(utt_ids[window.index[window.valid].cpu().numpy()])

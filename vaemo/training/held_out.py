@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from vaemo import files, scores
 from vaemo.metrics import Moments
 from vaemo.model.checkpoint import Checkpoint
 from vaemo.sessions import label_range
+from vaemo.tables import codes
 from vaemo.training.data import LIGHT, TrainingData
 from vaemo.training.end_to_end import rehear
 from vaemo.training.replay import replay
@@ -34,14 +35,14 @@ def score_held_out(
         fingerprint: Of the run.
 
     Returns:
-        CCC and RMSE: `fold_mean`, `pooled`, and `folds` by name.
+        CCC, CCC within sessions and RMSE: `fold_mean`, `pooled`, and `folds` by name.
     """
     config, n = data.config, len(data.table)
     labels, predictions = np.full((n, 2), np.nan), np.full((n, 2), np.nan)
     names, per_fold = np.full(n, None, object), {}
     for session in data.labelled:
         labels[session.rows] = session.labels
-    sessions = data.read()
+    sessions, session_ids = data.read(), codes(data.table["session_id"])
     for fold in data.parts:
         tested = [session for session in data.aggregate(sessions, fold) if fold.held_out[session.rows].any()]
         checkpoint = models[fold.name]
@@ -54,10 +55,14 @@ def score_held_out(
         mine = fold.held_out[rows]
         predictions[rows[mine]] = found[mine]
         names[fold.held_out] = fold.name
-        per_fold[fold.name] = _measures(Moments.of(predictions[fold.held_out], labels[fold.held_out]))
+        per_fold[fold.name] = _measures(predictions, labels, session_ids, fold.held_out)
     _write(data, predictions, names, out, fingerprint)
-    mean = {key: float(np.mean([measures[key] for measures in per_fold.values()])) for key in _KEYS}
-    return {"fold_mean": mean, "pooled": _measures(Moments.of(predictions, labels)), "folds": per_fold}
+    mean = {key: _mean([measures[key] for measures in per_fold.values()]) for key in _KEYS}
+    return {
+        "fold_mean": mean,
+        "pooled": _measures(predictions, labels, session_ids, np.ones(n, bool)),
+        "folds": per_fold,
+    }
 
 
 def _write(data: TrainingData, predictions: np.ndarray, names: np.ndarray, out: str, fingerprint: str) -> None:
@@ -81,9 +86,22 @@ def _write(data: TrainingData, predictions: np.ndarray, names: np.ndarray, out: 
     scores.write_part(out, f"part-{fingerprint[:16]}.parquet", pa.table(columns), data.config.score)
 
 
-_KEYS = [*(f"ccc_{name}" for name in DIMENSIONS), "ccc_avg", *(f"rmse_{name}" for name in DIMENSIONS)]
+_NAMES = (*DIMENSIONS, "avg")
+_KEYS = [f"{metric}_{name}" for metric in ("ccc", "within_ccc") for name in _NAMES]
+_KEYS += [f"rmse_{name}" for name in DIMENSIONS]
 
 
-def _measures(moments: Moments) -> dict[str, float]:
-    ccc = moments.ccc()
-    return dict(zip(_KEYS, map(float, [*ccc, ccc.mean(), *moments.rmse()]), strict=True))
+def _measures(
+    predictions: np.ndarray, labels: np.ndarray, session: np.ndarray, rows: np.ndarray
+) -> dict[str, float | None]:
+    """CCC, CCC within sessions and RMSE of some rows; None where it is not defined."""
+    x, y = predictions[rows], labels[rows]
+    moments = Moments.of(x, y)
+    pooled, within = moments.ccc(), Moments.within(x, y, session[rows]).ccc()
+    values = [*pooled, pooled.mean(), *within, within.mean(), *moments.rmse()]
+    return {key: float(value) if np.isfinite(value) else None for key, value in zip(_KEYS, values, strict=True)}
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None

@@ -71,6 +71,7 @@ def replay(
         group: The workers.
     """
     group = group or Group()
+    sessions = sessions.with_past(model.pasts)
     mine = np.arange(group.rank, len(sessions.lengths), group.size)
     prediction = torch.zeros(len(sessions.labels), 2, dtype=torch.float64, device=sessions.labels.device)
     spread = torch.zeros(3, max(model.fresh_state(1).c.shape[1], 1), dtype=torch.float64, device=prediction.device)

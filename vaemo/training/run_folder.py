@@ -17,15 +17,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.compute as pc
 import torch
-from safetensors.torch import load, save_file
+from safetensors.torch import load
 
 import vaemo
 from vaemo import files
@@ -52,13 +50,8 @@ def save_state(trainer: Trainer, out: str, keep: int) -> None:
         out: The run folder, a path or URI.
         keep: States that are kept.
     """
-    tensors = {name: tensor.cpu() for name, tensor in trainer.tensors().items()}
-    with tempfile.TemporaryDirectory() as folder:
-        # By way of a file that is mapped: a large encoder's weights and moments are not in memory twice.
-        local = str(Path(folder, "state"))
-        save_file(tensors, local, metadata={"progress": json.dumps(trainer.progress())})
-        with pa.memory_map(local) as held:
-            files.write_whole(_state_path(out, len(trainer.history)), memoryview(held.read_buffer()))
+    progress = {"progress": json.dumps(trainer.progress())}
+    files.write_safetensors(_state_path(out, len(trainer.history)), trainer.tensors(), progress)
     for path in files.list_files(files.join(out, _STATES), _SUFFIX)[:-keep]:
         files.delete(path)
 
@@ -91,6 +84,7 @@ def keep(
     metrics: Mapping[str, Any],
     provenance: Mapping[str, Any],
     encoder: KeptEncoder | None = None,
+    rivals: Mapping[str, Any] | None = None,
 ) -> None:
     """Write RUN/best with its model card, in place of an older one.
 
@@ -102,6 +96,7 @@ def keep(
         metrics: Line of the epoch.
         provenance: See `provenance_of`.
         encoder: The speech encoder that was trained with it, in place of the store's.
+        rivals: What the cheapest rivals give on dev (`vaemo.ablation.baselines.rivals`); None where that says nothing.
     """
     settings = store.info.get("settings", {})
     features: FeatureConfig | None = None
@@ -122,7 +117,7 @@ def keep(
         config,
         features=features,
         encoder=encoder.files if encoder else None,
-        metrics=metrics,
+        metrics={**metrics, "rivals": rivals} if rivals else metrics,
         provenance=provenance,
     )
     write_card(best)
@@ -157,7 +152,9 @@ def provenance_of(origin: Mapping[str, Any], config: Config, model: SessionRegre
         device: Where it was trained, `cpu` or `cuda`.
     """
     how = {"seed": config.train.seed, "sequence_by": config.sessions.sequence_by, "scan": model.scan_used(device)}
-    return {**origin, **how}
+    # What a store lacks switches itself off, whatever the config says.
+    compared = {"compared_with_past": list(model.pasts)} if model.pasts else {}
+    return {**origin, **how, **compared}
 
 
 def _roles(store: FeatureStore) -> list[str]:

@@ -49,7 +49,7 @@ def counts_from(total: int, config: Config) -> int:
 def add_noise(
     features: Streams, deviations: Mapping[str, Tensor], lanes: int, picked: Tensor, generator: torch.Generator
 ) -> Streams:
-    """Features with Gaussian noise, drawn for all lanes.
+    """Features with Gaussian noise, drawn for all lanes; what was heard before stays as it was heard.
 
     Args:
         features: Of the picked lanes, (lanes, T, D) each.
@@ -63,7 +63,7 @@ def add_noise(
         noise = torch.randn(lanes, *x.shape[1:], generator=generator)
         return noise[picked].to(x).mul_(deviations[name]).add_(x)
 
-    return Streams(**{name: noisy(name, x) for name, x in features.items()})
+    return Streams.of({**features.past, **{name: noisy(name, x) for name, x in features.items()}})
 
 
 class FeedbackDraws:

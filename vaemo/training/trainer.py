@@ -24,6 +24,7 @@ from vaemo.config import Config
 from vaemo.errors import DivergedError, LabelError, UsageError
 from vaemo.features.speech_network import SpeechNetwork
 from vaemo.lanes import LaneSchedule, schedule_lanes
+from vaemo.metrics import Moments
 from vaemo.model.chunk import Diagnostics
 from vaemo.model.regressor import SessionRegressor
 from vaemo.model.state import SessionState
@@ -99,6 +100,7 @@ class Trainer:
             torch.manual_seed(config.train.seed)
             dims = {name: features.shape[-1] for name, features in self._train.features.items()}
             self.model = SessionRegressor.from_config(config.model, config.updater, dims).to(self.device, dtype)
+        self._train, self._dev = (sessions.with_past(self.model.pasts) for sessions in (self._train, self._dev))
         statistics = self._train.statistics()
         self.model.set_statistics(statistics, self._deviation)
         self._noise = {
@@ -346,6 +348,10 @@ class Trainer:
             metrics[f"dev_rmse_{name}"] = float(measured.rmse()[number])
             metrics[f"prediction_sd_{name}"] = float(measured.sd()[0][number])
         metrics["dev_ccc_avg"] = float(measured.ccc().mean())
+        within = Moments.within(free.prediction, dev.labels.double().cpu().numpy(), dev.session_numbers).ccc()
+        # Not a number where no dev session has two labels.
+        for name, value in zip((*DIMENSIONS, "avg"), [*within, within.mean()], strict=True):
+            metrics[f"dev_within_ccc_{name}"] = float(value) if math.isfinite(value) else None
         metrics["state_sd"] = free.state_sd
         if self.config.model.feedback != "none":
             fed = replay(self.kept, dev, group=self.group, window=self.config.train.window, observed=dev.labels)
@@ -382,7 +388,7 @@ def check_labels(sessions: PackedSessions, split: str, scale: LabelScale) -> Non
             utt_id = sessions.utt_ids[outside[0]]
             raise LabelError(
                 f"{name} of utterance '{utt_id}' is {values[outside[0]]:g}, outside the model's range "
-                f"[{scale.low:g}, {scale.high:g}], which labels are to be mapped onto (vaemo.sessions.label_range)."
+                f"[{scale.low:g}, {scale.high:g}]. Say the labels' own range in labels.range, or map them onto it."
             )
         if known.min() == known.max():
             raise LabelError(f"all {name} labels of the split '{split}' are {known[0]:g}; CCC needs labels that vary.")

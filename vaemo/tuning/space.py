@@ -10,18 +10,18 @@ the config has it. A *point* is a dict from the fields that are searched in it t
 
 from __future__ import annotations
 
-import difflib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
-from vaemo.config import Config, decides
-from vaemo.errors import ConfigValueError, UnknownConfigKeyError, UsageError
+from vaemo import strict_yaml, suggest
+from vaemo.config import TOGETHER, Config, decides, fitting, nearest
+from vaemo.errors import ConfigValueError, UnknownConfigKeyError, UsageError, VaemoError
+from vaemo.fields import number, shown
 
 KINDS = ("choice", "uniform", "loguniform", "int")
 
@@ -186,19 +186,31 @@ class Space:
                     f"a grid cannot go through {parameter.name}, which is {parameter.kind}; give it as a choice, or "
                     "search with --search tpe or random."
                 )
-        yield from self._grid({}, 0)
+        yield from _grid(self.parameters, {})
 
-    def _grid(self, point: Point, number: int) -> Iterator[Point]:
-        if number == len(self.parameters):
-            yield point
-            return
-        parameter = self.parameters[number]
-        if not parameter.active(point):
-            yield from self._grid(point, number + 1)
-            return
-        low_to_high = range(parameter.values[0], parameter.values[-1] + 1) if parameter.kind == "int" else None
-        for value in low_to_high or parameter.values:
-            yield from self._grid({**point, parameter.name: value}, number + 1)
+    def check_together(self, names: Collection[str], check: Callable[[Config], Any] | None = None) -> None:
+        """Refuse a space in which some values of these fields, each possible alone, do not go together.
+
+        Args:
+            names: Every combination of their values is tried; of a range of numbers its two ends.
+            check: Raises what is wrong with a config; None looks for what no config may be.
+
+        Raises:
+            ConfigValueError: naming the first such combination.
+        """
+        wanted = set(names) & set(self.names)
+        for parameter in reversed(self.parameters):
+            if parameter.name in wanted:
+                wanted |= parameter.when.keys()
+        for point in _grid([parameter for parameter in self.parameters if parameter.name in wanted], {}):
+            try:
+                config = self.apply(point)
+                if check:
+                    check(config)
+            except VaemoError as error:
+                values = ", ".join(f"{name}={value}" for name, value in point.items())
+                together = f"{values} do not go together: " if values else ""
+                raise ConfigValueError(f"{together}{error}") from None
 
     def apply(self, point: Mapping[str, Any]) -> Config:
         """The config at a point.
@@ -206,7 +218,11 @@ class Space:
         Raises:
             ConfigValueError: if the values contradict each other.
         """
-        return _replaced(self.config, point)
+        sections: dict[str, dict[str, Any]] = {}
+        for name, value in point.items():
+            section, _, key = name.partition(".")
+            sections.setdefault(section, {})[key] = value
+        return self.config.replace(sections)
 
     def to_plain(self) -> dict[str, Any]:
         """As in the file, fit for JSON."""
@@ -232,14 +248,14 @@ def read_space(path: str | Path, config: Config) -> Space:
             value is impossible.
     """
     try:
-        loaded = yaml.safe_load(Path(path).read_text())
-    except (OSError, UnicodeDecodeError) as error:
+        loaded = strict_yaml.load(Path(path).read_bytes(), f"space '{path}'")
+    except OSError as error:
         raise ConfigValueError(
             f"space '{path}' cannot be read ({type(error).__name__}); give a YAML file, such as those in tune_spaces."
         ) from None
-    except yaml.YAMLError as error:
-        raise ConfigValueError(f"space '{path}' is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(loaded, Mapping) or not loaded:
+    except strict_yaml.NotPlainYaml as error:
+        raise ConfigValueError(f"space '{path}' is not YAML that can be read: {error}.") from None
+    if not isinstance(loaded, strict_yaml.Section) or not loaded:
         raise ConfigValueError(
             f"space '{path}' names no field; give lines such as model.alpha: {{uniform: [0.5, 0.95]}}."
         )
@@ -248,36 +264,44 @@ def read_space(path: str | Path, config: Config) -> Space:
         try:
             parameters[name] = _parameter(str(name), entry, config, parameters)
         except UsageError as error:
-            raise type(error)(f"space '{path}': {error}") from None
+            raise type(error)(f"{loaded.places[name]}{error}") from None
     space = Space(config, tuple(parameters.values()))
-    # Fields that are possible alone may not be so together: the two ends of all ranges show it.
-    for end in (0, -1):
-        corner = {p.name: p.values[end] for p in space.parameters if p.kind != "choice"}
-        try:
-            _replaced(config, corner)
-        except UsageError as error:
-            raise ConfigValueError(f"space '{path}': where its ranges end, {error}") from None
+    try:
+        for names in TOGETHER:
+            space.check_together(names)
+    except UsageError as error:
+        raise type(error)(f"space '{path}': {error}") from None
     return space
 
 
 def field_of(config: Config, name: str) -> Any:
-    """The value of `section.key`."""
+    """The value of `section.key`, a list where it is several, as JSON gives it back."""
     section, _, key = name.partition(".")
-    return getattr(getattr(config, section), key)
+    return _as_saved(getattr(getattr(config, section), key))
 
 
-def _replaced(config: Config, point: Mapping[str, Any]) -> Config:
-    sections: dict[str, dict[str, Any]] = {}
-    for name, value in point.items():
-        section, _, key = name.partition(".")
-        sections.setdefault(section, {})[key] = value
-    return config.replace(sections)
+def _as_saved(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _grid(parameters: Sequence[Parameter], point: Point) -> Iterator[Point]:
+    """Every combination of the values from which a point goes on; of a range of numbers its ends."""
+    if not parameters:
+        yield point
+        return
+    parameter, *rest = parameters
+    if not parameter.active(point):
+        yield from _grid(rest, point)
+        return
+    whole = range(parameter.values[0], parameter.values[-1] + 1) if parameter.kind == "int" else None
+    for value in whole or parameter.values:
+        yield from _grid(rest, {**point, parameter.name: value})
 
 
 def _parameter(name: str, entry: Any, config: Config, before: Mapping[str, Parameter]) -> Parameter:
     _check_name(name, config)
     if not isinstance(entry, Mapping):
-        raise ConfigValueError(f"{name} holds {entry!r}; give one of {_examples()}.")
+        raise ConfigValueError(f"{name} holds {shown(entry)}; give one of {_examples()}.")
     kinds = [key for key in entry if key in KINDS]
     strangers = [str(key) for key in entry if key not in (*KINDS, "when")]
     if strangers or len(kinds) != 1:
@@ -285,26 +309,21 @@ def _parameter(name: str, entry: Any, config: Config, before: Mapping[str, Param
         raise ConfigValueError(f"{name} has {found}; give exactly one of {', '.join(KINDS)}, and `when` if needed.")
     kind, values = kinds[0], entry[kinds[0]]
     if not isinstance(values, list) or not values:
-        raise ConfigValueError(f"{name}: {kind} holds {values!r}; it takes a list, as in {_examples()}.")
+        raise ConfigValueError(f"{name}: {kind} holds {shown(values)}; it takes a list, as in {_examples()}.")
     if kind == "choice":
         # As the config converts them, so that a point and its config agree.
-        values = [field_of(_replaced(config, {name: value}), name) for value in values]
+        values = [_as_saved(fitting(name, value)) for value in values]
     else:
         values = _range(name, kind, values)
         for value in values:
-            _replaced(config, {name: value})
+            fitting(name, value)
     return Parameter(name, kind, tuple(values), _conditions(name, entry.get("when") or {}, before))
 
 
 def _check_name(name: str, config: Config) -> None:
     known = [f"{section}.{key}" for section, fields in config.to_dict().items() for key in fields]
     if name not in known:
-        # The section may be wrong, or missing.
-        by_key = {other.partition(".")[2]: other for other in known}
-        key = name.rpartition(".")[2]
-        near = [by_key[key]] if key in by_key else difflib.get_close_matches(name, known, n=1)
-        near = near or [by_key[other] for other in difflib.get_close_matches(key, by_key, n=1)]
-        hint = f" Did you mean {near[0]}?" if near else ""
+        hint = suggest.question(nearest(name))
         raise UnknownConfigKeyError(f"unknown config key '{name}'.{hint} A space names fields as section.key.")
     section = name.partition(".")[0]
     if section not in SECTIONS:
@@ -317,12 +336,12 @@ def _check_name(name: str, config: Config) -> None:
 
 def _range(name: str, kind: str, values: list[Any]) -> list[Any]:
     try:
-        low, high = (float(value) for value in values)
+        low, high = (number(value) for value in values)
         if kind == "int" and not (low.is_integer() and high.is_integer()):
             raise ValueError
     except (TypeError, ValueError):
         raise ConfigValueError(
-            f"{name}: {kind} holds {values!r}; it takes the least and the greatest value, as in {_examples()}."
+            f"{name}: {kind} holds {shown(values)}; it takes the least and the greatest value, as in {_examples()}."
         ) from None
     if not low < high:
         raise ConfigValueError(f"{name}: {kind} goes from {low:g} to {high:g}; the first must be the smaller.")
@@ -333,16 +352,19 @@ def _range(name: str, kind: str, values: list[Any]) -> list[Any]:
 
 def _conditions(name: str, when: Any, before: Mapping[str, Parameter]) -> dict[str, tuple[Any, ...]]:
     if not isinstance(when, Mapping):
-        raise ConfigValueError(f"{name}: when holds {when!r}; give fields and values, as in {{model.updater: mamba}}.")
+        raise ConfigValueError(
+            f"{name}: when holds {shown(when)}; give fields and values, as in {{model.updater: mamba}}."
+        )
     found: dict[str, tuple[Any, ...]] = {}
     for other, values in when.items():
-        allowed = tuple(values) if isinstance(values, list) else (values,)
         if other not in before or before[other].kind != "choice":
             choices = [parameter.name for parameter in before.values() if parameter.kind == "choice"]
             raise ConfigValueError(
                 f"{name}: when names '{other}'; it may name a choice that stands before it: "
                 f"{', '.join(choices) or 'there is none'}."
             )
+        wanted = values if isinstance(values, list) else [values]
+        allowed = tuple(_as_saved(fitting(other, value)) for value in wanted)
         for value in allowed:
             if value not in before[other].values:
                 listed = ", ".join(map(str, before[other].values))

@@ -298,7 +298,7 @@ def test_msp_podcast_as_json_is_as_strict(tmp_path):
 
 
 def test_what_is_not_that_corpus_is_refused(tmp_path, iemocap):
-    with pytest.raises(ReadCorpusError, match="no reader for the corpus 'meld'; there are iemocap"):
+    with pytest.raises(ReadCorpusError, match="no reader for the corpus 'meld'; there are emodb, iemocap"):
         load_corpus("meld", tmp_path)
     with pytest.raises(ReadCorpusError, match="is not a folder"):
         load_corpus("iemocap", tmp_path / "none")

@@ -87,8 +87,14 @@ def trained_pooling(folder, model, *, layer, pooling, seed=0):
     torch.manual_seed(seed)
     for parameter in network.pooling_parameters().values():
         torch.nn.init.normal_(parameter, std=2.0)
-    network.save(folder)
-    shutil.copy(f"{model}/preprocessor_config.json", folder)
+    return keep(folder, encoder_of(model), network)
+
+
+def keep(folder, encoder, network):
+    """What a checkpoint would hold of a network, in a folder."""
+    held, _ = encoder.kept(network, encoder.config)
+    for name, content in held.items():
+        files.write_whole(folder / name, content)
     return str(folder)
 
 
@@ -133,9 +139,9 @@ def test_what_is_saved_is_the_same_encoder(models, utterances, tmp_path):
         network = encoder.network()
         with torch.no_grad():
             network.encoder.feature_projection.projection.weight *= 1.5
-        network.save(tmp_path / "saved")
-        shutil.copy(f"{models['wav2vec2']}/preprocessor_config.json", tmp_path / "saved")
-        found = encoder_of(tmp_path / "saved", speech_layer=layer)(utterances)
+        saved = keep(tmp_path / "saved", encoder, network)
+        assert encoder_of(saved, speech_layer=layer).fingerprint == encoder.kept(network, encoder.config)[1]
+        found = encoder_of(saved, speech_layer=layer)(utterances)
         with torch.no_grad():
             assert relative(found, encoder.embed(utterances, network).numpy()) < INVARIANT
         # All layers are there, those too that this one does not use.
@@ -272,13 +278,99 @@ def test_what_is_no_encoder_is_refused(models, tmp_path):
         encoder_of("no/where")
     with pytest.raises(ExtractorError, match=r"speech_layer is 9, and .* has 3 layers; give 0 to 3"):
         encoder_of(models["wavlm"], speech_layer=9)
-    folder = write_speech_model(tmp_path / "a", "wavlm")
-    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    with pytest.raises(ExtractorError, match=r"has no model.safetensors"):
-        encoder_of(folder)
-    folder = write_speech_model(tmp_path / "b", "wavlm")
+    folder = write_speech_model(tmp_path / "run" / "checkpoint-500", "wavlm")
+    with pytest.raises(ExtractorError, match=r"no model can be loaded .* There is one in .*run/checkpoint-500\. Give"):
+        encoder_of(tmp_path / "run")
     (folder / "preprocessor_config.json").unlink()
-    with pytest.raises(ExtractorError, match=r"has no preprocessor_config.json"):
+    with pytest.raises(ExtractorError, match=r"has no preprocessor_config.json, nor a processor_config.json that says"):
+        encoder_of(folder)
+    for text in ('{"processor_class": "Wav2Vec2Processor"}', '{"feature_extractor": null}'):
+        (folder / "processor_config.json").write_text(text)
+        with pytest.raises(ExtractorError, match=r"has no preprocessor_config.json, nor a processor_config.json that"):
+            encoder_of(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("config.json", b"{", "and no model can be loaded from there"),
+        ("config.json", b"[]", "and no model can be loaded from there"),
+        ("config.json", b'{"model_type": "wavlm", "hidden_size": "many"}', "and no model can be loaded from there"),
+        ("preprocessor_config.json", b"{", "/preprocessor_config.json is not JSON .*; copy the folder anew"),
+        ("preprocessor_config.json", b"[]", "/preprocessor_config.json holds list, no settings"),
+        ("model.safetensors", b"version https://git-lfs.github.com/spec/v1\n", "the weights of .* cannot be read"),
+        ("model.safetensors", b"", "the weights of .* cannot be read"),
+    ],
+)
+def test_a_file_that_is_damaged_is_named(tmp_path, name, content, says):
+    folder = write_speech_model(tmp_path / "a", "wavlm")
+    (folder / name).write_bytes(content)
+    with pytest.raises(ExtractorError, match=says) as refusal:
+        encoder_of(folder)([np.zeros(16000, np.float32)])
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_processor_says_what_a_feature_extractor_said(models, tmp_path, kind):
+    """Since transformers 5 a processor is saved as one file, which holds what its feature extractor does."""
+    import transformers
+
+    folder = tmp_path / "a"
+    shutil.copytree(models[kind], folder)
+    heard = transformers.AutoFeatureExtractor.from_pretrained(folder)
+    (folder / "preprocessor_config.json").unlink()
+    (folder / "vocab.json").write_text(json.dumps({"<pad>": 0, "<s>": 1, "</s>": 2, "<unk>": 3, "|": 4}))
+    tokenizer = transformers.Wav2Vec2CTCTokenizer(folder / "vocab.json")
+    transformers.Wav2Vec2Processor(heard, tokenizer).save_pretrained(folder)
+    assert not (folder / "preprocessor_config.json").exists()
+    assert encoder_of(folder).fingerprint == encoder_of(models[kind]).fingerprint
+    # A checkpoint holds it as a feature extractor's.
+    kept = keep(tmp_path / "kept", encoder_of(folder), encoder_of(folder).network())
+    assert encoder_of(kept)._normalize == heard.do_normalize
+
+
+def in_parts(folder, model, below=""):
+    """The encoder with its weights in three files."""
+    shutil.copytree(model, folder)
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    (folder / below).mkdir(exist_ok=True)
+    places = {name: f"{below}model-{1 + n % 3:05d}-of-00003.safetensors" for n, name in enumerate(sorted(weights))}
+    for part in set(places.values()):
+        held = {name: weights[name] for name in weights if places[name] == part}
+        save_file(held, folder / part, metadata={"format": "pt"})
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    return folder, sorted(set(places.values()))
+
+
+@pytest.mark.parametrize("below", ["", "parts/"])
+def test_weights_in_parts(models, utterances, tmp_path, below):
+    folder, parts = in_parts(tmp_path / "a", models["wavlm"], below)
+    encoder = encoder_of(folder)
+    assert np.array_equal(encoder(utterances[:2]), encoder_of(models["wavlm"])(utterances[:2]))
+    for path in files.list_files(folder, recursive=True):
+        files.write_whole(files.join("memory://parts", path[len(str(folder)) + 1 :]), files.read_bytes(path))
+    assert encoder_of("memory://parts").fingerprint == encoder.fingerprint
+    weights = load_file(folder / parts[1])
+    save_file({name: tensor + 1 for name, tensor in weights.items()}, folder / parts[1], metadata={"format": "pt"})
+    assert encoder_of(folder).fingerprint != encoder.fingerprint
+    (folder / parts[1]).unlink()
+    with pytest.raises(
+        ExtractorError, match=rf"has no {parts[1]} \(no such file\), which its model.safetensors.index.json"
+    ):
+        encoder_of(folder)
+
+
+@pytest.mark.parametrize(
+    "index",
+    ["{", "[]", "{}", '{"weight_map": {}}', '{"weight_map": {"a": "../b.safetensors"}}', '{"weight_map": {"a": "/b"}}'],
+)
+def test_an_index_that_names_nothing_of_the_folder(models, tmp_path, index):
+    folder, _ = in_parts(tmp_path / "a", models["wavlm"])
+    (folder / "model.safetensors.index.json").write_text(index)
+    with pytest.raises(
+        ExtractorError, match=r"a/model.safetensors.index.json (is not|holds|does not say).*; copy the fold"
+    ):
         encoder_of(folder)
 
 

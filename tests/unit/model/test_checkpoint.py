@@ -1,5 +1,9 @@
 import dataclasses
+import errno
+import itertools
 import json
+import os
+import shutil
 
 import pytest
 import torch
@@ -7,8 +11,9 @@ import yaml
 from model_cases import DIMS, LANES, STEPS, UPDATERS, make_case, make_features, make_model
 from safetensors.torch import load_file, save_file
 
-from vaemo.config import Config, FeatureConfig
-from vaemo.errors import ReadCheckpointError
+from vaemo.config import Config, FeatureConfig, ModelConfig
+from vaemo.errors import ReadCheckpointError, StorageError
+from vaemo.fields import younger
 from vaemo.model.checkpoint import CONFIG, METRICS, PROVENANCE, WEIGHTS, load_checkpoint, save_checkpoint
 from vaemo.model.regressor import SessionRegressor
 
@@ -53,6 +58,23 @@ def test_config_metrics_provenance_and_features_travel(tmp_path):
     assert sorted(path.name for path in (tmp_path / "best").iterdir()) == sorted([WEIGHTS, CONFIG, METRICS, PROVENANCE])
 
 
+def test_a_checkpoint_of_before_has_none_of_the_younger_fields_and_is_the_same(tmp_path):
+    folder = tmp_path / "before"
+    save_checkpoint(folder, make_model(younger(ModelConfig), dtype=torch.float32))
+    before = load_checkpoint(folder)
+    sections = yaml.safe_load((folder / CONFIG).read_text())
+    absent = younger(ModelConfig)
+    assert {"speaker_norm", "session_norm", "speech_mlp"} <= absent.keys()
+    sections["model"] = {name: value for name, value in sections["model"].items() if name not in absent}
+    (folder / CONFIG).write_text(yaml.safe_dump(sections))
+    loaded = load_checkpoint(folder)
+    assert loaded.fingerprint == before.fingerprint
+    assert (loaded.model.pasts, loaded.model.speech_mlp) == ((), "none")
+    features, lengths = make_features(dtype=torch.float32), torch.full((LANES,), STEPS)
+    predicted = [c.model(features, c.model.fresh_state(LANES), lengths)[0] for c in (before, loaded)]
+    assert torch.equal(*predicted)
+
+
 def test_without_features_the_checkpoint_says_so(folder):
     assert "features" not in yaml.safe_load((folder / CONFIG).read_text())
     assert load_checkpoint(folder).features is None
@@ -90,6 +112,76 @@ def test_a_write_that_fails_leaves_the_older_one(folder, monkeypatch):
     with pytest.raises(OSError, match="no space left"):
         make_model(seed=8).save_pretrained(folder)
     assert load_checkpoint(folder).fingerprint == before
+    assert [path.name for path in folder.parent.iterdir()] == ["best"]
+
+
+@pytest.fixture
+def fail_renaming(monkeypatch):
+    """Makes `os.rename` fail at these calls, and gives it back."""
+    with monkeypatch.context() as patched:
+
+        def fail(*numbers):
+            patched.setattr(os, "rename", failing(os.rename, *numbers))
+            return patched.undo
+
+        yield fail
+
+
+def failing(rename, *numbers):
+    calls = itertools.count(1)
+
+    def renames(old, new):
+        if next(calls) in numbers:
+            raise OSError(errno.EXDEV, "Invalid cross-device link", str(old))
+        rename(old, new)
+
+    return renames
+
+
+@pytest.mark.parametrize("numbers", [(1,), (2,), (2, 3), (1, 2, 3)])
+def test_a_renaming_that_fails_costs_no_checkpoint(folder, fail_renaming, numbers):
+    before, other = load_checkpoint(folder).fingerprint, make_model(seed=8, dtype=torch.float32)
+    mend = fail_renaming(*numbers)
+    with pytest.raises(StorageError, match=r"storage failed.*Invalid cross-device link: '.*best"):
+        other.save_pretrained(folder)
+    assert load_checkpoint(folder).fingerprint == before
+    assert folder.exists() == (numbers != (2, 3))
+    mend()
+    other.save_pretrained(folder)
+    assert load_checkpoint(folder).fingerprint != before
+    assert [path.name for path in folder.parent.iterdir()] == ["best"]
+
+
+def test_the_first_checkpoint_cannot_be_renamed(tmp_path, fail_renaming):
+    fail_renaming(1)
+    with pytest.raises(StorageError, match=r"storage failed.*Invalid cross-device link: '.*best"):
+        make_model().save_pretrained(tmp_path / "best")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("renamings", [0, 1, 2])
+def test_a_writer_that_is_killed_costs_no_checkpoint(folder, renamings):
+    """Before the first renaming, between the two, and before what was replaced is deleted."""
+    before, other = load_checkpoint(folder).fingerprint, make_model(seed=8, dtype=torch.float32)
+
+    def die(*_, **__):
+        os._exit(9)
+
+    writer = os.fork()
+    if not writer:
+        rename, calls = os.rename, itertools.count()
+        os.rename = lambda old, new: die() if next(calls) == renamings else rename(old, new)
+        shutil.rmtree = die
+        try:
+            other.save_pretrained(folder)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(writer, 0)[1]) == 9
+    assert len(list(folder.parent.iterdir())) == 2
+    assert folder.exists() == (renamings != 1)
+    assert (load_checkpoint(folder).fingerprint == before) == (renamings < 2)
+    save_checkpoint(folder, other)
+    assert load_checkpoint(folder).fingerprint != before
     assert [path.name for path in folder.parent.iterdir()] == ["best"]
 
 

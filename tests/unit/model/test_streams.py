@@ -11,11 +11,13 @@ def test_items_go_in_the_order_of_the_streams_and_skip_absent_ones():
 
 def test_select_steps_step_and_cat():
     streams = make_features(4, 6)
-    for name in DIMS:
-        x = getattr(streams, name)
-        assert torch.equal(getattr(streams.select([2, 0]), name), x[[2, 0]])
-        assert torch.equal(getattr(streams.steps(1, 4), name), x[:, 1:4])
-        assert torch.equal(getattr(streams.step(5), name), x[:, 5])
-        assert torch.equal(getattr(Streams.cat([streams.select([0]), streams.select([1, 2, 3])]), name), x)
-        assert torch.equal(getattr(Streams.cat([streams.steps(0, 2), streams.steps(2, 6)], 1), name), x)
-        assert getattr(streams.to(torch.float32), name).dtype == torch.float32
+    assert list(streams.tensors()) == [*DIMS, *streams.past]
+    assert streams.past
+    for name, x in streams.tensors().items():
+        assert torch.equal(streams.select([2, 0]).tensors()[name], x[[2, 0]])
+        assert torch.equal(streams.steps(1, 4).tensors()[name], x[:, 1:4])
+        assert torch.equal(streams.step(5).tensors()[name], x[:, 5])
+        assert torch.equal(Streams.cat([streams.select([0]), streams.select([1, 2, 3])]).tensors()[name], x)
+        assert torch.equal(Streams.cat([streams.steps(0, 2), streams.steps(2, 6)], 1).tensors()[name], x)
+        assert streams.to(torch.float32).tensors()[name].dtype == torch.float32
+        assert list(streams.pick([name]).tensors()) == [name]

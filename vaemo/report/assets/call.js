@@ -27,7 +27,7 @@ function callPage(data, session) {
     state.at = i;
     describe();
     chart.dispatchEvent(new CustomEvent("selected"));
-    if (play && player && curve.timed) player.play(curve.start[i], curve.end[i]);
+    if (play && player && curve.timed) player.play(curve.from_s + curve.start[i], curve.from_s + curve.end[i]);
   }
 
   const chart = h("div", { class: "chart", tabindex: 0, role: "group",
@@ -59,7 +59,7 @@ function callPage(data, session) {
       h("div", { class: "span-4", style: "display:grid;gap:16px;align-content:start" },
         h("section", { class: "card" }, h("h2", {}, "Way through the plane"), h("p", { class: "note" }, "From the start (faint) to the end (ringed)."),
           responsive(h("div", {}), (width) => wayThroughPlane(width, o, curve, scored, colour))),
-        ...rows.filter((i) => calls.n_scored[i]).map((i) => callFacts(data, i)))),
+        ...rows.filter((i) => calls.n_scored[i]).map((i) => callFacts(data, i, curve)))),
     utteranceTable(curve, player, select),
   ];
 }
@@ -67,7 +67,9 @@ function callPage(data, session) {
 function timeChart(width, { data, curve, scored, colour, state, select, chart }) {
   const o = data.overview, left = 40, right = 12, panel = 190, gap = 36, strip = 14;
   const stripTop = 2 * (panel + gap) + 2, height = stripTop + curve.who.length * strip + 30;
-  const from = curve.timed ? 0 : 0.5, to = Math.max(...curve.end, 1) + (curve.timed ? 0 : 0.5);
+  const to = Math.max(...curve.end, 1) + (curve.timed ? 0 : 0.5);
+  // From the start of the recording, but for a session that is a small piece of it.
+  const from = !curve.timed ? 0.5 : curve.start[0] > 2 * (to - curve.start[0]) ? curve.start[0] : 0;
   const x = linear(from, to, left, width - right);
   const middle = (i) => x((curve.start[i] + curve.end[i]) / 2);
   const picture = s("svg", { viewBox: `0 0 ${width} ${height}`, width, height, "aria-hidden": "true" });
@@ -161,12 +163,12 @@ function wayThroughPlane(width, o, curve, scored, colour) {
   return finish();
 }
 
-function callFacts(data, i) {
+function callFacts(data, i, curve) {
   const calls = data.calls, line = (title, name, format) => [h("dt", {}, title), ...DIMENSIONS.map((d) => h("dd", { class: d }, format(calls[`${d}_${name}`][i])))];
   return h("section", { class: "card" }, h("h2", {}, calls.role[i] || "The call"),
     h("p", { class: "note" }, `${plural(calls.n_scored[i], "utterance")} scored, ${clock(calls.talk_s[i])} of speech${calls.n_failed[i] ? `, ${whole(calls.n_failed[i])} failed` : ""}`),
     h("dl", { class: "facts" }, h("span", {}), ...DIMENSIONS.map((d) => h("span", { class: "head" }, d)),
-      line("mean", "mean", number), line("lowest", "min", number), line("lowest at", "min_at_s", clock), line("per minute", "slope_per_min", (v) => signed(v, 2)),
+      line("mean", "mean", number), line("lowest", "min", number), line("lowest at", "min_at_s", (v) => clock(v === null ? v : v - curve.from_s)), line("per minute", "slope_per_min", (v) => signed(v, 2)),
       line("low for", "below_s", clock), line("towards the end", "end_weighted", number)));
 }
 
