@@ -23,7 +23,7 @@ from vaemo.audio.decode import SAMPLING_RATES_HZ
 from vaemo.audio.decoder import AudioInfo, AudioProblem, Decoder
 from vaemo.config import AudioConfig
 from vaemo.errors import UsageError
-from vaemo.manifest import EMBEDDED
+from vaemo.manifest import EMBEDDED, embedded_bytes
 from vaemo.units import SAMPLING_RATE_HZ
 
 __all__ = ["AudioInfo", "AudioProblem", "Decoder", "Recording", "Resampler"]
@@ -73,8 +73,8 @@ class Recording:
             channel: Counted from 0; None is the mean of all channels.
 
         Raises:
-            AudioProblem: bad_channel, undecodable (also where the recording ends before the utterance), too_long
-                or timeout.
+            AudioProblem: bad_channel, too_short (it holds no sample), undecodable (also where the recording ends
+                before the utterance), too_long or timeout.
         """
         if channel is not None and channel >= self.info.channels:
             raise AudioProblem("bad_channel", f"channel {channel} is asked for, it has {self.info.channels}")
@@ -187,7 +187,7 @@ def _row_group(manifest: str, row: int) -> tuple[int, int]:
 def _audio_column(manifest: str, group: int) -> pa.ChunkedArray:
     filesystem, inner = files.filesystem_of(manifest)
     with filesystem.open_input_file(inner) as source:
-        return pq.ParquetFile(source).read_row_group(group, columns=["audio"])["audio"]
+        return embedded_bytes(pq.ParquetFile(source).read_row_group(group, columns=["audio"])["audio"])
 
 
 class Resampler:
