@@ -28,6 +28,7 @@ from vaemo.errors import ColumnError, ReadManifestError
 from vaemo.tables import (
     codes,
     from_values,
+    is_bytes,
     kind_of_file,
     others,
     session_order,
@@ -279,12 +280,27 @@ def _read_parquet(path: str) -> tuple[pa.Table, _Places]:
         raise ReadManifestError(f"{path} is not a Parquet file ({found}); write it again.") from None
 
 
+def embedded_bytes(column: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
+    """The bytes in an `audio` column, which holds them or, as in Hugging Face data sets, structs with `bytes`.
+
+    Raises:
+        ColumnError: if it holds something else.
+    """
+    kind = column.type
+    if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+        column = pc.struct_field(column, "bytes")
+    if not is_bytes(column.type):
+        raise ColumnError(f"column audio is {kind}; it must be the bytes of a recording, or be left out")
+    return column
+
+
 def _with_embedded(table: pa.Table, path: str) -> pa.Table:
     filesystem, inner = files.filesystem_of(path)
     with filesystem.open_input_file(inner) as source:
         groups = pq.ParquetFile(source)
         # Only whether there are bytes is asked here; the bytes are read where they are decoded.
-        present = [batch["audio"].is_valid() for batch in groups.iter_batches(batch_size=256, columns=["audio"])]
+        batches = groups.iter_batches(batch_size=256, columns=["audio"])
+        present = [embedded_bytes(batch["audio"]).is_valid() for batch in batches]
     references = pa.array([f"{_absolute(path)}#{row}" for row in range(table.num_rows)], pa.string())
     embedded = pc.if_else(pa.chunked_array(present, pa.bool_()), references, pa.scalar(None, pa.string()))
     if "audio_path" in table.column_names:

@@ -164,13 +164,14 @@ def open_source(path: str, config: Config, *, exclude: Sequence[str] = ()) -> So
     """
     if not files.exists(path):
         raise UsageError(f"--input {path} does not exist; give a feature store, a manifest or a folder of recordings.")
-    if is_store(path):
+    parts = find_parts(path)
+    if is_store(path, parts):
         source: Source = StoreSource(FeatureStore.open(path))
     elif files.is_file(path):
         if kind_of(path, config.audio) == "audio":
             raise UsageError(f"--input {path} is a recording; give the folder that it lies in.")
         source = ManifestSource(path, config.extract.root)
-    elif find_parts(path) and all(kind_of(item.name, config.audio) == "other" for item in files.walk(path)):
+    elif parts and all(kind_of(item.name, config.audio) == "other" for item in files.walk(path)):
         # Tables may lie beside recordings. Alone they were meant as a store: this says what they lack.
         source = StoreSource(FeatureStore.open(path))
     else:

@@ -62,7 +62,8 @@ _COLUMNS = {
 _IDS = ("session_id", "utt_id")
 _DECISIVE = (*_IDS, "position", "start_s", "end_s", "status")
 
-_READERS = 8
+_READERS = 16
+_PROBED = 10
 _MAGIC = b"PAR1"
 _NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 _TABLES = (".csv", ".tsv", ".json", ".jsonl", ".pkl", ".pickle", ".feather", ".arrow", ".npz", ".npy", ".pt", ".h5")
@@ -138,7 +139,8 @@ class FeatureStore:
         Raises:
             ReadStoreError: for a missing column, a column of another type, a stream of another dimension, a status
                 that does not exist, a session whose rows have a position, or else a time, in part, an utterance that
-                stands twice, or a session that stands in two of the files; names the file, and the row where it can.
+                stands twice, or a session that stands in two of the files; names the file, and where it can the row,
+                counted from 1.
         """
         wanted = list(part_schema(self.dims).names if columns is None else columns)
         paths = self.parts if parts is None else tuple(parts)
@@ -175,18 +177,26 @@ def find_parts(path: str) -> list[str]:
     found = files.list_partitioned(path)
     named = [part for name, part in found if name.lower().endswith((".parquet", ".pq", ".parq"))]
     # Some programs give their files no suffix at all.
-    return named or [part for name, part in found if "." not in name and files.head(part) == _MAGIC]
+    bare = [part for name, part in found if "." not in name]
+    if named or not any(files.head(part) == _MAGIC for part in bare[:_PROBED]):
+        return named
+    return [part for part in bare if files.head(part) == _MAGIC]
 
 
-def is_store(path: str) -> bool:
+def is_store(path: str, parts: Sequence[str] | None = None) -> bool:
     """Whether what lies there is a store, and not a manifest, a table of calls, or recordings.
 
     A folder is one that has a `_vaemo.json`, or a Parquet file with `session_id`, `utt_id` and a stream of vectors; a
     file is one that is such a file.
+
+    Args:
+        path: Of a file or folder.
+        parts: What `find_parts` found there; None finds them.
     """
     if not files.is_file(path) and files.exists(files.join(path, INFO)):
         return True
-    return any(files.head(part) == _MAGIC and _holds_features(path, part) for part in find_parts(path))
+    found = find_parts(path) if parts is None else parts
+    return any(files.head(part) == _MAGIC and _holds_features(path, part) for part in found)
 
 
 def write_part(folder: str, name: str, table: pa.Table) -> None:

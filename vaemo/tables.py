@@ -279,7 +279,8 @@ def _is_text(type_: pa.DataType) -> bool:
     return pa.types.is_string(type_) or pa.types.is_large_string(type_) or pa.types.is_string_view(type_)
 
 
-def _is_bytes(type_: pa.DataType) -> bool:
+def is_bytes(type_: pa.DataType) -> bool:
+    """Whether a type is binary, of whatever layout; null is not."""
     return pa.types.is_binary(type_) or pa.types.is_large_binary(type_) or pa.types.is_binary_view(type_)
 
 
@@ -293,7 +294,7 @@ def _needed(type_: pa.DataType) -> str:
 
 def _texts(array: pa.Array, name: str) -> pa.Array:
     kind, needed = array.type, _needed(pa.string())
-    if _is_text(kind) or _is_bytes(kind):
+    if _is_text(kind) or is_bytes(kind):
         texts = _utf8(array, name)
     elif pa.types.is_integer(kind):
         return array.cast(pa.string())

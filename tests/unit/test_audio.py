@@ -143,6 +143,14 @@ def test_an_utterance_may_end_a_little_after_the_recording(tmp_path, decoder):
         recording.utterance(2.0, None, 0)
 
 
+def test_an_utterance_without_a_sample_is_too_short(tmp_path, decoder):
+    soundfile.write(tmp_path / "a.wav", tone(1.0, 16000), 16000)
+    recording = Recording(str(tmp_path / "a.wav"), decoder)
+    for start_s, end_s in ((None, 1e-320), (0.5, 0.5 + 1e-9)):
+        with pytest.raises(AudioProblem, match="too_short: it has no sample"):
+            recording.utterance(start_s, end_s)
+
+
 def test_uris_and_embedded_audio_are_read(tmp_path, decoder):
     soundfile.write(tmp_path / "a.wav", tone(1.0, 16000), 16000)
     direct = Recording(str(tmp_path / "a.wav"), decoder).utterance(channel=0)

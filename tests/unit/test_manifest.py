@@ -114,6 +114,26 @@ def test_embedded_audio_is_pointed_to_and_not_read(tmp_path):
     assert "audio" not in table.column_names
 
 
+def test_embedded_audio_is_bytes_of_any_layout(tmp_path):
+    path = tmp_path / "m.parquet"
+    place = pa.Table.from_pylist([line("a"), line("b")]).drop_columns("audio_path")
+    for held in (
+        pa.array([b"x", None], pa.large_binary()),
+        pa.array([{"bytes": b"x", "path": "x.wav"}, {"bytes": None, "path": "y.wav"}]),
+    ):
+        pq.write_table(place.append_column("audio", held), path)
+        with pytest.raises(ReadManifestError, match="row 2: lacks the key 'audio_path'"):
+            read_manifest(path)
+        pq.write_table(place.append_column("audio", held).slice(0, 1), path)
+        assert read_manifest(path)["audio_path"].to_pylist() == [f"{path}#0"]
+    for held in (pa.array(["a.wav", "b.wav"]), pa.array([[0.5], [0.1]]), pa.array([True, False])):
+        pq.write_table(place.append_column("audio", held), path)
+        with pytest.raises(
+            ReadManifestError, match=r"m.parquet: column audio is .*; it must be the bytes of"
+        ):
+            read_manifest(path)
+
+
 @pytest.mark.parametrize("name", ["m.jsonl", "m.parquet"])
 def test_nan_is_no_label(written, name):
     path = written([line("a", valence=float("nan"), arousal=2.0)], name)

@@ -90,7 +90,7 @@ class Recording:
             channel: Counted from 0; None is the mean of all channels.
 
         Raises:
-            AudioProblem: bad_channel, undecodable (also where the recording ends before the utterance, or its
+            AudioProblem: bad_channel, too_short (it holds no sample), undecodable (also where the recording ends before the utterance, or its
                 samples are on another scale), too_long or timeout.
         """
         if channel is not None and channel >= self.info.channels:
@@ -225,15 +225,10 @@ class _Loudness:
             AudioProblem: undecodable, for the whole recording.
         """
         if self._loud > _LOUD_SHARE * self._heard:
-            scale = next(
-                (f"the scale of {bits}-bit integers" for bits in (16, 24, 32) if self._peak <= 1 << bits - 1), ""
-            )
-            raise AudioProblem(
-                "undecodable",
-                f"its samples reach {self._peak:.6g} and are on {scale or 'an unknown scale'}; floats must lie in "
-                "[-1, 1]: divide them by full scale",
-                whole=True,
-            )
+            bits = next((bits for bits in (16, 24, 32) if self._peak <= 1 << bits - 1), None)
+            scale = f"the scale of {bits}-bit integers" if bits else "an unknown scale"
+            reason = f"its samples reach {self._peak:.6g}, on {scale}; floats must lie in [-1, 1]"
+            raise AudioProblem("undecodable", reason, whole=True)
 
 
 def _merged(lost: list[Lost]) -> list[tuple[int, int]]:
