@@ -176,7 +176,8 @@ class Enrolments:
         if len(set(elsewhere)) < len(elsewhere):
             repeated = next(speaker for speaker in elsewhere if elsewhere.count(speaker) > 1)
             raise ReadStoreError(
-                f"{path}: speaker {named(repeated)} stands there more than once without a session_id; one enrolment each."
+                f"{path}: speaker {named(repeated)} stands there more than once without a session_id; give one "
+                "enrolment each."
             )
         return Enrolments(speaker_ids, session_ids, splits, _matrix(voices, dim, speaker_ids, path))
 
@@ -209,8 +210,8 @@ class Enrolments:
         dim = session.streams["speaker"].shape[1]
         if dim != self.dim:
             raise FeatureMismatchError(
-                f"the enrolments have {self.dim} numbers, the speaker embeddings of session {named(session.session_id)} "
-                f"{dim}; enrol with the same extractor."
+                f"the enrolments have {self.dim} numbers, the speaker embeddings of session "
+                f"{named(session.session_id)} {dim}; enrol with the same extractor."
             )
         voices = {speaker: self._voice(speaker, session) for speaker in dict.fromkeys(session.speaker_ids)}
         vectors = np.stack([voices[speaker] for speaker in session.speaker_ids])
@@ -273,7 +274,7 @@ def _matrix(voices: pa.ChunkedArray, dim: int, speaker_ids: np.ndarray, path: st
     wrong = ~np.isfinite(matrix).all(axis=1) | ~there
     if wrong.any():
         raise ReadStoreError(
-            f"{path}: the enrolment of speaker {named(speaker_ids[np.argmax(wrong)])} is missing, or holds a number that is "
-            "not finite. Mend or drop it."
+            f"{path}: the enrolment of speaker {named(speaker_ids[np.argmax(wrong)])} is missing, or holds a number "
+            "that is not finite. Mend or drop it."
         )
     return matrix

@@ -136,15 +136,14 @@ class PackedSessions:
             x = getattr(self.features, name.partition(".")[2])
             if x is None or name in past:
                 continue
-            vectors, places = x.cpu(), self.places.cpu()
+            vectors, places = x.cpu().numpy(), self.places.cpu().numpy()
             # Zeros take no memory where nothing is written.
-            found = torch.zeros(len(x), x.shape[1] + 1, dtype=x.dtype)
+            found = np.zeros((len(x), x.shape[1] + 1), vectors.dtype)
             for first, length in zip(self.offsets, self.lengths, strict=True):
                 own = slice(first, first + length)
                 rows = places[own]
-                sums = past_of(name, vectors[rows].numpy(), self.speakers[own], None if apart is None else apart[own])
-                found[rows] = torch.from_numpy(sums).to(x.dtype)
-            past[name] = found.to(x.device)
+                found[rows] = past_of(name, vectors[rows], self.speakers[own], None if apart is None else apart[own])
+            past[name] = torch.from_numpy(found).to(x.device)
         if len(past) == len(self.features.past):
             return self
         return replace(self, features=replace(self.features, past=past))

@@ -62,8 +62,6 @@ def test_the_card_says_what_the_model_is_and_how_good(tmp_path):
     assert "openSMILE (audEERING)" in card
     assert "declared use: not declared" in card
     assert "synthetic" not in card
-    assert "past" not in card.partition("## Law")[0]
-    assert "network on speech" not in card
     settings = yaml.safe_load(card.split("```yaml\n")[1].split("```")[0])
     assert settings == Config().to_dict()
 
@@ -130,4 +128,6 @@ def test_the_card_says_what_is_compared_and_how_speech_comes_in():
     assert "- compared with the past of the session: prosody with the speaker's, prosody with the session's (w" in card
     assert "(weight of the training mean 3 utterances)" in card
     older = {name: value for name, value in settings["model"].items() if "speech" not in name and "norm" not in name}
-    assert "network on speech" not in card_of({**settings, "model": older}, METRICS, PROVENANCE)
+    card = card_of({**settings, "model": older}, METRICS, PROVENANCE).partition("## Law")[0]
+    assert "network on speech" not in card
+    assert "past" not in card

@@ -128,9 +128,7 @@ def test_embedded_audio_is_bytes_of_any_layout(tmp_path):
         assert read_manifest(path)["audio_path"].to_pylist() == [f"{path}#0"]
     for held in (pa.array(["a.wav", "b.wav"]), pa.array([[0.5], [0.1]]), pa.array([True, False])):
         pq.write_table(place.append_column("audio", held), path)
-        with pytest.raises(
-            ReadManifestError, match=r"m.parquet: column audio is .*; it must be the bytes of"
-        ):
+        with pytest.raises(ReadManifestError, match=r"m.parquet: column audio is .*; it must be the bytes of"):
             read_manifest(path)
 
 

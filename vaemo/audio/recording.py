@@ -90,8 +90,8 @@ class Recording:
             channel: Counted from 0; None is the mean of all channels.
 
         Raises:
-            AudioProblem: bad_channel, too_short (it holds no sample), undecodable (also where the recording ends before the utterance, or its
-                samples are on another scale), too_long or timeout.
+            AudioProblem: bad_channel, too_short (it holds no sample), undecodable (also where the recording ends
+                before the utterance, or its samples are on another scale), too_long or timeout.
         """
         if channel is not None and channel >= self.info.channels:
             raise AudioProblem("bad_channel", f"channel {channel} is asked for, it has {self.info.channels}")

@@ -104,8 +104,9 @@ def check_visible(paths: Iterable[str], *, timeout_s: float = 120.0) -> None:
     for path, names in blind.items():
         more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
         raise ClusterError(
-            f"{named(path)} is there on this node, but not on {', '.join(sorted(names)[:_SHOWN])}{more}. Workers run on "
-            "every node: give a path on storage that all of them mount, or a URI (s3://, gs://) that all of them may read."
+            f"{named(path)} is there on this node, but not on {', '.join(sorted(names)[:_SHOWN])}{more}. Workers run "
+            "on every node: give a path on storage that all of them mount, or a URI (s3://, gs://) that all of them "
+            "may read."
         )
 
 
