@@ -229,8 +229,8 @@ class Enrolments:
             where = "" if session.split is None else f" of split {session.split}"
             found = f"is enrolled from no other session{where}" if heard else "has no enrolment"
             raise FeatureMismatchError(
-                f"speaker {named(speaker)} of session {named(session.session_id)} {found}. Enrol every speaker who is heard, or "
-                "train with features.speaker_aggregation=running_mean."
+                f"speaker {named(speaker)} of session {named(session.session_id)} {found}. Enrol every speaker who is "
+                "heard, or train with features.speaker_aggregation=running_mean."
             )
         return unit(self.vectors[allowed].sum(axis=0, dtype=np.float64))
 
