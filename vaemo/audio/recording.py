@@ -305,7 +305,7 @@ def _read_embedded(path: str, manifest: str, row: int) -> tuple[bytes, str]:
         return files.read_bytes(path), path
     if group is None:
         raise FileNotFoundError(f"{manifest} has no row {row}")
-    held = _audio_columns(manifest, group).slice(row - first, 1).to_pylist()[0]
+    (held,) = _audio_columns(manifest, group).slice(row - first, 1).to_pylist()
     audio, name = held["audio"], held.get("audio_path")
     if isinstance(audio, dict):
         # As Hugging Face's data sets hold it.

@@ -192,6 +192,9 @@ class Container:
     def _open(self) -> None:
         self._container = self._reopen()
         self._stream = self._container.streams.audio[self._index]
+        if self._stream.codec_context.name == "flac":
+            # FFmpeg would give what it makes of a damaged frame, which is noise at full scale.
+            self._stream.codec_context.options = {"err_detect": "crccheck+explode"}
         for other in self._container.streams:
             if other.index != self._stream.index:
                 # Older versions of PyAV cannot tell FFmpeg to pass over what nobody wants.

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
 import os
+import sys
+import tempfile
 import threading
 import uuid
 import warnings
@@ -81,7 +84,9 @@ def _init(address: str | None) -> None:
     threading.Thread(target=speak, daemon=True).start()
     try:
         # Where Ray is started for this job alone nobody is told of a dashboard, whose processes cost seconds.
-        ray.init(address, logging_level=logging.ERROR, log_to_driver=False, include_dashboard=False, _temp_dir=folder)
+        quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False, "include_dashboard": False}
+        with _without_log_level():
+            ray.init(address, _temp_dir=folder, **quiet)
     except Exception as error:  # Ray raises of every kind: of sockets, versions, nodes that it misses
         if isinstance(error, OSError) and isinstance(mistake := mistake_of(error), StorageError):
             raise mistake from None
@@ -91,6 +96,20 @@ def _init(address: str | None) -> None:
         ) from error
     finally:
         silence.set()
+
+
+@contextlib.contextmanager
+def _without_log_level() -> Iterator[None]:
+    """Drop the line in which Ray's native part says which log level it was given; it knows no other way."""
+    sys.stderr.flush()
+    with tempfile.TemporaryFile() as held, open(os.dup(2), "wb") as terminal:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(terminal.fileno(), 2)
+            held.seek(0)
+            terminal.writelines(line for line in held if b"Set ray log level" not in line)
 
 
 @dataclass(frozen=True)
