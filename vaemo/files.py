@@ -264,7 +264,7 @@ def safetensors_pieces(
     text += b" " * (-len(text) % 8)
     yield len(text).to_bytes(8, "little") + text
     for _, tensor in ordered:
-        yield memoryview(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        yield tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
 
 
 def safetensors_header(content: bytes) -> dict[str, Any]:

@@ -86,6 +86,11 @@ def test_pickled_weights_are_loaded_by_one_module_alone():
     assert [path.relative_to(ROOT).as_posix() for path in loading] == ["vaemo/features/convert.py"]
 
 
+def test_safetensors_are_written_by_one_function_alone():
+    """Whole or not at all, with what the disk says: `safetensors.torch.save_file` does neither."""
+    assert [path.name for path in SOURCES if "save_file(" in path.read_text()] == []
+
+
 def test_every_remote_model_says_that_its_code_is_not_trusted():
     """Where a library can run a model's own code, the refusal stands in ours, whatever its default is."""
     for path in SOURCES:

@@ -72,6 +72,7 @@ def _init(address: str | None) -> None:
     """`ray.init`, which says nothing for many minutes where what answered at an address is no whole cluster."""
     here = address == LOCAL
     what = "Ray to start on this machine" if here else f"the Ray cluster at {address or 'this machine'}"
+    folder = temporary_folder() if here else None
     silence = threading.Event()
 
     def speak() -> None:
@@ -79,10 +80,9 @@ def _init(address: str | None) -> None:
             say(f"waiting for {what}")
 
     threading.Thread(target=speak, daemon=True).start()
-    folder = {"_temp_dir": temporary_folder()} if here else {}  # None is Ray's own
     try:
         # Where Ray is started for this job alone nobody is told of a dashboard, whose processes cost seconds.
-        ray.init(address, logging_level=logging.ERROR, log_to_driver=False, include_dashboard=False, **folder)
+        ray.init(address, logging_level=logging.ERROR, log_to_driver=False, include_dashboard=False, _temp_dir=folder)
     except Exception as error:  # Ray raises of every kind: of sockets, versions, nodes that it misses
         if isinstance(error, OSError) and isinstance(mistake := mistake_of(error), StorageError):
             raise mistake from None

@@ -93,12 +93,12 @@ def run_trial(given: dict[str, Any], job: Job) -> None:
                 state = Path(folder, _CHECKPOINT).read_bytes()
         device = "cuda" if job.gpus else "cpu"
         for metrics, trial in _epochs(number, given["point"], state, job, Group(), device):
+            if job.population is None:
+                tune.report(metrics)
+                continue
             with tempfile.TemporaryDirectory() as folder:
-                saved = None
-                if job.population is not None:
-                    Path(folder, _CHECKPOINT).write_bytes(trial.save(given["point"]))
-                    saved = tune.Checkpoint.from_directory(folder)
-                tune.report(metrics, checkpoint=saved)
+                files.write_whole(files.join(folder, _CHECKPOINT), trial.save(given["point"]))
+                tune.report(metrics, checkpoint=tune.Checkpoint.from_directory(folder))
     except Exception as error:
         mistake = mistake_of(error) if isinstance(error, (VaemoError, OSError)) else None
         if isinstance(mistake, StorageError):

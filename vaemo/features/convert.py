@@ -78,7 +78,7 @@ def convert(name: str, out: str, *, revision: str = "main") -> dict[str, Any]:
             raise OtherRunError(f"{out} was made of other weights ({before['source']}); give a new folder.")
         return before
     files.write_json(files.join(out, RECORD), {**record, "finished": False})
-    written, places = {}, {}
+    written, places = dict[str, str](), dict[str, str]()
     for source, target in sources.items():
         say(f"{source}: {(folder / source).stat().st_size / 1e6:,.0f} MB")
         content = b"".join(read_tensors(folder / source, f"{name}/{source}"))

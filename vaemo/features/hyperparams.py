@@ -230,7 +230,7 @@ def _plain(node: Any) -> Any:
 
 def _computed(node: ast.expr) -> int | float:
     """The value of a sum of numbers; TypeError for anything else."""
-    if isinstance(node, ast.Constant) and type(node.value) in (int, float):
+    if isinstance(node, ast.Constant) and isinstance(node.value, (int, float)):
         return node.value
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
         return -_computed(node.operand)

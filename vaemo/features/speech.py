@@ -311,6 +311,7 @@ class SpeechEncoder:
 
     def _load_preprocessor(self) -> bytes:
         path, why = self._find(PREPROCESSOR)
+        settings: Any
         if path:
             content = Path(path).read_bytes()
             settings = _settings(content, f"{self.name}/{PREPROCESSOR}")
