@@ -13,7 +13,7 @@ from vaemo.ablation.grid import Variant
 from vaemo.cluster.ablate import ablate
 from vaemo.cluster.nodes import capacity
 from vaemo.config import Config
-from vaemo.errors import ClusterError, ConfigValueError, LabelError, OtherRunError, UsageError
+from vaemo.errors import ClusterError, DivergedError, LabelError, OtherRunError, UsageError
 from vaemo.testing import linear_world, write_store
 
 pytestmark = pytest.mark.ray
@@ -104,30 +104,33 @@ def test_a_cell_that_fails_does_not_end_the_grid(store, small, local_ray, tmp_pa
         raise RuntimeError("this cannot work")
 
     broken = [Variant("crash", "crashes", baseline=crash), Variant("mistake", "is wrong", baseline=mistake)]
-    monkeypatch.setattr(grid, "ABLATIONS", [ABLATIONS["mamba2"]])
+    changes = {"model": {"norm_z": True}, "train": {"weight_decay": 1e300}}
+    diverges = Variant("diverges", "a decay that no number outlives", changes)
+    monkeypatch.setattr(grid, "ABLATIONS", [diverges])
     monkeypatch.setattr(grid, "BASELINES", broken)
     out = str(tmp_path / "grid")
-    rows = ablate(store, out, config("updater.headdim=7"), seeds=1)
+    rows = ablate(store, out, config(), seeds=1)
     assert {row["variant"]: row["n_seeds"] for row in rows} == {
-        "full": 1, "mamba2": 0, "crash": 0, "mistake": 0,
+        "full": 1, "diverges": 0, "crash": 0, "mistake": 0,
     }  # fmt: skip
     failed = {
         row["variant"]: row["reason"]
         for row in pq.read_table(Path(out, "cells.parquet")).to_pylist()
         if row["status"] == "failed"
     }
-    assert "updater.headdim is 7" in failed["mamba2"]
+    assert "the loss is not a finite number" in failed["diverges"]
     assert failed["mistake"] == "RuntimeError: this cannot work"
-    assert failed.keys() == {"mamba2", "crash", "mistake"}
-    assert "| Mamba-2 | failed |" in Path(out, "ablation.md").read_text()
-    assert "warning: mamba2-seed-0 failed: updater.headdim is 7" in capsys.readouterr().out
+    assert failed.keys() == {"diverges", "crash", "mistake"}
+    assert "| a decay that no number outlives | failed |" in Path(out, "ablation.md").read_text()
+    assert "warning: diverges-seed-0 failed: the loss is not a finite number" in capsys.readouterr().out
 
 
 def test_where_all_fail_the_first_error_ends_it(store, small, local_ray, tmp_path, monkeypatch):
     monkeypatch.setattr(grid, "ABLATIONS", [])
     monkeypatch.setattr(grid, "BASELINES", [])
-    with pytest.raises(ConfigValueError, match=r"updater\.headdim is 7"):
-        ablate(store, str(tmp_path / "grid"), config("model.updater=mamba2", "updater.headdim=7"), seeds=2)
+    diverges = config("train.weight_decay=1e300")
+    with pytest.raises(DivergedError, match=r"the loss is not a finite number"):
+        ablate(store, str(tmp_path / "grid"), diverges, seeds=2)
     assert not Path(tmp_path, "grid", "ablation.md").exists()
 
 

@@ -72,7 +72,9 @@ def write_wide_store(path):
 
 def steps_per_second(model, threads, n=400):
     """`SessionRegressor.step` at one lane in a loop."""
-    features = Streams(**{stream: torch.randn(1, dim) for stream, dim in DIMS.items()})
+    tensors = {stream: torch.randn(1, dim) for stream, dim in DIMS.items()}
+    tensors |= {past: torch.ones(1, DIMS[past.partition(".")[2]] + 1) for past in model.pasts}
+    features = Streams.of(tensors)
     state, before = model.fresh_state(1), torch.get_num_threads()
     torch.set_num_threads(threads)
     with torch.inference_mode():

@@ -91,12 +91,15 @@ class Hyperparams:
 
     def _check(self, node: yaml.Node) -> None:
         if isinstance(node, yaml.MappingNode):
-            keys: dict[str, yaml.Node] = {}
+            lines: dict[str, int] = {}
             for key, _ in node.value:
-                if key.value in keys and isinstance(key, yaml.ScalarNode):
-                    first = keys[key.value].start_mark.line + 1
-                    self._refuse(key, f"'{key.value}' stands twice, first on line {first}; leave one of them out.")
-                keys[key.value if isinstance(key, yaml.ScalarNode) else ""] = key
+                if not isinstance(key, yaml.ScalarNode) or key.tag not in _CORE:
+                    self._refuse(key, "a name is no plain text.")
+                if key.value in lines:
+                    self._refuse(key, f"'{key.value}' stands twice, first on line {lines[key.value]}; leave one out.")
+                lines[key.value] = key.start_mark.line + 1
+        if node.tag in ("!ref", "!copy", "!tuple") and not isinstance(node, yaml.ScalarNode):
+            self._refuse(node, f"{node.tag} takes a text.")
         if node.tag == "!PLACEHOLDER":
             self._refuse(node, "a !PLACEHOLDER stands where a value should; write the value of the trained encoder.")
         kind, _, target = node.tag.partition(":")
@@ -131,13 +134,16 @@ class Hyperparams:
             return [self._value(item) for item in node.value]
         if isinstance(node, yaml.MappingNode):
             return {self._value(key): self._value(value) for key, value in node.value}
-        return _plain(node)
+        try:
+            return _plain(node)
+        except strict_yaml.NotPlainYaml as error:
+            self._refuse(node, f"{error}.")
 
     def _layer(self, node: Any, target: str, *, call: bool) -> Any:
         module, _, name = target.rpartition(".")
         try:
             found = getattr(importlib.import_module(module), name) if _is_below(module, MODULES) else None
-        except (ImportError, AttributeError):
+        except (ImportError, AttributeError, ValueError):
             found = None
         # A module holds what it imports too: what counts is where a class was defined.
         if not (inspect.isclass(found) or (inspect.isfunction(found) and not call)) or not _is_below(
