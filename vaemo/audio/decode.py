@@ -83,7 +83,8 @@ class SoundFile:
         self.sampling_rate = self._file.samplerate
         self.channels = self._file.channels
         self.frames: int | None = self._file.frames
-        self.floats = self._file.subtype in ("FLOAT", "DOUBLE")
+        self.subtype = self._file.subtype
+        self.floats = self.subtype in ("FLOAT", "DOUBLE")
         self.guess_s: float | None = None
         self.lost: list[Any] = []
         self.broken: str | None = None
@@ -213,8 +214,8 @@ def _open_link(path: str, head: bytes, stop: int | None) -> Any:
             file = whole or path
         try:
             audio = SoundFile(file)
-            # A FLAC that was streamed does not say its length, and libsndfile cannot jump in it.
-            if audio.frames and audio.frames != _UNKNOWN_FRAMES:
+            # A FLAC that was streamed does not say its length, and libsndfile cannot jump in it; nor well in an MP3.
+            if audio.frames and audio.frames != _UNKNOWN_FRAMES and not audio.subtype.startswith("MPEG"):
                 return audio
         except errors:
             pass
@@ -257,7 +258,8 @@ def open_av(
         heard = [index for index, codec in enumerate(codecs) if codec]
         if not heard:
             raise DecodeError("it holds no audio track" if not codecs else "no decoder here knows its audio")
-        framed = sources.framed(file, name, codecs[0] or "") if isinstance(file, str) else None
+        data = headers.data_of_wav(file) if isinstance(file, str) and name == "wav" else None
+        framed = sources.framed(file, name, codecs[0] or "", data) if isinstance(file, str) else None
         is_broken = functools.cache(functools.partial(_is_broken_ogg, file)) if name == "ogg" else None
         found = [framed] if framed else [sources.Container(reopen, index, is_broken) for index in heard]
         tracks = [timeline.Track(source, sampling_rate) for source in found]

@@ -273,11 +273,19 @@ def mended(path: str) -> Window | str | None:
         return _with_size(path, data)
 
 
+def data_of_wav(path: str) -> tuple[int, int] | None:
+    """Where the data of a WAV begins, and where it ends; None for another file."""
+    size = os.path.getsize(path)
+    with open(path, "rb") as file:
+        data = _find_data(file, size, 0) if file.read(4) in (b"RIFF", b"RF64", b"BW64") else None
+    return None if data is None else (data.begin, data.begin + min(data.stated or data.available, data.available))
+
+
 def _with_size(path: str, data: _Data) -> Window:
     """The file with all bytes from the first sample on as its data."""
     layout, n = data.layout, data.available
     stated = n + (layout.id_bytes + layout.size_bytes if layout.counts_itself else 0)
-    patches = {data.size_at: min(stated, 256**layout.size_bytes - 1).to_bytes(layout.size_bytes, layout.order)}  # type: ignore[arg-type]
+    patches = {data.size_at: min(stated, 256**layout.size_bytes - 1).to_bytes(layout.size_bytes, layout.order)}
     if data.ds64_at is not None:
         patches[data.ds64_at] = (data.begin + n - 8).to_bytes(8, "little") + n.to_bytes(8, "little") + bytes(8)
         patches[data.size_at] = b"\xff\xff\xff\xff"

@@ -13,6 +13,7 @@ import re
 import tempfile
 from collections.abc import Generator, Iterator
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -305,8 +306,8 @@ def _read_embedded(path: str, manifest: str, row: int) -> tuple[bytes, str]:
         return files.read_bytes(path), path
     if group is None:
         raise FileNotFoundError(f"{manifest} has no row {row}")
-    (held,) = _audio_columns(manifest, group).slice(row - first, 1).to_pylist()
-    audio, name = held["audio"], held.get("audio_path")
+    held: dict[str, Any] = _audio_columns(manifest, group).slice(row - first, 1).to_pylist()[0] or {}
+    audio, name = held.get("audio"), held.get("audio_path")
     if isinstance(audio, dict):
         # As Hugging Face's data sets hold it.
         audio, name = audio.get("bytes"), name or audio.get("path")

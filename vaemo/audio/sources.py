@@ -13,7 +13,7 @@ import itertools
 import mmap
 import os
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 import av
 
@@ -42,6 +42,7 @@ LINK_GAP_S = 3600.0
 LINK_BACK_S = 1.0
 
 _NEVER_S = float("inf")
+_UNKNOWN_S = -1e9
 _PIECE_FRAMES = 1 << 15
 _UNSEEN_SHARE = 0.3
 _UNSEEN_BYTES = 64
@@ -203,8 +204,9 @@ class Container:
         self._alone = len(self._container.streams) == 1
         # The first byte behind the packet before.
         self._byte: int | None = None
+        self._pts: int | None = None
         # The end of the packet before, on the timeline, and what is added to time stamps.
-        self._time_s: float | None = None
+        self._time_s = _UNKNOWN_S
         self._shift_s = -self._origin_s
         self._fresh = True
 
@@ -220,9 +222,9 @@ class Container:
                 packet = next(packets, None)
                 if packet is None:
                     break
-                end_s = self._place(packet)
+                begin_s: float | None = self._place(packet)
                 damaged = damaged or self._passed_over
-                if end_s < first_s and packet.size:
+                if self._time_s < first_s and packet.size:
                     continue
                 frames = packet.decode()
             except (av.error.FFmpegError, ValueError):
@@ -235,8 +237,9 @@ class Container:
             failures = 0
             damaged = damaged or (not frames and heard and packet.size > 0)
             for frame in frames:
-                pts = frame.pts
-                time_s = None if pts is None else pts * tick_s + self._shift_s
+                pts = None if self._standing else frame.pts
+                time_s = begin_s if pts is None else pts * tick_s + self._shift_s
+                begin_s = None
                 if held is None or not held.takes(time_s, frame):
                     if held is not None:
                         yield held.piece()
@@ -262,12 +265,12 @@ class Container:
             with contextlib.suppress(av.error.FFmpegError, StopIteration):
                 place = int((first_s + self._origin_s) / self._stream.time_base)
                 self._container.seek(place, stream=self._stream)
-                self._fresh, self._time_s, self._shift_s = False, None, -self._origin_s
+                self._fresh, self._time_s, self._pts, self._shift_s = False, _UNKNOWN_S, None, -self._origin_s
                 packets = self._container.demux(self._stream)
                 packet = next(packets)
                 if packet.pts is not None and packet.pts * self.tick_s + self._shift_s <= first_s + PREROLL_S:
                     return itertools.chain([packet], packets)
-        elif self._time_s is not None and self._time_s <= first_s:
+        elif _UNKNOWN_S < self._time_s <= first_s:
             self._stream.codec_context.flush_buffers()
             return self._container.demux(self._stream)
         self._container.close()
@@ -276,14 +279,16 @@ class Container:
         return self._container.demux(self._stream)
 
     def _place(self, packet: Any) -> float:
-        """Where a packet ends; a clock that was set anew goes on from where the old one was."""
+        """Where a packet begins; a clock that was set anew goes on from where the old one was."""
         before_s, pts = self._time_s, packet.pts
         self._passed_over = False
-        if pts is None:
-            time_s = before_s or 0.0
+        # Some files give all their packets one time.
+        self._standing, self._pts = pts == self._pts, pts
+        if pts is None or self._standing:
+            time_s = max(before_s, 0.0)
         else:
             time_s = pts * self.tick_s + self._shift_s
-            if before_s is not None:
+            if before_s > _UNKNOWN_S:
                 jump_s = time_s - before_s
                 if jump_s < -LINK_BACK_S or (jump_s > LINK_GAP_S and not self._seekable):
                     self._shift_s -= jump_s
@@ -292,7 +297,7 @@ class Container:
                     self._passed_over = self._is_damage(packet, jump_s, before_s)
         self._byte = None if packet.pos is None else packet.pos + packet.size
         self._time_s = time_s + (packet.duration or 0) * self.tick_s
-        return self._time_s
+        return time_s
 
     def _is_damage(self, packet: Any, gap_s: float, before_s: float) -> bool:
         """Whether FFmpeg has passed over something that is broken, rather than that nothing is there."""
@@ -379,7 +384,7 @@ class MpegAudio:
 
     def tag(self, data: mmap.mmap, at: int, header: Header) -> tuple[int, int, int | None] | None:
         """Priming and padding in samples and the number of frames, where this frame holds that and no audio."""
-        version, layer, _, mono = header.kind  # type: ignore[misc]
+        version, layer, _, mono = cast(tuple[int, int, int, bool], header.kind)
         if layer != 3:
             return None
         if data[at + 36 : at + 40] == b"VBRI":
@@ -492,7 +497,8 @@ class Framed:
         first_s = start_s - PREROLL_S
         self._find(start_s)
         index = max(bisect.bisect_right(self._times_s, first_s) - 1, 0)
-        decoder, link, damaged, held = None, None, False, None
+        decoder: Any = None
+        link, damaged, held = None, False, None
         while True:
             if index >= len(self._offsets):
                 self._find(self._time_s + _AHEAD_S)
@@ -662,17 +668,17 @@ def _tag_size(data: mmap.mmap, at: int) -> int:
     return next((len(magic) for magic in (b"#!AMR-WB\n", b"#!AMR\n") if head.startswith(magic)), 0)
 
 
-def framed(path: str, container: str, codec: str) -> Framed | None:
+def framed(path: str, container: str, codec: str, data: tuple[int, int] | None = None) -> Framed | None:
     """A file's frames, where they follow on one another; None where a container says where they lie.
 
     Args:
         path: The file.
         container: FFmpeg's name of what it is.
         codec: FFmpeg's name of how it is coded.
+        data: The first byte of its data, and that behind the last, where there is a header.
     """
     framing: Framing
-    begin, end = 0, None
-    if container == "mp3" or (container == "wav" and codec.startswith("mp")):
+    if container == "mp3" or (data is not None and codec.startswith(("mp1", "mp2", "mp3"))):
         framing = MpegAudio()
     elif container == "aac":
         framing = Adts()
@@ -681,7 +687,7 @@ def framed(path: str, container: str, codec: str) -> Framed | None:
     else:
         return None
     with contextlib.suppress(ValueError):
-        return Framed(path, framing, _first_frame(path) if container != "wav" else begin, end)
+        return Framed(path, framing, *(data or (_first_frame(path), None)))
     return None
 
 
