@@ -310,7 +310,8 @@ def _read_embedded(path: str, manifest: str, row: int) -> tuple[bytes, str]:
     audio, name = held.get("audio"), held.get("audio_path")
     if isinstance(audio, dict):
         # As Hugging Face's data sets hold it.
-        audio, name = audio.get("bytes"), name or audio.get("path")
+        name = name or audio.get("path")
+        audio = audio.get("bytes")
     return audio or b"", name or ""
 
 
