@@ -15,6 +15,7 @@ from vaemo.progress import say
 from vaemo.units import NOT_FAILED
 
 _COLUMNS = ["session_id", "utt_id", "status", "reason", "duration_s", "start_s", "end_s"]
+_TOLD = ("status", "utt_id", "reason")
 _FEWEST = 20
 """Of fewer sessions the silent share says nothing."""
 
@@ -34,7 +35,9 @@ def count(table: pa.Table) -> dict[str, Any]:
         set(table["session_id"].filter(rows).unique().to_pylist())
         for rows in (used, failed, pc.equal(status, "silent"))
     )
-    groups = table.select(["status", "utt_id", "reason"]).group_by("status", use_threads=False)
+    # Where no row has a reason, some programs write a column of no type.
+    told = table.select(list(_TOLD)).cast(pa.schema(dict.fromkeys(_TOLD, pa.string())))
+    groups = told.group_by("status", use_threads=False)
     first = groups.aggregate([("status", "count"), ("utt_id", "first"), ("reason", "first")]).to_pylist()
     return {
         "statuses": {row["status"]: row["status_count"] for row in first},
