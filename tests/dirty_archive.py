@@ -59,6 +59,7 @@ class Archive:
         calls: Names of the good calls, and how many channels each has.
         others: Status of the row of every other file that is a recording by its name.
         passed_over: How many files are none.
+        twins: Names of files that hold the bytes of another, and its name.
     """
 
     folder: Path
@@ -66,6 +67,7 @@ class Archive:
     calls: dict[str, int] = field(default_factory=dict)
     others: dict[str, str] = field(default_factory=dict)
     passed_over: int = 0
+    twins: dict[str, str] = field(default_factory=dict)
 
 
 def write_archive(folder: Path) -> Archive:
@@ -80,7 +82,21 @@ def write_archive(folder: Path) -> Archive:
     for name in ("notes.txt", "index.json", "calls.csv", "thumbs.db", "README"):
         (folder / name).write_text("no recording")
         archive.passed_over += 1
+    _note_twins(archive)
     return archive
+
+
+def _note_twins(archive: Archive) -> None:
+    """Of files with the same bytes all but the first by name are duplicates, whatever else they are."""
+    first: dict[bytes, str] = {}
+    for name in sorted(archive.calls.keys() | archive.others.keys()):
+        path = archive.folder / name
+        if not path.is_file() or not (content := path.read_bytes()):
+            continue
+        if content in first and archive.others.get(name) not in (None, "undecodable"):
+            archive.others[name] = "duplicate"
+            archive.twins[name] = first[content]
+        first.setdefault(content, name)
 
 
 def at_rate(samples: np.ndarray, rate: int) -> np.ndarray:

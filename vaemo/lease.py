@@ -25,6 +25,9 @@ from vaemo import files
 from vaemo.errors import OtherRunError, VaemoError
 
 NAME = "_lease.json"
+_held: set[str] = set()
+"""Tokens of the leases that this process holds."""
+
 RENEW_S = 10.0
 STALE_S = 60.0
 
@@ -37,7 +40,7 @@ def lease(folder: str) -> Iterator[None]:
         OtherRunError: if another process holds it, naming its host and when it started.
     """
     path = files.join(folder, NAME)
-    ours = {
+    ours: dict[str, Any] = {
         "host": socket.gethostname(),
         "pid": os.getpid(),
         "born": _born(os.getpid()),
@@ -45,6 +48,7 @@ def lease(folder: str) -> Iterator[None]:
         "token": uuid.uuid4().hex,
     }
     _take(path, folder, ours)
+    _held.add(ours["token"])
     ended = threading.Event()
     renewing = threading.Thread(target=_renew, args=(path, ours, ended), daemon=True)
     renewing.start()
@@ -53,6 +57,7 @@ def lease(folder: str) -> Iterator[None]:
     finally:
         ended.set()
         renewing.join()
+        _held.discard(ours["token"])
         with contextlib.suppress(VaemoError, OSError):
             if _read(path)[0].get("token") == ours["token"]:
                 files.delete(path)
@@ -110,6 +115,9 @@ def _read(path: str) -> tuple[dict[str, Any], float]:
 
 def _is_gone(theirs: dict[str, Any], age_s: float) -> bool:
     if theirs.get("host") == socket.gethostname():
+        if theirs["pid"] == os.getpid():
+            # One that this process could not give back: the storage was away.
+            return theirs.get("token") not in _held
         # A process of the same number may be another one.
         return _born(theirs["pid"]) is None or _born(theirs["pid"]) != theirs.get("born")
     return age_s > STALE_S

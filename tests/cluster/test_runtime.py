@@ -148,7 +148,7 @@ def test_a_cluster_of_any_size_has_a_pool_that_does_not_deadlock(head, tmp_path)
         assert sorted((row["n"], row["bytes"]) for row in rows) == [(0, 0), (1, 1), (4, 2)]
         cluster_nodes.check_visible([str(tmp_path), str(tmp_path / "not_yet_there")])
         with pytest.raises(
-            ClusterError, match=rf"{mine} is there on this node, but not on .+ \([\d.]+\)\. Workers run on"
+            ClusterError, match=rf"'{mine}' is there on this node, but not on .+ \([\d.]+\)\. Workers run on"
         ):
             cluster_nodes.check_visible([str(tmp_path), mine])
 
@@ -261,6 +261,6 @@ def test_a_path_that_one_node_does_not_see_is_refused_at_once(blind_node, tmp_pa
     cluster_nodes.check_visible([everywhere, nowhere])
     shards = [{"n": 1, "payload": b""}]
     with pytest.raises(
-        ClusterError, match=r"/shared/_vaemo.json is there on this node, but not on .+ \([\d.]+\)\. Work"
+        ClusterError, match=r"/shared/_vaemo.json' is there on this node, but not on .+ \([\d.]+\)\. Work"
     ):
         list(runtime.run_shards(square(), {"power": 2}, shards, needs=[str(blind_node / "_vaemo.json"), everywhere]))

@@ -85,7 +85,7 @@ def scored(source, checkpoint, out, config, **options):
 def assert_as_then(rows, then, *without):
     """Every column of then, the predictions up to rounding; later versions may have more."""
     assert rows.num_rows == then.num_rows
-    for name in set(then.column_names) - set(without):
+    for name in set(then.column_names) - {"lost_s", "duplicate_of", *without}:
         now, was = rows[name], then[name]
         if name in DIMENSIONS or was.type == "double":
             np.testing.assert_allclose(now.to_numpy(), was.to_numpy(), atol=EXACT, rtol=0)

@@ -22,7 +22,7 @@ def store(tmp_path_factory):
         (["--manifest", "m.jsonl"], 2, "--manifest is there to train the encoder; set train.encoder to last_k or all"),
         (["--folds", "by=day"], 2, "--folds by=day: give by=fold, by=speaker, or k=N"),
         (["--folds", "by=fold"], 1, "the column 'fold' has 0 values"),
-        (["--set", "labels.range=[0.4, 0.6]"], 1, "outside the model's range"),
+        (["--set", "labels.range=[0.4, 0.6]"], 1, "outside [0.4, 0.6], which is labels.range"),
         (["--set", "features.speaker_aggregation=enrolled"], 2, "does not say what its features are"),
         (["--speakers", "voices.parquet"], 2, "speaker_aggregation is utterance; enrolments need enrolled"),
         (["--set", "features.speaker_aggregation=running_mean"], 2, "does not say what its features are"),

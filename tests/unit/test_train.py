@@ -358,7 +358,7 @@ def still(labels):
         (still, "all arousal labels of the split 'dev' are 0.25; CCC needs labels that vary"),
         (
             lambda labels: labels * 7,
-            r"valence of utterance 's\d+-\d+' is .*, outside the model's range \[0, 1\], which labels",
+            r"valence of utterance 's\d+-\d+' is .*, outside the model's range \[0, 1\]. Say the labels' own range",
         ),
     ],
 )

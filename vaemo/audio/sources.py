@@ -10,8 +10,10 @@ from __future__ import annotations
 import bisect
 import contextlib
 import itertools
+import math
 import mmap
 import os
+import statistics
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol, cast
 
@@ -49,8 +51,13 @@ _UNSEEN_BYTES = 64
 """A gap is damage where so much of the bytes that it would hold lies there, more than headers."""
 
 _FAILURES = 100
+_BROKEN: Any = object()
+_LEFT_SHARE, _LEFT_BYTES = 0.2, 1 << 15
+"""Where so much of a file, and so many bytes, lie behind its last packet, they should have been packets."""
+
 _AHEAD_S = 10.0
 _EXACT_S = 1e-4
+_MISGUESSED = 8
 _TAIL_S = 0.5
 """Less than this of damage behind the last frame is a frame that was cut off, and nobody misses it."""
 
@@ -58,6 +65,7 @@ _TAIL_S = 0.5
 _FROM_ZERO = ("mov", "matroska", "ogg")
 _SEEKABLE = ("mov", "matroska", "ogg", "flac")
 _CONSTANT = ("wav", "w64", "caf", "aiff", "au")
+_ENDING = ("mov", "flac", "wv", "tta", "ape", "tak")
 _STATING = ("mov", "matroska", "ogg", "flac", "caf", "aiff", "au", "w64", "wv", "tta", "ape", "tak", "asf", "avi")
 
 
@@ -84,12 +92,13 @@ class Piece(NamedTuple):
 class _Gathering:
     """Frames that follow on one another become a piece: Python's work for each is little."""
 
-    __slots__ = ("_about", "_frames", "_gap_s", "_next_s", "_rate", "n")
+    __slots__ = ("_about", "_channels", "_frames", "_gap_s", "_next_s", "_rate", "n")
 
     def __init__(
         self, time_s: float | None, frame: Any, damaged: bool, gap_s: float, begin_s: float, end_s: float
     ) -> None:
         self.n, self._rate = frame.samples, frame.sample_rate
+        self._channels = frame.layout.nb_channels
         self._about, self._gap_s = (time_s, self.n, damaged, begin_s, end_s), gap_s
         self._next_s = float("nan") if time_s is None else time_s + self.n / self._rate
         self._frames = av.AudioFifo()
@@ -100,11 +109,14 @@ class _Gathering:
         """Take one more frame if it follows."""
         if time_s is not None and not -OVERLAP_S < time_s - self._next_s < self._gap_s:
             return False
+        # What PyAV does not ask: it would read channels that are not there.
+        if frame.layout.nb_channels != self._channels:
+            return False
         frame.pts = None
         try:
             self._frames.write(frame)
         except ValueError:
-            # Another rate, other channels, or another format.
+            # Another rate, or another format.
             return False
         self.n += frame.samples
         self._next_s += frame.samples / self._rate
@@ -130,6 +142,7 @@ class Source(Protocol):
         stated_s: Its length, where a header states it.
         states_end: Whether a file that ends before that length was cut off.
         damaged_until_s: Behind the last piece: up to where there is more that cannot be decoded; else None.
+        is_cut_off: Behind the last piece: whether a good part of the file was not understood.
     """
 
     tick_s: float
@@ -138,6 +151,7 @@ class Source(Protocol):
     stated_s: float | None
     states_end: bool
     damaged_until_s: float | None
+    is_cut_off: bool
 
     def pieces(self, start_s: float) -> Iterator[Piece]:
         """Pieces from `PREROLL_S` before a time, or earlier; one iteration at a time."""
@@ -176,7 +190,7 @@ class Container:
         # FFmpeg does not know how long other packets of an Ogg last.
         self._seekable = constant or (name in _SEEKABLE and (name != "ogg" or codec in ("opus", "vorbis")))
         # The length of a Matroska is that of its longest track.
-        self.states_end = name == "mov" or (name == "matroska" and self._alone)
+        self.states_end = name in _ENDING or (name == "matroska" and self._alone)
         start_s = (container.start_time or 0) / 1e6
         if name not in _FROM_ZERO or not 0.0 <= start_s <= LATE_S:
             self._origin_s = start_s
@@ -188,7 +202,7 @@ class Container:
             elif container.duration:
                 self.stated_s = container.duration / 1e6
         self.damaged_until_s: float | None = None
-        self.until_s = 0.0
+        self.until_s, self.is_cut_off = 0.0, False
 
     def _open(self) -> None:
         self._container = self._reopen()
@@ -214,29 +228,27 @@ class Container:
         """Pieces from `PREROLL_S` before a time, or earlier."""
         self.damaged_until_s = None
         first_s, tick_s = start_s - PREROLL_S, self.tick_s
-        packets = self._go_to(first_s)
-        damaged, heard, failures, packet, held = False, False, 0, None, None
-        while failures < _FAILURES:
+        packets, damaged, heard, held = self._packets(self._go_to(first_s)), False, False, None
+        while (packet := next(packets, None)) is not None:
+            if packet is _BROKEN:
+                damaged = True
+                continue
+            pts = packet.pts
+            if pts is not None and not -LINK_BACK_S <= pts * tick_s + self._shift_s - self._time_s <= LINK_BACK_S:
+                packets = self._doubt(packet, packets)
+            begin_s: float | None = self._place(packet)
+            damaged = damaged or self._passed_over
+            if self._time_s < first_s and packet.size:
+                continue
             try:
-                packet = None
-                packet = next(packets, None)
-                if packet is None:
-                    break
-                begin_s: float | None = self._place(packet)
-                damaged = damaged or self._passed_over
-                if self._time_s < first_s and packet.size:
-                    continue
                 frames = packet.decode()
             except (av.error.FFmpegError, ValueError):
-                # Broken: go on behind it, for as long as something comes.
-                failures += 1
-                if packet is None:
-                    packets = self._container.demux(self._stream)
-                damaged = damaged or packet is None or packet.size > 0
+                damaged = damaged or packet.size > 0
                 continue
-            failures = 0
             damaged = damaged or (not frames and heard and packet.size > 0)
             for frame in frames:
+                if not frame.samples:
+                    continue
                 pts = None if self._standing else frame.pts
                 time_s = begin_s if pts is None else pts * tick_s + self._shift_s
                 begin_s = None
@@ -251,6 +263,38 @@ class Container:
             yield held.piece()
         if damaged:
             self.damaged_until_s = self._time_s
+        left = (self._container.size or 0) - (self._byte or 0)
+        enough = max(_LEFT_SHARE * (self._container.size or 0), _LEFT_BYTES)
+        self.is_cut_off = self._alone and self._byte is not None and left > enough
+
+    def _packets(self, packets: Iterator[Any]) -> Iterator[Any]:
+        """Packets, `_BROKEN` in the place of broken ones; goes on behind them for as long as something comes."""
+        failures = 0
+        while failures < _FAILURES:
+            try:
+                packet = next(packets, None)
+            except (av.error.FFmpegError, ValueError):
+                failures += 1
+                packets, packet = self._container.demux(self._stream), _BROKEN
+            except IndexError:
+                # Of a stream that was not there at the start, which PyAV does not expect.
+                packets = self._container.demux(self._stream)
+                continue
+            else:
+                failures = 0
+            if packet is None:
+                return
+            yield packet
+
+    def _doubt(self, packet: Any, packets: Iterator[Any]) -> Iterator[Any]:
+        """A packet whose time is far off is believed if the next one bears it out; gives the packets behind it."""
+        following = next(packets, None)
+        if following is not None and following is not _BROKEN and following.pts is not None:
+            next_s, length_s = following.pts * self.tick_s + self._shift_s, (packet.duration or 0) * self.tick_s
+            time_s = packet.pts * self.tick_s + self._shift_s
+            if abs(next_s - self._time_s - length_s) < abs(next_s - time_s - length_s):
+                packet.pts = None
+        return packets if following is None else itertools.chain([following], packets)
 
     def follows(self, drift_s: float) -> bool:
         """Whether a piece follows on the one before if its time is so much behind that one's end."""
@@ -472,6 +516,7 @@ class Framed:
     tick_s = 0.0
     floats = False
     states_end = True
+    is_cut_off = False
 
     def __init__(self, path: str, framing: Framing, start: int = 0, stop: int | None = None) -> None:
         with open(path, "rb") as file:
@@ -482,6 +527,11 @@ class Framed:
         self._offsets: list[int] = []
         self._times_s: list[float] = []
         self._after_damage: set[int] = set()
+        # By the frame behind a gap, how many are taken to be lost there; how many an encoder counted; whether the last
+        # one is cut off.
+        self._guesses: dict[int, int] = {}
+        self._n_frames: int | None = None
+        self._is_ragged = False
         self._links: list[_Link] = []
         self._new_link = True
         self.stated_s: float | None = None
@@ -542,9 +592,29 @@ class Framed:
         return abs(drift_s) < _EXACT_S
 
     def _find(self, until_s: float) -> None:
-        """Find frames up to a time, and two more."""
+        """Find frames up to a time, and some more."""
+        self._scan(until_s + 1.0)
+        if self._guesses and self._n_frames is not None:
+            self._settle(self._n_frames)
+
+    def _settle(self, n_frames: int) -> None:
+        """Share out among the gaps what is missing of the frames that an encoder has counted."""
+        self._scan(_NEVER_S)
+        gaps, self._guesses, self._n_frames = dict(sorted(self._guesses.items())), {}, None
+        guessed, missing = sum(gaps.values()), n_frames - len(self._offsets)
+        if self._is_ragged or len(self._links) > 1 or not len(gaps) <= missing <= _MISGUESSED * guessed:
+            return
+        frame_s = self._links[0].header.samples / self._links[0].header.rate
+        before, moved = 0, 0
+        for index, end in zip(gaps, [*list(gaps)[1:], len(self._offsets)], strict=True):
+            before += gaps[index]
+            moved = round(missing * before / guessed) - before
+            for later in range(index, end):
+                self._times_s[later] += moved * frame_s
+        self._time_s += moved * frame_s
+
+    def _scan(self, until_s: float) -> None:
         data, header_at = self._data, self._framing.header
-        until_s += 1.0
         while self._at < self._stop and self._time_s < until_s:
             header = header_at(data, self._at)
             known = self._links[-1].header if self._links else None
@@ -574,7 +644,7 @@ class Framed:
         if frames:
             end_s = begin_s + (frames * header.samples - priming - padding) / header.rate
             if not self._links:
-                self.stated_s = end_s
+                self.stated_s, self._n_frames = end_s, frames
         self._links.append(_Link(len(self._offsets), begin_s, end_s, header))
         self._time_s = begin_s - priming / header.rate
         self._new_link = False
@@ -607,13 +677,14 @@ class Framed:
             gap = self._offsets.pop()
             self._time_s = self._times_s.pop()
         if self._offsets and self._links[-1].first <= len(self._offsets):
-            sizes = self._sizes_around(found)
             header = self._links[-1].header
-            lost = round((found - gap) * len(sizes) / sum(sizes))
+            lost = _likely_frames(found - gap, self._sizes_around(found))
             length_s = lost * header.samples / header.rate
             if lost and (found < self._stop or length_s >= _TAIL_S):
                 self._after_damage.add(len(self._offsets))
+                self._guesses[len(self._offsets)] = self._guesses.get(len(self._offsets), 0) + lost
                 self._time_s += length_s
+        self._is_ragged = self._is_ragged or found >= self._stop
         self._at = found
 
     def _places(self, start: int) -> Iterator[int]:
@@ -632,17 +703,36 @@ class Framed:
         return header is not None and at + header.size <= self._stop and self._is_chain(at, header.kind)
 
     def _sizes_around(self, behind: int) -> list[int]:
-        """Of the last frames before, and of some from a place on."""
+        """Of some frames before, and of some from a place on."""
         sizes = [
-            header.size for at in self._offsets[-16:] if (header := self._framing.header(self._data, at)) is not None
+            header.size for at in self._offsets[-8:] if (header := self._framing.header(self._data, at)) is not None
         ]
-        for _ in range(16):
+        for _ in range(8):
             header = self._framing.header(self._data, behind) if behind < self._stop else None
             if header is None:
                 break
             sizes.append(header.size)
             behind += header.size
         return sizes
+
+
+def _likely_frames(gap: int, sizes: list[int]) -> int:
+    """How many frames were in a gap, in bytes, between frames of these sizes: few are likelier than many.
+
+    The sum of n sizes is taken to be log-normal, and n to be there with a probability that falls with its square.
+    """
+    if gap < min(sizes) / 2:
+        return 0
+    mean = statistics.fmean(sizes)
+    if gap > 64 * mean:
+        return round(gap / mean)
+    variance = max(statistics.pvariance(sizes), (0.1 * mean) ** 2)
+
+    def likelihood(n: int) -> float:
+        spread = math.log1p(variance / (n * mean**2))
+        return -((math.log(gap / (n * mean)) + spread / 2) ** 2) / (2 * spread) - math.log(spread) / 2 - 2 * math.log(n)
+
+    return max(range(1, round(3 * gap / mean) + 2), key=likelihood)
 
 
 def _silence(header: Header) -> Any:

@@ -169,6 +169,8 @@ class Track:
         if stated is not None and self._position < stated - self.sampling_rate and self._source.states_end:
             at, said = (n / self.sampling_rate for n in (self._position, stated))
             self.broken = f"it breaks off at {at:.1f} s; its header says {said:.1f} s"
+        elif self._source.is_cut_off:
+            self.broken = f"it breaks off at {self._position / self.sampling_rate:.1f} s: what follows is damaged"
         return False
 
     def _in_runs(self, pieces: Iterator[Any]) -> Iterator[_Run]:
