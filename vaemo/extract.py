@@ -187,19 +187,6 @@ def failures(table: pa.Table) -> int:
     return pc.sum(failed_rows(table)).as_py() or 0
 
 
-def reasons(table: pa.Table) -> list[str]:
-    """Lines of a table: how many rows have each failed status, and the first of them with its reason."""
-    failed = table.filter(failed_rows(table)).select(["status", "utt_id", "reason"])
-    groups = failed.group_by("status", use_threads=False).aggregate(
-        [("status", "count"), ("utt_id", "first"), ("reason", "first")]
-    )
-    lines = sorted(groups.to_pylist(), key=lambda group: -group["status_count"])
-    return [
-        f"  {group['status_count']:>8,}  {group['status']:<12} such as {group['utt_id_first']}: {group['reason_first']}"
-        for group in lines
-    ]
-
-
 def _utterances(recording: Recording, finder: UtteranceFinder) -> Any:
     for block in recording.blocks():
         if not np.isfinite(block).all():
