@@ -167,6 +167,7 @@ class ScoreWorker:
         torch.set_num_threads(1)
         loaded = [load_checkpoint(path) for path in checkpoints]
         self._models = [checkpoint.model.eval() for checkpoint in loaded]
+        self._errors = [checkpoint.errors for checkpoint in loaded]
         self._personal = Personal.load(personal, fingerprint=loaded[0].fingerprint) if personal else None
         self._enrolments = Enrolments.read(speakers) if speakers else None
         self._source, self._rules, self._out, self._run_id, self._key = source, rules, out, run_id, key
@@ -199,6 +200,7 @@ class ScoreWorker:
             enrolments=self._enrolments,
             personal=self._personal,
             context=context if context.any() else None,
+            errors=self._errors,
         )
         scored = with_column(scored, "run_id", pa.repeat(self._run_id, scored.num_rows))
         if calls:
