@@ -5,9 +5,9 @@ import os
 import numpy as np
 import soundfile
 import torch
-import torchaudio
 
 from vaemo import files
+from vaemo.audio.sinc import resample
 from vaemo.cluster.prepare import Request
 from vaemo.cluster.score import score
 from vaemo.config import Config, FeatureConfig
@@ -113,7 +113,7 @@ def write_calls(folder, *, seed=0, utterances=4, formats=("wav", "flac", "mp3"))
             turns.append((turn % 2, at + 0.5, at + 0.5 + len(samples) / rate))
             at += 0.5 + len(samples) / rate
         call = torch.from_numpy(np.concatenate(blocks).T.copy())
-        call = torchaudio.functional.resample(call, rate, 8000).numpy().T
+        call = resample(call, rate, 8000).numpy().T
         names.append(f"call{number}.{kind}")
         spoken[names[-1]] = turns
         soundfile.write(folder / names[-1], call, 8000, **({"subtype": "ULAW"} if kind == "wav" else {}))
