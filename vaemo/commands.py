@@ -13,7 +13,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import NoReturn
 
-from vaemo import __version__, cli
+import vaemo
+from vaemo import cli
 from vaemo.errors import UsageError
 from vaemo.suggest import question
 
@@ -32,23 +33,18 @@ def extract(argv: Arguments = None, prog: str | None = None) -> None:
     parser.add_argument("--dry-run", action="store_true", help="say what would be done and how long it would take")
     cli.add_rerun_options(parser)
     args = parser.parse_args(argv)
-    config = cli.load_config(args)
 
-    from vaemo.cluster import extract
-    from vaemo.plan import Again
-
-    with cli.summary(args.out, dry_run=args.dry_run) as facts:
-        tally = extract.run(
-            config,
-            args.out,
-            manifest=args.manifest,
-            folder=args.input,
-            exclude=args.exclude,
-            limit=args.limit,
-            dry_run=args.dry_run,
-            again=Again(failed=args.retry_failed, changed=args.changed == "redo"),
-        )
-        facts |= tally.to_dict()
+    vaemo.extract(
+        out=args.out,
+        manifest=args.manifest,
+        input=args.input,
+        config=cli.load_config(args),
+        exclude=args.exclude,
+        limit=args.limit,
+        dry_run=args.dry_run,
+        retry_failed=args.retry_failed,
+        changed=args.changed,
+    )
 
 
 def train(argv: Arguments = None, prog: str | None = None) -> None:
@@ -145,27 +141,22 @@ def score(argv: Arguments = None, prog: str | None = None) -> None:
     parser.add_argument("--dry-run", action="store_true", help="say what would be done")
     cli.add_rerun_options(parser)
     args = parser.parse_args(argv)
-    config = cli.load_config(args)
 
-    from vaemo.cluster.prepare import Request
-    from vaemo.cluster.score import score
-    from vaemo.plan import Again
-
-    request = Request(
-        args.input,
-        args.checkpoint,
-        args.out,
+    vaemo.score(
+        input=args.input,
+        checkpoint=args.checkpoint,
+        out=args.out,
         calls=args.calls,
         personal=args.personal,
         speakers=args.speakers,
         roles_unknown=args.roles_unknown,
+        config=cli.load_config(args),
+        exclude=args.exclude,
         limit=args.limit,
         dry_run=args.dry_run,
-        exclude=tuple(args.exclude),
-        again=Again(failed=args.retry_failed, changed=args.changed == "redo"),
+        retry_failed=args.retry_failed,
+        changed=args.changed,
     )
-    with cli.summary(args.out, dry_run=args.dry_run) as facts:
-        facts |= score(request, config).to_dict()
 
 
 def evaluate(argv: Arguments = None, prog: str | None = None) -> None:
@@ -182,23 +173,20 @@ def evaluate(argv: Arguments = None, prog: str | None = None) -> None:
     parser.add_argument("--card", type=path, metavar="CHECKPOINT", help="put the result into its model card")
     args = parser.parse_args(argv)
 
-    from vaemo.card import write_card
-    from vaemo.evaluation.evaluate import evaluate, table_of
+    from vaemo.evaluation.evaluate import table_of
 
-    with cli.summary(args.out):
-        result = evaluate(
-            args.scores,
-            args.labels,
-            args.out,
-            cli.load_config(args),
-            split=args.split,
-            exclude=args.exclude,
-            compare=args.compare,
-            checkpoint=args.checkpoint,
-        )
-        if args.card:
-            write_card(args.card, result)
-        print(f"{table_of(result)}\n\nsee {args.out}/metrics.json", flush=True)
+    result = vaemo.evaluate(
+        scores=args.scores,
+        labels=args.labels,
+        out=args.out,
+        split=args.split,
+        exclude=args.exclude,
+        compare=args.compare,
+        checkpoint=args.checkpoint,
+        card=args.card,
+        config=cli.load_config(args),
+    )
+    print(f"{table_of(result)}\n\nsee {args.out}/metrics.json", flush=True)
 
 
 def report(argv: Arguments = None, prog: str | None = None) -> None:
@@ -334,7 +322,7 @@ def main() -> NoReturn:
 
 def _about(name: str, argv: Arguments) -> None:
     if name == "--version":
-        print(f"vaemo {__version__}")
+        print(f"vaemo {vaemo.__version__}")
     elif name in ("-h", "--help"):
         print("usage: vaemo COMMAND [OPTIONS]; vaemo COMMAND --help explains its options\n")
         width = max(map(len, COMMANDS))

@@ -32,8 +32,8 @@ from vaemo.errors import ClusterError, UsageError, VaemoError, carried, raise_ca
 from vaemo.extras import offers
 from vaemo.model.checkpoint import load_checkpoint
 from vaemo.model.checks import used_streams
+from vaemo.parts.shards import claim_folder, digest
 from vaemo.progress import say
-from vaemo.shards import claim_folder, digest
 from vaemo.store import FeatureStore
 from vaemo.training import run_folder
 from vaemo.training.curves import draw_curves

@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 import vaemo
 from vaemo import files, scores
-from vaemo.archive import shown
+from vaemo.audio.archive import shown
 from vaemo.config import Config
 from vaemo.drawing import write_pictures
 from vaemo.errors import ReadScoresError
