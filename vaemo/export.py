@@ -90,7 +90,7 @@ class OneStep(nn.Module):
         lanes = given["observed"].shape[0]  # `len` would make it a constant
         # A field without width is the same for any memory.
         empty = {name: tensor.expand(lanes, *tensor.shape[1:]) for name, tensor in self._fresh().tensors().items()}
-        fields = {name: given.get(f"state.{name}", empty[name]) for name in TENSOR_FIELDS}
+        fields: dict[str, Any] = {name: given.get(f"state.{name}", empty[name]) for name in TENSOR_FIELDS}
         delta = LaneDelta({name: given[f"film.{name}"] for name in self.deltas}) if self.deltas else None
         prediction, after = self.model.unchecked_step(
             Streams.of(features),
