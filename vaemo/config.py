@@ -385,7 +385,11 @@ class TrainConfig:
         "window's, for one more forward pass.",
         runtime=True,
     )
-    trackers: tuple[str, ...] = option(("tensorboard",), "Any of tensorboard, mlflow, wandb.", runtime=True)
+    trackers: tuple[str, ...] = option(
+        ("auto",),
+        "Any of tensorboard, mlflow, wandb; auto is tensorboard where it is installed.",
+        runtime=True,
+    )
 
     def __post_init__(self) -> None:
         if self.sampling_hold_fraction + self.sampling_end_fraction > 1:
