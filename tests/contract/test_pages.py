@@ -15,6 +15,7 @@ from unittest import mock
 import pytest
 import yaml
 
+from vaemo.commands import COMMANDS
 from vaemo.config import Config
 from vaemo.errors import ConfigValueError
 from vaemo.fields import fields_of, fit
@@ -27,7 +28,8 @@ README_BYTES = 15_000
 
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
 CODE = re.compile(r"`([^`\n]+)`")
-COMMAND = re.compile(r"(?:jobs/\w+\.py|python -m vaemo[\w.]*(?: [a-z]\w*)?)")
+NAMED = "|".join(COMMANDS)
+COMMAND = re.compile(rf"(?:jobs/\w+\.py|python -m vaemo[\w.]*(?: [a-z]\w*)?|(?<![\w./-])vaemo (?:{NAMED})\b)")
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
 FIELD = re.compile(r"(?<![\w./])([a-z]+)\.(?!(?:py|yaml|json|jsonl|parquet|safetensors)\b)([a-z]\w*)(?:=(\S+))?")
 PATH = re.compile(r"(?:jobs|vaemo|tests|tune_spaces|docs)/[\w./-]*|(?:Makefile|LICENSE|cluster\.yaml|\.rayignore)")
