@@ -190,7 +190,8 @@ def _train(job: Mapping[str, Any]) -> dict[str, Any]:
         if first:
             if trainer.improved:
                 encoder = trainer.kept_encoder()
-                run_folder.keep(out, trainer.kept, config, store, metrics, provenance, encoder, job["rivals"])
+                found = job["rivals"], trainer.errors
+                run_folder.keep(out, trainer.kept, config, store, metrics, provenance, encoder, *found)
             run_folder.write_metrics(out, trainer.history)
             trackers.log(metrics)
             talk(trainer.line())
