@@ -270,7 +270,7 @@ def export(argv: Arguments = None, prog: str | None = None) -> None:
     """A checkpoint as one ONNX step, which runs without PyTorch."""
     parser = cli.Parser(prog=prog, description="Write one step of a checkpoint's model as ONNX.")
     cli.add_checkpoint(parser, "a trained model")
-    parser.add_argument("--out", type=cli.data_path, required=True, metavar="FILE", help="such as model.onnx")
+    parser.add_argument("--out", type=cli.data_path, required=True, metavar="FILE", help="such as step.onnx")
     parser.add_argument("--film-delta", action="store_true", help="take a speaker's deltas (personalize) as inputs")
     args = parser.parse_args(argv)
 

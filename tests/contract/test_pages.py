@@ -28,7 +28,8 @@ README_BYTES = 12_000
 
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
 CODE = re.compile(r"`([^`\n]+)`")
-COMMAND = re.compile(r"(?:jobs/\w+\.py|python -m vaemo[\w.]*(?: [a-z]\w*)?|(?<![\w./])vaemo [a-z]+)")
+NAMED = "|".join(COMMANDS)
+COMMAND = re.compile(rf"(?:jobs/\w+\.py|python -m vaemo[\w.]*(?: [a-z]\w*)?|(?<![\w./-])vaemo (?:{NAMED})\b)")
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
 FIELD = re.compile(r"(?<![\w./])([a-z]+)\.(?!(?:py|yaml|json|jsonl|parquet|safetensors)\b)([a-z]\w*)(?:=(\S+))?")
 PATH = re.compile(r"(?:jobs|vaemo|tests|tune_spaces|docs)/[\w./-]*|(?:Makefile|LICENSE|cluster\.yaml|\.rayignore)")
