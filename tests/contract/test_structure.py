@@ -15,7 +15,7 @@ JOBS = sorted((ROOT / "jobs").glob("*.py"))
 
 RANKS = (
     {"errors", "units"},
-    {"fields", "strict_yaml", "suggest", "config", "metrics", "progress", "drawing"},
+    {"fields", "strict_yaml", "suggest", "config", "metrics", "settling", "progress", "drawing"},
     {"files", "cli", "summary", "tables"},
     {"manifest"},
     {"audio"},
@@ -76,7 +76,7 @@ def test_imports_go_one_way(path):
             assert room(path) == "cluster", f"{path.name} imports ray; only vaemo.cluster may"
         if room(path) == "model" and name.startswith("vaemo."):
             allowed = {"model", "errors", "units", "config"}
-            allowed |= {"checkpoint.py": {"files", "strict_yaml"}, "state.py": {"files"}}.get(path.name, set())
+            allowed |= {"checkpoint.py": {"files", "strict_yaml", "settling"}, "state.py": {"files"}}.get(path.name, set())
             assert name.split(".")[1] in allowed, f"{path.name} imports {name}"
 
 
