@@ -266,7 +266,7 @@ class ModelConfig:
     )
     session_norm: tuple[Literal["speech", "prosody"], ...] = option(
         (),
-        "Streams that are compared likewise with the past of the whole sequence, all speakers together; with "
+        "Streams that are also compared with the past of the whole sequence, all speakers together; with "
         "sessions.sequence_by=speaker that is the speaker's own.",
         before=(),
     )
@@ -331,7 +331,7 @@ class TrainConfig:
     weight_decay: float = option(
         5.0,
         "AdamW's, times the learning rate per step; not applied to norms, biases and the scan's own parameters. High, "
-        "because a session model learns a corpus of usual size by heart within a few epochs.",
+        "because a session model overfits a corpus of usual size within a few epochs.",
         low=0,
     )
     clip: float = option(1.0, "Largest norm of the gradient.", low=1e-6)
@@ -356,7 +356,7 @@ class TrainConfig:
     )
     feature_noise: float = option(
         0.25,
-        "Noise on the features in training, in deviations of each; keeps a model from learning them by heart.",
+        "Noise on the features in training, in deviations of each; reduces overfitting.",
         low=0,
     )
     weight_averaging: float = option(
@@ -387,7 +387,11 @@ class TrainConfig:
         "window's, for one more forward pass.",
         runtime=True,
     )
-    trackers: tuple[str, ...] = option(("tensorboard",), "Any of tensorboard, mlflow, wandb.", runtime=True)
+    trackers: tuple[str, ...] = option(
+        ("auto",),
+        "Any of tensorboard, mlflow, wandb; auto is tensorboard where it is installed.",
+        runtime=True,
+    )
 
     def __post_init__(self) -> None:
         if self.sampling_hold_fraction + self.sampling_end_fraction > 1:

@@ -10,6 +10,7 @@ variances unless `evaluate.variance` says otherwise; intervals in `bootstrap`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ import pyarrow as pa
 
 from vaemo import files
 from vaemo.config import Config
+from vaemo.drawing import write_pictures
 from vaemo.errors import UsageError
 from vaemo.evaluation import pictures
 from vaemo.evaluation.bootstrap import METRICS, NAMES, Resampled, SessionSums, defined, metrics_of
@@ -102,19 +104,20 @@ def evaluate(
         result["compare"] = {"scores": str(compare), **compare_pairs(*both, config)}
     at, unit = tested.time_in_session()
     drawn = {
-        "calibration": pictures.calibration(tested.prediction, tested.label, tested.scale),
-        "error_over_session": pictures.error_over_session(tested.prediction, tested.label, at, unit),
-        "error_by_position": pictures.error_by_position(errors),
+        "calibration": partial(pictures.calibration, tested.prediction, tested.label, tested.scale),
+        "error_over_session": partial(pictures.error_over_session, tested.prediction, tested.label, at, unit),
+        "error_by_position": partial(pictures.error_by_position, errors),
     }
     if checkpoint is not None:
         fed, free = replay_fed(tested, labels, checkpoint, config)
         result["label_fed"] = {"checkpoint": str(checkpoint), **compare_pairs(fed, free, config)}
-        drawn["label_fed"] = pictures.label_fed(fed.prediction, free.prediction, free.label, *free.time_in_session())
+        drawn["label_fed"] = partial(
+            pictures.label_fed, fed.prediction, free.prediction, free.label, *free.time_in_session()
+        )
     files.write_json(files.join(out, "metrics.json"), result)
     tables = [_group_table(tested, by, config) for by in GROUPS]
     files.write_parquet_whole(files.join(out, "groups.parquet"), pa.concat_tables(tables))
-    for name, png in drawn.items():
-        files.write_whole(files.join(out, f"{name}.png"), png)
+    write_pictures(out, drawn)
     return result
 
 
