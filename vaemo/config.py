@@ -211,7 +211,9 @@ class ModelConfig:
     """The session model: what is combined, remembered and fed back."""
 
     updater: Literal["mamba", "mamba2", "gru", "none"] = option(
-        "mamba", "The recurrent part; `none` predicts from the utterance alone."
+        "mamba",
+        "The recurrent part; `none` predicts from the utterance alone, and from what speaker_norm and session_norm "
+        "compare it with.",
     )
     feedback: Literal["none", "observed", "label", "scheduled", "model"] = option(
         "observed",
