@@ -16,11 +16,12 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     config = cli.load_config(args)
 
-    from vaemo.cluster.ablate import ablate
+    from vaemo.cluster.executor import OnRay
+    from vaemo.pipeline.ablation import ablate
 
     only = args.only.split(",") if args.only else None
     with cli.summary(args.out):
-        ablate(args.store, args.out, config, seeds=args.seeds, folds=args.folds, only=only)
+        ablate(args.store, args.out, config, OnRay(), seeds=args.seeds, folds=args.folds, only=only)
 
 
 if __name__ == "__main__":

@@ -148,6 +148,30 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     return Checkpoint(model, config, features, metrics, provenance, fingerprint, bool(own))
 
 
+def copy_checkpoint(path: str | Path, to: str | Path, **provenance: Any) -> str:
+    """Write a checkpoint once more, in another place, and return its fingerprint.
+
+    Args:
+        path: The folder.
+        to: The other one.
+        provenance: What it says beside its own.
+    """
+    held = load_checkpoint(path)
+    encoder = None
+    if held.has_encoder and held.features:
+        own = dataclasses.replace(held.features, speech=_OWN)
+        encoder = {name.removeprefix(f"{ENCODER}/"): _read(path, name) for name in _encoder_files(own)}
+    return save_checkpoint(
+        to,
+        held.model,
+        held.config,
+        features=held.features,
+        encoder=encoder,
+        metrics=held.metrics,
+        provenance={**held.provenance, **provenance},
+    )
+
+
 def _fingerprint(
     weights: bytes, config: Config, features: FeatureConfig | None, encoder: Mapping[str, bytes] | None = None
 ) -> str:
