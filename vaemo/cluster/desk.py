@@ -1,4 +1,4 @@
-"""What workers anywhere on the cluster say, and what they learn from: one actor where the job itself runs."""
+"""What workers anywhere say, what they learn from, and which are to end: one actor where the job itself runs."""
 
 from __future__ import annotations
 
@@ -68,6 +68,16 @@ def tell(desk: Any, text: str) -> None:
     desk.put.remote(text)
 
 
+def ask_to_stop(desk: Any, number: int) -> None:
+    """Have the workers of a job end it after the epoch that they are at."""
+    desk.ask_to_stop.remote(number)
+
+
+def asked_to_stop(desk: Any, number: int) -> bool:
+    """Whether the workers of a job are asked to end it."""
+    return bool(ray.get(desk.asked_to_stop.remote(number)))
+
+
 def fetch(desk: Any, part: str | None) -> Any:
     """What the jobs of a part learn from, as it lies on this node."""
     (held,) = ray.get(desk.look.remote(part))
@@ -78,6 +88,7 @@ class _Desk:
     def __init__(self) -> None:
         self._lines: list[str] = []
         self._parts: dict[str | None, list[Any]] = {}
+        self._stopping: set[int] = set()
 
     def put(self, text: str) -> None:
         self._lines.append(text)
@@ -85,6 +96,12 @@ class _Desk:
     def take(self) -> list[str]:
         taken, self._lines = self._lines, []
         return taken
+
+    def ask_to_stop(self, number: int) -> None:
+        self._stopping.add(number)
+
+    def asked_to_stop(self, number: int) -> bool:
+        return number in self._stopping
 
     def hold(self, part: str | None, held: list[Any]) -> None:
         self._parts[part] = held

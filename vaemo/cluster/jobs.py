@@ -24,7 +24,6 @@ import ray.train
 import torch
 from ray import tune
 from ray.exceptions import RayActorError
-from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get, _internal_kv_put
 from ray.train import ControllerError, WorkerGroupError
 from ray.tune import Callback, FailureConfig, RunConfig, TuneConfig, Tuner, grid_search, with_parameters, with_resources
 from ray.tune.experiment import Trial
@@ -33,7 +32,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from vaemo import files
-from vaemo.cluster.desk import Desk, fetch, tell
+from vaemo.cluster.desk import Desk, ask_to_stop, asked_to_stop, fetch, tell
 from vaemo.cluster.group import run_group
 from vaemo.cluster.nodes import Share, check_visible
 from vaemo.cluster.runtime import NO_PROGRESS_S, connect
@@ -86,7 +85,6 @@ def run_jobs(
 class _Shared:
     """What travels to the processes of all jobs."""
 
-    name: str
     work: Work
     desk: Any
     share: Share
@@ -214,9 +212,9 @@ class _Gently(FIFOScheduler):
     workers stay reserved then, until a cleaner notices that asks the dashboard, which need not be there.
     """
 
-    def __init__(self, decider: TrialScheduler, run: str) -> None:
+    def __init__(self, decider: TrialScheduler, desk: Any) -> None:
         super().__init__()
-        self._decider, self._run = decider, run
+        self._decider, self._desk = decider, desk
         self._asked: set[str] = set()
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
@@ -227,13 +225,9 @@ class _Gently(FIFOScheduler):
         """Go on, and have the workers look for the end."""
         asked = trial.trial_id in self._asked
         if not asked and self._decider.on_trial_result(tune_controller, trial, result) == TrialScheduler.STOP:
-            _internal_kv_put(_stop_key(self._run, trial.config["job"]), b"1")
+            ask_to_stop(self._desk, trial.config["job"].number)
             self._asked.add(trial.trial_id)
         return TrialScheduler.CONTINUE
-
-
-def _stop_key(run: str, job: Job) -> bytes:
-    return f"vaemo/{run}/{job.number}".encode()
 
 
 class _Told(Callback):
@@ -304,9 +298,7 @@ def _run_round(run: _Run, share: Share, scheduler: TrialScheduler, population: b
     members = tuple(iter(run.next, None)) if population else ()
     alone = share.workers == 1
     name, jobs = f"jobs-{uuid.uuid4().hex[:12]}", run.jobs
-    shared = _Shared(
-        name, jobs.work, run.desk.actor, share, jobs.storage, jobs.apart, jobs.deaths, NO_PROGRESS_S, members
-    )
+    shared = _Shared(jobs.work, run.desk.actor, share, jobs.storage, jobs.apart, jobs.deaths, NO_PROGRESS_S, members)
     # Workers reserve their own CPUs. A job that waits for them needs none, but Ray Tune wants it to need something.
     resources = {"cpu": 1.0, "gpu": share.gpus} if alone else {"memory": 1.0}
     try:
@@ -316,7 +308,7 @@ def _run_round(run: _Run, share: Share, scheduler: TrialScheduler, population: b
             tune_config=TuneConfig(
                 num_samples=1 if members else -1,
                 search_alg=None if members else _Next(run),
-                scheduler=scheduler if alone else _Gently(scheduler, name),
+                scheduler=scheduler if alone else _Gently(scheduler, run.desk.actor),
                 max_concurrent_trials=share.at_once,
                 # A process that has loaded torch is worth keeping.
                 reuse_actors=alone,
@@ -330,7 +322,6 @@ def _run_round(run: _Run, share: Share, scheduler: TrialScheduler, population: b
             ),
         ).fit()
     finally:
-        _internal_kv_del(f"vaemo/{name}/", del_by_prefix=True)
         # Bookkeeping that nothing reads again, and of a population a checkpoint for every epoch.
         filesystem, inner = files.filesystem_of(jobs.storage)
         with contextlib.suppress(OSError):
@@ -405,12 +396,12 @@ def _work_together(given: tuple[Job, _Shared]) -> dict[str, Any]:
     """What every worker of a job does."""
     job, shared = given
     group, device = ProcessGroup(), ray.train.torch.get_device()
-    place, key = Place(group, device, _teller(shared, job)), _stop_key(shared.name, job)
+    place = Place(group, device, _teller(shared, job))
     with one_thread():
         for line in shared.work(job, fetch(shared.desk, job.part if shared.apart else None), place):
             # Every worker waits here, so that the state that was saved is one that all of them have reached.
             ray.train.report(line)
-            asked = group.rank == 0 and not line["finished"] and _internal_kv_get(key) is not None
+            asked = group.rank == 0 and not line["finished"] and asked_to_stop(shared.desk, job.number)
             if int(group.add(torch.tensor(int(asked), device=device))):
                 break
     return {}

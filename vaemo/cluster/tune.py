@@ -31,7 +31,7 @@ from vaemo.training.data import SECTIONS, SplitSessions, TrainingData
 from vaemo.training.end_to_end import check_encoder_settings
 from vaemo.training.jobs import Failure, Job, Jobs, Line
 from vaemo.tuning.held_out import HeldOut, told
-from vaemo.tuning.search import Method, Scheduler, Search
+from vaemo.tuning.search import Method, Scheduler, Search, default_method
 from vaemo.tuning.space import WHILE_TRAINING, Point, Space, read_space
 from vaemo.tuning.sweep import DONE, FAILED, MARKER, STOPPED, Record, Sweep
 from vaemo.tuning.trial import METRIC, Searching, equal_steps, read_state, saved_point, schedule_end, total_steps
@@ -72,7 +72,7 @@ def tune(
         out: The sweep's folder, on such storage too; see `vaemo.tuning.sweep`. More trials than before are added.
         config: What the space lies around, and trial 0. Its epochs say how many optimiser steps every trial makes.
         trials: How many in all; None is 20, or the whole grid.
-        search: How points are drawn; None is `tpe`.
+        search: How points are drawn; None is `tpe`, or `random` without Optuna.
         scheduler: `asha` ends poor trials early, `none` none. `auto` is `asha`, but `none` where the sampling schedule
             is searched, since a run that is still fed labels looks poor when it runs free. `pbt` (population-based
             training) lets poor trials go on from good ones, with other values.
@@ -92,7 +92,7 @@ def tune(
     """
     around = read_space(space, config)
     _check_options(around, search, scheduler, workers)
-    method: Method = search or ("random" if scheduler == "pbt" else "tpe")
+    method: Method = search or ("random" if scheduler == "pbt" else default_method())
     points = Search(around, method, config.train.seed)
     data = _read(store, config, folds)
     around.check_together(("model.prosody", "model.film"), lambda config: used_streams(config.model, data.store.dims))
@@ -173,8 +173,8 @@ class _Course:
         for record in self._sweep.records.values():
             self._points.tell(record.number, record.point, record.value, stopped_at=record.stopped_at)
         begun = self._sweep.unfinished
-        for point in begun.values():
-            self._points.take(point)
+        for taken in begun.values():
+            self._points.take(taken)
         for number in sorted(left, key=lambda number: (number not in begun, number)):
             point = begun.get(number) or self._points.point(number)
             if point is None:

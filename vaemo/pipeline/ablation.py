@@ -18,6 +18,7 @@ from vaemo.ablation.grid import Cell, choose_variants, plan_cells
 from vaemo.ablation.pictures import ablation
 from vaemo.ablation.table import Result, Row, summarise, to_latex, to_markdown, to_parquet
 from vaemo.config import Config
+from vaemo.drawing import write_pictures
 from vaemo.errors import UsageError
 from vaemo.model.checks import used_pasts
 from vaemo.parts.shards import claim_folder, digest
@@ -180,7 +181,7 @@ def _write(
     files.write_parquet_whole(files.join(out, "ablation.parquet"), to_parquet(rows))
     files.write_whole(files.join(out, "ablation.md"), markdown.encode())
     files.write_whole(files.join(out, "ablation.tex"), to_latex(rows).encode())
-    files.write_whole(files.join(out, "ablation.png"), ablation(rows))
+    write_pictures(out, {"ablation": lambda: ablation(rows)})
     done = [{"status": "ok", "reason": None, **facts} for _, facts in results.values()]
     lost = [
         {"variant": cell.variant.name, "seed": cell.seed, "fold": cell.fold, "status": "failed", "reason": failure.text}

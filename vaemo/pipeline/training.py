@@ -18,7 +18,9 @@ from vaemo import files
 from vaemo.ablation.baselines import RIVAL_LABELS, rivals
 from vaemo.card import write_card
 from vaemo.config import Config
+from vaemo.drawing import write_pictures
 from vaemo.errors import UsageError
+from vaemo.extras import offers
 from vaemo.model.checkpoint import copy_checkpoint, load_checkpoint
 from vaemo.model.checks import used_streams
 from vaemo.parts.shards import claim_folder, digest
@@ -32,7 +34,7 @@ from vaemo.training.data import SECTIONS, SplitSessions, TrainingData
 from vaemo.training.end_to_end import EndToEnd, check_encoder_settings
 from vaemo.training.held_out import score_held_out
 from vaemo.training.jobs import Failure, Job, Jobs, Line, Place
-from vaemo.training.trackers import Trackers
+from vaemo.training.trackers import Trackers, chosen
 from vaemo.training.trainer import Trainer
 from vaemo.units import SPLITS
 
@@ -135,6 +137,7 @@ def train(
     if len(jobs) > 1:
         said = [f"{len(data.parts)} folds ({folds})"] if folds else []
         say(", ".join([*said, *([f"{seeds} seeds"] if seeds > 1 else [])]))
+    offers("matplotlib", "pictures")
     failed: list[tuple[Job, Failure]] = []
     left = [job for job in jobs if run_folder.finished(job.out) is None]
     if left:
@@ -147,6 +150,7 @@ def train(
                     {fold.name: 0 if data.voices_differ else number for number, fold in enumerate(data.parts)},
                     f"train-{fingerprint[:12]}",
                     seeds > 1,
+                    chosen(config.train.trackers),
                 ),
                 jobs=left,
                 pack=lambda part: data.pack(None if part is None else _named(data, part)),
@@ -228,6 +232,7 @@ class Fitting:
         fold: The number of each part among the packed sessions.
         name: Of the run, for trackers.
         several: Whether there are several seeds.
+        trackers: What `train.trackers` means here.
     """
 
     store: FeatureStore
@@ -236,6 +241,7 @@ class Fitting:
     fold: Mapping[str, int]
     name: str
     several: bool
+    trackers: tuple[str, ...]
 
     def __call__(self, job: Job, sessions: SplitSessions, place: Place) -> Iterator[Line]:
         """See `vaemo.training.jobs.Work`."""
@@ -250,13 +256,14 @@ class Fitting:
         to_beat = _say_rivals(train, dev, config, place) if first and not trainer.finished else None
         named = [self.name, *([quote(job.part, safe="")] if job.part else [])]
         name = "-".join([*named, *([f"seed-{config.train.seed}"] if self.several else [])])
-        trackers = Trackers(config.train.trackers if first else (), out, name, config.to_dict(), len(trainer.history))
+        trackers = Trackers(self.trackers if first else (), out, name, config.to_dict(), len(trainer.history))
         provenance = run_folder.provenance_of(self.origin, config, trainer.model, trainer.device.type)
         for metrics in trainer:
             if first:
                 if trainer.improved:
                     encoder = trainer.kept_encoder()
-                    run_folder.keep(out, trainer.kept, config, self.store, metrics, provenance, encoder, to_beat)
+                    found = to_beat, trainer.errors
+                    run_folder.keep(out, trainer.kept, config, self.store, metrics, provenance, encoder, *found)
                 run_folder.write_metrics(out, trainer.history)
                 trackers.log(metrics)
                 place.say(trainer.line())
@@ -265,7 +272,7 @@ class Fitting:
             yield {"epoch": metrics["epoch"], "finished": False}
         trackers.close()
         if first:
-            files.write_whole(files.join(out, run_folder.CURVES), draw_curves(trainer.history, name))
+            write_pictures(out, {run_folder.CURVES.removesuffix(".png"): lambda: draw_curves(trainer.history, name)})
             files.write_json(files.join(out, run_folder.SUMMARY), trainer.summary())
         yield {"epoch": len(trainer.history), "finished": True}
 

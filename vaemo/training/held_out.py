@@ -38,7 +38,7 @@ def score_held_out(
         CCC, CCC within sessions and RMSE: `fold_mean`, `pooled`, and `folds` by name.
     """
     n = len(data.table)
-    labels, predictions, spread = (np.full((n, len(DIMENSIONS)), np.nan) for _ in range(3))
+    labels, predictions, spread, weights = (np.full((n, len(DIMENSIONS)), np.nan) for _ in range(4))
     names, per_fold = np.full(n, None, object), {}
     for session in data.labelled:
         labels[session.rows] = session.labels
@@ -51,9 +51,15 @@ def score_held_out(
         predictions[rows[mine]] = found.mean(axis=0)[mine]
         if len(found) > 1:
             spread[rows[mine]] = found.std(axis=0, ddof=1)[mine]
+        known = [checkpoint.errors for checkpoint in models[fold.name] if checkpoint.errors]
+        if known:
+            position = np.concatenate([np.arange(len(session)) for session in tested])
+            n_models = len(found)
+            summed = np.sum([errors.weights(position) for errors in known], axis=0) + n_models - len(known)
+            weights[rows[mine]] = summed[mine] / n_models
         names[fold.held_out] = fold.name
         per_fold[fold.name] = _measures(predictions, labels, session_ids, fold.held_out)
-    _write(data, predictions, spread, names, out, fingerprint)
+    _write(data, predictions, spread, weights, names, out, fingerprint)
     mean = {key: _mean([measures[key] for measures in per_fold.values()]) for key in _KEYS}
     return {
         "fold_mean": mean,
@@ -78,6 +84,7 @@ def _write(
     data: TrainingData,
     predictions: np.ndarray,
     spread: np.ndarray,
+    weights: np.ndarray,
     names: np.ndarray,
     out: str,
     fingerprint: str,
@@ -93,6 +100,9 @@ def _write(
         "fold": pa.array(names, pa.string()),
         "run_id": pa.array([fingerprint[:12]] * len(names)),
     }
+    if not np.isnan(weights).all():
+        found = (pa.array(weights[:, n], pa.float32(), from_pandas=True) for n in range(len(DIMENSIONS)))
+        columns |= dict(zip(scores.WEIGHT_SCHEMA.names, found, strict=True))
     native = label_range(data.config, data.store).native
     files.write_json(
         files.join(out, scores.PROVENANCE),

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from vaemo.errors import UsageError
+from vaemo.extras import offers, remedy, version_of
 from vaemo.tuning.space import Parameter, Point, Space
 
 if TYPE_CHECKING:
@@ -36,6 +38,11 @@ GOOD = 5
 """Trials that count as good ones at least, where it is asked what makes one."""
 
 
+def default_method() -> Method:
+    """How points are drawn where nobody says: by `tpe`, or at random and with one line where Optuna lacks."""
+    return "tpe" if offers("optuna", "search by TPE, points are drawn at random") else "random"
+
+
 class Search:
     """Points for trials 1, 2, ...; trial 0 is the config itself.
 
@@ -45,12 +52,14 @@ class Search:
         seed: Of everything that is drawn.
 
     Raises:
-        UsageError: if a grid is asked for and the space has none.
+        UsageError: if a grid is asked for and the space has none, or `tpe` without Optuna.
     """
 
     def __init__(self, space: Space, method: Method, seed: int) -> None:
         self._space, self._seed = space, seed
         self._grid = _distinct(space.grid()) if method == "grid" else None
+        if method == "tpe" and version_of("optuna") is None:
+            raise UsageError(f"--search tpe needs optuna: {remedy('optuna')}, or take --search random or grid.")
         self._study = _study() if method == "tpe" else None
         self._asked: dict[int, optuna.Trial] = {}
         self._taken: set[str] = set()
@@ -146,9 +155,12 @@ def importance(space: Space, results: Iterable[tuple[Mapping[str, Any], float]])
     Source:
         Watanabe et al. (2023), PED-ANOVA, IJCAI; conditional fields as in optuna.importance.
     """
+    found: dict[str, float | None] = dict.fromkeys(space.names)
+    if version_of("optuna") is None:
+        return found
     import optuna
 
-    study, found = _study(), dict.fromkeys(space.names)
+    study = _study()
     for point, value in results:
         if space.holds(point):
             study.add_trial(_frozen(space, point, value, _state("COMPLETE"), None))

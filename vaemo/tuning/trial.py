@@ -108,7 +108,10 @@ class Searching:
             if place.group.rank == 0:
                 # With `select: last` every epoch would be kept, for the next to replace it.
                 if first.improved and (job.config.train.select == "best" or first.finished):
-                    run_folder.keep(job.out, first.kept, job.config, self.store, first.history[-1], provenance)
+                    errors = first.errors
+                    run_folder.keep(
+                        job.out, first.kept, job.config, self.store, first.history[-1], provenance, errors=errors
+                    )
                 if trial.finished or time.monotonic() - saved_at > SAVED_EVERY_S:
                     write_state(job.out, trial.save(job.point))
                     saved_at = time.monotonic()
