@@ -107,7 +107,7 @@ def score(
 
     Args:
         input: The store, the manifest or the folder.
-        checkpoint: A folder, or several, which give mean and deviation.
+        checkpoint: A folder, or several, which give mean and deviation; a run folder stands for all its seeds.
         out: The folder of scores; `vaemo.scores` reads it.
         calls: Table of calls: who speaks on which channel.
         personal: Folder of personal deltas that `jobs/personalize.py` wrote.
@@ -130,13 +130,14 @@ def score(
         TooManyFailuresError: if more than `score.max_failed_fraction` has failed.
         VaemoError: for whatever else is wrong with the input, the checkpoints, the settings or the cluster.
     """
+    from vaemo.model.checkpoint import checkpoints_in
     from vaemo.pipeline import scoring
     from vaemo.pipeline.prepare import Request
 
     several = [checkpoint] if isinstance(checkpoint, (str, os.PathLike)) else checkpoint
     request = Request(
         _path(input),
-        tuple(map(_path, several)),
+        tuple(each for path in several for each in checkpoints_in(_path(path))),
         _path(out),
         calls=_path(calls),
         personal=_path(personal),

@@ -55,20 +55,24 @@ def train(argv: Arguments = None, prog: str | None = None) -> None:
     parser.add_argument("--out", type=path, required=True, metavar="RUN", help="run folder; one that is there goes on")
     parser.add_argument("--workers", type=count, default=1, help="processes that train one model; divides train.lanes")
     parser.add_argument("--folds", help="by=fold, by=speaker or k=N: hold out one at a time")
+    parser.add_argument("--seeds", type=count, default=1, help="trainings, from train.seed on: an ensemble")
     parser.add_argument("--manifest", type=path, metavar="FILE", help="of which the store is; to train its encoder too")
     parser.add_argument("--speakers", type=path, metavar="FILE", help="enrolments: speaker_id, speaker")
     args = parser.parse_args(argv)
     config = cli.load_config(args)
 
-    from vaemo.cluster import train as cluster
+    from vaemo.cluster.executor import OnRay
+    from vaemo.pipeline import training
 
     with cli.summary(args.out):
-        cluster.train(
+        training.train(
             args.store,
             args.out,
             config,
+            OnRay(),
             workers=args.workers,
             folds=args.folds,
+            seeds=args.seeds,
             manifest=args.manifest,
             speakers=args.speakers,
         )
@@ -99,7 +103,7 @@ def tune(argv: Arguments = None, prog: str | None = None) -> None:
         "where the space searches the sampling schedule",
     )
     parser.add_argument("--workers", type=count, default=1, help="processes that train one trial; divides train.lanes")
-    parser.add_argument("--gpus", type=float, help="share of a GPU for each process; a whole one where there is any")
+    parser.add_argument("--gpus", type=float, help="share of a GPU for each process (default: 0.25 where there is any)")
     parser.add_argument("--folds", help="by=fold, by=speaker or k=N: the mean over folds is searched for")
     parser.add_argument("--seeds", type=count, default=1, help="trainings of each trial; their mean counts")
     args = parser.parse_args(argv)
@@ -221,11 +225,12 @@ def ablate(argv: Arguments = None, prog: str | None = None) -> None:
     args = parser.parse_args(argv)
     config = cli.load_config(args)
 
-    from vaemo.cluster import ablate as cluster
+    from vaemo.cluster.executor import OnRay
+    from vaemo.pipeline import ablation
 
     only = args.only.split(",") if args.only else None
     with cli.summary(args.out):
-        cluster.ablate(args.store, args.out, config, seeds=args.seeds, folds=args.folds, only=only)
+        ablation.ablate(args.store, args.out, config, OnRay(), seeds=args.seeds, folds=args.folds, only=only)
 
 
 def personalize(argv: Arguments = None, prog: str | None = None) -> None:

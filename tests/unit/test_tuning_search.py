@@ -116,7 +116,11 @@ def test_a_config_outside_the_space_teaches_nothing(space):
 @tpe
 def test_a_choice_of_lists_is_told_as_it_was_saved(tmp_path):
     path = tmp_path / "space.yaml"
-    path.write_text(yaml.safe_dump({"model.speaker_norm": {"choice": [[], ["prosody"], ["speech"]]}}))
+    path.write_text(
+        yaml.safe_dump(
+            {"model.speaker_norm": {"choice": [[], ["prosody"], ["speech"]]}, "train.lr": {"uniform": [0, 1]}}
+        )
+    )
     space = read_space(path, Config())
     search, again = Search(space, "tpe", 0), Search(space, "tpe", 0)
     for number in range(1, 12):
@@ -140,3 +144,52 @@ def test_grid(tmp_path):
 def test_only_a_grid_ends(space):
     assert METHODS == ("tpe", "random", "grid")
     assert Search(space, "random", 0).trials is None
+
+
+SMALL = {
+    "model.updater": {"choice": ["mamba", "gru"]},
+    "updater.layers": {"int": [1, 2], "when": {"model.updater": "gru"}},
+}
+
+
+def small_space(folder, entries=SMALL):
+    path = folder / "space.yaml"
+    path.write_text(yaml.safe_dump(entries, sort_keys=False))
+    return read_space(path, Config())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_point_of_a_small_space_comes_once_and_then_no_more(tmp_path, method):
+    space = small_space(tmp_path)
+    search = Search(space, method, 0)
+    found = []
+    for number in range(3):
+        found.append(search.point(number))
+        search.tell(number, found[-1], 0.5)
+    assert sorted(map(json.dumps, found)) == sorted(map(json.dumps, space.grid()))
+    assert search.point(3) is None
+    again = Search(space, method, 0)
+    again.tell(1, found[1], 0.5)
+    again.take(found[2])
+    assert again.point(3) is None, "what an earlier run has begun or ended is not drawn again"
+
+
+def test_a_point_that_is_drawn_again_makes_place_for_another(tmp_path):
+    """Half of what is drawn has one value; the other half is endless."""
+    entries = {
+        "model.updater": {"choice": ["mamba", "gru"]},
+        "train.lr": {"loguniform": [1e-4, 1e-2], "when": {"model.updater": "gru"}},
+    }
+    for method in ("tpe", "random"):
+        search = Search(small_space(tmp_path, entries), method, 0)
+        found = []
+        for number in range(24):
+            found.append(search.point(number))
+            search.tell(number, found[-1], 0.5)
+        assert len({json.dumps(point) for point in found}) == 24
+
+
+def test_repeated_values_of_a_grid_count_once(tmp_path):
+    search = Search(small_space(tmp_path, {"updater.layers": {"choice": [1, 2, 2, 1]}}), "grid", 0)
+    assert search.trials == 2
+    assert [search.point(number) for number in range(3)] == [{"updater.layers": 1}, {"updater.layers": 2}, None]
