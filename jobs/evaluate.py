@@ -19,23 +19,21 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--card", type=path, metavar="CHECKPOINT", help="put the result into its model card")
     args = parser.parse_args(argv)
 
-    from vaemo.card import write_card
-    from vaemo.evaluation.evaluate import evaluate, table_of
+    import vaemo
+    from vaemo.evaluation.evaluate import table_of
 
-    with cli.summary(args.out):
-        result = evaluate(
-            args.scores,
-            args.labels,
-            args.out,
-            cli.load_config(args),
-            split=args.split,
-            exclude=args.exclude,
-            compare=args.compare,
-            checkpoint=args.checkpoint,
-        )
-        if args.card:
-            write_card(args.card, result)
-        print(f"{table_of(result)}\n\nsee {args.out}/metrics.json", flush=True)
+    result = vaemo.evaluate(
+        scores=args.scores,
+        labels=args.labels,
+        out=args.out,
+        split=args.split,
+        exclude=args.exclude,
+        compare=args.compare,
+        checkpoint=args.checkpoint,
+        card=args.card,
+        config=cli.load_config(args),
+    )
+    print(f"{table_of(result)}\n\nsee {args.out}/metrics.json", flush=True)
 
 
 if __name__ == "__main__":

@@ -16,23 +16,20 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--dry-run", action="store_true", help="say what would be done and how long it would take")
     cli.add_rerun_options(parser)
     args = parser.parse_args(argv)
-    config = cli.load_config(args)
 
-    from vaemo.cluster import extract
-    from vaemo.plan import Again
+    import vaemo
 
-    with cli.summary(args.out, dry_run=args.dry_run) as facts:
-        tally = extract.run(
-            config,
-            args.out,
-            manifest=args.manifest,
-            folder=args.input,
-            exclude=args.exclude,
-            limit=args.limit,
-            dry_run=args.dry_run,
-            again=Again(failed=args.retry_failed, changed=args.changed == "redo"),
-        )
-        facts |= tally.to_dict()
+    vaemo.extract(
+        out=args.out,
+        manifest=args.manifest,
+        input=args.input,
+        config=cli.load_config(args),
+        exclude=args.exclude,
+        limit=args.limit,
+        dry_run=args.dry_run,
+        retry_failed=args.retry_failed,
+        changed=args.changed,
+    )
 
 
 if __name__ == "__main__":

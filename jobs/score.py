@@ -23,27 +23,24 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--dry-run", action="store_true", help="say what would be done")
     cli.add_rerun_options(parser)
     args = parser.parse_args(argv)
-    config = cli.load_config(args)
 
-    from vaemo.cluster.prepare import Request
-    from vaemo.cluster.score import score
-    from vaemo.plan import Again
+    import vaemo
 
-    request = Request(
-        args.input,
-        args.checkpoint,
-        args.out,
+    vaemo.score(
+        input=args.input,
+        checkpoint=args.checkpoint,
+        out=args.out,
         calls=args.calls,
         personal=args.personal,
         speakers=args.speakers,
         roles_unknown=args.roles_unknown,
+        config=cli.load_config(args),
+        exclude=args.exclude,
         limit=args.limit,
         dry_run=args.dry_run,
-        exclude=tuple(args.exclude),
-        again=Again(failed=args.retry_failed, changed=args.changed == "redo"),
+        retry_failed=args.retry_failed,
+        changed=args.changed,
     )
-    with cli.summary(args.out, dry_run=args.dry_run) as facts:
-        facts |= score(request, config).to_dict()
 
 
 if __name__ == "__main__":

@@ -9,9 +9,9 @@ import pyarrow.parquet as pq
 import soundfile
 
 from vaemo.config import Config
-from vaemo.extract import extract_utterances
 from vaemo.features import load_extractors
 from vaemo.manifest import read_manifest
+from vaemo.utterances import extract_utterances
 
 QUICK = ["features.prosody=none", "extract.shard_utterances=6", "extract.shard_recordings=1"]
 CONFIG = Config.load("default", QUICK)

@@ -11,13 +11,13 @@ from tiny_models import write_speech_model
 
 from vaemo import files
 from vaemo.config import Config
-from vaemo.extract import extract_utterances
 from vaemo.features import describe, load_extractors
 from vaemo.manifest import read_manifest
 from vaemo.sessions import read_sessions
 from vaemo.store import FeatureStore, store_info, write_part
 from vaemo.training.end_to_end import EndToEnd
 from vaemo.training.trainer import Trainer
+from vaemo.utterances import extract_utterances
 
 RATE = 16_000
 SHORT = {"conv_dim": (16, 16), "conv_kernel": (32, 40), "conv_stride": (16, 20), "num_feat_extract_layers": 2}

@@ -1,13 +1,12 @@
-"""Training and sweeps in this process, as `without_ray` has it for scoring; and where the golden files lie."""
+"""Training and sweeps in this process; and where the golden files lie."""
 
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
 import torch
-from scoring_cases import without_ray
 
-from vaemo.cluster import ablate, encoders, extract, score, train, tune, tune_trial
+from vaemo.cluster import ablate, encoders, train, tune, tune_trial
 from vaemo.model.streams import Streams
 from vaemo.training.group import Group
 from vaemo.tuning.sweep import read_state
@@ -37,7 +36,6 @@ class _Here:
 
 def in_this_process(patch, report=None):
     """Let jobs work without Ray: `patch` is a MonkeyPatch, `report` is called after every epoch of a training."""
-    without_ray(patch, extract, score)
     for module in (train, tune, tune_trial, ablate):
         patch.setattr(module, "ray", _Here(report))
     for module in (train, tune):

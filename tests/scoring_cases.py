@@ -7,9 +7,8 @@ import soundfile
 import torch
 import torchaudio
 
+import vaemo
 from vaemo import files
-from vaemo.cluster.prepare import Request
-from vaemo.cluster.score import score
 from vaemo.config import Config, FeatureConfig
 from vaemo.demo.speech import speak, trim
 from vaemo.features import describe, load_extractors
@@ -22,19 +21,6 @@ SINGLE = 2e-6
 """Rounding of float32 over a session of 60 steps, on a range of width 1."""
 
 SMALL = {"model": {"d_c": 8, "head_hidden": 16}, "updater": {"d_model": 16}, "score": {"lanes": 4, "chunk": 16}}
-
-
-def run_inline(worker, arguments, shards, *, needs=()):
-    """Stands in for `run_shards`: in this process, one after the other."""
-    made = worker(**arguments)
-    yield from map(made, shards)
-
-
-def without_ray(patch, *modules):
-    """Let jobs of `vaemo.cluster` do their shards in this process: `patch` is a MonkeyPatch."""
-    for module in modules:
-        patch.setattr(module, "run_shards", run_inline)
-        patch.setattr(module, "connect", lambda: None)
 
 
 def make_world(seed=0, sessions=20, lengths=(1, 40)):
@@ -67,12 +53,12 @@ def make_audio_checkpoint(path, seed=0, features=None, config=SMALL, **provenanc
     )
 
 
-def run(source, checkpoint, out, **options):
-    """The job; returns the utterances in the order of sessions."""
+def run(source, checkpoint, out, executor="process", **options):
+    """The job, in this process unless it is told otherwise; returns the utterances in the order of sessions."""
     config = Config().replace(SMALL).replace({"score": {"shard_sessions": 4}, "extract": {"shard_recordings": 2}})
     sections = {name: options.pop(name) for name in ("score", "sessions", "labels", "extract") if name in options}
-    request = Request(str(source), tuple(checkpoint.split(",")), str(out), **options)
-    score(request, config.replace(sections))
+    where = {"input": source, "checkpoint": checkpoint.split(","), "out": out, "executor": executor}
+    vaemo.score(**where, config=config.replace(sections), **options)
     return rows_of(out)
 
 
@@ -91,7 +77,9 @@ def assert_close(rows, others):
 
 
 def written(out):
-    return {path: os.stat(path).st_mtime_ns for path in files.list_files(str(out), recursive=True)}
+    """When each file was written, but that which every run writes."""
+    found = (path for path in files.list_files(str(out), recursive=True) if not path.endswith("/summary.json"))
+    return {path: os.stat(path).st_mtime_ns for path in found}
 
 
 def write_calls(folder, *, seed=0, utterances=4, formats=("wav", "flac", "mp3")):

@@ -18,6 +18,9 @@ _PUBLIC = {
     "SessionState": "vaemo.model.state",
     "Stream": "vaemo.stream",
     "VaemoError": "vaemo.errors",
+    "evaluate": "vaemo.api",
+    "extract": "vaemo.api",
+    "score": "vaemo.api",
 }
 
 __all__ = [*_PUBLIC, "__version__"]

@@ -634,6 +634,10 @@ class Config:
         """
         return Config().replace({name: younger(section) for name, section in _SECTIONS.items()}, sections)
 
+    def override(self, overrides: Iterable[str]) -> Config:
+        """A copy with `section.key=value` applied; values and errors as `load`."""
+        return self.replace(_parse_overrides(overrides))
+
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """Plain nested dicts and lists, fit for YAML and JSON."""
         return _plain(dataclasses.asdict(self))

@@ -28,10 +28,10 @@ from vaemo.model.checkpoint import load_checkpoint
 from vaemo.model.film import FilmDelta
 from vaemo.model.regressor import SessionRegressor
 from vaemo.model.streams import Streams
+from vaemo.parts.shards import claim_folder, digest
 from vaemo.progress import Progress
 from vaemo.scoring.trained_on import read_as_trained
 from vaemo.sessions import Session
-from vaemo.shards import claim_folder, digest
 from vaemo.windows import PackedSessions
 
 DELTAS, SPEAKERS, USED, PROVENANCE = "deltas.safetensors", "speakers.parquet", "used.parquet", "_provenance.json"

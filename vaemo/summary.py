@@ -23,20 +23,21 @@ _FACTS = ("job", "exit_code", "seconds", "error", "utterances", "sessions", "fai
 
 
 @contextlib.contextmanager
-def summary(out: str, *, dry_run: bool = False) -> Iterator[dict[str, Any]]:
+def summary(out: str, job: str | None = None, *, dry_run: bool = False) -> Iterator[dict[str, Any]]:
     """Write `OUT/summary.json` at the end of the block, whatever ends it.
 
     Nothing is written where there is no output folder, or it belongs to another run.
 
     Args:
         out: The output folder.
+        job: What is being done; None is the name of the script.
         dry_run: Write nothing.
 
     Yields:
         What it is to hold beside the exit code and the seconds.
     """
     start = time.monotonic()
-    facts: dict[str, Any] = {"job": os.path.basename(sys.argv[0]).removesuffix(".py")}
+    facts: dict[str, Any] = {"job": job or os.path.basename(sys.argv[0]).removesuffix(".py")}
     code, ours = 0, not dry_run
     try:
         yield facts

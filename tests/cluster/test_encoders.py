@@ -1,7 +1,6 @@
 """Where there are GPUs one encoder on each computes for all workers, and stores are as if there were none."""
 
 import asyncio
-import contextlib
 import os
 import signal
 import threading
@@ -18,17 +17,19 @@ from extract_cases import CONFIG, make_loud, rows_of, write_corpus
 from processes import kill, watching, workers
 from ray.cluster_utils import Cluster
 from ray.exceptions import ActorDiedError
-from scoring_cases import assert_close, make_audio_checkpoint, run, run_inline, without_ray
+from scoring_cases import assert_close, make_audio_checkpoint, run
 from speech_cases import call
 from tiny_models import write_speaker_model, write_speech_model
 
-from vaemo.cluster import encoders, extract, runtime
-from vaemo.cluster import score as score_job
+import vaemo
+from vaemo.cluster import encoders, runtime
 from vaemo.config import FeatureConfig
 from vaemo.errors import ClusterError, ExtractorError, StorageError
 from vaemo.features import load_extractors
 from vaemo.features.speaker import SpeakerEncoder
 from vaemo.features.speech import SpeechEncoder
+from vaemo.pipeline import extraction
+from vaemo.pipeline.executors import InProcess
 
 pytestmark = pytest.mark.ray
 
@@ -44,20 +45,6 @@ def gpus(request):
     ray.init(num_cpus=2, num_gpus=request.param, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
     yield request.param
     ray.shutdown()
-
-
-@pytest.fixture
-def inline(monkeypatch):
-    """Extraction in one stage, in this process."""
-
-    @contextlib.contextmanager
-    def in_one_stage():
-        with monkeypatch.context() as patch:
-            without_ray(patch, extract)
-            patch.setattr(extract, "encoder_stage", lambda *_: contextlib.nullcontext({}))
-            yield
-
-    return in_one_stage
 
 
 def assert_same_rows(found, expected):
@@ -80,17 +67,16 @@ def kill_one(names, out, stop, killed):
             killed.append(process.pid)
 
 
-def check_kills(inline, tmp_path, config, gpus, names):
+def check_kills(tmp_path, config, gpus, names):
     """Processes that die cost nothing: the store is that of one stage, and no GPU ever has two encoders."""
     manifest, _ = write_corpus(tmp_path / "c", SESSIONS)
-    with inline():
-        extract.run(config, str(tmp_path / "plain"), manifest=str(manifest))
+    vaemo.extract(config=config, out=tmp_path / "plain", manifest=manifest, executor="process")
     out = tmp_path / "out"
     stop, killed = threading.Event(), []
     killer = threading.Thread(target=kill_one, args=(names, out, stop, killed))
     with watching(lambda: len(workers("ray::_Encoder"))) as seen:
         killer.start()
-        extract.run(config, str(out), manifest=str(manifest))
+        vaemo.extract(config=config, out=str(out), manifest=str(manifest))
         stop.set()
         killer.join()
     assert killed
@@ -99,20 +85,20 @@ def check_kills(inline, tmp_path, config, gpus, names):
 
 
 @pytest.mark.parametrize("gpus", [1], indirect=True)
-def test_an_encoder_that_is_killed_costs_nothing(gpus, inline, tmp_path):
+def test_an_encoder_that_is_killed_costs_nothing(gpus, tmp_path):
     config = CONFIG.replace({"features": {"speech": str(write_speech_model(tmp_path / "wavlm", "wavlm"))}})
-    check_kills(inline, tmp_path, config, gpus, ["ray::_Encoder"])
+    check_kills(tmp_path, config, gpus, ["ray::_Encoder"])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("gpus", [1, 2], indirect=True)
-def test_encoders_and_workers_that_are_killed_again_and_again_cost_nothing(gpus, inline, tmp_path):
+def test_encoders_and_workers_that_are_killed_again_and_again_cost_nothing(gpus, tmp_path):
     models = {
         "speech": str(write_speech_model(tmp_path / "wavlm", "wavlm")),
         "speaker": str(write_speaker_model(tmp_path / "ecapa", "ecapa")),
     }
     names = 4 * ["ray::_Encoder", "ray::MapWorker"]
-    check_kills(inline, tmp_path, CONFIG.replace({"features": models}), gpus, names)
+    check_kills(tmp_path, CONFIG.replace({"features": models}), gpus, names)
 
 
 class Loudness:
@@ -142,7 +128,7 @@ def fragile():
 @pytest.fixture
 def fragile_encoders(monkeypatch):
     monkeypatch.setattr(encoders, "_Encoder", fragile())
-    monkeypatch.setattr(extract, "load_extractors", lambda *_, **__: {"speech": Loudness()})
+    monkeypatch.setattr(extraction, "load_extractors", lambda *_, **__: {"speech": Loudness()})
 
 
 @pytest.mark.slow
@@ -150,7 +136,7 @@ def fragile_encoders(monkeypatch):
 def test_an_utterance_that_kills_its_encoder_each_time_is_a_row(gpus, fragile_encoders, tmp_path):
     manifest, rows = write_corpus(tmp_path / "c", SESSIONS)
     make_loud(tmp_path / "c" / "7.wav", 0, 2400)
-    extract.run(NOWHERE, str(tmp_path / "out"), manifest=str(manifest))
+    vaemo.extract(config=NOWHERE, out=str(tmp_path / "out"), manifest=str(manifest))
     found = rows_of(tmp_path / "out")
     assert len(found) == len(rows)
     bad = {name: (row["status"], row["reason"]) for name, row in found.items() if row["status"] != "ok"}
@@ -170,7 +156,7 @@ def test_encoders_whose_gpu_is_still_to_come_are_not_waited_for(fragile_encoders
     try:
         # Two nodes may come; one does.
         announce({"CPU": 1, "GPU": 1}, most=2)
-        job = threading.Thread(target=extract.run, args=(NOWHERE, str(out)), kwargs={"manifest": str(manifest)})
+        job = threading.Thread(target=vaemo.extract, kwargs={"config": NOWHERE, "out": out, "manifest": manifest})
         job.start()
         job.join(10.0)
         assert job.is_alive()
@@ -196,7 +182,7 @@ def test_a_gpu_that_never_comes_ends_the_job(fragile_encoders, tmp_path, monkeyp
     try:
         announce({"GPU": 1}, most=1)
         with pytest.raises(ClusterError, match=r"nothing moved on the cluster for 8 s: .*no GPU, or"):
-            extract.run(NOWHERE, str(tmp_path / "out"), manifest=str(manifest))
+            vaemo.extract(config=NOWHERE, out=str(tmp_path / "out"), manifest=str(manifest))
     finally:
         ray.shutdown()
         nodes.shutdown()
@@ -215,20 +201,18 @@ def test_recordings_are_scored_as_in_one_stage(gpus, tmp_path, monkeypatch):
     )
     checkpoint = make_audio_checkpoint(tmp_path / "checkpoint", features=features)
     with watching(lambda: len(workers("ray::_Encoder"))) as seen:
-        scored = run(tmp_path / "calls", checkpoint, tmp_path / "out", roles_unknown=True)
+        scored = run(tmp_path / "calls", checkpoint, tmp_path / "out", "ray", roles_unknown=True)
     assert max(seen) == 1
-    monkeypatch.setattr(score_job, "run_shards", run_inline)
-    monkeypatch.setattr(score_job, "encoder_stage", lambda *_: contextlib.nullcontext({}))
     assert_close(scored, run(tmp_path / "calls", checkpoint, tmp_path / "plain", roles_unknown=True))
 
-    def carefully(worker, arguments, shards, **options):
-        return run_inline(worker, arguments, [{**shard, "careful": True} for shard in shards], **options)
+    class Careful(InProcess):
+        def run(self, worker, arguments, shards, **options):
+            return super().run(worker, arguments, [{**shard, "careful": True} for shard in shards], **options)
 
     # Nothing is computed here then, but in a child.
-    monkeypatch.setattr(score_job, "run_shards", carefully)
     monkeypatch.setattr(SpeechEncoder, "__call__", None)
     monkeypatch.setattr(SpeakerEncoder, "__call__", None)
-    assert_close(scored, run(tmp_path / "calls", checkpoint, tmp_path / "careful", roles_unknown=True))
+    assert_close(scored, run(tmp_path / "calls", checkpoint, tmp_path / "careful", Careful(), roles_unknown=True))
 
 
 class Answers:

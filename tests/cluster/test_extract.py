@@ -15,8 +15,8 @@ from extract_cases import CONFIG, QUICK, expected_rows, parts, rows_of, write_co
 from processes import kill, kill_job, start_job, workers
 from ray.cluster_utils import Cluster
 
+import vaemo
 from vaemo import files
-from vaemo.cluster import extract
 from vaemo.store import FeatureStore
 from vaemo.units import STREAMS
 
@@ -30,7 +30,7 @@ def corpus(tmp_path_factory):
 
 def test_a_store_holds_what_the_plain_functions_give(local_ray, corpus, tmp_path):
     manifest, rows = corpus
-    extract.run(CONFIG, str(tmp_path / "out"), manifest=str(manifest))
+    vaemo.extract(config=CONFIG, out=str(tmp_path / "out"), manifest=str(manifest))
     assert rows_of(tmp_path / "out") == expected_rows(manifest)
     store = FeatureStore.open(str(tmp_path / "out"))
     assert dict(store.dims) == {"speech": 120, "speaker": 64}
@@ -42,13 +42,13 @@ def test_a_store_holds_what_the_plain_functions_give(local_ray, corpus, tmp_path
         assert len(sessions) == 6
 
     before = parts(tmp_path / "out")
-    extract.run(CONFIG, str(tmp_path / "out"), manifest=str(manifest))
+    vaemo.extract(config=CONFIG, out=str(tmp_path / "out"), manifest=str(manifest))
     assert parts(tmp_path / "out") == before
 
 
 def test_a_dry_run_says_what_it_would_do_and_does_nothing(local_ray, corpus, tmp_path, capsys):
     manifest, rows = corpus
-    extract.run(CONFIG, str(tmp_path / "out"), manifest=str(manifest), dry_run=True)
+    vaemo.extract(config=CONFIG, out=str(tmp_path / "out"), manifest=str(manifest), dry_run=True)
     said = capsys.readouterr().out
     assert "30 utterances, 0 of them finished; 5 parts to write." in said
     assert "x real time" in said
@@ -57,7 +57,7 @@ def test_a_dry_run_says_what_it_would_do_and_does_nothing(local_ray, corpus, tmp
 
     broken = [{**row, "audio_path": "none.wav"} for row in rows]
     (tmp_path / "m.jsonl").write_text("\n".join(map(json.dumps, broken)))
-    extract.run(CONFIG, str(tmp_path / "out"), manifest=str(tmp_path / "m.jsonl"), dry_run=True)
+    vaemo.extract(config=CONFIG, out=str(tmp_path / "out"), manifest=str(tmp_path / "m.jsonl"), dry_run=True)
     assert "would have no features" in capsys.readouterr().out
 
 
@@ -120,7 +120,7 @@ def test_killed_workers_cost_nothing(local_ray, tmp_path, times):
     stop, killed = threading.Event(), []
     killer = threading.Thread(target=kill_workers, args=(out, times, stop, killed))
     killer.start()
-    extract.run(CONFIG, str(out), manifest=str(manifest))
+    vaemo.extract(config=CONFIG, out=str(out), manifest=str(manifest))
     stop.set()
     killer.join()
     assert killed
@@ -133,7 +133,7 @@ def test_manifest_audio_and_store_may_lie_on_s3(bucket, local_ray, corpus):
         files.write_whole(f"{bucket}/in/{session}.wav", (manifest.parent / f"{session}.wav").read_bytes())
     files.write_whole(f"{bucket}/in/m.jsonl", manifest.read_bytes())
     lenient = CONFIG.replace({"extract": {"max_failed_fraction": 0.2}})
-    extract.run(lenient, f"{bucket}/store", manifest=f"{bucket}/in/m.jsonl")
+    vaemo.extract(config=lenient, out=f"{bucket}/store", manifest=f"{bucket}/in/m.jsonl")
     table = FeatureStore.open(f"{bucket}/store").read()
     expected = expected_rows(manifest)
     assert table.num_rows == len(rows)
@@ -162,7 +162,7 @@ def test_a_lost_node_costs_nothing(tmp_path, seed):
     killer = threading.Thread(target=lose_node)
     try:
         killer.start()
-        extract.run(CONFIG, str(out), manifest=str(manifest))
+        vaemo.extract(config=CONFIG, out=str(out), manifest=str(manifest))
         killer.join()
         assert rows_of(out) == expected_rows(manifest)
     finally:

@@ -23,12 +23,11 @@ from ray.exceptions import ActorDiedError
 from ray.train import ControllerError, WorkerGroupError
 from scoring_cases import assert_close, rows_of
 
+import vaemo
 from vaemo import files
-from vaemo.cluster import extract, group, runtime
+from vaemo.cluster import group, runtime
 from vaemo.cluster import train as train_job
 from vaemo.cluster import tune as tune_job
-from vaemo.cluster.prepare import Request
-from vaemo.cluster.score import score
 from vaemo.cluster.train import train
 from vaemo.cluster.tune import tune
 from vaemo.config import Config
@@ -253,13 +252,13 @@ def test_an_extraction_whose_nodes_are_all_lost_ends_clearly(tmp_path, monkeypat
         loser = threading.Thread(target=lose)
         loser.start()
         with pytest.raises(ClusterError, match=r"nothing moved on the cluster for 90 s: .*run the same command again"):
-            extract.run(QUICK_EXTRACTION, str(out), manifest=str(manifest))
+            vaemo.extract(config=QUICK_EXTRACTION, out=str(out), manifest=str(manifest))
         loser.join()
         kept = parts(out)
         assert 2 <= len(kept) < 6
         away.replace(last)
         nodes.add_node(num_cpus=1)
-        extract.run(QUICK_EXTRACTION, str(out), manifest=str(manifest))
+        vaemo.extract(config=QUICK_EXTRACTION, out=str(out), manifest=str(manifest))
     assert kept.items() <= parts(out).items()
     assert stored_rows(out) == expected
 
@@ -267,10 +266,10 @@ def test_an_extraction_whose_nodes_are_all_lost_ends_clearly(tmp_path, monkeypat
 def pipeline(manifest, out, space):
     """Every stage that a cluster runs, each on what the one before has written."""
     quick = Config.load("default", ["features.prosody=none", "extract.shard_utterances=12", *SMALL, "train.epochs=2"])
-    extract.run(quick, f"{out}/store", manifest=manifest)
+    vaemo.extract(config=quick, out=f"{out}/store", manifest=manifest)
     train(f"{out}/store", f"{out}/run", quick, workers=2)
     tune(f"{out}/store", space, f"{out}/sweep", quick, trials=2, scheduler="none")
-    score(Request(f"{out}/store", (f"{out}/run/best",), f"{out}/scores"), quick)
+    vaemo.score(input=f"{out}/store", checkpoint=f"{out}/run/best", out=f"{out}/scores", config=quick)
 
 
 @pytest.mark.slow

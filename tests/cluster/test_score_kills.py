@@ -10,10 +10,9 @@ import ray
 from commands import run_job_here
 from processes import kill, start_job, workers
 from ray.cluster_utils import Cluster
-from scoring_cases import assert_close, make_checkpoint, make_world, rows_of, run, without_ray, written
+from scoring_cases import assert_close, make_checkpoint, make_world, rows_of, run, written
 
 from vaemo import files
-from vaemo.cluster import score as job
 from vaemo.scores import read_sessions
 from vaemo.testing import write_store
 
@@ -29,9 +28,7 @@ def archive(tmp_path_factory):
     folder = tmp_path_factory.mktemp("archive")
     store = write_store(make_world(sessions=10 * PARTS, lengths=(40, 80)), str(folder / "store"), parts=PARTS)
     checkpoint = make_checkpoint(folder / "checkpoint")
-    with pytest.MonkeyPatch.context() as patch:
-        without_ray(patch, job)
-        run(store, checkpoint, folder / "undisturbed")
+    run(store, checkpoint, folder / "undisturbed")
     return store, checkpoint, folder / "undisturbed"
 
 

@@ -15,11 +15,9 @@ import pytest
 from extract_cases import QUICK as QUICK_EXTRACTION
 from extract_cases import expected_rows, parts, rows_of, write_corpus
 from processes import kill_tree
-from scoring_cases import without_ray
 
+import vaemo
 from vaemo import files
-from vaemo.cluster import extract, score
-from vaemo.cluster.prepare import Request
 from vaemo.config import Config
 from vaemo.demo.corpus import make_corpus
 from vaemo.testing import linear_world, write_store
@@ -167,13 +165,12 @@ def test_submitted_jobs_give_what_one_process_gives(head, tmp_path, monkeypatch)
     done = head.submit("sh", "-c", " && ".join(shlex.join(["python", *command]) for command in commands))
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
 
-    without_ray(monkeypatch, extract, score)
     config = Config.load("default", QUICK)
-    extract.run(config, f"{here}/store", manifest=manifest)
+    vaemo.extract(config=config, out=f"{here}/store", manifest=manifest, executor="process")
     assert rows(f"{here}/store") == rows(f"{out}/store")
 
     assert metrics_here(f"{here}/store") == metrics(out / "run" / "metrics.jsonl")
-    score.score(Request(f"{here}/store", (f"{out}/run/best",), f"{here}/scores"), Config())
+    vaemo.score(input=f"{here}/store", checkpoint=f"{out}/run/best", out=f"{here}/scores", executor="process")
     found, expected = rows(f"{out}/scores"), rows(f"{here}/scores")
     assert len(found) > 300
     assert [{**row, "run_id": ""} for row in found] == [{**row, "run_id": ""} for row in expected]

@@ -16,13 +16,11 @@ import ray
 import torch
 from finetune_cases import Heard
 from processes import kill, kill_job, start_job, workers
-from scoring_cases import without_ray
 
+import vaemo
 from vaemo import files, scores
 from vaemo.ablation.baselines import rivals
 from vaemo.cluster import group
-from vaemo.cluster import score as scoring
-from vaemo.cluster.prepare import Request
 from vaemo.cluster.train import _headline, _train, train
 from vaemo.config import Config
 from vaemo.errors import (
@@ -346,8 +344,7 @@ def test_driver_killed_and_job_run_again_with_all_in_a_bucket(undisturbed, bucke
     assert files.read_bytes(f"{out}/curves.png").startswith(b"\x89PNG")
     assert len(files.list_files(f"{out}/tensorboard")) == 2, "one of each job"
 
-    without_ray(monkeypatch, scoring)
-    scoring.score(Request(store, (f"{out}/best",), f"{bucket}/scores"), Config())
+    vaemo.score(input=store, checkpoint=f"{out}/best", out=f"{bucket}/scores", executor="process")
     evaluate(f"{bucket}/scores", store, f"{bucket}/numbers", Config(), split="dev", checkpoint=f"{out}/best")
     found = files.read_json(f"{bucket}/numbers/metrics.json")
     assert found["pooled"]["ccc_avg"] == pytest.approx(best.metrics["dev_ccc_avg"], abs=OTHER_WORLD_SIZE)

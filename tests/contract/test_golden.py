@@ -16,11 +16,9 @@ import yaml
 from golden_cases import GOLDEN, in_this_process, waves
 from scoring_cases import rows_of, written
 
+import vaemo
 import vaemo.config
 from vaemo.cluster import ablate as grid
-from vaemo.cluster.extract import claim_store
-from vaemo.cluster.prepare import Request
-from vaemo.cluster.score import score
 from vaemo.cluster.train import train
 from vaemo.cluster.tune import tune
 from vaemo.config import Config
@@ -33,6 +31,7 @@ from vaemo.metrics import ccc
 from vaemo.model.checkpoint import load_checkpoint, save_checkpoint
 from vaemo.model.state import SessionState
 from vaemo.personalize import Personal, personalize_store
+from vaemo.pipeline.extraction import claim_store
 from vaemo.store import FeatureStore
 from vaemo.stream import Stream
 from vaemo.units import DIMENSIONS
@@ -78,7 +77,7 @@ def expected():
 
 
 def scored(source, checkpoint, out, config, **options):
-    score(Request(source, (checkpoint,), out, **options), config)
+    vaemo.score(input=source, checkpoint=checkpoint, out=out, config=config, **options, executor="process")
     return rows_of(out)
 
 

@@ -16,16 +16,17 @@ JOBS = sorted((ROOT / "jobs").glob("*.py"))
 RANKS = (
     {"errors", "units"},
     {"fields", "strict_yaml", "suggest", "config", "metrics", "progress", "drawing"},
-    {"files", "cli", "lease", "summary", "tables"},
+    {"files", "cli", "summary", "tables"},
     {"manifest"},
     {"audio"},
-    {"archive", "features", "shards", "store"},
+    {"features", "parts", "store"},
     {"sessions", "speakers", "splits", "lanes", "model"},
-    {"windows", "extract", "scores", "tally", "index", "corpora", "card"},
+    {"windows", "utterances", "scores", "corpora", "card"},
     {"training"},
     {"scoring", "personalize", "evaluation", "report", "ablation", "tuning"},
-    {"stream", "live", "sources", "plan"},
+    {"stream", "live", "pipeline"},
     {"cluster"},
+    {"api"},
     {"demo"},
 )
 """The data's order. A module imports from its own row and those above it, never from below."""

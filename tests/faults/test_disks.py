@@ -8,8 +8,9 @@ import pytest
 import ray
 from extract_cases import CONFIG, expected_rows, parts, rows_of, write_corpus
 
+import vaemo
 from vaemo import files
-from vaemo.cluster import extract, runtime
+from vaemo.cluster import runtime
 from vaemo.cluster.train import train
 from vaemo.cluster.tune import tune
 from vaemo.config import Config
@@ -44,7 +45,7 @@ def test_a_full_disk_costs_nothing(local_ray, disk, tmp_path):
     with pytest.raises(
         StorageError, match=r"storage failed at .*part-.*: .*No space left on device.*run the same comm"
     ):
-        extract.run(CONFIG, str(folder), manifest=str(manifest))
+        vaemo.extract(config=CONFIG, out=str(folder), manifest=str(manifest))
     kept = parts(folder)
     assert 0 < len(kept) < 20
     assert 0 < len(rows_of(folder)) < 120
@@ -52,7 +53,7 @@ def test_a_full_disk_costs_nothing(local_ray, disk, tmp_path):
     assert set(os.listdir(folder)) - {"_index"} == {*kept, "_vaemo.json"}
 
     enlarge()
-    extract.run(CONFIG, str(folder), manifest=str(manifest))
+    vaemo.extract(config=CONFIG, out=str(folder), manifest=str(manifest))
     assert rows_of(folder) == expected_rows(manifest)
     assert kept.items() <= parts(folder).items()
 

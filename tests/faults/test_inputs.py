@@ -9,7 +9,7 @@ import pytest
 import ray
 from extract_cases import CONFIG, expected_rows, make_loud, rows_of, write_corpus, write_rows
 
-from vaemo.cluster import extract
+import vaemo
 
 pytestmark = pytest.mark.ray
 
@@ -60,7 +60,7 @@ def test_input_that_hangs_or_kills_becomes_rows(deadly_ray, tmp_path):
     write_rows(folder, rows)
     changes = {"extract": {"decode_timeout_s": TIMEOUT_S, "max_failed_fraction": 0.5}}
     config = CONFIG.replace({**changes, "features": {"prosody": "egemaps"}})
-    extract.run(config, str(tmp_path / "out"), manifest=str(manifest))
+    vaemo.extract(config=config, out=str(tmp_path / "out"), manifest=str(manifest))
 
     found = rows_of(tmp_path / "out")
     assert len(found) == len(rows)

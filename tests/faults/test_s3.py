@@ -8,12 +8,12 @@ import boto3
 import pytest
 from extract_cases import CONFIG, expected_rows, write_corpus
 from moto.server import DomainDispatcherApplication, create_backend_app
-from scoring_cases import without_ray
 from werkzeug.serving import make_server
 
+import vaemo
 from vaemo import files
-from vaemo.cluster import extract
 from vaemo.errors import StorageError
+from vaemo.pipeline import extraction
 from vaemo.store import FeatureStore
 
 STORM_S = 12.0
@@ -61,7 +61,6 @@ def s3(monkeypatch):
 @pytest.fixture
 def corpus(s3, tmp_path, monkeypatch):
     """A manifest in the bucket, extracted in this process, and the rows that are to come of it."""
-    without_ray(monkeypatch, extract)
     manifest, _ = write_corpus(tmp_path / "c", 6)
     for path in (tmp_path / "c").iterdir():
         s3.client.upload_file(str(path), s3.bucket, f"in/{path.name}")
@@ -69,7 +68,9 @@ def corpus(s3, tmp_path, monkeypatch):
 
 
 def extract_now(s3):
-    extract.run(CONFIG, f"s3://{s3.bucket}/store", manifest=f"s3://{s3.bucket}/in/m.jsonl")
+    vaemo.extract(
+        config=CONFIG, out=f"s3://{s3.bucket}/store", manifest=f"s3://{s3.bucket}/in/m.jsonl", executor="process"
+    )
 
 
 def stored(s3):
@@ -80,7 +81,7 @@ def stored(s3):
 
 @pytest.mark.slow
 def test_refusals_and_silence_for_a_while_cost_nothing(s3, corpus, monkeypatch):
-    write_part = extract.write_part
+    write_part = extraction.write_part
 
     def write_part_in_a_storm(*arguments):
         """At the end of the first part the storm begins, and lasts into the reading of the second."""
@@ -88,7 +89,7 @@ def test_refusals_and_silence_for_a_while_cost_nothing(s3, corpus, monkeypatch):
             s3.refuse_until, s3.stall = time.monotonic() + STORM_S, 1
         write_part(*arguments)
 
-    monkeypatch.setattr(extract, "write_part", write_part_in_a_storm)
+    monkeypatch.setattr(extraction, "write_part", write_part_in_a_storm)
     extract_now(s3)
     assert s3.refused > 1
     assert s3.stalled == 1
@@ -97,7 +98,7 @@ def test_refusals_and_silence_for_a_while_cost_nothing(s3, corpus, monkeypatch):
 
 def test_an_object_store_that_stays_away_is_one_clear_error(s3, corpus, monkeypatch):
     monkeypatch.setattr(files, "_S3_ATTEMPTS", 2)
-    write_part, written = extract.write_part, []
+    write_part, written = extraction.write_part, []
 
     def write_part_then_nothing(*arguments):
         if written:
@@ -105,11 +106,11 @@ def test_an_object_store_that_stays_away_is_one_clear_error(s3, corpus, monkeypa
         write_part(*arguments)
         written.append(arguments[1])
 
-    monkeypatch.setattr(extract, "write_part", write_part_then_nothing)
+    monkeypatch.setattr(extraction, "write_part", write_part_then_nothing)
     with pytest.raises(StorageError, match=r"storage failed at s3://moody-.*/store/part-.*503.*run the same command"):
         extract_now(s3)
     s3.refuse_until = 0.0
-    monkeypatch.setattr(extract, "write_part", write_part)
+    monkeypatch.setattr(extraction, "write_part", write_part)
     assert len(stored(s3)) == 6
     extract_now(s3)
     assert stored(s3) == {name: (row["status"], row["speech"]) for name, row in corpus.items()}

@@ -44,9 +44,6 @@ from golden_cases import GOLDEN, Killed, in_this_process, waves
 
 import vaemo
 from vaemo.cluster.ablate import ablate
-from vaemo.cluster.extract import run as extract
-from vaemo.cluster.prepare import Request
-from vaemo.cluster.score import score
 from vaemo.cluster.train import train
 from vaemo.cluster.tune import tune
 from vaemo.config import Config
@@ -171,7 +168,7 @@ def killed(after, trial=None):
 
 
 def scored(source, checkpoint, out, config, **options):
-    score(Request(source, (checkpoint,), out, **options), config)
+    vaemo.score(input=source, checkpoint=checkpoint, out=out, config=config, **options, executor="process")
 
 
 def heard(prediction):
@@ -221,8 +218,8 @@ def make(patch):
         soundfile.write(f"recordings/{name}", call(turns).T, RATE)
 
     in_this_process(patch)
-    extract(config, "store", manifest="corpus/manifest.jsonl")
-    extract(config, "store-recordings", folder="recordings")
+    vaemo.extract(config=config, out="store", manifest="corpus/manifest.jsonl", executor="process")
+    vaemo.extract(config=config, out="store-recordings", input="recordings", executor="process")
     train("store", "run", config)
     in_this_process(patch, killed(after=2))
     with pytest.raises(Killed):
@@ -263,7 +260,8 @@ def make(patch):
         }
     )
     plain = listening.replace({"features": {"speech_pooling": "mean"}, "train": {"encoder": "frozen"}})
-    extract(plain, "encoder-store", manifest="corpus/manifest.jsonl")
+    where = {"manifest": "corpus/manifest.jsonl", "executor": "process"}
+    vaemo.extract(config=plain, out="encoder-store", **where)
     train("encoder-store", "encoder", listening, manifest="corpus/manifest.jsonl")
     scored("recordings", "encoder/best", "encoder/scores", config)
 

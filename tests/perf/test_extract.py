@@ -20,13 +20,14 @@ from processes import memory, watching
 from speech_cases import SENTENCES, VOICES, sentence
 from tiny_models import write_speech_model
 
-from vaemo.cluster import encoders, extract
+from vaemo.cluster import encoders
 from vaemo.cluster.runtime import connect, run_shards
 from vaemo.config import Config, FeatureConfig
 from vaemo.features.speech import SpeechEncoder, fitting_batch_s
-from vaemo.index import Index
 from vaemo.manifest import write_manifest
-from vaemo.sources import ManifestSource
+from vaemo.parts.index import Index
+from vaemo.pipeline import extraction
+from vaemo.pipeline.sources import ManifestSource
 
 pytestmark = [pytest.mark.perf, pytest.mark.timeout(3600)]
 
@@ -61,7 +62,7 @@ class TimedWorker:
 
     def __init__(self, source, config, out):
         torch.set_num_threads(1)
-        self.worker = extract.ExtractWorker(source, config, out)
+        self.worker = extraction.ExtractWorker(source, config, out)
 
     def __call__(self, shard):
         begin, cpu_s = time.time(), time.process_time()
@@ -104,7 +105,7 @@ def test_the_cluster_is_nearly_as_fast_as_a_plain_pool(local_ray, tmp_path):
     for run in (in_pool, on_cluster, on_cluster, in_pool):
         out = str(tmp_path / f"out{len(list(tmp_path.iterdir()))}")
         arguments = {"source": source, "config": config.to_dict(), "out": out}
-        work = extract.plan_extraction(source, source.list(), Index(out), config)
+        work = extraction.plan_extraction(source, source.list(), Index(out), config)
         start = time.time()
         calls = run(arguments, work.shards)
         begin, end = min(call["begin"] for call in calls), max(call["end"] for call in calls)

@@ -15,15 +15,15 @@ import ray
 from extract_cases import CONFIG, parts, write_corpus
 from ray.cluster_utils import Cluster
 from scoring_cases import make_checkpoint, make_world, run
+from timed import Timed
 
-from vaemo import sources
-from vaemo.archive import Listing
-from vaemo.cluster import extract
-from vaemo.cluster import score as score_job
+import vaemo
+from vaemo.audio.archive import Listing
 from vaemo.features import load_extractors
 from vaemo.files import Found
-from vaemo.index import Entry, Index
-from vaemo.sources import RecordingsSource
+from vaemo.parts.index import Entry, Index
+from vaemo.pipeline import extraction, sources
+from vaemo.pipeline.sources import RecordingsSource
 from vaemo.testing import write_store
 
 pytestmark = [pytest.mark.perf, pytest.mark.timeout(3600)]
@@ -46,7 +46,7 @@ def entry_of(number, n):
 
 
 class Clock:
-    """Stands in for `run_shards`: workers take shards as they come free, in a time that passes in no time.
+    """An executor whose workers take shards as they come free, in a time that passes in no time.
 
     Attributes:
         elapsed_s: How long the simulated cluster has worked.
@@ -57,7 +57,7 @@ class Clock:
         self._workers = workers
         self.elapsed_s = self.busy_s = 0.0
 
-    def run(self, worker, arguments, shards, *, needs=()):
+    def run(self, worker, arguments, shards, **options):
         shards, running = iter(shards), []
         for number, shard in zip(range(self._workers), shards, strict=False):
             heapq.heappush(running, self._begin(shard, number))
@@ -75,14 +75,13 @@ class Clock:
         return (
             self.elapsed_s + work_s,
             number,
-            json.dumps({"units": n, "audio_s": n * CALL_S, "failed": 0, "part": entry_of(number, n)}),
+            json.dumps({"units": n, "part": entry_of(number, n)}),
         )
 
 
 def test_bookkeeping_does_not_grow_with_the_workers(tmp_path, monkeypatch, capsys):
     extractors = load_extractors(CONFIG.features)
     config = CONFIG.replace({"extract": {"shard_recordings": 8}})
-    monkeypatch.setattr(extract, "connect", lambda: None)
     table = [
         "| workers | recordings | planned in, s | s a part | driver busy | workers busy |",
         "|---|---|---|---|---|---|",
@@ -95,12 +94,11 @@ def test_bookkeeping_does_not_grow_with_the_workers(tmp_path, monkeypatch, capsy
         monkeypatch.setattr(sources, "list_recordings", lambda *_, **__: Listing(found))  # noqa: B023
         start = time.perf_counter()
         index = Index(str(tmp_path / "none"))
-        work = extract.plan_extraction(source, source.list(), index, config)
+        work = extraction.plan_extraction(source, source.list(), index, config)
         plan_s = time.perf_counter() - start
         clock = Clock(workers)
-        monkeypatch.setattr(extract, "run_shards", clock.run)
         start = time.perf_counter()
-        extract.extract_missing(source, work, index, config, extractors)
+        extraction._extract_missing(source, work, index, config, extractors, clock)
         run_s = time.perf_counter() - start
         shares[workers] = (plan_s + run_s) / clock.elapsed_s
         table.append(
@@ -113,23 +111,7 @@ def test_bookkeeping_does_not_grow_with_the_workers(tmp_path, monkeypatch, capsy
     assert shares[1_000] < 0.1
 
 
-def rate_of(monkeypatch, job, work):
-    """Units a second over the last two thirds of the parts, when every worker has its models and is at work."""
-    ends, run_shards = [], job.run_shards
-
-    def timing(*arguments, **options):
-        for counts in run_shards(*arguments, **options):
-            ends.append((time.perf_counter(), counts.get("units", counts.get("sessions"))))
-            yield counts
-
-    with monkeypatch.context() as patch:
-        patch.setattr(job, "run_shards", timing)
-        work()
-    begin = len(ends) // 3
-    return sum(n for _, n in ends[begin + 1 :]) / (ends[-1][0] - ends[begin][0])
-
-
-def test_throughput_on_one_two_and_three_nodes(tmp_path, monkeypatch, capsys):
+def test_throughput_on_one_two_and_three_nodes(tmp_path, capsys):
     manifest, _ = write_corpus(tmp_path / "c", 160, 5)
     config = CONFIG.replace({"features": {"prosody": "egemaps"}, "extract": {"shard_utterances": 25}})
     checkpoint = make_checkpoint(tmp_path / "checkpoint")
@@ -143,19 +125,14 @@ def test_throughput_on_one_two_and_three_nodes(tmp_path, monkeypatch, capsys):
             nodes.add_node(num_cpus=1)
         ray.init(address=nodes.address, logging_level="ERROR", log_to_driver=False)
         try:
-            out = tmp_path / f"out{count}"
-            extracted = rate_of(
-                monkeypatch, extract, lambda out=out: extract.run(config, str(out), manifest=str(manifest))
-            )
-            scored = rate_of(
-                monkeypatch,
-                score_job,
-                lambda count=count: run(store, checkpoint, tmp_path / f"scores{count}", score={"shard_sessions": 40}),
-            )
+            extracting, scoring = Timed(), Timed()
+            vaemo.extract(config=config, out=tmp_path / f"out{count}", manifest=manifest, executor=extracting)
+            run(store, checkpoint, tmp_path / f"scores{count}", scoring, score={"shard_sessions": 40})
+            extracted, scored = extracting.rate(), scoring.rate()
         finally:
             ray.shutdown()
             nodes.shutdown()
-        assert len(parts(out)) >= 30
+        assert len(parts(tmp_path / f"out{count}")) >= 30
         rates[count] = (extracted, scored)
         ratios = [rate / rates[1][column] for column, rate in enumerate(rates[count])]
         table.append(f"| {count} | {extracted:,.0f} ({ratios[0]:.2f}) | {scored:,.0f} ({ratios[1]:.2f}) |")

@@ -17,12 +17,12 @@ from processes import memory, watching, workers
 from scoring_cases import make_checkpoint
 
 from vaemo import files, scores
-from vaemo.cluster.prepare import Request, Run
-from vaemo.cluster.score import plan_scoring
 from vaemo.config import Config, ScoreConfig
-from vaemo.index import Index
+from vaemo.parts.index import Index
+from vaemo.pipeline.prepare import Request, Run
+from vaemo.pipeline.scoring import plan_scoring
+from vaemo.pipeline.sources import open_source
 from vaemo.scoring.roles import RoleRules
-from vaemo.sources import open_source
 
 pytestmark = [pytest.mark.perf, pytest.mark.ray, pytest.mark.timeout(3600)]
 

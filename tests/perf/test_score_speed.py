@@ -13,45 +13,22 @@ import pyarrow as pa
 import pytest
 import torch
 from scoring_cases import make_audio_checkpoint, make_checkpoint, run, write_calls
+from timed import Timed
 
 from vaemo import files
 from vaemo.audio.recording import Decoder
-from vaemo.cluster import score as job
 from vaemo.config import Config
 from vaemo.features import load_extractors
 from vaemo.model.checkpoint import load_checkpoint
 from vaemo.model.streams import Streams
+from vaemo.pipeline.sources import RecordingsSource, Tools
 from vaemo.scoring.roles import RoleRules
 from vaemo.scoring.score import score_table
-from vaemo.sources import RecordingsSource, Tools
 
 pytestmark = [pytest.mark.perf, pytest.mark.ray]
 
 DIMS = {"speech": 768, "prosody": 88, "speaker": 192}
 SESSIONS, STEPS, PARTS = 96, 50, 12
-
-
-@pytest.fixture
-def timed(monkeypatch):
-    """Notes when each part was finished, and how many sessions it held."""
-    ends, run_shards = [], job.run_shards
-
-    def timing(*args, **options):
-        for counts in run_shards(*args, **options):
-            ends.append((time.perf_counter(), counts["sessions"]))
-            yield counts
-
-    monkeypatch.setattr(job, "run_shards", timing)
-
-    def rate():
-        """Sessions per second over the quickest half of the parts: other work on the machine only ever slows."""
-        half = len(ends) // 2
-        return max(
-            sum(n for _, n in ends[first + 1 : first + half + 1]) / (ends[first + half][0] - ends[first][0])
-            for first in range(len(ends) - half)
-        )
-
-    return rate
 
 
 def write_wide_store(path):
@@ -86,14 +63,15 @@ def steps_per_second(model, threads, n=400):
     return n / (time.perf_counter() - start)
 
 
-def test_replay_of_a_store_against_a_loop_of_steps(local_ray, timed, tmp_path, capsys):
+def test_replay_of_a_store_against_a_loop_of_steps(local_ray, tmp_path, capsys):
     checkpoint = make_checkpoint(tmp_path / "checkpoint", config={}, dims=DIMS)
     store = write_wide_store(tmp_path / "store")
     model = load_checkpoint(checkpoint).model.eval()
     loops = [steps_per_second(model, threads) for threads in (1, torch.get_num_threads()) for _ in range(3)]
-    run(store, checkpoint, tmp_path / "out", score={"lanes": 32, "chunk": 64, "shard_sessions": 64})
+    timed = Timed()
+    run(store, checkpoint, tmp_path / "out", timed, score={"lanes": 32, "chunk": 64, "shard_sessions": 64})
     loops += [steps_per_second(model, 1) for _ in range(3)]
-    replay, loop = timed() * STEPS, max(loops)
+    replay, loop = timed.rate() * STEPS, max(loops)
     with capsys.disabled():
         print(f"\nreplay {replay:,.0f} utterances/s, step at one lane {loop:,.0f}/s: {replay / loop:.1f} times")
     assert replay > 20 * loop
@@ -117,7 +95,7 @@ def score_in_pool(arguments):
 TOOLS: dict = {}
 
 
-def test_recordings_against_a_pool_of_processes(local_ray, timed, tmp_path, capsys):
+def test_recordings_against_a_pool_of_processes(local_ray, tmp_path, capsys):
     names, _ = write_calls(tmp_path / "calls", utterances=12, formats=("wav", "flac") * 12)
     checkpoint = make_audio_checkpoint(tmp_path / "checkpoint")
     work = [(str(tmp_path / "calls"), name, checkpoint) for name in names]
@@ -125,7 +103,9 @@ def test_recordings_against_a_pool_of_processes(local_ray, timed, tmp_path, caps
         ends = list(pool.imap_unordered(score_in_pool, work))
     ends, half = sorted(ends), len(ends) // 2
     in_pool = max(half / (ends[first + half] - ends[first]) for first in range(len(ends) - half))
-    run(tmp_path / "calls", checkpoint, tmp_path / "out", roles_unknown=True, extract={"shard_recordings": 1})
+    timed = Timed()
+    run(tmp_path / "calls", checkpoint, tmp_path / "out", timed, roles_unknown=True, extract={"shard_recordings": 1})
+    rate = timed.rate()
     with capsys.disabled():
-        print(f"\non Ray {timed():.2f} recordings/s, in a pool of 2 processes {in_pool:.2f}/s: {timed() / in_pool:.2f}")
-    assert timed() > 0.8 * in_pool
+        print(f"\non Ray {rate:.2f} recordings/s, in a pool of 2 processes {in_pool:.2f}/s: {rate / in_pool:.2f}")
+    assert rate > 0.8 * in_pool

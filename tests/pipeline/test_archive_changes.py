@@ -8,15 +8,14 @@ import boto3
 import pyarrow.compute as pc
 import pytest
 import soundfile
-from scoring_cases import make_audio_checkpoint, make_checkpoint, make_world, run, without_ray, written
+from scoring_cases import make_audio_checkpoint, make_checkpoint, make_world, run, written
 from speech_cases import call
 
+import vaemo
 from vaemo import files
 from vaemo.audio import READING
-from vaemo.cluster import extract, score
 from vaemo.config import Config, FeatureConfig
 from vaemo.errors import OtherRunError, TooManyFailuresError
-from vaemo.plan import Again
 from vaemo.scores import read_provenance, read_utterances
 from vaemo.scoring.erase import erase_session
 from vaemo.scoring.ids import VARIABLE, IdKey
@@ -26,11 +25,6 @@ from vaemo.testing import write_store
 KEY = "a key of sixteen or more"
 LENIENT = {"score": {"max_failed_fraction": 1.0}, "extract": {"shard_recordings": 2, "max_failed_fraction": 1.0}}
 QUICK = Config().replace({"features": {"prosody": "none"}, **LENIENT})
-
-
-@pytest.fixture(autouse=True)
-def inline(monkeypatch):
-    without_ray(monkeypatch, extract, score)
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +65,7 @@ def test_a_recording_that_went_on_is_told_and_done_again_where_asked(checkpoint,
     with pytest.raises(TooManyFailuresError, match="1 of 3 sessions failed"):
         run(archive, checkpoint, out, roles_unknown=True)
     others = [rows(out, name) for name in ("0.wav", "2.wav")]
-    score_all(archive, checkpoint, out, again=Again(changed=True))
+    score_all(archive, checkpoint, out, changed="redo")
     assert len(rows(out, "1.wav")) > len(half)
     assert [rows(out, name) for name in ("0.wav", "2.wav")] == others
     assert (
@@ -87,13 +81,13 @@ def test_an_extracted_recording_likewise(tmp_path, capsys):
     archive, out = tmp_path / "archive", str(tmp_path / "store")
     for number in range(2):
         write_call(archive / f"{number}.wav", number)
-    extract.run(QUICK, out, folder=str(archive))
+    vaemo.extract(config=QUICK, out=out, input=str(archive), executor="process")
     before = FeatureStore.open(out).read().num_rows
     write_call(archive / "1.wav", 1, turns=4)
-    tally = extract.run(QUICK, out, folder=str(archive))
-    assert (list(tally.changed), FeatureStore.open(out).read().num_rows) == (["1.wav"], before)
-    tally = extract.run(QUICK, out, folder=str(archive), again=Again(changed=True))
-    assert tally.changed == []
+    tally = vaemo.extract(config=QUICK, out=out, input=str(archive), executor="process")
+    assert (tally.changed, FeatureStore.open(out).read().num_rows) == (("1.wav",), before)
+    tally = vaemo.extract(config=QUICK, out=out, input=str(archive), changed="redo", executor="process")
+    assert tally.changed == ()
     assert FeatureStore.open(out).read().num_rows > before
 
 
@@ -111,7 +105,7 @@ def test_features_replaced_under_the_same_ids_are_refused(tmp_path):
     files.write_parquet_whole(part, table.set_column(table.column_names.index("speech"), "speech", doubled))
     with pytest.raises(OtherRunError, match=r"holds scores of other data: the features of 3 sessions .* 's0000'"):
         run(store, checkpoint, out)
-    again = run(store, checkpoint, out, again=Again(changed=True))
+    again = run(store, checkpoint, out, changed="redo")
     changed = set(table["session_id"].to_pylist())
     for name in set(first["session_id"].to_pylist()):
         one, other = (rows.filter(pc.equal(rows["session_id"], name))["valence"] for rows in (first, again))
@@ -171,7 +165,7 @@ def test_an_archived_object_is_listed_and_taken_once_it_is_back(bucket, checkpoi
     client.put_object(Bucket=name, Key="in/1.wav", Body=(tmp_path / "call.wav").read_bytes())
     score_all(f"{bucket}/in", checkpoint, out)
     assert rows(out, "1.wav") == [cold]
-    score_all(f"{bucket}/in", checkpoint, out, again=Again(failed=True))
+    score_all(f"{bucket}/in", checkpoint, out, retry_failed=True)
     assert {row["status"] for row in rows(out, "1.wav")} == {"ok"}
 
 
@@ -196,11 +190,11 @@ def test_another_reading_is_another_run(checkpoint, tmp_path, monkeypatch):
     archive, out = tmp_path / "archive", str(tmp_path / "out")
     write_call(archive / "a.wav", 1)
     score_all(archive, checkpoint, out)
-    extract.run(QUICK, str(tmp_path / "store"), folder=str(archive))
+    vaemo.extract(config=QUICK, out=str(tmp_path / "store"), input=str(archive), executor="process")
     assert read_provenance(out)["settings"]["reading"] == READING
-    for module in ("vaemo.cluster.prepare", "vaemo.cluster.extract"):
+    for module in ("vaemo.pipeline.prepare", "vaemo.pipeline.extraction"):
         monkeypatch.setattr(f"{module}.READING", READING + 1)
     with pytest.raises(OtherRunError, match=f"reading was {READING}, is now {READING + 1}"):
         score_all(archive, checkpoint, out)
     with pytest.raises(OtherRunError, match=f"reading was {READING}, is now {READING + 1}"):
-        extract.run(QUICK, str(tmp_path / "store"), folder=str(archive))
+        vaemo.extract(config=QUICK, out=str(tmp_path / "store"), input=str(archive), executor="process")

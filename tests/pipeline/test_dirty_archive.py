@@ -8,11 +8,10 @@ import pytest
 from commands import run_job
 from dirty_archive import write_archive
 from processes import kill_job, start_job
-from scoring_cases import make_audio_checkpoint, without_ray
+from scoring_cases import make_audio_checkpoint
 from speech_cases import overlap
 
-from vaemo.cluster import extract, score
-from vaemo.cluster.prepare import Request
+import vaemo
 from vaemo.config import Config, FeatureConfig
 from vaemo.errors import TooManyFailuresError
 from vaemo.report.write import write_report
@@ -36,13 +35,9 @@ def checkpoint(tmp_path_factory):
     return make_audio_checkpoint(tmp_path_factory.mktemp("model") / "best", features=FeatureConfig(prosody="none"))
 
 
-@pytest.fixture
-def inline(monkeypatch):
-    without_ray(monkeypatch, extract, score)
-
-
-def request(archive, checkpoint, out):
-    return Request(str(archive.folder), (checkpoint,), str(out), roles_unknown=True)
+def score(archive, checkpoint, out, config):
+    where = {"input": archive.folder, "checkpoint": checkpoint, "out": out}
+    return vaemo.score(**where, config=config, roles_unknown=True, executor="process")
 
 
 def check(rows: pa.Table, archive) -> None:
@@ -67,32 +62,33 @@ def check(rows: pa.Table, archive) -> None:
     assert dict(zip(twins["session_id"].to_pylist(), twins["duplicate_of"].to_pylist(), strict=True)) == archive.twins
 
 
-def test_every_file_is_scored_or_listed(inline, archive, checkpoint, tmp_path, capsys):
+def test_every_file_is_scored_or_listed(archive, checkpoint, tmp_path, capsys):
     config = Config().replace(QUICK)
-    tally = score.score(request(archive, checkpoint, tmp_path / "out"), config)
+    outcome = score(archive, checkpoint, tmp_path / "out", config)
     check(read_utterances(str(tmp_path / "out")), archive)
     told = capsys.readouterr().out
     assert told.count(f"passed over {archive.passed_over} files") == 1
-    assert tally.sessions == len(archive.calls) + len(archive.others)
-    assert tally.silent == list(archive.others.values()).count("silent")
+    assert outcome.sessions["all"] == len(archive.calls) + len(archive.others)
+    assert outcome.sessions["silent"] == list(archive.others.values()).count("silent")
     # One line for each kind of problem, with one of its files.
     for status in {*archive.others.values()} - {"silent"}:
         assert told.count(f"  {status:<12} such as ") == 1
 
     strict = config.replace({"score": {"max_failed_fraction": 0.05}})
     with pytest.raises(TooManyFailuresError, match=r"(sessions|utterances) failed"):
-        score.score(request(archive, checkpoint, tmp_path / "out"), strict)
+        score(archive, checkpoint, tmp_path / "out", strict)
     assert "nothing to do: all" in capsys.readouterr().out
 
     counts = write_report(str(tmp_path / "out"), str(tmp_path / "report"), config, audio=str(archive.folder))
-    assert counts["with_audio"] == counts["drawn"] == tally.sessions
-    assert read_sessions(str(tmp_path / "out")).num_rows == tally.sessions
+    assert counts["with_audio"] == counts["drawn"] == outcome.sessions["all"]
+    assert read_sessions(str(tmp_path / "out")).num_rows == outcome.sessions["all"]
 
 
-def test_every_file_is_extracted_or_listed(inline, archive, tmp_path):
-    tally = extract.run(Config().replace(QUICK), str(tmp_path / "store"), folder=str(archive.folder))
+def test_every_file_is_extracted_or_listed(archive, tmp_path):
+    config = Config().replace(QUICK)
+    outcome = vaemo.extract(input=archive.folder, out=tmp_path / "store", config=config, executor="process")
     check(FeatureStore.open(str(tmp_path / "store")).read(), archive)
-    assert tally.to_dict()["sessions"]["all"] == len(archive.calls) + len(archive.others)
+    assert outcome.sessions["all"] == len(archive.calls) + len(archive.others)
 
 
 @pytest.mark.slow

@@ -9,19 +9,19 @@ from odd_files import ODD, without_length, write_av, write_odd_files
 from processes import memory, watching
 from speech_cases import call, overlap
 
-from vaemo import extract
+from vaemo import utterances
 from vaemo.audio import decoder as decoder_module
 from vaemo.audio import recording as audio
 from vaemo.audio.recording import Decoder
 from vaemo.config import Config
-from vaemo.extract import extract_recording, extract_utterances, failures
 from vaemo.features import load_extractors
 from vaemo.manifest import COLUMNS, read_manifest
+from vaemo.parts.tally import Tally, count
+from vaemo.pipeline.sources import RecordingsSource, Tools
 from vaemo.scoring.roles import RoleRules
-from vaemo.sources import RecordingsSource, Tools
 from vaemo.store import part_schema
-from vaemo.tally import Tally, count
 from vaemo.units import NOT_FAILED, STREAMS
+from vaemo.utterances import extract_recording, extract_utterances, failures
 
 CONFIG = Config()
 
@@ -175,7 +175,7 @@ def test_blocks_and_buffers_change_nothing(recording, decoder, monkeypatch):
     tools = {"extractors": {"speech": Loudness()}, "config": CONFIG, "decoder": decoder}
     whole = extract_recording(str(path), "a", **tools)
     monkeypatch.setattr(audio, "_BLOCK_VALUES", 30_000)
-    monkeypatch.setattr(extract, "_BUFFER_S", 5.0)
+    monkeypatch.setattr(utterances, "_BUFFER_S", 5.0)
     extractor = Loudness()
     parts = extract_recording(str(path), "a", **{**tools, "extractors": {"speech": extractor}})
     assert parts.equals(whole)

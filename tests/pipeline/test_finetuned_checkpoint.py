@@ -1,6 +1,5 @@
 """A checkpoint with a speech encoder of its own: what is scored with it, what is extracted, and what it is made of."""
 
-import contextlib
 import dataclasses
 import json
 import shutil
@@ -48,14 +47,6 @@ def tuned(request, tmp_path_factory):
     return corpus, str(folder / "best"), trainer
 
 
-@pytest.fixture
-def inline(monkeypatch):
-    """Scoring in this process."""
-    monkeypatch.setattr("vaemo.cluster.score.run_shards", scoring_cases.run_inline)
-    monkeypatch.setattr("vaemo.cluster.score.connect", lambda: None)
-    monkeypatch.setattr("vaemo.cluster.score.encoder_stage", lambda *_: contextlib.nullcontext({}))
-
-
 def pushed(corpus, checkpoint):
     """Predictions of a stream for each utterance of the corpus, (U, 2), and the utterances' ids."""
     rows = [json.loads(line) for line in Path(corpus.manifest).read_text().splitlines()]
@@ -79,7 +70,7 @@ def in_order(rows, utt_ids):
     return scored(rows)[[place[utt_id] for utt_id in utt_ids]]
 
 
-def test_recordings_the_stream_and_a_replay_by_hand_hear_the_trained_encoder(tuned, tmp_path, inline):
+def test_recordings_the_stream_and_a_replay_by_hand_hear_the_trained_encoder(tuned, tmp_path):
     corpus, best, trainer = tuned
     checkpoint = load_checkpoint(best)
     assert checkpoint.features.speech == f"{best}/encoder"
@@ -98,7 +89,7 @@ def test_recordings_the_stream_and_a_replay_by_hand_hear_the_trained_encoder(tun
     assert np.abs(frozen - replayed).max() > 100 * SINGLE
 
 
-def test_a_store_of_another_encoder_is_refused_and_one_of_this_encoder_is_scored(tuned, tmp_path, inline):
+def test_a_store_of_another_encoder_is_refused_and_one_of_this_encoder_is_scored(tuned, tmp_path):
     corpus, best, _ = tuned
     with pytest.raises(
         FeatureMismatchError, match=r"stream 'speech' of the store .*features.speech=CHECKPOINT/encoder"
@@ -133,7 +124,7 @@ def test_layers_behind_the_one_that_is_pooled_are_kept_as_they_were(tuned):
     assert {name for name in same - behind if "k_proj.bias" not in name} == {"masked_spec_embed"}
 
 
-def test_where_a_checkpoint_lies_decides_nothing(tuned, tmp_path, inline):
+def test_where_a_checkpoint_lies_decides_nothing(tuned, tmp_path):
     corpus, best, _ = tuned
     scoring_cases.run(corpus.manifest, best, tmp_path / "scores")
     before = scoring_cases.written(tmp_path / "scores" / "utterances")

@@ -8,10 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from commands import run_job, run_job_here
-from scoring_cases import run, without_ray
+from scoring_cases import run
 from speaker_world import biased_world
 
-from vaemo.cluster import score as score_job
 from vaemo.config import Config
 from vaemo.model.checkpoint import save_checkpoint
 from vaemo.training.trainer import Trainer
@@ -56,7 +55,6 @@ def test_ten_labels_help_their_speaker_on_the_rest(world, tmp_path, monkeypatch)
     assert f"{sum(kept)} of {SPEAKERS} speakers changed; see {deltas}/speakers.parquet" in ended.stdout
     assert any(kept)
 
-    without_ray(monkeypatch, score_job)
     found = {}
     for name, options in (("plain", {}), ("personal", {"personal": str(deltas)})):
         run(world / "store", str(world / "best"), tmp_path / name, **options)

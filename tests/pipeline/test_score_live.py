@@ -4,10 +4,9 @@ import numpy as np
 import pyarrow.compute as pc
 import pytest
 import soundfile
-from scoring_cases import SMALL, make_audio_checkpoint, run, without_ray, write_calls
+from scoring_cases import SMALL, make_audio_checkpoint, run, write_calls
 
 from vaemo.audio.recording import Decoder, Recording
-from vaemo.cluster import score as job
 from vaemo.errors import ShapeError, StateMismatchError
 from vaemo.live import LiveSession
 from vaemo.stream import Stream
@@ -26,12 +25,9 @@ def call(tmp_path_factory):
     folder = tmp_path_factory.mktemp("call")
     (name,), _ = write_calls(folder / "recordings", utterances=8, formats=("flac",))
     checkpoint = make_audio_checkpoint(folder / "best", config=COMPARED)
-    with pytest.MonkeyPatch.context() as patch:
-        without_ray(patch, job)
-        customer = run(
-            folder / "recordings", checkpoint, folder / "customer", score={"channel_roles": ["customer", "agent"]}
-        )
-        everybody = run(folder / "recordings", checkpoint, folder / "everybody", roles_unknown=True)
+    roles = {"channel_roles": ["customer", "agent"]}
+    customer = run(folder / "recordings", checkpoint, folder / "customer", score=roles)
+    everybody = run(folder / "recordings", checkpoint, folder / "everybody", roles_unknown=True)
     return folder / "recordings" / name, checkpoint, customer.filter(pc.equal(customer["status"], "ok")), everybody
 
 

@@ -11,22 +11,20 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 import torch
-from scoring_cases import SINGLE, make_checkpoint, make_world, run, without_ray, written
+from scoring_cases import SINGLE, make_checkpoint, make_world, run, written
 
+import vaemo
 from vaemo import files
-from vaemo.cluster import extract
-from vaemo.cluster import score as job
 from vaemo.config import Config
 from vaemo.errors import OtherRunError, ReadCheckpointError, ReadStoreError, UsageError, VaemoError
 from vaemo.model.checkpoint import load_checkpoint
+from vaemo.parts.shards import read_keys
 from vaemo.personalize import PROVENANCE, SPEAKERS, USED, Personal
-from vaemo.plan import Again
 from vaemo.scores import read_sessions
 from vaemo.scoring import erase
 from vaemo.scoring.erase import Tombstones, erase_session
 from vaemo.scoring.ids import VARIABLE, IdKey
 from vaemo.scoring.score import score_table
-from vaemo.shards import read_keys
 from vaemo.store import FeatureStore
 from vaemo.testing import write_store
 
@@ -36,7 +34,6 @@ HASHED = {"score": {"hash_ids": True}}
 
 @pytest.fixture(autouse=True)
 def inline(monkeypatch):
-    without_ray(monkeypatch, job)
     monkeypatch.setenv(VARIABLE, KEY)
 
 
@@ -122,11 +119,6 @@ def test_an_erased_call_is_gone_and_stays_away(store, checkpoint, tmp_path, opti
         assert name not in "".join(read_keys(part)[0])
 
 
-@pytest.fixture
-def extract_inline(monkeypatch):
-    without_ray(monkeypatch, extract)
-
-
 def write_noise(folder, n=4):
     """Recordings of noise and a manifest of them, one utterance each."""
     folder.mkdir()
@@ -138,27 +130,27 @@ def write_noise(folder, n=4):
     (folder / "m.jsonl").write_text("\n".join(lines))
 
 
-@pytest.mark.parametrize("given", ["folder", "manifest"])
-def test_an_erased_call_is_not_extracted_again(extract_inline, tmp_path, given):
+@pytest.mark.parametrize("given", ["input", "manifest"])
+def test_an_erased_call_is_not_extracted_again(tmp_path, given):
     archive, out = tmp_path / "archive", str(tmp_path / "out")
     write_noise(archive)
     source = {given: str(archive / "m.jsonl" if given == "manifest" else archive)}
     sections = {"extract": {"shard_recordings": 2, "shard_utterances": 2, "max_failed_fraction": 1.0}}
     config = Config().replace({**sections, "features": {"prosody": "none"}})
-    extract.run(config, out, **source)
+    vaemo.extract(config=config, out=out, **source, executor="process")
     assert set(FeatureStore.open(out).read()["session_id"].to_pylist()) == {f"s{number}.wav" for number in range(4)}
     erase_session("s1.wav", IdKey(KEY), scores=str(tmp_path / "scores"), stores=[out])
     write_noise(tmp_path / "more", 6)
     for path in (tmp_path / "more").iterdir():
         path.replace(archive / path.name)
-    for options in ({"limit": 5}, {}, {"again": Again(failed=True)}):
-        extract.run(config, out, **source, **options)
+    for options in ({"limit": 5}, {}, {"retry_failed": True}):
+        vaemo.extract(config=config, out=out, **source, **options, executor="process")
     rows = FeatureStore.open(out).read()
     assert sorted(rows["session_id"].to_pylist()) == ["s0.wav", "s2.wav", "s3.wav", "s4.wav", "s5.wav"]
     assert "s1.wav" not in everything_in(tmp_path / "out")
     for number in (0, 2, 3, 4, 5):
         erase_session(f"s{number}.wav", IdKey(KEY), scores=str(tmp_path / "scores"), stores=[out])
-    extract.run(config, out, **source)
+    vaemo.extract(config=config, out=out, **source, executor="process")
     assert FeatureStore.open(out).read().num_rows == 0
 
 

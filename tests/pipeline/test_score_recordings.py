@@ -14,11 +14,9 @@ from scoring_cases import (
     make_audio_checkpoint,
     make_checkpoint,
     run,
-    without_ray,
     write_calls,
 )
 
-from vaemo.cluster import score as job
 from vaemo.config import Config, FeatureConfig
 from vaemo.errors import (
     FeatureMismatchError,
@@ -29,20 +27,15 @@ from vaemo.errors import (
     TooManyFailuresError,
     UsageError,
 )
-from vaemo.extract import extract_recording, extract_utterances
 from vaemo.features import load_extractors
 from vaemo.manifest import read_manifest
 from vaemo.model.checkpoint import load_checkpoint
 from vaemo.scores import read_provenance, read_sessions
 from vaemo.scoring.score import score_table
 from vaemo.store import write_part
+from vaemo.utterances import extract_recording, extract_utterances
 
 ORDER = {"channel_roles": ["customer", "agent"]}
-
-
-@pytest.fixture(autouse=True)
-def inline(monkeypatch):
-    without_ray(monkeypatch, job)
 
 
 @pytest.fixture(scope="module")
@@ -59,9 +52,7 @@ def checkpoint(tmp_path_factory):
 @pytest.fixture(scope="module")
 def scored(recordings, checkpoint, tmp_path_factory):
     out = tmp_path_factory.mktemp("scored") / "out"
-    with pytest.MonkeyPatch.context() as patch:
-        without_ray(patch, job)
-        return run(recordings[0], checkpoint, out, score=ORDER), out
+    return run(recordings[0], checkpoint, out, score=ORDER), out
 
 
 def test_only_customers_are_scored(recordings, scored):

@@ -1,15 +1,13 @@
 """Recordings in a bucket are scored into a bucket, in two runs as in one."""
 
-from scoring_cases import assert_close, make_audio_checkpoint, rows_of, run, without_ray, write_calls
+from scoring_cases import assert_close, make_audio_checkpoint, rows_of, run, write_calls
 
 from vaemo import files
-from vaemo.cluster import score as job
 
 ORDER = {"channel_roles": ["customer", "agent"]}
 
 
 def test_recordings_and_scores_may_lie_in_a_bucket(bucket, tmp_path, monkeypatch):
-    without_ray(monkeypatch, job)
     names, _ = write_calls(tmp_path / "in" / "2026", utterances=2)
     checkpoint = make_audio_checkpoint(tmp_path / "checkpoint")
     for name in names:

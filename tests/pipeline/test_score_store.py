@@ -7,10 +7,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
-from scoring_cases import SINGLE, SMALL, assert_close, make_checkpoint, make_world, run, without_ray, written
+from scoring_cases import SINGLE, SMALL, assert_close, make_checkpoint, make_world, run, written
 
 from vaemo import files
-from vaemo.cluster import score as job
 from vaemo.config import FeatureConfig
 from vaemo.errors import (
     FeatureMismatchError,
@@ -27,11 +26,6 @@ from vaemo.scores import read_provenance, read_sessions
 from vaemo.scoring.score import score_table
 from vaemo.store import FeatureStore
 from vaemo.testing import write_store
-
-
-@pytest.fixture(autouse=True)
-def inline(monkeypatch):
-    without_ray(monkeypatch, job)
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 import pytest
 from commands import run_job, run_job_here
 
-from vaemo.shards import claim_folder
+from vaemo.parts.shards import claim_folder
 from vaemo.testing import linear_world, write_store
 
 

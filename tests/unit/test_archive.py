@@ -8,7 +8,7 @@ import boto3
 import pytest
 
 from vaemo import files
-from vaemo.archive import Stamp, is_still, list_recordings
+from vaemo.audio.archive import Stamp, is_still, list_recordings
 from vaemo.config import AudioConfig
 from vaemo.errors import ReadRecordingsError
 

@@ -3,12 +3,12 @@
 import pytest
 from extract_cases import CONFIG, write_corpus
 
-from vaemo import extract
+from vaemo import utterances
 from vaemo.audio.acoustics import bandwidth_hz
 from vaemo.errors import ExtractorError
-from vaemo.extract import extract_utterances
 from vaemo.features import ExtractorLost, StandIn, load_extractors
 from vaemo.manifest import read_manifest
+from vaemo.utterances import extract_utterances
 
 N = 18
 
@@ -50,10 +50,10 @@ class Elsewhere:
 
 def extracted(rows, monkeypatch, lost=(), buffer_s=600.0):
     """The table with speech computed elsewhere, and the course of that."""
-    monkeypatch.setattr(extract, "_BUFFER_S", buffer_s)
+    monkeypatch.setattr(utterances, "_BUFFER_S", buffer_s)
     extractors = load_extractors(CONFIG.features)
     elsewhere = Elsewhere(extractors["speech"], lost)
-    monkeypatch.setattr(extract, "bandwidth_hz", elsewhere.hear)
+    monkeypatch.setattr(utterances, "bandwidth_hz", elsewhere.hear)
     extractors["speech"] = StandIn.of(extractors["speech"], elsewhere)
     return extract_utterances(rows, extractors=extractors, config=CONFIG), elsewhere.course
 

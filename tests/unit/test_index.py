@@ -9,9 +9,9 @@ import pytest
 
 from vaemo import files
 from vaemo.errors import OtherRunError
-from vaemo.index import FOLDER, Entry, Index, forget
-from vaemo.shards import tag_keys
-from vaemo.tally import Tally
+from vaemo.parts.index import FOLDER, Entry, Index, forget
+from vaemo.parts.shards import tag_keys
+from vaemo.parts.tally import Tally
 
 
 def write(folder, name, sessions, status="ok"):
@@ -94,8 +94,8 @@ def test_the_parts_win_whatever_happens_to_the_index(tmp_path, seed):
 
 
 def test_many_files_are_joined(tmp_path, monkeypatch):
-    monkeypatch.setattr("vaemo.index._FLUSH_S", 0.0)
-    monkeypatch.setattr("vaemo.index._MOST_FILES", 4)
+    monkeypatch.setattr("vaemo.parts.index._FLUSH_S", 0.0)
+    monkeypatch.setattr("vaemo.parts.index._MOST_FILES", 4)
     with Index.open(str(tmp_path)) as index:
         for number in range(9):
             index.add(write(tmp_path, f"part-{number}.parquet", [f"s{number}"]))

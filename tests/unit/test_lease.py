@@ -11,13 +11,13 @@ import time
 import pytest
 
 from vaemo import files
-from vaemo import lease as module
 from vaemo.errors import OtherRunError
-from vaemo.lease import NAME, lease
+from vaemo.parts import lease as module
+from vaemo.parts.lease import NAME, lease
 
 HOLDER = """
 import sys, time
-from vaemo.lease import lease
+from vaemo.parts.lease import lease
 with lease(sys.argv[1]):
     print("held", flush=True)
     time.sleep(600)

@@ -7,14 +7,14 @@ import pyarrow as pa
 import pytest
 
 from vaemo import files
-from vaemo.archive import Stamp
+from vaemo.audio.archive import Stamp
 from vaemo.errors import OtherRunError
 from vaemo.files import Found
-from vaemo.index import Index
-from vaemo.plan import Again, write_shard
-from vaemo.plan import plan as plan_index
-from vaemo.shards import session_of
-from vaemo.sources import Listing
+from vaemo.parts.index import Index
+from vaemo.parts.shards import session_of
+from vaemo.pipeline.plan import Again, write_shard
+from vaemo.pipeline.plan import plan as plan_index
+from vaemo.pipeline.sources import Listing
 
 
 def listing_of(keys, *, changed=(), found=(), weights=None):

@@ -6,7 +6,7 @@ import pytest
 
 from vaemo import files
 from vaemo.errors import OtherRunError
-from vaemo.shards import claim_folder, plan_shards
+from vaemo.parts.shards import claim_folder, plan_shards
 
 
 def test_plan_fills_shards_and_keeps_order():

@@ -7,7 +7,7 @@ import soundfile
 
 from vaemo.config import Config
 from vaemo.errors import ReadManifestError, ReadStoreError, UsageError
-from vaemo.sources import ManifestSource, RecordingsSource, StoreSource, open_source
+from vaemo.pipeline.sources import ManifestSource, RecordingsSource, StoreSource, open_source
 
 ROWS = {"session_id": ["a", "a", "b"], "utt_id": ["u", "v", "w"], "speech": [[1.0, 2.0]] * 3}
 LINES = {name: ROWS[name] for name in ("session_id", "utt_id")} | {"speaker_id": ["p"] * 3, "audio_path": ["a.wav"] * 3}

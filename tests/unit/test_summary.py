@@ -6,8 +6,8 @@ import pytest
 
 from vaemo import files
 from vaemo.errors import OtherRunError, ReadStoreError, TooManyFailuresError
+from vaemo.parts.tally import Tally, count
 from vaemo.summary import results, summary
-from vaemo.tally import Tally, count
 from vaemo.training.run_folder import finished
 
 

@@ -26,9 +26,9 @@ from vaemo.cluster.runtime import NO_PROGRESS_S, connect, fit_pool
 from vaemo.config import Config
 from vaemo.errors import UsageError, VaemoError, carried, raise_carried
 from vaemo.model.checks import used_pasts
+from vaemo.parts.shards import claim_folder, digest
 from vaemo.progress import Progress, say
 from vaemo.sessions import Session
-from vaemo.shards import claim_folder, digest
 from vaemo.splits import Fold
 from vaemo.training.data import SECTIONS, TrainingData
 from vaemo.windows import PackedSessions

@@ -12,7 +12,7 @@ import tempfile
 import threading
 import uuid
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,8 +39,35 @@ CAREFUL_AFTER = 2
 SILENCE_S = 30.0
 """After so long without a word Ray is said to be waited for."""
 
+_LOGGERS = {
+    "ray": logging.ERROR,
+    "ray.data": logging.CRITICAL,
+    "ray.tune": logging.CRITICAL,
+    "ray._private.authentication.authentication_token_setup": logging.CRITICAL,
+}
+_DATA = ("enable_progress_bars", "print_on_execution_start", "execution_no_progress_timeout_s")
+"""Fields of Ray Data's context that are set."""
+
 _NUMBER = "_shard"
 _SAID = 300
+
+
+@contextlib.contextmanager
+def restored_settings() -> Iterator[None]:
+    """Put back, when the block ends, what this package sets in the process: variables, log levels, warning filters."""
+    environment, data = dict(os.environ), DataContext.get_current()
+    levels = {name: logging.getLogger(name).level for name in _LOGGERS}
+    shown = {name: getattr(data, name) for name in _DATA}
+    try:
+        with warnings.catch_warnings():
+            yield
+    finally:
+        os.environ.clear()
+        os.environ.update(environment)
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
+        for name, value in shown.items():
+            setattr(data, name, value)
 
 
 def connect() -> None:
@@ -58,16 +85,14 @@ def connect() -> None:
     os.environ.setdefault("RAY_DATA_PARQUET_FOOTER_NUM_ACTORS", "1")
     # Ray's own notes about its internals; errors that end a job are raised all the same.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    logging.getLogger("ray").setLevel(logging.ERROR)
-    for name in ("ray.data", "ray.tune", "ray._private.authentication.authentication_token_setup"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
+    for name, level in _LOGGERS.items():
+        logging.getLogger(name).setLevel(level)
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
     if not ray.is_initialized():
         _init(find_cluster())
     context = DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    context.execution_no_progress_timeout_s = NO_PROGRESS_S
+    for name, value in zip(_DATA, (False, False, NO_PROGRESS_S), strict=True):
+        setattr(context, name, value)
 
 
 def _init(address: str | None) -> None:
@@ -160,7 +185,7 @@ def fit_pool(*, gpus: float = 0.0) -> Pool:
 
 
 def run_shards(
-    worker: type,
+    worker: Callable[..., Any],
     worker_args: Mapping[str, Any],
     shards: Sequence[Mapping[str, Any]],
     *,

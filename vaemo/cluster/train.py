@@ -30,8 +30,8 @@ from vaemo.config import Config
 from vaemo.errors import ClusterError, UsageError, VaemoError, carried, raise_carried
 from vaemo.model.checkpoint import load_checkpoint
 from vaemo.model.checks import used_streams
+from vaemo.parts.shards import claim_folder, digest
 from vaemo.progress import say
-from vaemo.shards import claim_folder, digest
 from vaemo.store import FeatureStore
 from vaemo.training import run_folder
 from vaemo.training.curves import draw_curves

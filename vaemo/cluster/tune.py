@@ -35,8 +35,8 @@ from vaemo.cluster.tune_trial import MAX_FAILURES, Job, run_trial
 from vaemo.config import Config
 from vaemo.errors import ClusterError, UsageError
 from vaemo.model.checks import used_streams
+from vaemo.parts.shards import claim_folder, digest
 from vaemo.progress import say
-from vaemo.shards import claim_folder, digest
 from vaemo.training import run_folder
 from vaemo.training.data import SECTIONS, TrainingData
 from vaemo.training.end_to_end import check_encoder_settings

@@ -22,8 +22,7 @@ import pyarrow.json
 
 from vaemo import files, scores
 from vaemo.card import write_card
-from vaemo.cluster import extract
-from vaemo.cluster.score import Request, score
+from vaemo.cluster.executor import OnRay
 from vaemo.cluster.train import train
 from vaemo.config import Config
 from vaemo.demo.corpus import make_corpus, make_recordings
@@ -31,9 +30,13 @@ from vaemo.evaluation.evaluate import evaluate, measure, table_of
 from vaemo.evaluation.pairs import read_pairs
 from vaemo.manifest import read_manifest
 from vaemo.metrics import ccc, rmse
+from vaemo.parts.shards import claim_folder, digest
+from vaemo.pipeline.extraction import extract
+from vaemo.pipeline.prepare import Request
+from vaemo.pipeline.scoring import score
+from vaemo.pipeline.sources import ManifestSource
 from vaemo.progress import duration, say
 from vaemo.report.write import write_report
-from vaemo.shards import claim_folder, digest
 from vaemo.store import INFO, FeatureStore, write_part
 from vaemo.units import DIMENSIONS
 
@@ -95,7 +98,7 @@ def _speak(out: str) -> None:
 def _extract(out: str, config: Config) -> None:
     _step(2, "extract features")
     store = files.join(out, "store")
-    extract.run(config, store, manifest=_manifest(out), about={"synthetic": True})
+    extract(ManifestSource(_manifest(out)), store, config, OnRay(), about={"synthetic": True})
     # The test sessions alone, so that nothing else is scored.
     opened = FeatureStore.open(store)
     table = opened.read()
@@ -117,7 +120,7 @@ def _score(out: str, config: Config) -> None:
     for model in MODELS:
         for seed in SEEDS:
             best = files.join(_run_of(out, model, seed), "best")
-            score(Request(files.join(out, "test-store"), (best,), _scores_of(out, model, seed)), config)
+            score(Request(files.join(out, "test-store"), (best,), _scores_of(out, model, seed)), config, OnRay())
     corpus, best = files.join(out, "corpus"), files.join(out, "run", "best")
     request = Request(
         files.join(corpus, "recordings"),
@@ -125,7 +128,7 @@ def _score(out: str, config: Config) -> None:
         files.join(out, "scores", "recordings"),
         calls=files.join(corpus, "calls.jsonl"),
     )
-    score(request, config)
+    score(request, config, OnRay())
 
 
 def _evaluate(out: str, config: Config) -> dict[str, Any]:

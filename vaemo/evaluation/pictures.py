@@ -154,6 +154,8 @@ def call(title: str, curve: Mapping[str, Any], scale: LabelScale) -> bytes:
 def _error_curve(axis: Axes, at: np.ndarray, error: np.ndarray, **style: Any) -> None:
     """Root mean square of errors (NaN = unknown) in ranges of `at` that hold about as many utterances each."""
     known = ~np.isnan(error)
+    if not known.any():
+        return
     squared, at = error[known] ** 2, at[known]
     parts = np.searchsorted(np.quantile(at, np.linspace(0, 1, _PLACES + 1)[1:-1]), at, side="left")
     middle, mean, half_width = [], [], []

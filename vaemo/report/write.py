@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 import vaemo
 from vaemo import files, scores
-from vaemo.archive import shown
+from vaemo.audio.archive import shown
 from vaemo.config import Config
 from vaemo.errors import ReadScoresError
 from vaemo.evaluation import pictures

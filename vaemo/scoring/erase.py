@@ -17,12 +17,12 @@ from safetensors.torch import load, save
 
 from vaemo import cli, files
 from vaemo.errors import OtherRunError, UsageError
-from vaemo.index import forget
+from vaemo.parts.index import forget
+from vaemo.parts.shards import read_keys, session_of, tag_keys
 from vaemo.personalize import DELTAS, SPEAKERS, USED
 from vaemo.progress import say
 from vaemo.scores import read_provenance
 from vaemo.scoring.ids import IdKey
-from vaemo.shards import read_keys, session_of, tag_keys
 
 PROG = "python -m vaemo.scores"
 TOMBSTONES = "_erased.json"

@@ -13,8 +13,8 @@ import pyarrow.compute as pc
 from vaemo.config import Config
 from vaemo.errors import UsageError
 from vaemo.model.checks import used_pasts
+from vaemo.parts.shards import digest
 from vaemo.sessions import Session, read_sessions
-from vaemo.shards import digest
 from vaemo.speakers import Enrolments, aggregate_speakers, say_where_nobody_is_named
 from vaemo.splits import Fold, make_folds, plain_split
 from vaemo.store import FeatureStore

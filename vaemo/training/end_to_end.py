@@ -21,8 +21,8 @@ from vaemo.config import Config, FeatureConfig
 from vaemo.errors import FeatureMismatchError, UsageError
 from vaemo.features.speech import SpeechEncoder, fitting_batch_s
 from vaemo.features.speech_network import SpeechNetwork
+from vaemo.parts.shards import digest
 from vaemo.sessions import Session
-from vaemo.shards import digest
 from vaemo.store import FeatureStore
 from vaemo.training.group import Group
 from vaemo.training.waveforms import Waveforms, ahead

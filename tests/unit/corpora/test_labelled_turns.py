@@ -11,9 +11,9 @@ from vaemo.config import Config
 from vaemo.corpora import load_corpus
 from vaemo.corpora.__main__ import main
 from vaemo.errors import ReadCorpusError, ReadManifestError
-from vaemo.extract import extract_utterances
 from vaemo.features import load_extractors
 from vaemo.manifest import read_manifest
+from vaemo.utterances import extract_utterances
 
 
 def by_id(corpus):

@@ -1,53 +1,46 @@
-"""Scoring on the cluster: shards of whole sessions, each written once by a worker of its own.
+"""The scoring job: shards of whole sessions, each written once.
 
-The distributed form of `vaemo.scoring.score`. A folder of scores belongs to one run, told by its fingerprint; running
-again does what is missing, and an archive may grow.
+A folder of scores belongs to one run, told by its fingerprint; running again does what is missing, and an archive may
+grow.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import torch
 
 from vaemo import files
-from vaemo.audio.recording import Decoder
-from vaemo.cluster.encoders import encoder_stage
-from vaemo.cluster.prepare import Request, Run, prepare
-from vaemo.cluster.runtime import connect, run_shards
 from vaemo.config import Config
 from vaemo.errors import OtherRunError
 from vaemo.features import Extractor, load_extractors
-from vaemo.features.isolated import isolated
-from vaemo.index import Entry, Index
-from vaemo.lease import lease
-from vaemo.model.checkpoint import load_checkpoint
-from vaemo.personalize import Personal
-from vaemo.plan import NOT_NAMED, Plan, plan, write_shard
-from vaemo.progress import Progress, say
+from vaemo.parts.index import Entry, Index
+from vaemo.parts.lease import lease
+from vaemo.parts.shards import claim_folder
+from vaemo.parts.tally import Tally
+from vaemo.pipeline.executors import Executor
+from vaemo.pipeline.outcome import make_parts
+from vaemo.pipeline.plan import NOT_NAMED, Plan, n_sessions, plan, write_shard
+from vaemo.pipeline.prepare import Request, Run, prepare
+from vaemo.pipeline.sources import Batch, Source
+from vaemo.pipeline.stages import Extract, Replay
+from vaemo.progress import say
 from vaemo.scores import PROVENANCE, UTTERANCES, write_part
 from vaemo.scoring.calls import DATE, Calls
 from vaemo.scoring.ids import IdKey, hidden_errors
 from vaemo.scoring.roles import RoleRules
-from vaemo.scoring.score import score_table
-from vaemo.shards import claim_folder
-from vaemo.sources import Batch, Source, Tools
-from vaemo.speakers import Enrolments
 from vaemo.tables import from_bytes, to_bytes, with_column
-from vaemo.tally import Tally
 
 NO_DATE = "__HIVE_DEFAULT_PARTITION__"
 """What readers of partitioned folders take for null."""
 
 
-def score(request: Request, config: Config) -> Tally:
-    """Score what is missing, on the cluster, with one line of progress and a table of failures at the end.
+def score(request: Request, config: Config, executor: Executor) -> Tally:
+    """Score what is missing, with one line of progress and a table of failures at the end.
 
     Returns:
         What became of everything in the folder of scores.
@@ -58,15 +51,15 @@ def score(request: Request, config: Config) -> Tally:
         VaemoError: as `prepare`.
     """
     with hidden_errors(IdKey.from_environment("score.hash_ids") if config.score.hash_ids else None):
-        return _score(request, config)
+        return _score(request, config, executor)
 
 
-def _score(request: Request, config: Config) -> Tally:
+def _score(request: Request, config: Config, executor: Executor) -> Tally:
     run = prepare(request, config)
     if request.dry_run:
         work = plan_scoring(run, Index.open(files.join(request.out, UTTERANCES)))
-        n_sessions = len(work.listing.session_ids)
-        say(f"would score {work.n_sessions:,} of {n_sessions:,} {run.unit} in {len(work.shards):,} parts")
+        n_all = len(work.listing.session_ids)
+        say(f"would score {work.n_sessions:,} of {n_all:,} {run.unit} in {len(work.shards):,} parts")
         return Tally()
     fingerprint, provenance = run.provenance()
     with lease(request.out), Index.open(files.join(request.out, UTTERANCES)) as index:
@@ -76,22 +69,17 @@ def _score(request: Request, config: Config) -> Tally:
             say(
                 f"{work.unchecked:,} {run.unit} were scored by a version that did not note what they were; not checked."
             )
-        tally = score_missing(run, work, index, fingerprint[:12])
-    summarise(request.out, tally, run.unit, run.config)
+        tally = _score_missing(run, work, index, fingerprint[:12], executor)
+    _summarise(request.out, tally, run.unit, run.config)
     return tally
 
 
-def score_missing(run: Run, work: Plan, index: Index, run_id: str) -> Tally:
-    """Do what is to be done, on the cluster, with one line of progress; returns the counts of all scores.
-
-    Raises:
-        ClusterError: if the cluster cannot run it, or nothing moves.
-    """
-    request, tally, n_sessions = run.request, work.tally_of(index), len(work.listing.session_ids)
+def _score_missing(run: Run, work: Plan, index: Index, run_id: str, executor: Executor) -> Tally:
+    """Do what is to be done; returns the counts of all scores."""
+    request, total = run.request, len(work.listing.session_ids)
     if not work.shards:
-        say(f"nothing to do: all {n_sessions:,} {run.unit} are scored")
-        return tally
-    connect()
+        say(f"nothing to do: all {total:,} {run.unit} are scored")
+        return work.tally_of(index)
     arguments = {
         "checkpoints": request.checkpoints,
         "source": run.source,
@@ -103,19 +91,26 @@ def score_missing(run: Run, work: Plan, index: Index, run_id: str) -> Tally:
         "speakers": request.speakers,
         "key": run.key,
     }
-    extractors = load_extractors(run.config.features) if run.source.needs_features else {}
-    progress = Progress("score", n_sessions, run.unit, done=n_sessions - work.n_sessions)
     needs = [files.join(request.out, PROVENANCE), *work.listing.places, *request.checkpoints]
     needs += [path for path in (request.personal, request.speakers) if path]
-    with encoder_stage(extractors, run.config, len(work.shards)) as encoders:
-        for done in run_shards(ScoreWorker, {**arguments, "encoders": encoders}, work.shards, needs=needs):
-            tally.add(index.add(Entry(**done["part"])))
-            progress.advance(done["sessions"], f"{tally.statuses.total():,} utterances")
-    progress.close()
-    return tally
+    return make_parts(
+        "score",
+        run.unit,
+        work,
+        index,
+        executor,
+        ScoreWorker,
+        arguments,
+        total=total,
+        done=total - work.n_sessions,
+        config=run.config,
+        extractors=load_extractors(run.config.features) if run.source.needs_features else {},
+        needs=needs,
+        detail=lambda now, elapsed_s: f"{now.statuses.total():,} utterances",
+    )
 
 
-def summarise(out: str, tally: Tally, unit: str, config: Config) -> None:
+def _summarise(out: str, tally: Tally, unit: str, config: Config) -> None:
     """Print what the scores hold and a table of what failed.
 
     Raises:
@@ -135,7 +130,7 @@ def summarise(out: str, tally: Tally, unit: str, config: Config) -> None:
 
 
 class ScoreWorker:
-    """Scores a shard and writes its two files; models, extractors and decoder are made once.
+    """Scores a shard and writes its two files.
 
     Args:
         checkpoints: Folders.
@@ -147,7 +142,7 @@ class ScoreWorker:
         personal: Folder of personal deltas.
         speakers: File of enrolments.
         key: Hides ids.
-        encoders: Stand-ins for extractors that compute elsewhere; see `encoder_stage`.
+        ready: Extractors that need not be loaded, by stream.
     """
 
     def __init__(
@@ -161,65 +156,39 @@ class ScoreWorker:
         personal: str | None = None,
         speakers: str | None = None,
         key: IdKey | None = None,
-        encoders: Mapping[str, Extractor] | None = None,
+        ready: Mapping[str, Extractor] | None = None,
     ) -> None:
-        # One worker has one CPU, whatever the machine has.
-        torch.set_num_threads(1)
-        loaded = [load_checkpoint(path) for path in checkpoints]
-        self._models = [checkpoint.model.eval() for checkpoint in loaded]
-        self._personal = Personal.load(personal, fingerprint=loaded[0].fingerprint) if personal else None
-        self._enrolments = Enrolments.read(speakers) if speakers else None
-        self._source, self._rules, self._out, self._run_id, self._key = source, rules, out, run_id, key
-        self._config = Config.from_dict(config)
-        extract, features = self._config.extract, source.needs_features
-        self._tools = Tools(
-            load_extractors(self._config.features, batch_s=extract.batch_s, ready=encoders) if features else {},
-            self._config,
-            Decoder(extract.decode_timeout_s) if features else None,
-            rules,
-        )
+        settings = Config.from_dict(config)
+        self._extract = Extract(source, settings, rules, ready)
+        self._replay = Replay(checkpoints, settings, rules, personal, speakers)
+        self._settings, self._out, self._run_id, self._key = settings.score, out, run_id, key
 
     def __call__(self, shard: Mapping[str, Any]) -> dict[str, Any]:
         """Score and write one shard; counts of it."""
         with hidden_errors(self._key):
-            return self._score(shard)
+            calls = Calls(from_bytes(shard["calls"])) if shard["calls"] else None
+            batch = self._extract(shard, calls)
+            scored = self._replay(batch.table)
+            scored = with_column(scored, "run_id", pa.repeat(self._run_id, scored.num_rows))
+            if calls:
+                scored = _with_travelling(scored, calls)
+            part = self._write(shard, batch, scored, calls.travel if calls else ())
+        return {"units": n_sessions(shard), "part": dataclasses.asdict(part)}
 
-    def _score(self, shard: Mapping[str, Any]) -> dict[str, Any]:
-        settings, keys = self._config.score, json.loads(shard["keys"])
-        calls = Calls(from_bytes(shard["calls"])) if shard["calls"] else None
-        batch = self._read(shard, calls)
-        table, context = self._rules.judge(batch.table)
-        scored = score_table(
-            table,
-            self._models,
-            lanes=settings.lanes,
-            chunk=settings.chunk,
-            sequence_by=self._config.sessions.sequence_by,
-            speaker_aggregation=self._config.features.speaker_aggregation,
-            enrolments=self._enrolments,
-            personal=self._personal,
-            context=context if context.any() else None,
-        )
-        scored = with_column(scored, "run_id", pa.repeat(self._run_id, scored.num_rows))
-        if calls:
-            scored = _with_travelling(scored, calls)
-        stamps = batch.stamps
+    def _write(self, shard: Mapping[str, Any], batch: Batch, scored: pa.Table, travel: Sequence[str]) -> Entry:
+        stamps, table = batch.stamps, batch.table
         if self._key:
             scored = self._key.hide(scored, table["audio_path"] if "audio_path" in table.column_names else None)
             stamps = {self._key.hash(session_id): held for session_id, held in stamps.items()}
-        sessions = len(json.loads(shard["again"]) or keys)
-        travel = calls.travel if calls else ()
 
         def write(name: str, rows: pa.Table) -> None:
-            write_part(self._out, name, rows, settings, travel)
+            write_part(self._out, name, rows, self._settings, travel)
 
-        part = write_shard(files.join(self._out, UTTERANCES), shard, scored, stamps, write)
-        return {"sessions": sessions, "part": dataclasses.asdict(part)}
+        return write_shard(files.join(self._out, UTTERANCES), shard, scored, stamps, write)
 
-    def _read(self, shard: Mapping[str, Any], calls: Calls | None) -> Batch:
-        """Rows of a shard, their features computed where its source needs that."""
-        with isolated(self._tools.extractors, self._config, careful=shard.get("careful", False)) as extractors:
-            return self._source.read(shard, dataclasses.replace(self._tools, extractors=extractors), calls)
+    def close(self) -> None:
+        """End the process that decodes."""
+        self._extract.close()
 
 
 def plan_scoring(run: Run, index: Index) -> Plan:

@@ -1,8 +1,8 @@
 """What features and scores are made of: a feature store, a manifest, or recordings.
 
 A source is light and travels to every worker. Its listing (`list`) stays on the driver: the sessions, their keys for
-`vaemo.shards`, and `pack`, which describes some of them to a worker. `read` turns such a description into rows of a
-feature store, whole sessions in order, and stamps by which a later run tells whether the input has changed.
+`vaemo.parts.shards`, and `pack`, which describes some of them to a worker. `read` turns such a description into rows
+of a feature store, whole sessions in order, and stamps by which a later run tells whether the input has changed.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from vaemo import files
-from vaemo.archive import Stamp, is_still, list_recordings
+from vaemo.audio.archive import Stamp, is_still, list_recordings
 from vaemo.audio.formats import kind_of
 from vaemo.audio.recording import Decoder
 from vaemo.config import AudioConfig, Config
 from vaemo.errors import UsageError
-from vaemo.extract import Problem, extract_recording, extract_utterances, listed_only, unsaid_roles
 from vaemo.features import Extractor
 from vaemo.files import Found
 from vaemo.manifest import COLUMNS, file_of, read_manifest
+from vaemo.parts.shards import digest
 from vaemo.scoring.calls import Calls
 from vaemo.scoring.roles import NOT_KNOWN, RoleRules, cut_by_vaemo
 from vaemo.sessions import OBSERVED, label_range
-from vaemo.shards import digest
 from vaemo.store import FeatureStore, find_parts, is_store
 from vaemo.tables import codes, from_bytes, to_bytes, with_column
 from vaemo.units import STREAMS
+from vaemo.utterances import Problem, extract_recording, extract_utterances, listed_only, unsaid_roles
 
 _DIGESTED = 16
 """Numbers of every vector that a session's digest is made of."""
@@ -128,6 +128,9 @@ class Batch:
 class Source(Protocol):
     """Where sessions come from."""
 
+    kind: str
+    """`store`, `manifest` or `recordings`."""
+
     needs_features: bool
     """Whether features are still to be computed."""
 
@@ -186,6 +189,7 @@ class StoreSource:
     """A feature store: shards follow its parts, so that each part is read once, by one worker."""
 
     store: FeatureStore
+    kind = "store"
     needs_features = False
     replaceable = False
     counts_rows = False
@@ -272,6 +276,7 @@ class ManifestSource:
     path: str
     root: str | None = None
     label_range: tuple[float, float] | None = None
+    kind = "manifest"
     needs_features = True
     replaceable = True
     counts_rows = True
@@ -361,6 +366,7 @@ class RecordingsSource:
     audio: AudioConfig | None = None
     exclude: tuple[str, ...] = ()
     min_age_s: float = 0.0
+    kind = "recordings"
     needs_features = True
     replaceable = True
     counts_rows = False

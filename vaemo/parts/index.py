@@ -21,8 +21,8 @@ import pyarrow as pa
 
 from vaemo import files
 from vaemo.errors import VaemoError
-from vaemo.shards import read_keys
-from vaemo.tally import count_file
+from vaemo.parts.shards import read_keys
+from vaemo.parts.tally import count_file
 
 FOLDER = "_index"
 
@@ -53,7 +53,7 @@ class Entry:
         mtime_ns: When it was written.
         keys: JSON list of the keys of its sessions.
         stamps: JSON object: by session, the stamps of its inputs.
-        counts: JSON object: what `vaemo.tally.count` says of it.
+        counts: JSON object: what `vaemo.parts.tally.count` says of it.
     """
 
     name: str

@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 
 from vaemo import files
-from vaemo.archive import Stamp
+from vaemo.audio.archive import Stamp
 from vaemo.config import settled
 from vaemo.errors import OtherRunError
 
@@ -25,7 +25,7 @@ _KEYS, _STAMPS = b"vaemo.keys", b"vaemo.stamps"
 
 
 Stamps = Mapping[str, Sequence[Sequence[Any]]]
-"""By session, the fields of a `vaemo.archive.Stamp` for each of its inputs; empty where an older version noted none."""
+"""By session, the fields of a `Stamp` for each of its inputs; empty where an older version noted none."""
 
 
 @dataclass(frozen=True)

@@ -19,21 +19,21 @@ from vaemo import files
 from vaemo.audio import READING
 from vaemo.config import Config
 from vaemo.errors import FeatureMismatchError, ReadManifestError, UsageError, named, rendered
-from vaemo.extract import Problem
 from vaemo.features import describe, load_extractors
 from vaemo.model.checkpoint import ENCODER, Checkpoint, load_checkpoint
+from vaemo.parts.shards import digest
 from vaemo.personalize import PROVENANCE as PERSONAL_PROVENANCE
 from vaemo.personalize import Personal
-from vaemo.plan import Again
+from vaemo.pipeline.plan import Again
+from vaemo.pipeline.sources import Listing, Source, StoreSource, open_source
 from vaemo.progress import say
 from vaemo.scoring.calls import Calls, read_calls
 from vaemo.scoring.erase import Tombstones
 from vaemo.scoring.ids import IdKey
 from vaemo.scoring.roles import NOT_KNOWN, RoleRules
 from vaemo.scoring.trained_on import check_trained_on
-from vaemo.shards import digest
-from vaemo.sources import Listing, Source, StoreSource, open_source
 from vaemo.speakers import Enrolments, say_where_nobody_is_named
+from vaemo.utterances import Problem
 
 
 @dataclass(frozen=True)

@@ -16,14 +16,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from vaemo import files
-from vaemo.archive import Stamp, find_twins
+from vaemo.audio.archive import Stamp, find_twins
 from vaemo.errors import OtherRunError
-from vaemo.extract import Problem
-from vaemo.index import Entry, Index
-from vaemo.shards import plan_shards, read_keys, session_of, tag_keys
-from vaemo.sources import Listing
-from vaemo.tally import Tally, count
+from vaemo.parts.index import Entry, Index
+from vaemo.parts.shards import plan_shards, read_keys, session_of, tag_keys
+from vaemo.parts.tally import Tally, count
+from vaemo.pipeline.sources import Listing
 from vaemo.units import NOT_FAILED
+from vaemo.utterances import Problem
 
 NOT_NAMED = ",?"
 """Ends the key of a session that the table of calls did not name; once it does, the session is done again."""
@@ -90,7 +90,7 @@ def plan(
 
     Args:
         listing: Of the source.
-        keys: One per session, all different; see `vaemo.shards.Shard`. An id in them may be hashed.
+        keys: One per session, all different; see `vaemo.parts.shards.Shard`. An id in them may be hashed.
         index: Of the folder.
         target: Weight at which a shard is full.
         places: Folders below `out` and the sessions that belong there; None is `out` itself.
@@ -224,6 +224,11 @@ def _failed(index: Index) -> frozenset[str]:
             failed = pc.invert(pc.is_in(rows["status"], pa.array(NOT_FAILED)))
             found |= set(rows["session_id"].filter(failed).to_pylist())
     return frozenset(found)
+
+
+def n_sessions(shard: Mapping[str, Any]) -> int:
+    """How many sessions a shard describes."""
+    return len(json.loads(shard["again"]) or json.loads(shard["keys"]))
 
 
 def write_shard(

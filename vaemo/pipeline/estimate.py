@@ -8,19 +8,21 @@ from collections.abc import Mapping
 import numpy as np
 
 from vaemo.audio.recording import Decoder
-from vaemo.cluster.runtime import connect, fit_pool
 from vaemo.config import Config
 from vaemo.features import Extractor
-from vaemo.plan import Plan
+from vaemo.parts.tally import Tally, count
+from vaemo.pipeline.executors import Executor
+from vaemo.pipeline.plan import Plan
+from vaemo.pipeline.sources import Listing, Source, Tools
 from vaemo.progress import duration, say
-from vaemo.sources import Listing, Source, Tools
-from vaemo.tally import Tally, count
 
 _SAMPLE_UTTERANCES = 16
 _SAMPLE_RECORDINGS = 2
 
 
-def estimate(source: Source, work: Plan, config: Config, extractors: Mapping[str, Extractor]) -> None:
+def estimate(
+    source: Source, work: Plan, config: Config, extractors: Mapping[str, Extractor], executor: Executor
+) -> None:
     """Print what would be done, from a sample that is extracted here and thrown away.
 
     Args:
@@ -28,6 +30,7 @@ def estimate(source: Source, work: Plan, config: Config, extractors: Mapping[str
         work: The plan.
         config: As for the run.
         extractors: By stream.
+        executor: Where it would be done; the sample is extracted in this process.
     """
     listing, total = work.listing, sum(work.listing.units)
     done = total - work.n_units
@@ -35,8 +38,7 @@ def estimate(source: Source, work: Plan, config: Config, extractors: Mapping[str
     if not work.n_units:
         return
     tally, n, seconds = _extract_sample(source, listing, config, extractors)
-    connect()
-    workers = min(fit_pool().most, len(work.shards))
+    workers = executor.workers(len(work.shards))
     say(
         f"A sample of {n} {listing.unit} took {seconds:.1f} s ({tally.audio_s / seconds:.0f} x real time). All of it "
         f"is about {tally.audio_s / n * work.n_units / 3600:.1f} h of speech, and takes about "

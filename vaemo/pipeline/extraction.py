@@ -1,62 +1,57 @@
-"""Extraction on the cluster: shards of whole sessions, each written once by a worker of its own.
+"""The extraction job: a manifest, or the recordings of a folder, to a feature store.
 
-The distributed form of `vaemo.extract`. The store is a folder of parts that each name the sessions in them; a run does
-what is missing, and what of it is to be done again is rewritten in place. Nothing is ever deleted.
+The store is a folder of parts that each name the sessions in them; a run does what is missing, and what of it is to be
+done again is rewritten in place. Nothing is ever deleted.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
 from vaemo import files
 from vaemo.audio import READING
-from vaemo.audio.recording import Decoder
-from vaemo.cluster.encoders import encoder_stage
-from vaemo.cluster.estimate import estimate
-from vaemo.cluster.runtime import connect, run_shards
 from vaemo.config import Config
 from vaemo.features import Extractor, describe, load_extractors
-from vaemo.features.isolated import isolated
 from vaemo.features.prosody import FEATURE_SETS, LICENSE_NOTE
-from vaemo.index import Entry, Index
-from vaemo.lease import lease
-from vaemo.plan import Again, Plan, plan, write_shard
-from vaemo.progress import Progress, say
+from vaemo.parts.index import Index
+from vaemo.parts.lease import lease
+from vaemo.parts.shards import claim_folder, digest
+from vaemo.parts.tally import Tally
+from vaemo.pipeline.estimate import estimate
+from vaemo.pipeline.executors import Executor
+from vaemo.pipeline.outcome import make_parts
+from vaemo.pipeline.plan import Again, Plan, n_sessions, plan, write_shard
+from vaemo.pipeline.sources import Listing, Source
+from vaemo.pipeline.stages import Extract
+from vaemo.progress import say
 from vaemo.scoring.erase import Tombstones
-from vaemo.sessions import label_range
-from vaemo.shards import claim_folder, digest
-from vaemo.sources import Listing, ManifestSource, RecordingsSource, Source, Tools
 from vaemo.store import INFO, store_info, write_part
-from vaemo.tally import Tally, count
-from vaemo.units import NOT_FAILED
 
 SETTINGS = ("audio", "vad", "features", "labels")
 """Sections of the config that a store records."""
 
 
-def run(
-    config: Config,
+def extract(
+    source: Source,
     out: str,
+    config: Config,
+    executor: Executor,
     *,
-    manifest: str | None = None,
-    folder: str | None = None,
-    exclude: Sequence[str] = (),
     limit: int | None = None,
     dry_run: bool = False,
     again: Again = Again(),  # noqa: B008 - frozen
     about: Mapping[str, Any] | None = None,
 ) -> Tally:
-    """Extract a manifest, or the recordings of a folder, into a store; run again, it does what is missing.
+    """Extract a source into a store; run again, it does what is missing.
 
     Args:
-        config: All sections.
+        source: A manifest, or recordings.
         out: The store's folder.
-        manifest: Which utterances; or
-        folder: Where the recordings are.
-        exclude: Patterns of recordings to leave out.
+        config: All sections.
+        executor: Where the parts are made.
         limit: Only the first utterances (whole sessions) or recordings, at least 1.
         dry_run: Only say what would be done.
         again: Which finished sessions are done again.
@@ -69,12 +64,6 @@ def run(
         VaemoError: for whatever is wrong with the input, the settings, the store, the cluster, or too many failures.
     """
     extractors = load_extractors(config.features, batch_s=config.extract.batch_s)
-    if manifest:
-        native = label_range(config).scale
-        source: Source = ManifestSource(manifest, config.extract.root, (native.low, native.high))
-    else:
-        assert folder is not None
-        source = RecordingsSource(folder, config.audio, tuple(exclude), config.extract.min_age_s)
     listing = source.list()
     for note in listing.notes:
         say(note)
@@ -82,13 +71,14 @@ def run(
     if config.features.prosody in FEATURE_SETS and config.features.opensmile_license is None:
         say(LICENSE_NOTE)
     if dry_run:
-        estimate(source, plan_extraction(source, listing, Index.open(out), config, again), config, extractors)
+        work = plan_extraction(source, listing, Index.open(out), config, again)
+        estimate(source, work, config, extractors, executor)
         return Tally()
     with lease(out), Index.open(out) as index:
         work = plan_extraction(source, listing, index, config, again)
-        claim_store(out, config, extractors, source="manifest" if manifest else "recordings", about=about or {})
-        tally = extract_missing(source, work, index, config, extractors)
-    summarise(out, tally, work.listing.unit, config)
+        claim_store(out, config, extractors, source=source.kind, about=about or {})
+        tally = _extract_missing(source, work, index, config, extractors, executor)
+    _summarise(out, tally, work.listing.unit, config)
     return tally
 
 
@@ -99,7 +89,7 @@ def plan_extraction(
     config: Config,
     again: Again = Again(),  # noqa: B008
 ) -> Plan:
-    """What a store lacks of a source; see `vaemo.plan.plan`."""
+    """What a store lacks of a source; see `vaemo.pipeline.plan.plan`."""
     keys = [
         f"{session_id}\t{content}" if content else session_id
         for session_id, content in zip(listing.session_ids, listing.contents, strict=True)
@@ -141,70 +131,71 @@ def claim_store(
     claim_folder(out, INFO, fingerprint, {**info, "source": source, **about})
 
 
-def extract_missing(
-    source: Source, work: Plan, index: Index, config: Config, extractors: Mapping[str, Extractor]
+def _extract_missing(
+    source: Source,
+    work: Plan,
+    index: Index,
+    config: Config,
+    extractors: Mapping[str, Extractor],
+    executor: Executor,
 ) -> Tally:
-    """Do what is to be done, on the cluster, with one line of progress; returns the counts of the whole store.
-
-    Raises:
-        ClusterError: if the cluster cannot run it, or nothing moves.
-    """
-    out, tally = index.folder, work.tally_of(index)
-    if not work.shards:
-        say(f"nothing to do: all {sum(work.listing.units):,} {work.listing.unit} are extracted")
-        return tally
-    connect()
+    """Do what is to be done; returns the counts of the whole store."""
     total = sum(work.listing.units)
-    progress = Progress("extract", total, work.listing.unit, done=total - work.n_units)
-    audio_s = failed = 0.0
+    if not work.shards:
+        say(f"nothing to do: all {total:,} {work.listing.unit} are extracted")
+        return work.tally_of(index)
 
-    def detail(elapsed_s: float) -> str:
-        return f"{audio_s / 3600:.2f} h of audio at {audio_s / elapsed_s:.0f} x real time, {failed:.0f} failed"
+    def detail(now: Tally, elapsed_s: float) -> str:
+        return f"{now.audio_s / 3600:.2f} h of audio at {now.audio_s / elapsed_s:.0f} x real time, {now.failed} failed"
 
-    needs = [files.join(out, INFO), *work.listing.places]
-    with encoder_stage(extractors, config, len(work.shards)) as encoders:
-        arguments = {"source": source, "config": config.to_dict(), "out": out, "encoders": encoders}
-        for done in run_shards(ExtractWorker, arguments, work.shards, needs=needs):
-            audio_s += done["audio_s"]
-            failed += done["failed"]
-            tally.add(index.add(Entry(**done["part"])))
-            progress.advance(done["units"], detail)
-    progress.close()
-    return tally
+    return make_parts(
+        "extract",
+        work.listing.unit,
+        work,
+        index,
+        executor,
+        ExtractWorker,
+        {"source": source, "config": config.to_dict(), "out": index.folder},
+        total=total,
+        done=total - work.n_units,
+        config=config,
+        extractors=extractors,
+        needs=[files.join(index.folder, INFO), *work.listing.places],
+        detail=detail,
+    )
 
 
 class ExtractWorker:
-    """Writes the part of a shard: extractors and decoder are made once and serve every shard that comes.
+    """Writes the part of a shard.
 
     Args:
         source: Reads what a shard describes.
         config: As `Config.to_dict` gives it.
         out: The store.
-        encoders: Stand-ins for extractors that compute elsewhere; see `encoder_stage`.
+        ready: Extractors that need not be loaded, by stream.
     """
 
     def __init__(
-        self, source: Source, config: Mapping[str, Any], out: str, encoders: Mapping[str, Extractor] | None = None
+        self, source: Source, config: Mapping[str, Any], out: str, ready: Mapping[str, Extractor] | None = None
     ) -> None:
-        self._source, self._config, self._out = source, Config.from_dict(config), out
-        batch_s = self._config.extract.batch_s
-        self._extractors = load_extractors(self._config.features, batch_s=batch_s, ready=encoders)
-        self._decoder = Decoder(self._config.extract.decode_timeout_s)
+        self._source, self._out = source, out
+        self._extract = Extract(source, Config.from_dict(config), ready=ready)
 
     def __call__(self, shard: Mapping[str, Any]) -> dict[str, Any]:
         """Do a shard; counts of it."""
-        with isolated(self._extractors, self._config, careful=shard.get("careful", False)) as extractors:
-            batch = self._source.read(shard, Tools(extractors, self._config, self._decoder, None))
+        batch = self._extract(shard)
         part = write_shard(
             self._out, shard, batch.table, batch.stamps, lambda name, rows: write_part(self._out, name, rows)
         )
-        done = count(batch.table)
-        units = batch.table.num_rows if self._source.counts_rows else done["sessions"]
-        failed = sum(n for status, n in done["statuses"].items() if status not in NOT_FAILED)
-        return {"units": units, "audio_s": done["audio_s"], "failed": failed, "part": asdict(part)}
+        units = batch.table.num_rows if self._source.counts_rows else n_sessions(shard)
+        return {"units": units, "part": asdict(part)}
+
+    def close(self) -> None:
+        """End the process that decodes."""
+        self._extract.close()
 
 
-def summarise(out: str, tally: Tally, unit: str, config: Config) -> None:
+def _summarise(out: str, tally: Tally, unit: str, config: Config) -> None:
     """Print what the store holds and a table of what failed.
 
     Raises:
@@ -226,8 +217,8 @@ def _first(listing: Listing, limit: int | None) -> Listing:
     if limit is None or limit >= sum(listing.units):
         return listing
     taken = 0
-    for n_sessions, units in enumerate(listing.units, 1):
+    for n, units in enumerate(listing.units, 1):
         taken += units
         if taken >= limit:
-            return listing.select(range(n_sessions))
+            return listing.select(range(n))
     return listing

@@ -1,0 +1,250 @@
+"""The jobs as functions: `vaemo.extract`, `vaemo.score`, `vaemo.evaluate`.
+
+Their keyword arguments are the options of the commands. Paths may be relative. `config` is what `--config` takes, or a
+`Config`; `set` is what `--set` takes, repeated. Each leaves `summary.json` in its output folder, as the commands do.
+
+`executor` says where the work is done: `ray`, on the cluster that RAY_ADDRESS names or on a Ray started on this
+machine, or `process`, in this process, one part after the other. On Ray the environment variables, log levels and
+warning filters that vaemo sets are put back at return. What Ray leaves is Ray's: it stays connected until
+`ray.shutdown()`, its folder is below /tmp/ray, and it keeps the environment variables of its own processes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, overload
+
+from vaemo import cli
+from vaemo.config import Config
+from vaemo.errors import UsageError
+from vaemo.pipeline.executors import Executor, InProcess
+from vaemo.pipeline.outcome import Outcome
+from vaemo.pipeline.plan import Again
+from vaemo.summary import summary
+
+Where = Literal["ray", "process"]
+AnyPath = str | os.PathLike[str]
+
+
+def extract(
+    *,
+    out: AnyPath,
+    manifest: AnyPath | None = None,
+    input: AnyPath | None = None,
+    config: Config | AnyPath = "default",
+    set: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    limit: int | None = None,
+    dry_run: bool = False,
+    retry_failed: bool = False,
+    changed: Literal["keep", "redo"] = "keep",
+    executor: Where | Executor = "ray",
+) -> Outcome:
+    """Extract the utterances of a manifest, or of recordings, into a feature store; run again, do what is missing.
+
+    Args:
+        out: The store's folder.
+        manifest: Which utterances, JSON Lines or Parquet; or
+        input: A folder of recordings, in which utterances are found.
+        config: Sections audio, vad, features, labels and extract.
+        set: Changes of the config, such as `["features.speech=logmel"]`.
+        exclude: Patterns of names of recordings to leave out.
+        limit: Only the first utterances (whole sessions) or recordings, at least 1.
+        dry_run: Say what would be done and how long it would take, and write nothing.
+        retry_failed: Try again what failed in an earlier run.
+        changed: What becomes of finished sessions whose input has changed since: they are listed, or done again.
+        executor: `ray`, `process`, or one of one's own.
+
+    Returns:
+        What became of everything in the store.
+
+    Raises:
+        UsageError: if there is not one of `manifest` and `input`, or an argument is no allowed value.
+        TooManyFailuresError: if more than `extract.max_failed_fraction` has failed.
+        VaemoError: for whatever else is wrong with the input, the settings, the store or the cluster.
+    """
+    from vaemo.pipeline import extraction
+    from vaemo.pipeline.sources import ManifestSource, RecordingsSource, Source
+    from vaemo.sessions import label_range
+
+    if (manifest is None) == (input is None):
+        raise UsageError("give one of manifest and input: which utterances, or a folder of recordings to find them in.")
+    settings, store = _config(config, set), _path(out)
+    with summary(store, "extract", dry_run=dry_run) as facts, _executor(executor) as where:
+        if manifest is not None:
+            native = label_range(settings).scale
+            source: Source = ManifestSource(_path(manifest), settings.extract.root, (native.low, native.high))
+        else:
+            folder = _path(input or "")
+            source = RecordingsSource(folder, settings.audio, tuple(exclude), settings.extract.min_age_s)
+        again = _again(retry_failed, changed)
+        tally = extraction.extract(source, store, settings, where, limit=limit, dry_run=dry_run, again=again)
+        facts |= tally.to_dict()
+    return Outcome.of(store, tally)
+
+
+def score(
+    *,
+    input: AnyPath,
+    checkpoint: AnyPath | Sequence[AnyPath],
+    out: AnyPath,
+    calls: AnyPath | None = None,
+    personal: AnyPath | None = None,
+    speakers: AnyPath | None = None,
+    roles_unknown: bool = False,
+    config: Config | AnyPath = "default",
+    set: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    limit: int | None = None,
+    dry_run: bool = False,
+    retry_failed: bool = False,
+    changed: Literal["keep", "redo"] = "keep",
+    executor: Where | Executor = "ray",
+) -> Outcome:
+    """Score whole sessions of a feature store, a manifest or a folder of recordings; run again, do what is missing.
+
+    Args:
+        input: The store, the manifest or the folder.
+        checkpoint: A folder, or several, which give mean and deviation.
+        out: The folder of scores; `vaemo.scores` reads it.
+        calls: Table of calls: who speaks on which channel.
+        personal: Folder of personal deltas that `jobs/personalize.py` wrote.
+        speakers: File of enrolments: `speaker_id`, `speaker`.
+        roles_unknown: Score all channels, employees perhaps among them; to evaluate.
+        config: Sections score, sessions, audio, vad and extract.
+        set: Changes of the config, such as `["score.channel_roles=[customer,agent]"]`.
+        exclude: Patterns of names of recordings to leave out.
+        limit: Only the first sessions or recordings, at least 1.
+        dry_run: Say what would be done, and write nothing.
+        retry_failed: Try again what failed in an earlier run.
+        changed: What becomes of finished sessions whose input has changed since: they are listed, or done again.
+        executor: `ray`, `process`, or one of one's own.
+
+    Returns:
+        What became of everything in the folder of scores.
+
+    Raises:
+        RolesError: if recordings are to be scored and nobody says who speaks.
+        TooManyFailuresError: if more than `score.max_failed_fraction` has failed.
+        VaemoError: for whatever else is wrong with the input, the checkpoints, the settings or the cluster.
+    """
+    from vaemo.pipeline import scoring
+    from vaemo.pipeline.prepare import Request
+
+    several = [checkpoint] if isinstance(checkpoint, (str, os.PathLike)) else checkpoint
+    request = Request(
+        _path(input),
+        tuple(map(_path, several)),
+        _path(out),
+        calls=_path(calls),
+        personal=_path(personal),
+        speakers=_path(speakers),
+        roles_unknown=roles_unknown,
+        limit=limit,
+        dry_run=dry_run,
+        exclude=tuple(exclude),
+        again=_again(retry_failed, changed),
+    )
+    settings = _config(config, set)
+    with summary(request.out, "score", dry_run=dry_run) as facts, _executor(executor) as where:
+        tally = scoring.score(request, settings, where)
+        facts |= tally.to_dict()
+    return Outcome.of(request.out, tally)
+
+
+def evaluate(
+    *,
+    scores: AnyPath,
+    labels: AnyPath,
+    out: AnyPath,
+    split: str | None = None,
+    exclude: AnyPath | None = None,
+    compare: AnyPath | None = None,
+    checkpoint: AnyPath | None = None,
+    card: AnyPath | None = None,
+    config: Config | AnyPath = "default",
+    set: Sequence[str] = (),
+) -> Mapping[str, Any]:
+    """Compare scores with labels: CCC, RMSE, Pearson's r and MAE with intervals, by group.
+
+    Args:
+        scores: A folder of scores.
+        labels: A feature store or a manifest.
+        out: Where `metrics.json`, `groups.parquet` and pictures go.
+        split: Only this split; None is `test` where any row has it, else all rows, with a warning.
+        exclude: Parquet file of utterances to leave out.
+        compare: Other scores of the same utterances, compared in pairs.
+        checkpoint: Replayed on the store with labels fed, too.
+        card: Checkpoint into whose model card the result goes.
+        config: Sections evaluate and labels.
+        set: Changes of the config.
+
+    Returns:
+        What `metrics.json` holds.
+
+    Raises:
+        VaemoError: if scores or labels cannot be read, or have nothing in common.
+    """
+    from vaemo.card import write_card
+    from vaemo.evaluation import evaluate as evaluation
+
+    settings, folder = _config(config, set), _path(out)
+    with summary(folder, "evaluate"):
+        result = evaluation.evaluate(
+            _path(scores),
+            _path(labels),
+            folder,
+            settings,
+            split=split,
+            exclude=_path(exclude),
+            compare=_path(compare),
+            checkpoint=_path(checkpoint),
+        )
+        if card is not None:
+            write_card(_path(card), result)
+    return result
+
+
+@contextlib.contextmanager
+def _executor(executor: Where | Executor) -> Iterator[Executor]:
+    """The executor of a name, its settings in force until the block ends."""
+    if not isinstance(executor, str):
+        yield executor
+    elif executor == "process":
+        yield InProcess()
+    elif executor == "ray":
+        # Ray takes seconds to import, and is not needed here otherwise.
+        from vaemo.cluster.executor import OnRay
+        from vaemo.cluster.runtime import restored_settings
+
+        with restored_settings():
+            yield OnRay()
+    else:
+        raise UsageError(f"executor is '{executor}'; allowed are 'ray' and 'process'.")
+
+
+def _again(retry_failed: bool, changed: str) -> Again:
+    if changed not in ("keep", "redo"):
+        raise UsageError(f"changed is '{changed}'; allowed are 'keep' and 'redo'.")
+    return Again(failed=retry_failed, changed=changed == "redo")
+
+
+def _config(config: Config | AnyPath, changes: Sequence[str]) -> Config:
+    if not isinstance(config, Config):
+        return Config.load(os.fspath(config), changes)
+    return config.override(changes)
+
+
+@overload
+def _path(path: AnyPath) -> str: ...
+
+
+@overload
+def _path(path: AnyPath | None) -> str | None: ...
+
+
+def _path(path: AnyPath | None) -> str | None:
+    """Absolute, or a URI."""
+    return None if path is None else cli.data_path(os.fspath(path))

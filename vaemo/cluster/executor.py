@@ -1,0 +1,44 @@
+"""The jobs' executor on Ray: workers on every node, encoders where there are GPUs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from vaemo.cluster.encoders import encoder_stage
+from vaemo.cluster.runtime import connect, fit_pool, run_shards
+from vaemo.config import Config
+from vaemo.features import Extractor
+from vaemo.pipeline.executors import Worker
+
+
+class OnRay:
+    """Runs workers on the cluster that RAY_ADDRESS names, or on a Ray started on this machine.
+
+    See `vaemo.pipeline.executors.Executor`.
+    """
+
+    def workers(self, most: int) -> int:
+        """As many as fit the cluster once it has grown as far as it may."""
+        connect()
+        return min(fit_pool().most, most)
+
+    def run(
+        self,
+        worker: Callable[..., Worker],
+        arguments: Mapping[str, Any],
+        shards: Sequence[Mapping[str, Any]],
+        *,
+        config: Config,
+        extractors: Mapping[str, Extractor],
+        needs: Iterable[str] = (),
+    ) -> Iterator[dict[str, Any]]:
+        """What workers return for each shard, in the order of completion.
+
+        Raises:
+            ClusterError: if the cluster cannot run it, or nothing moves.
+            VaemoError: what a worker raised first.
+        """
+        connect()
+        with encoder_stage(extractors, config, len(shards)) as encoders:
+            yield from run_shards(worker, {**arguments, "ready": encoders}, shards, needs=needs)

@@ -1,0 +1,85 @@
+"""Where the parts of a job are made: the protocol that the jobs use, and its form in this process.
+
+The other form, on a Ray cluster, is `vaemo.cluster.executor`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+from vaemo.config import Config
+from vaemo.features import Extractor
+
+
+class Worker(Protocol):
+    """Makes parts, one after the other; models, extractors and decoder are loaded once."""
+
+    def __call__(self, shard: Mapping[str, Any]) -> dict[str, Any]:
+        """Make the part of a shard and write it; what the driver is to know of it, fit for JSON."""
+        ...
+
+    def close(self) -> None:
+        """End the processes that belong to it."""
+        ...
+
+
+class Executor(Protocol):
+    """Runs workers over shards."""
+
+    def workers(self, most: int) -> int:
+        """How many workers would run side by side, `most` at most."""
+        ...
+
+    def run(
+        self,
+        worker: Callable[..., Worker],
+        arguments: Mapping[str, Any],
+        shards: Sequence[Mapping[str, Any]],
+        *,
+        config: Config,
+        extractors: Mapping[str, Extractor],
+        needs: Iterable[str] = (),
+    ) -> Iterator[dict[str, Any]]:
+        """What workers return for each shard, in the order of completion.
+
+        Args:
+            worker: Made with `arguments`, and `ready`: extractors that need not be loaded, by stream.
+            arguments: Keyword arguments of the worker.
+            shards: Flat dicts of numbers, texts and bytes: light descriptions of work.
+            config: Sections extract and features.
+            extractors: What the workers compute with, by stream.
+            needs: Paths that every worker reads or writes.
+
+        Raises:
+            VaemoError: what a worker raised first.
+        """
+        ...
+
+
+class InProcess:
+    """Runs one worker in this process, one shard after the other; starts no Ray and changes no setting.
+
+    An extractor that crashes ends this process: on Ray only its worker would end, and the utterance would be a row.
+    """
+
+    def workers(self, most: int) -> int:
+        """One."""
+        return min(most, 1)
+
+    def run(
+        self,
+        worker: Callable[..., Worker],
+        arguments: Mapping[str, Any],
+        shards: Sequence[Mapping[str, Any]],
+        *,
+        config: Config,
+        extractors: Mapping[str, Extractor],
+        needs: Iterable[str] = (),
+    ) -> Iterator[dict[str, Any]]:
+        """See `Executor.run`."""
+        made = worker(**arguments, ready=extractors)
+        try:
+            yield from map(made, shards)
+        finally:
+            made.close()

@@ -1,0 +1,89 @@
+"""What both jobs share: the missing parts made on an executor, and what is left of it all, counted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from vaemo.config import Config
+from vaemo.features import Extractor
+from vaemo.parts.index import Entry, Index
+from vaemo.parts.tally import Tally
+from vaemo.pipeline.executors import Executor, Worker
+from vaemo.pipeline.plan import Plan
+from vaemo.progress import Progress
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of everything in an output folder.
+
+    Attributes:
+        out: The folder.
+        utterances: How many have each status.
+        sessions: How many there are (`all`), and of these `failed`, `silent` and `changed`.
+        failed_fraction: Failed utterances, as a share of those that could be used or have failed.
+        audio_s: Speech, in seconds.
+        changed: Ids of sessions that keep their rows although their input has changed since.
+    """
+
+    out: str
+    utterances: Mapping[str, int] = field(default_factory=dict)
+    sessions: Mapping[str, int] = field(default_factory=dict)
+    failed_fraction: float = 0.0
+    audio_s: float = 0.0
+    changed: Sequence[str] = ()
+
+    @staticmethod
+    def of(out: str, tally: Tally) -> Outcome:
+        """The counts of a folder."""
+        return Outcome(out, **tally.to_dict(), changed=tuple(tally.changed))
+
+
+def make_parts(
+    job: str,
+    unit: str,
+    work: Plan,
+    index: Index,
+    executor: Executor,
+    worker: Callable[..., Worker],
+    arguments: Mapping[str, Any],
+    *,
+    total: int,
+    done: int,
+    config: Config,
+    extractors: Mapping[str, Extractor],
+    needs: Iterable[str],
+    detail: Callable[[Tally, float], str],
+) -> Tally:
+    """Make the parts of a plan, with one line of progress; counts of the whole folder.
+
+    Args:
+        job: First word of the line.
+        unit: What is counted.
+        work: The plan.
+        index: Of the folder, told of every part.
+        executor: Where the parts are made.
+        worker: Makes them; returns `units` and `part`, the fields of an `Entry`.
+        arguments: Of the worker.
+        total: Units of the source.
+        done: Of them, those that were finished before.
+        config: Sections extract and features.
+        extractors: What the workers compute with.
+        needs: Paths that every worker reads or writes.
+        detail: Words of the line, from the counts of this run and its seconds.
+
+    Raises:
+        VaemoError: what a worker raised first; what is finished is kept.
+    """
+    tally, now = work.tally_of(index), Tally()
+    progress = Progress(job, total, unit, done=done)
+    found = executor.run(worker, arguments, work.shards, config=config, extractors=extractors, needs=needs)
+    for made in found:
+        counts = index.add(Entry(**made["part"]))
+        tally.add(counts)
+        now.add(counts)
+        progress.advance(made["units"], lambda elapsed_s: detail(now, elapsed_s))
+    progress.close()
+    return tally
