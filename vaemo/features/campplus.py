@@ -34,7 +34,7 @@ _WINDOW, _HOP, _FFT, _BANDS = 400, 160, 512, 80
 _LOW_HZ = 20.0
 _LONGEST_S = 10.0
 _SHORTEST_S = 0.1
-_AT_ONCE = 32
+_AT_ONCE = 8
 
 
 class CampPlus:
@@ -156,4 +156,5 @@ def _network() -> nn.Module:
     network = module.CAMPPlus(feat_dim=_BANDS, embedding_size=CampPlus.dim)
     network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return network.eval().requires_grad_(False).to(device)
+    # Its two-dimensional layers are twice as fast with channels last on a CPU.
+    return network.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)

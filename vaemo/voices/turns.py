@@ -94,8 +94,17 @@ def read_voices(path: str, session_ids: Sequence[str]) -> dict[int, tuple[Turn, 
 
 def digest_of(turns: Sequence[Turn]) -> str:
     """12 hex digits that follow from turns."""
-    facts = [(turn.start_s, turn.end_s, turn.speaker, turn.role, turn.channel) for turn in turns]
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
+    return hashlib.sha256(json.dumps(turns_to_json(turns)).encode()).hexdigest()[:12]
+
+
+def turns_to_json(turns: Sequence[Turn]) -> list[list[Any]]:
+    """Plain values that `turns_of_json` reads."""
+    return [[turn.start_s, turn.end_s, turn.speaker, turn.role, turn.channel] for turn in turns]
+
+
+def turns_of_json(held: Iterable[Sequence[Any]]) -> list[Turn]:
+    """What `turns_to_json` gave."""
+    return [Turn(*facts) for facts in held]
 
 
 def read_rttm(text: str, where: str) -> dict[str, list[Turn]]:
