@@ -1,6 +1,6 @@
 # `make demo` and `make test` are all that a fresh machine with Python 3.11 and git needs.
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-all bench lint clean
+.PHONY: help venv demo check test test-all bench lint clean
 
 PYTHON ?= python3
 OUT ?= demo
@@ -29,6 +29,9 @@ $(STAMP): pyproject.toml jobs/constraints.txt
 
 demo: $(STAMP)  ## Make speech, extract, train, score, evaluate and report it (OUT=demo)
 	$(BIN)/python jobs/demo.py --out $(OUT)
+
+check: lint  ## Lint, types and the unit tests (a minute; before every commit)
+	$(BIN)/python -m pytest --numprocesses=2 --dist=worksteal tests/unit tests/contract/test_structure.py
 
 test: lint  ## Lint, types and the quick tests (12 minutes on 2 cores at most)
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE)

@@ -9,10 +9,10 @@ from vaemo.config import ModelConfig, UpdaterConfig
 from vaemo.errors import NonFiniteFeatureError
 from vaemo.model.regressor import SessionRegressor
 from vaemo.model.streams import Streams
-from vaemo.scoring import score
-from vaemo.scoring.score import predict_sessions, score_table
+from vaemo.scoring.score import score_table
 from vaemo.sessions import assemble_sessions
 from vaemo.testing import linear_world
+from vaemo.training import replay
 from vaemo.units import DIMENSIONS
 from vaemo.windows import PackedSessions
 
@@ -96,7 +96,7 @@ def test_a_session_scores_the_same_alone_and_among_others():
 def test_blocks_of_sessions_change_nothing(monkeypatch):
     table = make_table(sessions=11)
     whole = values(run(table))
-    monkeypatch.setattr(score, "BLOCK_SESSIONS", 3)
+    monkeypatch.setattr(replay, "BLOCK_SESSIONS", 3)
     assert np.abs(values(run(table)) - whole).max() < SINGLE
 
 
@@ -105,7 +105,7 @@ def test_calls_serve_every_chunk_once_and_are_as_few_as_can_be(seed):
     random = np.random.default_rng(seed)
     n_chunks = random.integers(0, 9, random.integers(1, 30))
     lanes = int(random.integers(1, 12))
-    calls = list(score._calls(n_chunks, lanes))
+    calls = list(replay._calls(n_chunks, lanes))
     assert np.array_equal(np.bincount(np.concatenate([*calls, []]).astype(int), minlength=len(n_chunks)), n_chunks)
     assert all(len(np.unique(call)) == len(call) <= lanes for call in calls)
     assert len(calls) == max(n_chunks.max(), -(-n_chunks.sum() // lanes))
@@ -115,7 +115,7 @@ def test_no_step_is_padding_and_shapes_follow_from_the_session():
     model, seen = make_model(), []
     model.register_forward_pre_hook(lambda _, args: seen.append((args[0].speech.shape[1], args[2].tolist())))
     packed = PackedSessions.of(assemble_sessions(make_table(sessions=5)))
-    predict_sessions(model, packed, lanes=4, chunk=16)
+    replay.predict_sessions(model, packed, lanes=4, chunk=16)
     assert all(len(lengths) == 4 and set(lengths) <= {0, steps} for steps, lengths in seen)
     assert sum(map(sum, (lengths for _, lengths in seen))) == packed.lengths.sum()
 
