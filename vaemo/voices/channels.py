@@ -6,6 +6,8 @@ stay in memory, those of an hour take some megabytes; samples are not kept. Lett
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -127,10 +129,12 @@ class VoiceCutter:
         """Why what was brought cannot be of this recording; None where it can."""
         last_s = max((turn.end_s for turns in self._brought.values() for turn in turns), default=0.0)
         if last_s > end_s + _PAST_END_S:
-            return f"the turns of --voices-from reach to {last_s:.1f} s, the recording to {end_s:.1f} s: they are not its own"
+            return (
+                f"what --voices-from brings reaches to {last_s:.1f} s, the recording to {end_s:.1f} s: it is of another"
+            )
         strange = max(self._brought, default=0)
         if strange >= n_channels:
-            return f"the turns of --voices-from are of channel {strange}, and it has {n_channels} channels (counted from 0)"
+            return f"what --voices-from brings is of channel {strange}, counted from 0, and it has {n_channels}"
         return None
 
     def push(self, utterance: Utterance) -> None:
@@ -193,10 +197,14 @@ class VoiceCutter:
             nearest = inside if inside.any() else np.abs(middles - (start_s + end_s) / 2).argmin()[None]
             others = np.delete(likeness[nearest], voice, axis=1).max(axis=1)
             margin = float(np.mean(likeness[nearest, voice] - others))
-            pieces.append(Piece(channel, start_s, end_s, voice, max(margin, 0.0) if end_s - start_s >= _SHORT_S else 0.0))
+            pieces.append(
+                Piece(channel, start_s, end_s, voice, max(margin, 0.0) if end_s - start_s >= _SHORT_S else 0.0)
+            )
         return pieces
 
-    def _by_turns(self, channel: int, heard: Sequence[_Heard], turns: Sequence[Turn]) -> tuple[list[Piece], list[Voice]]:
+    def _by_turns(
+        self, channel: int, heard: Sequence[_Heard], turns: Sequence[Turn]
+    ) -> tuple[list[Piece], list[Voice]]:
         names = list(dict.fromkeys(turn.speaker for turn in turns))
         number = {name: n for n, name in enumerate(names)}
         roles = {turn.speaker: turn.role for turn in turns}
@@ -208,6 +216,8 @@ class VoiceCutter:
         for utterance in heard:
             near = (ends > utterance.start_s) & (starts < utterance.end_s)
             pieces += self._by_near(channel, utterance, starts[near], ends[near], whose[near], edges)
+        if len(names) == 1:
+            pieces = [dataclasses.replace(piece, margin=None) for piece in pieces]
         vectors = self._vectors_of(heard, pieces, len(names))
         facts = [{"name": name, "role": roles[name], "vector": vectors.get(n)} for n, name in enumerate(names)]
         return _renumbered(channel, pieces, lambda n: facts[n])
@@ -222,7 +232,7 @@ class VoiceCutter:
         bounds = [heard.start_s, *inner.tolist(), heard.end_s]
         # -1 is nobody, -2 several.
         labels = []
-        for begin, end in zip(bounds[:-1], bounds[1:], strict=True):
+        for begin, end in itertools.pairwise(bounds):
             middle = (begin + end) / 2
             active = np.unique(whose[(starts <= middle) & (ends > middle)])
             labels.append(int(active[0]) if len(active) == 1 else -2 if len(active) else -1)
@@ -243,7 +253,7 @@ class VoiceCutter:
     def _vectors_of(self, heard: Sequence[_Heard], pieces: Sequence[Piece], n: int) -> dict[int, np.ndarray]:
         """Mean vectors of brought voices, from windows that lie in their pieces."""
         sums = np.zeros((n, campplus.CampPlus.dim))
-        certain = [p for p in pieces if p.voice is not None and (p.margin or 0.0) >= self._config.min_margin]
+        certain = [p for p in pieces if p.voice is not None and (p.margin is None or p.margin >= self._config.min_margin)]
         windows = [(s, s + u.length_s, v) for u in heard for s, v in zip(u.starts_s, u.vectors, strict=True)]
         if certain and windows:
             begins = np.array([piece.start_s for piece in certain])
@@ -301,13 +311,11 @@ def _without_pauses(bounds: Sequence[float], labels: Sequence[int]) -> list[tupl
     runs = [(a, b, label) for a, b, label in zip(bounds[:-1], bounds[1:], labels, strict=True) if label != -1]
     if not runs:
         return [(bounds[0], bounds[-1], -1)]
-    edges = [bounds[0], *((a[1] + b[0]) / 2 for a, b in zip(runs[:-1], runs[1:], strict=True)), bounds[-1]]
+    edges = [bounds[0], *((a[1] + b[0]) / 2 for a, b in itertools.pairwise(runs)), bounds[-1]]
     return [(a, b, run[2]) for a, b, run in zip(edges[:-1], edges[1:], runs, strict=True)]
 
 
-def _renumbered(
-    channel: int, pieces: Sequence[Piece], facts: Callable[[int], dict]
-) -> tuple[list[Piece], list[Voice]]:
+def _renumbered(channel: int, pieces: Sequence[Piece], facts: Callable[[int], dict]) -> tuple[list[Piece], list[Voice]]:
     """Voices by first speech, from 0; those without any are gone."""
     order = list(dict.fromkeys(piece.voice for piece in pieces if piece.voice is not None))
     place = {voice: number for number, voice in enumerate(order)}
@@ -315,9 +323,7 @@ def _renumbered(
     for piece in pieces:
         if piece.voice is not None:
             speech_s[piece.voice] += piece.end_s - piece.start_s
-    only = len(order) == 1
     numbered = [
-        Piece(p.channel, p.start_s, p.end_s, None if p.voice is None else place[p.voice], None if only and p.margin and p.margin > 0 else p.margin)
-        for p in pieces
+        dataclasses.replace(piece, voice=None if piece.voice is None else place[piece.voice]) for piece in pieces
     ]
     return numbered, [Voice(channel, place[voice], speech_s[voice], **facts(voice)) for voice in order]

@@ -1,7 +1,7 @@
 """Voiceprints: enrolled voices of persons, in the file that `vaemo enrol` writes and `--speakers` reads.
 
-A Parquet file with `speaker_id`, `speaker` (the vector), `role`, `expires` (a date, or null), `seconds` (of speech), and
-the encoder's fingerprint in its metadata. An entry is personal data of a special kind; `without` erases a person.
+A Parquet file with `speaker_id`, `speaker` (the vector), `role`, `expires` (a date, or null) and `seconds` (of speech).
+The encoder's fingerprint stands in its metadata. An entry is personal data of a special kind; `without` erases a person.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from vaemo import files
 from vaemo.errors import ColumnError, ReadVoicesError, named
+from vaemo.features.campplus import CampPlus
 from vaemo.tables import length_of_vectors, typed, vectors
 from vaemo.voices.clustering import unit
 
@@ -81,7 +82,9 @@ class Voiceprints:
         if None in persons or None in roles or held.null_count:
             raise ReadVoicesError(f"{path} has an entry without speaker_id, role or speaker; drop or complete it.")
         if repeated := [person for person in dict.fromkeys(persons) if persons.count(person) > 1]:
-            raise ReadVoicesError(f"{path}: {named(repeated[0])} stands there more than once; one entry a person is needed.")
+            raise ReadVoicesError(
+                f"{path}: {named(repeated[0])} stands there more than once; one entry a person is needed."
+            )
         matrix = np.concatenate([chunk.flatten().to_numpy(zero_copy_only=False) for chunk in held.chunks] or [[]])
         matrix = matrix.reshape(len(persons), dim).astype(np.float32)
         if not np.isfinite(matrix).all() or not matrix.any(axis=1).all():
@@ -140,6 +143,11 @@ class Voiceprints:
             self.vectors[list(rows)],
             self.encoder,
         )
+
+
+def valid_prints(path: str) -> Voiceprints:
+    """The voices in a file that have not expired; errors as `Voiceprints.read`."""
+    return Voiceprints.read(path, CampPlus.made_by).valid(datetime.date.today())
 
 
 def day_of(value: object, where: str) -> datetime.date | None:

@@ -16,6 +16,10 @@ from vaemo.voices.channels import Voice
 from vaemo.voices.prints import Voiceprints
 
 UNKNOWN = "unknown"
+
+VoiceKey = tuple[int, int | None]
+"""Channel and number of a voice; None is nobody's."""
+
 _LEAST_S = 3.0
 """Speech of a voice from which it is told whose it is."""
 
@@ -57,7 +61,7 @@ def roles_of_voices(
     evidence: Evidence,
     enrolled: Voiceprints | None,
     config: VoicesConfig,
-) -> dict[tuple[int, int], VoiceRole]:
+) -> dict[VoiceKey, VoiceRole]:
     """The role of every voice of a recording, by channel and number.
 
     Args:
@@ -67,7 +71,7 @@ def roles_of_voices(
         enrolled: Voices of persons that have not expired, or None.
         config: Thresholds, and whether persons are identified.
     """
-    found = {(voice.channel, voice.number): VoiceRole(UNKNOWN) for voice in voices}
+    found: dict[VoiceKey, VoiceRole] = {(voice.channel, voice.number): VoiceRole(UNKNOWN) for voice in voices}
     one_channel = len(channel_roles) == 1
     for voice in voices:
         key, known = (voice.channel, voice.number), channel_roles[voice.channel]
@@ -85,9 +89,23 @@ def roles_of_voices(
     return found
 
 
+def of_piece(role: VoiceRole, margin: float | None, config: VoicesConfig) -> VoiceRole:
+    """The role of speech of a voice: unknown where it is not certain that the voice is that one."""
+    if role.by in (None, "channel") or margin is None or margin >= config.min_margin:
+        return role
+    return VoiceRole(UNKNOWN)
+
+
+def why_unknown(role: VoiceRole, margin: float | None, config: VoicesConfig) -> str:
+    """Why speech with no role has none."""
+    if role.by and margin is not None:
+        return f"whose voice it is is not certain (voice_margin {margin:.2f} of {config.min_margin:g})"
+    return "nothing says whose voice it is"
+
+
 def _verified(
     voices: Sequence[Voice], evidence: Evidence, enrolled: Voiceprints, config: VoicesConfig
-) -> dict[tuple[int, int], VoiceRole]:
+) -> dict[VoiceKey, VoiceRole]:
     """Roles by comparison with enrolled voices: the agent's, and of the other where there are two in all."""
     heard = [voice for voice in voices if voice.vector is not None and voice.speech_s >= _LEAST_S]
     agents = [row for row, role in enumerate(enrolled.roles) if role == "agent"]
@@ -106,7 +124,7 @@ def _verified(
     if best < config.verification or margin < config.verification_margin:
         return {}
     agent = heard[own]
-    found = {(agent.channel, agent.number): VoiceRole("agent", by, margin)}
+    found: dict[VoiceKey, VoiceRole] = {(agent.channel, agent.number): VoiceRole("agent", by, margin)}
     if len(voices) == _TWO and len(heard) == _TWO:
         customer = heard[1 - own]
         found[customer.channel, customer.number] = VoiceRole("customer", by, margin)

@@ -29,7 +29,9 @@ _READERS = 16
 _PAUSE_S = 1.0
 """Words of one speaker that are no further apart are one turn."""
 
-_SAY_FORMATS = "RTTM, WhisperX JSON with speakers, and Amazon Transcribe JSON (Call Analytics, or speaker labels) are read"
+_SAY_FORMATS = (
+    "RTTM, WhisperX JSON with speakers, and Amazon Transcribe JSON (Call Analytics, or speaker labels) are read"
+)
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,7 @@ def read_rttm(text: str, where: str) -> dict[str, list[Turn]]:
         place = f"{where}, line {number}"
         if len(fields) < 8:
             raise ReadVoicesError(
-                f"{place} has {len(fields)} fields; a line is SPEAKER id channel start duration <NA> <NA> name <NA> <NA>."
+                f"{place} has {len(fields)} fields of 10: SPEAKER id channel start duration <NA> <NA> name <NA> <NA>."
             )
         name, channel, start, duration, speaker = fields[1], fields[2], fields[3], fields[4], fields[7]
         start_s = _seconds(start, place)
