@@ -7,8 +7,12 @@ from __future__ import annotations
 
 import numpy as np
 
-_ALIKE = 0.72
-"""Two groups whose mean vectors are so much alike (cosine) are one voice."""
+_ALIKE = 0.81
+"""Two groups whose mean vectors are so much alike (cosine) are one voice. Halves of one calm voice over the telephone
+are 0.85 alike and more, two voices of one language and sex 0.77 and less."""
+
+_EXPLAINS = 0.09
+"""One voice more leaves so much less of the windows' spread, or is none."""
 
 _SHORT_S = 1.0
 """Shorter windows say too little to found a voice on."""
@@ -46,9 +50,12 @@ def find_voices(vectors: np.ndarray, lengths_s: np.ndarray, hop_s: float, most: 
     # As many windows as speech of that length gives, where not all of them are taken.
     least = max(round(_LEAST_S / hop_s * len(points) / max(len(long), 1)), 2)
     best = unit(points.mean(axis=0, keepdims=True))
+    spread = float(np.square(points - points.mean(axis=0)).sum())
     for k in range(2, min(most, len(points) // least) + 1):
-        centres, sizes = _groups(points, k)
-        alike = centres @ centres.T - 2.0 * np.eye(k)
+        centres, sizes, left = _groups(points, k)
+        if left > spread * (1.0 - _EXPLAINS):
+            break
+        spread, alike = left, centres @ centres.T - 2.0 * np.eye(k)
         if alike.max() < _ALIKE and sizes.min() >= least:
             best = centres
     return best
@@ -59,9 +66,9 @@ def unit(vectors: np.ndarray) -> np.ndarray:
     return (vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)).astype(np.float32)
 
 
-def _groups(points: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Mean vectors of k groups, and their sizes."""
+def _groups(points: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray, float]:
+    """Mean vectors of k groups, their sizes, and the squared distances that are left."""
     from sklearn.cluster import KMeans
 
     found = KMeans(k, n_init=_STARTS, random_state=0).fit(points)
-    return unit(found.cluster_centers_), np.bincount(found.labels_, minlength=k)
+    return unit(found.cluster_centers_), np.bincount(found.labels_, minlength=k), float(found.inertia_)
