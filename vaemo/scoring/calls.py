@@ -24,7 +24,7 @@ import pyarrow.json
 
 from vaemo import files
 from vaemo.errors import ReadManifestError, named
-from vaemo.scores import SESSION_SCHEMA, SPREAD_SCHEMA, UTTERANCE_SCHEMA
+from vaemo.scores import SESSION_SCHEMA, SPREAD_SCHEMA, UTTERANCE_SCHEMA, WEIGHT_SCHEMA
 from vaemo.store import part_schema
 
 DATE = "date"
@@ -38,7 +38,8 @@ _ID_COLUMNS = ("session_id", "path")
 _MOST = 64
 """Channels of a recording."""
 _ROLE_NAMES = tuple(f"role_{kind}{number}" for kind in ("ch", "v") for number in range(_MOST))
-_OURS = {*UTTERANCE_SCHEMA.names, *SESSION_SCHEMA.names, *SPREAD_SCHEMA.names, *part_schema({}).names}
+_SCHEMAS = (UTTERANCE_SCHEMA, SESSION_SCHEMA, SPREAD_SCHEMA, WEIGHT_SCHEMA, part_schema({}))
+_OURS = {name for schema in _SCHEMAS for name in schema.names}
 
 
 @dataclass(frozen=True, eq=False)

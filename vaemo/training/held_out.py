@@ -39,6 +39,7 @@ def score_held_out(
     """
     config, n = data.config, len(data.table)
     labels, predictions = np.full((n, 2), np.nan), np.full((n, 2), np.nan)
+    weights = np.full((n, 2), np.nan)
     names, per_fold = np.full(n, None, object), {}
     for session in data.labelled:
         labels[session.rows] = session.labels
@@ -54,9 +55,12 @@ def score_held_out(
         rows = np.concatenate([session.rows for session in tested])
         mine = fold.held_out[rows]
         predictions[rows[mine]] = found[mine]
+        if checkpoint.errors:
+            position = np.arange(len(rows)) - np.repeat(packed.offsets, packed.lengths)
+            weights[rows[mine]] = checkpoint.errors.weights(position)[mine]
         names[fold.held_out] = fold.name
         per_fold[fold.name] = _measures(predictions, labels, session_ids, fold.held_out)
-    _write(data, predictions, names, out, fingerprint)
+    _write(data, predictions, weights, names, out, fingerprint)
     mean = {key: _mean([measures[key] for measures in per_fold.values()]) for key in _KEYS}
     return {
         "fold_mean": mean,
@@ -65,7 +69,9 @@ def score_held_out(
     }
 
 
-def _write(data: TrainingData, predictions: np.ndarray, names: np.ndarray, out: str, fingerprint: str) -> None:
+def _write(
+    data: TrainingData, predictions: np.ndarray, weights: np.ndarray, names: np.ndarray, out: str, fingerprint: str
+) -> None:
     columns = {name: data.table[name] for name in LIGHT if name not in DIMENSIONS}
     columns |= {name: pa.array(predictions[:, n], pa.float32(), from_pandas=True) for n, name in enumerate(DIMENSIONS)}
     columns |= {
@@ -73,6 +79,9 @@ def _write(data: TrainingData, predictions: np.ndarray, names: np.ndarray, out: 
         "fold": pa.array(names, pa.string()),
         "run_id": pa.array([fingerprint[:12]] * len(names)),
     }
+    if not np.isnan(weights).all():
+        found = (pa.array(weights[:, n], pa.float32(), from_pandas=True) for n in range(len(DIMENSIONS)))
+        columns |= dict(zip(scores.WEIGHT_SCHEMA.names, found, strict=True))
     native = label_range(data.config, data.store).native
     files.write_json(
         files.join(out, scores.PROVENANCE),

@@ -253,7 +253,9 @@ class VoiceCutter:
     def _vectors_of(self, heard: Sequence[_Heard], pieces: Sequence[Piece], n: int) -> dict[int, np.ndarray]:
         """Mean vectors of brought voices, from windows that lie in their pieces."""
         sums = np.zeros((n, campplus.CampPlus.dim))
-        certain = [p for p in pieces if p.voice is not None and (p.margin is None or p.margin >= self._config.min_margin)]
+        certain = [
+            p for p in pieces if p.voice is not None and (p.margin is None or p.margin >= self._config.min_margin)
+        ]
         windows = [(s, s + u.length_s, v) for u in heard for s, v in zip(u.starts_s, u.vectors, strict=True)]
         if certain and windows:
             begins = np.array([piece.start_s for piece in certain])

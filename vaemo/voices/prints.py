@@ -1,7 +1,7 @@
 """Voiceprints: enrolled voices of persons, in the file that `vaemo enrol` writes and `--speakers` reads.
 
 A Parquet file with `speaker_id`, `speaker` (the vector), `role`, `expires` (a date, or null) and `seconds` (of speech).
-The encoder's fingerprint stands in its metadata. An entry is personal data of a special kind; `without` erases a person.
+The encoder's fingerprint is in its metadata. An entry is personal data of a special kind; `without` erases a person.
 """
 
 from __future__ import annotations

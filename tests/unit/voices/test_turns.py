@@ -89,6 +89,7 @@ def test_rttm_that_cannot_be_meant_is_refused(line, message):
         read_rttm(line, "f")
 
 
+JSON = '{"segments": [{"start": 0, "end": 1, "speaker": "A"}]}'
 SESSIONS = ["a/x.wav", "b/x.wav", "b/y.2.mp3", "Ü z.wav"]
 
 
@@ -124,7 +125,7 @@ def test_one_rttm_of_many_recordings(tmp_path):
     [
         ({"x.rttm": rttm("audio", TURNS)}, "may be 2 recordings"),
         ({"a/x.rttm": rttm("y.2", TURNS)}, "of another recording"),
-        ({"a/x.rttm": rttm("u", TURNS), "a/x.json": '{"segments": [{"start": 0, "end": 1, "speaker": "A"}]}'}, "two places"),
+        ({"a/x.rttm": rttm("u", TURNS), "a/x.json": JSON}, "two places"),
         ({"q.rttm": rttm("r", TURNS)}, "of none of the 4 recordings"),
         ({"q.rttm": "hello"}, "no line SPEAKER"),
         ({"q.txt": "hello"}, "no file named"),
