@@ -8,6 +8,7 @@ senko's own diariser on silero's activity. Prints a table, one line a set and co
 """
 
 import argparse
+import functools
 import itertools
 import tempfile
 import time
@@ -30,7 +31,7 @@ from vaemo.voices.clustering import unit
 from vaemo.voices.prints import Voiceprints
 from vaemo.voices.roles import Evidence, roles_of_voices
 
-ENROLLED_CLIPS = 12
+ENROLLED_CLIPS = 10
 PROMPT_SETS = {
     2: (("fr", "fr_CA_f_June"), ("es", "es_MX_f_Allison"), ("it_IT_f_Menardi", "it_IT_m_Carlo")),
     3: (("fr", "fr_CA_f_June", "it_IT_f_Menardi"), ("es", "es_MX_f_Allison", "it_IT_f_Menardi")),
@@ -58,6 +59,11 @@ def enrolled(name, clips):
     return Voiceprints([name], ["agent"], [None], [len(samples) / 16000], vector[None], CampPlus.made_by)
 
 
+@functools.cache
+def prints_of(voice):
+    return enrolled(voice.name, voice.clips[:ENROLLED_CLIPS])
+
+
 class Senko:
     """The peer: its own windows, clusters and merging, on one core."""
 
@@ -80,6 +86,7 @@ def measure(sets, babble, condition, args, decoder, peer):
         (who, collar): DiarizationErrorRate(collar=collar) for who in ("vaemo", "senko") for collar in (0.0, 0.5)
     }
     jer = JaccardErrorRate()
+    true, wrong = [], []
     right, calls, cpu_s, audio_s = 0, 0, 0.0, 0.0
     scored, other, asked, decided, unenrolled_scored = 0.0, 0.0, 0.0, 0, 0
     with tempfile.TemporaryDirectory() as folder:
@@ -90,27 +97,26 @@ def measure(sets, babble, condition, args, decoder, peer):
             name = f"{condition}-{len(voices)}-{number}"
             call = make_call(name, people, number, seconds=args.seconds, condition=condition, babble=strangers)
             path = write_call(call, Path(folder), condition)
-            prints = enrolled(agent.name, held)
-            for known in (True, False):
-                evidence = Evidence(agent_id=agent.name if known else "somebody")
-                if not known:
-                    # Whoever is named as the agent in the place of one who is not enrolled: another voice of the set.
-                    other_one = next((v for v in strangers if v.sex == agent.sex), None)
-                    if other_one is None:
-                        continue
-                    prints = enrolled("somebody", other_one.clips[:ENROLLED_CLIPS])
-                began = time.process_time()
-                roles = lambda found, lines, e=evidence, p=prints: roles_of_voices(found, lines, e, p, config.voices)  # noqa: E731
-                if known:
-                    rows = extract_recording(str(path), name, extractors={}, config=config, decoder=decoder,
-                                             roles_of_voices=roles, verifies=True)  # fmt: skip
-                    cpu_s += time.process_time() - began
-                    held_rows = [r for r in rows.to_pylist() if r["start_s"] is not None]
-                elif len(voices) == 2:
-                    rows = extract_recording(str(path), name, extractors={}, config=config, decoder=decoder,
-                                             roles_of_voices=roles, verifies=True)  # fmt: skip
-                    unenrolled_scored += any(r["role"] == "customer" for r in rows.to_pylist())
-                    calls += 1
+            prints, seen = enrolled(agent.name, held), []
+
+            agent_known = Evidence(agent_id=agent.name)
+
+            def roles(found, lines, evidence=agent_known, prints=prints, seen=seen):
+                seen.append((found, lines))
+                return roles_of_voices(found, lines, evidence, prints, config.voices)
+
+            began = time.process_time()
+            rows = extract_recording(str(path), name, extractors={}, config=config, decoder=decoder,
+                                     roles_of_voices=roles, verifies=True)  # fmt: skip
+            cpu_s += time.process_time() - began
+            held_rows = [row for row in rows.to_pylist() if row["start_s"] is not None]
+            true.append(likeness(seen[0][0], prints))
+            for stranger in [voice for voice in strangers if voice.sex == agent.sex] if len(voices) == 2 else []:
+                # The agent is not enrolled, and somebody else is named.
+                found = roles(*seen[0], Evidence(agent_id=stranger.name), prints_of(stranger))
+                wrong.append(likeness(seen[0][0], prints_of(stranger)))
+                unenrolled_scored += any(role.role == "customer" for role in found.values())
+                calls += 1
             audio_s += len(call.samples) / RATE
             reference = annotation([(t.start_s, t.end_s, t.speaker) for t in call.turns])
             found = annotation([(r["start_s"], r["end_s"], str(r["voice"])) for r in held_rows])
@@ -142,7 +148,16 @@ def measure(sets, babble, condition, args, decoder, peer):
         line += f" | customer scored in {decided}/{n} calls, {scored:.0f} of {asked:.0f} s"
         line += f", of them {other:.1f} s the agent's"
         line += f" ({100 * other / max(scored, 1e-9):.1f} %); agents not enrolled: {unenrolled_scored}/{calls} scored"
+    if asked:
+        shown = [[f"{best:.2f} by {margin:.2f}" for best, margin in sorted(held)] for held in (true, wrong)]
+        line += f" | likeness of agents {', '.join(shown[0][:4])}, ...; of strangers ..., {', '.join(shown[1][-4:])}"
     print(line + f" | {audio_s / max(cpu_s, 1e-9):.0f} x real time", flush=True)
+
+
+def likeness(voices, prints):
+    """How much the voice that is most like an enrolled one is like it, and by how much more than the next."""
+    found = sorted((float(voice.vector @ prints.vectors[0]) for voice in voices), reverse=True)
+    return found[0], found[0] - found[1] if len(found) > 1 else 0.0
 
 
 def overlap(row, turns, others):

@@ -65,7 +65,7 @@ def error_rates(
         `collar_0.00_s` and `collar_0.25_s`, each with `der` and its parts as shares of the reference's speech
         (`total_s`); `jer`; `n_calls`, `n_voices_right`; and `calls` with `der` (0.25 s) and how many voices there are.
     """
-    from pyannote.core import Annotation, Segment
+    from pyannote.core import Annotation, Segment, Timeline
     from pyannote.metrics.diarization import DiarizationErrorRate, JaccardErrorRate
 
     def annotation(turns: Sequence[tuple[float, float, str]]) -> Any:
@@ -79,8 +79,9 @@ def error_rates(
     jaccard, calls = JaccardErrorRate(), []
     for name, truth, found in pairs:
         reference, hypothesis = annotation(truth), annotation(found)
-        rates = {collar: metric(reference, hypothesis) for collar, metric in metrics.items()}
-        jaccard(reference, hypothesis)
+        whole = Timeline([Segment(0.0, max((end_s for _, end_s, _ in (*truth, *found)), default=0.0))])
+        rates = {collar: metric(reference, hypothesis, uem=whole) for collar, metric in metrics.items()}
+        jaccard(reference, hypothesis, uem=whole)
         n = len({who for *_, who in truth}), len({who for *_, who in found})
         calls.append({"session_id": name, "der": rates[COLLARS_S[-1]], "n_voices": n[0], "n_voices_found": n[1]})
     result: dict[str, Any] = {}
