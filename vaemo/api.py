@@ -139,7 +139,7 @@ def score(
         What became of everything in the folder of scores.
 
     Raises:
-        RolesError: if recordings are to be scored and nobody says who speaks.
+        RolesError: if recordings are to be scored and no roles are given.
         TooManyFailuresError: if more than `score.max_failed_fraction` has failed.
         VaemoError: for whatever else is wrong with the input, the checkpoints, the settings or the cluster.
     """

@@ -316,7 +316,7 @@ class ModelConfig:
     )
     session_norm: tuple[Literal["speech", "prosody"], ...] = option(
         (),
-        "Streams that are compared likewise with the past of the whole sequence, all speakers together; with "
+        "Streams that are also compared with the past of the whole sequence, all speakers together; with "
         "sessions.sequence_by=speaker that is the speaker's own.",
         before=(),
     )
@@ -381,7 +381,7 @@ class TrainConfig:
     weight_decay: float = option(
         5.0,
         "AdamW's, times the learning rate per step; not applied to norms, biases and the scan's own parameters. High, "
-        "because a session model learns a corpus of usual size by heart within a few epochs.",
+        "because a session model overfits a corpus of usual size within a few epochs.",
         low=0,
     )
     clip: float = option(1.0, "Largest norm of the gradient.", low=1e-6)
@@ -406,7 +406,7 @@ class TrainConfig:
     )
     feature_noise: float = option(
         0.25,
-        "Noise on the features in training, in deviations of each; keeps a model from learning them by heart.",
+        "Noise on the features in training, in deviations of each; reduces overfitting.",
         low=0,
     )
     weight_averaging: float = option(

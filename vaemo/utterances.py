@@ -1,7 +1,7 @@
 """From audio to rows of the feature store: the functions that a worker applies to its shard.
 
 Reads rows of a manifest, or recordings in which utterances are still to be found; returns a table with the columns of
-the store's contract. Every utterance is a row: what has no features has a status and a reason. Nothing here knows of
+the store's contract. Every utterance is a row. A row without features has a status and a reason. Nothing here knows of
 Ray, shards or folders.
 """
 
@@ -40,7 +40,7 @@ class Problem:
 
     Attributes:
         status: Of its rows.
-        reason: Likewise.
+        reason: Of its rows: what was found.
         duplicate_of: The session whose bytes it has, for `duplicate`.
     """
 
@@ -74,7 +74,7 @@ _HOPELESS = 5
 
 
 def unsaid_roles(n_channels: int) -> Sequence[str | None]:
-    """The roles of a recording's channels where nobody names them: one channel holds everybody and is `mixed`."""
+    """The roles of a recording's channels where none are given: a single channel holds all speakers and is `mixed`."""
     return ["mixed"] if n_channels == 1 else [None] * n_channels
 
 

@@ -55,7 +55,7 @@ def convert(name: str, out: str, *, revision: str = "main") -> dict[str, Any]:
 
     Args:
         name: Hub name, or folder, of an encoder of transformers or SpeechBrain.
-        out: The folder to write; one in which the same was begun is gone on with.
+        out: The folder to write; a conversion of the same encoder that was begun there is continued.
         revision: Of a hub model.
 
     Raises:

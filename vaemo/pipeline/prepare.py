@@ -179,7 +179,7 @@ def prepare(request: Request, config: Config) -> Run:
     """Check a request; warn of what is unusual in it.
 
     Raises:
-        RolesError: if recordings are to be scored and nobody says who speaks.
+        RolesError: if recordings are to be scored and no roles are given.
         FeatureMismatchError: if the features are not those that the checkpoints were trained on.
         UsageError: if there is nothing to score, or a key for ids is needed and not there.
         VaemoError: if a checkpoint, the source or the table of calls cannot be read.

@@ -567,7 +567,7 @@ def _with_roles(table: pa.Table, rules: RoleRules, calls: Calls | None) -> pa.Ta
     last ones silent all along, fewer are found than the calls name, and none of them gets a role.
     """
     cut = cut_by_vaemo(table)
-    # What extraction wrote for want of a name is no name.
+    # A role that extraction filled in (`mixed`) was not given by anybody.
     unnamed = table["role"].is_null().to_numpy() | (cut & pc.is_in(table["role"], pa.array(NOT_KNOWN)).to_numpy())
     if not unnamed.any() or not (cut.any() or calls or rules.channel_roles):
         return table

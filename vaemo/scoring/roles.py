@@ -164,7 +164,7 @@ class RoleRules:
         return table, refused & listens[codes] & usable
 
     def require_roles(self, *, n_cut: int, known: bool, calls: bool) -> None:
-        """Refuse recordings of which nobody says who speaks.
+        """Refuse recordings for which no roles are given.
 
         Args:
             n_cut: Sessions with speech that vaemo cut, or will cut, from recordings.

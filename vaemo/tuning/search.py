@@ -28,7 +28,7 @@ SCHEDULERS: tuple[Scheduler, ...] = ("auto", "asha", "none", "pbt")
 
 
 def default_method() -> Method:
-    """How points are drawn where nobody says: by `tpe`, or at random and with one line where Optuna lacks."""
+    """How points are drawn by default: by `tpe`, or at random and with one line where Optuna lacks."""
     return "tpe" if offers("optuna", "search by TPE, points are drawn at random") else "random"
 
 
