@@ -82,6 +82,10 @@ class ReadRecordingsError(VaemoError):
     """A folder of recordings is missing or holds none."""
 
 
+class ReadVoicesError(VaemoError):
+    """Diarisation that others made, or a file of enrolled voices, cannot be used."""
+
+
 class ReadCorpusError(VaemoError):
     """A corpus's folder is not laid out as that corpus is distributed."""
 
