@@ -82,6 +82,10 @@ class ReadRecordingsError(VaemoError):
     """A folder of recordings is missing or holds none."""
 
 
+class ReadVoicesError(VaemoError):
+    """Diarisation that others made, or a file of enrolled voices, cannot be used."""
+
+
 class ReadCorpusError(VaemoError):
     """A corpus's folder is not laid out as that corpus is distributed."""
 
@@ -172,6 +176,10 @@ class TooManyFailuresError(VaemoError):
 
 class SweepFailedError(VaemoError):
     """No trial of a sweep ran to its end."""
+
+
+class TrainingFailedError(VaemoError):
+    """A training ended with an error that is no mistake of the user's; its folder holds the traceback."""
 
 
 class DivergedError(VaemoError):

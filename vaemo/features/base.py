@@ -160,6 +160,10 @@ def _load_speaker(config: FeatureConfig, batch_s: float) -> Extractor:
         from vaemo.features.spectral import LongTermSpectrum
 
         return LongTermSpectrum()
+    if config.speaker == "campplus":
+        from vaemo.features.campplus import CampPlus
+
+        return CampPlus()
     from vaemo.features.speaker import SpeakerEncoder
 
     return SpeakerEncoder(config.speaker, revision=config.speaker_revision)
