@@ -19,9 +19,9 @@ _SHOWN = 5
 _TABLES = (".parquet", ".csv", ".jsonl")
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None, prog: str | None = None) -> None:
     """The command `python -m vaemo.scores`."""
-    parser = cli.Parser(prog=PROG, description="Look after a folder of scores.")
+    parser = cli.Parser(prog=prog or PROG, description="Look after a folder of scores.")
     commands = parser.add_subparsers(required=True)
     _add_erase(commands.add_parser("erase", help="remove calls and leave tombstones"))
     joining = commands.add_parser("compact", help="join small parts into few files")
