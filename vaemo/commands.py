@@ -308,16 +308,22 @@ def convert(argv: Arguments = None, prog: str | None = None) -> None:
 
 
 def erase(argv: Arguments = None, prog: str | None = None) -> None:
-    """Remove a call from scores, stores, reports and personal deltas, and leave a tombstone."""
+    """Remove calls from whatever holds a trace of them, and leave tombstones."""
     given = sys.argv[1:] if argv is None else argv
-    importlib.import_module("vaemo.scoring.erase").main(["erase", *given], "vaemo")
+    importlib.import_module("vaemo.scoring.tend").main(["erase", *given], "vaemo")
+
+
+def compact(argv: Arguments = None, prog: str | None = None) -> None:
+    """Join small parts of scores into few files."""
+    given = sys.argv[1:] if argv is None else argv
+    importlib.import_module("vaemo.scoring.tend").main(["compact", *given], "vaemo")
 
 
 COMMANDS: dict[str, Callable[..., None]] = {
     command.__name__: command
     for command in (
         *(extract, train, tune, score, evaluate, report, ablate, personalize, config, demo),
-        *(corpora, erase, convert, enrol, export),
+        *(corpora, erase, compact, convert, enrol, export),
     )
 }
 """By name; the docstring of each is what `vaemo --help` says."""

@@ -100,6 +100,9 @@ PROVENANCE = "_provenance.json"
 """The file that says what made the scores and guards the folder. `label_range` ([low, high] of the scores) and
 `native_range` (of the corpus trained on, or null) are read back by `read_scales`."""
 
+JOINING = "_joining.json"
+"""The file that says which parts are being joined to which other one (`vaemo.scoring.compact`)."""
+
 _REQUIRED = {
     "utterances": ("session_id", "utt_id", *DIMENSIONS),
     "sessions": ("session_id", "n_scored"),
@@ -366,8 +369,22 @@ def _read(folder: str, kind: str, columns: Sequence[str] | None, sessions: Itera
     return pa.concat_tables(tables, promote_options="permissive")
 
 
+def superseded(folder: str) -> set[str]:
+    """Names of parts whose rows stand in another part too: while parts are joined, or where that was killed.
+
+    The joined part counts as soon as its utterances are there; until then it is the one that does not.
+    """
+    path = files.join(folder, JOINING)
+    if not files.exists(path):
+        return set()
+    held = files.read_json(path)
+    return set(held["of"]) if files.exists(files.join(folder, UTTERANCES, held["part"])) else {held["part"]}
+
+
 def _parts(folder: str, kind: str) -> list[str]:
     parts = files.list_files(files.join(folder, kind), ".parquet", recursive=True)
+    gone = {files.join(folder, kind, name) for name in superseded(folder)}
+    parts = [part for part in parts if part not in gone]
     if not parts:
         raise ReadScoresError(f"'{folder}' has no {kind}/part-*.parquet; give a folder that jobs/score.py wrote.")
     return parts
@@ -396,5 +413,5 @@ def _read_part(part: str, kind: str, columns: Sequence[str] | None, wanted: pc.E
 if __name__ == "__main__":
     import runpy
 
-    # The command `erase` stands below this module, which only lends it its name.
-    runpy.run_module("vaemo.scoring.erase", run_name="__main__")
+    # The commands stand below this module, which only lends them its name.
+    runpy.run_module("vaemo.scoring.tend", run_name="__main__")

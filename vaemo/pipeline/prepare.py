@@ -204,6 +204,9 @@ def prepare(request: Request, config: Config) -> Run:
     if calls:
         calls = calls.spelled_as(listing.session_ids)
         listing = _named_only(listing, calls, config, request.calls or "", key)
+        refused = np.flatnonzero(calls.withheld(listing.session_ids)).tolist()
+        withheld = Problem("withheld", "the table of calls says that it may not be processed")
+        listing = replace(listing, problems={**listing.problems, **dict.fromkeys(refused, withheld)})
     known = bool(calls and calls.has_roles and calls.contains(listing.session_ids).any())
     known |= bool(set(listing.roles) - set(NOT_KNOWN)) or prints is not None
     known |= any(turn.role for turns in listing.turns.values() for turn in turns)
