@@ -44,6 +44,7 @@ def extract(argv: Arguments = None, prog: str | None = None) -> None:
         dry_run=args.dry_run,
         retry_failed=args.retry_failed,
         changed=args.changed,
+        voices_from=args.voices_from,
     )
 
 
@@ -160,6 +161,7 @@ def score(argv: Arguments = None, prog: str | None = None) -> None:
         dry_run=args.dry_run,
         retry_failed=args.retry_failed,
         changed=args.changed,
+        voices_from=args.voices_from,
     )
 
 
@@ -168,7 +170,8 @@ def evaluate(argv: Arguments = None, prog: str | None = None) -> None:
     parser = cli.JobParser("CCC, RMSE, Pearson's r and MAE with intervals over sessions, by group, and compared.", prog)
     path = cli.data_path
     parser.add_argument("--scores", type=path, required=True, metavar="SCORES", help="folder that jobs/score.py wrote")
-    parser.add_argument("--labels", type=path, required=True, metavar="STORE|MANIFEST", help="where the labels are")
+    parser.add_argument("--labels", type=path, metavar="STORE|MANIFEST", help="where the labels are")
+    parser.add_argument("--rttm", type=path, metavar="PATH", help="who speaks when: how well voices are told apart")
     parser.add_argument("--out", type=path, required=True, metavar="DIR", help="metrics.json and pictures go here")
     parser.add_argument("--split", help="only this split; 'test' where any row has it, else all rows, with a warning")
     parser.add_argument("--exclude", type=path, metavar="PARQUET", help="leave out the utterances listed there")
@@ -176,6 +179,17 @@ def evaluate(argv: Arguments = None, prog: str | None = None) -> None:
     cli.add_checkpoint(parser, "replay it on the store with labels fed, too", required=False)
     parser.add_argument("--card", type=path, metavar="CHECKPOINT", help="put the result into its model card")
     args = parser.parse_args(argv)
+
+    if not args.labels and not args.rttm:
+        raise UsageError("evaluate needs --labels, or --rttm: something to compare the scores with.")
+    if args.rttm:
+        from vaemo.evaluation import diarisation
+
+        with cli.summary(args.out):
+            voices = diarisation.evaluate_voices(args.scores, args.rttm, args.out)
+        print(f"{diarisation.table_of(voices)}\n\nsee {args.out}/diarisation.json", flush=True)
+    if not args.labels:
+        return
 
     from vaemo.evaluation.evaluate import table_of
 
@@ -271,11 +285,16 @@ def demo(argv: Arguments = None, prog: str | None = None) -> None:
         run_demo(args.out, config)
 
 
+def enrol(argv: Arguments = None, prog: str | None = None) -> None:
+    """Recordings of agents to voiceprints, by which mono calls tell who is the customer."""
+    importlib.import_module("vaemo.voices.enrol").main(argv, prog)
+
+
 def export(argv: Arguments = None, prog: str | None = None) -> None:
     """A checkpoint as one ONNX step, which runs without PyTorch."""
     parser = cli.Parser(prog=prog, description="Write one step of a checkpoint's model as ONNX.")
     cli.add_checkpoint(parser, "a trained model")
-    parser.add_argument("--out", type=cli.data_path, required=True, metavar="FILE", help="such as model.onnx")
+    parser.add_argument("--out", type=cli.data_path, required=True, metavar="FILE", help="such as step.onnx")
     parser.add_argument("--film-delta", action="store_true", help="take a speaker's deltas (personalize) as inputs")
     args = parser.parse_args(argv)
 
@@ -304,7 +323,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     command.__name__: command
     for command in (
         *(extract, train, tune, score, evaluate, report, ablate, personalize, config, demo),
-        *(corpora, erase, convert, export),
+        *(corpora, erase, convert, enrol, export),
     )
 }
 """By name; the docstring of each is what `vaemo --help` says."""

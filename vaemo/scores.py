@@ -45,12 +45,19 @@ UTTERANCE_SCHEMA = pa.schema(
         ("run_id", pa.string()),
         ("lost_s", pa.float64()),
         ("duplicate_of", pa.string()),
+        ("voice", pa.int32()),
+        ("voice_margin", pa.float32()),
+        ("role_by", pa.string()),
+        ("role_margin", pa.float32()),
     ]
 )
 """Columns of the utterances. `valence` and `arousal` are null unless `status` is `ok`; several checkpoints add
 `valence_sd` and `arousal_sd`, and most of them `valence_weight` and `arousal_weight`; a recording that cannot be read
 is one row with null times. `lost_s` is how much of the utterance its file does not hold, null where no audio was read.
-A recording whose bytes were scored under another name (`duplicate`) names that in `duplicate_of`."""
+A recording whose bytes were scored under another name (`duplicate`) names that in `duplicate_of`. Where voices tell
+speakers apart, `voice` is which of the channel's speaks and `voice_margin` how certain that is, `role_by` what decided
+its role (`calls`, `voices_from`, `verified`, `identified`, `channel`) and `role_margin` by how much a voice was
+verified; all null elsewhere."""
 
 SPREAD_SCHEMA = pa.schema([(f"{dimension}_sd", pa.float32()) for dimension in DIMENSIONS])
 """Columns that scoring with several checkpoints adds: the deviation over the models."""
@@ -80,6 +87,8 @@ SESSION_SCHEMA = pa.schema(
             )
         ),
         ("run_id", pa.string()),
+        ("role_by", pa.string()),
+        ("role_margin", pa.float32()),
     ]
 )
 """Columns of the sessions; `summarise_sessions` says what each is."""
@@ -224,7 +233,7 @@ def summarise_sessions(utterances: pa.Table, score: ScoreConfig, travel: Sequenc
         weight = _weights(utterances, dimension)
         summary = _summarise(groups, values[dimension], scored, timed, start_s, length_s, recency, low, weight)
         columns |= {f"{dimension}_{name}": column for name, column in summary.items()}
-    columns |= {name: utterances[name].take(first) for name in ("run_id", *travel)}
+    columns |= {name: utterances[name].take(first) for name in ("run_id", "role_by", "role_margin", *travel)}
     return conform(
         pa.table(
             {

@@ -1,6 +1,7 @@
 """What is tried next: TPE finds what chance does not, goes on where it stopped, and respects conditions."""
 
 import json
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -32,7 +33,12 @@ def value_of(point):
     return value - (0.1 * abs(np.log2(point["updater.d_state"] / 32)) if "updater.d_state" in point else 0.3)
 
 
+tpe = pytest.mark.skipif(not find_spec("optuna"), reason="the extra search is not installed")
+
+
 def run(space, method, seed, trials):
+    if method == "tpe":
+        pytest.importorskip("optuna", reason="the extra search is not installed")
     search = Search(space, method, seed)
     found = []
     for number in range(trials):
@@ -70,6 +76,7 @@ def test_a_search_goes_on_as_if_it_had_not_stopped(space, method):
         again.tell(number, whole[number], value_of(whole[number]))
 
 
+@tpe
 def test_failed_and_stopped_trials_teach_where_not_to_look(space):
     def share_of_mamba(end):
         search = Search(space, "tpe", 1)
@@ -91,6 +98,7 @@ def test_failed_and_stopped_trials_teach_where_not_to_look(space):
     assert share_of_mamba(stopped) < share_of_mamba(good) - 0.3
 
 
+@tpe
 def test_failed_trials_are_told_too(space):
     search = Search(space, "tpe", 1)
     for number in range(12):
@@ -98,12 +106,14 @@ def test_failed_trials_are_told_too(space):
     assert space.holds(search.point(12))
 
 
+@tpe
 def test_a_config_outside_the_space_teaches_nothing(space):
     search = Search(space, "tpe", 0)
     search.tell(0, {"model.updater": "none"}, 0.9)
     assert space.holds(search.point(1))
 
 
+@tpe
 def test_a_choice_of_lists_is_told_as_it_was_saved(tmp_path):
     path = tmp_path / "space.yaml"
     path.write_text(

@@ -42,8 +42,11 @@ from vaemo.units import DIMENSIONS
 
 SESSIONS = 84
 SEEDS = (0, 1, 2)
-MODELS: Mapping[str, dict[str, dict[str, Any]]] = {"vaemo": {}, "no-memory": {"model": {"updater": "none"}}}
-"""What is compared: the model, and the same model without a memory."""
+MODELS: Mapping[str, dict[str, dict[str, Any]]] = {
+    "vaemo": {},
+    "no-memory": {"model": {"updater": "none", "speaker_norm": [], "session_norm": []}},
+}
+"""What is compared: the model, and the same model without a memory, which knows nothing of the past."""
 
 METRICS = ("ccc_valence", "ccc_arousal", "ccc_avg", "rmse_avg")
 STEPS = 6

@@ -64,7 +64,8 @@ class TrainingData:
                 each session from the other sessions of its split.
 
         Raises:
-            UsageError: if scoring could not aggregate the speaker embeddings likewise, or nothing asks for enrolments.
+            UsageError: if scoring could not aggregate the speaker embeddings in the same way, or enrolments are given
+                and not used.
             VaemoError: what `vaemo.splits` and `vaemo.speakers` raise.
         """
         opened = FeatureStore.open(store)

@@ -39,7 +39,7 @@ GOOD = 5
 
 
 def default_method() -> Method:
-    """How points are drawn where nobody says: by `tpe`, or at random and with one line where Optuna lacks."""
+    """How points are drawn by default: by `tpe`, or at random and with one line where Optuna lacks."""
     return "tpe" if offers("optuna", "search by TPE, points are drawn at random") else "random"
 
 
