@@ -32,6 +32,7 @@ from vaemo.model.checkpoint import load_checkpoint
 from vaemo.model.checks import used_streams
 from vaemo.parts.shards import claim_folder, digest
 from vaemo.progress import say
+from vaemo.scores import read_utterances
 from vaemo.store import FeatureStore
 from vaemo.training import run_folder
 from vaemo.training.curves import draw_curves
@@ -41,7 +42,8 @@ from vaemo.training.group import Group, ProcessGroup
 from vaemo.training.held_out import score_held_out
 from vaemo.training.trackers import Trackers
 from vaemo.training.trainer import Trainer
-from vaemo.units import SPLITS
+from vaemo.trust.attach import attach, attach_folds
+from vaemo.units import CALIB, SPLITS
 
 MAX_FAILURES = 8
 """How often workers may die before the run gives up; each time training goes on from the last epoch."""
@@ -120,14 +122,15 @@ def train(
             job |= {"sessions": ray.put(data.pack()), "part": 0}
             job["rivals"] = _say_rivals(job["sessions"], 0, config)
             summary = _fit(job)
+            best = files.join(out, run_folder.BEST)
+            attach(data, load_checkpoint(best), best, manifest)
         else:
             say(f"{len(data.parts)} folds ({folds}), {max(1, cpus // workers)} at a time")
             _fit_folds(job, data, out, fingerprint, max(1, cpus // workers))
-            models = {
-                fold.name: load_checkpoint(files.join(_fold_folder(out, fold.name), run_folder.BEST))
-                for fold in data.parts
-            }
+            folders = [files.join(_fold_folder(out, fold.name), run_folder.BEST) for fold in data.parts]
+            models = {fold.name: load_checkpoint(path) for fold, path in zip(data.parts, folders, strict=True)}
             summary = score_held_out(data, models, manifest, files.join(out, "oof"), fingerprint)
+            attach_folds(data, models, folders, read_utterances(files.join(out, "oof")))
     files.write_json(files.join(out, run_folder.SUMMARY), summary)
     say(f"done: {_headline(summary)}; {files.join(out, run_folder.BEST if not folds else 'oof')}")
     return summary
@@ -279,7 +282,8 @@ def _say_rivals(held: ray.ObjectRef, part: int, config: Config, where: str = "")
 
 def _say_split(data: TrainingData) -> None:
     (fold,), usable = data.parts, data.table["status"].to_numpy() == "ok"
-    counts = ", ".join(f"{int(((fold.split == name) & usable).sum()):,} {name}" for name in SPLITS)
+    names = [*SPLITS, *([CALIB] if (fold.split == CALIB).any() else [])]
+    counts = ", ".join(f"{int(((fold.split == name) & usable).sum()):,} {name}" for name in names)
     say(f"utterances: {counts}")
     lanes = data.config.train.lanes
     n_train = sum(fold.split[session.rows[0]] == "train" for session in data.labelled)

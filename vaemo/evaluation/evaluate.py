@@ -22,7 +22,7 @@ from vaemo.evaluation import pictures
 from vaemo.evaluation.bootstrap import METRICS, NAMES, Resampled, SessionSums, defined, metrics_of
 from vaemo.evaluation.fed import replay_fed
 from vaemo.evaluation.pairs import Pairs, choose_split, has_features, in_common, leave_out, read_pairs
-from vaemo.units import SPLITS
+from vaemo.units import CALIB, SPLITS
 
 GROUPS = ("session_id", "speaker_id", "role", "split", "fold", "position")
 POSITIONS = (0, 5, 10, 20, 40)
@@ -71,7 +71,7 @@ def evaluate(
     if exclude is not None:
         pairs = leave_out(pairs, exclude)
     chosen, tested = choose_split(pairs, split)
-    splits = {name: pairs.select(pairs.column("split") == name) for name in SPLITS}
+    splits = {name: pairs.select(pairs.column("split") == name) for name in (*SPLITS, CALIB)}
     per_fold = per_group(tested, "fold", config)
     result: dict[str, Any] = {
         "scores": str(scored),
