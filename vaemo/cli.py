@@ -32,8 +32,8 @@ class Parser(argparse.ArgumentParser):
 class JobParser(Parser):
     """What all jobs take: `--config` and `--set`."""
 
-    def __init__(self, description: str) -> None:
-        super().__init__(description=description, formatter_class=_HelpFormatter)
+    def __init__(self, description: str | None, prog: str | None = None) -> None:
+        super().__init__(prog=prog, description=description, formatter_class=_HelpFormatter)
         self.add_argument("--config", default="default", help=f"YAML file, or one of {', '.join(PRESETS)}")
         self.add_argument(
             "--set",
@@ -133,6 +133,12 @@ def add_rerun_options(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="GLOB",
         help="leave out recordings of that name or relative path; may be repeated",
+    )
+    parser.add_argument(
+        "--voices-from",
+        type=data_path,
+        metavar="PATH",
+        help="who speaks when: RTTM, or JSON of WhisperX or Amazon Transcribe, a file or a folder of them",
     )
     parser.add_argument("--retry-failed", action="store_true", help="try again what failed in an earlier run")
     parser.add_argument(

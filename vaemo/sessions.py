@@ -123,7 +123,7 @@ def label_range(config: Config, store: FeatureStore | None = None, model: LabelS
         cure = ", which is labels.range. Mend the label, or labels.range."
     else:
         scale = model
-        cure = ". Say the corpus's own range, such as --set labels.range=[1,7], or mend the label."
+        cure = ". Say the corpus's own range, such as --set labels.range=[1,7], or correct the label."
     native = info.get("native_range")
     return LabelRange(scale, LabelScale(*native) if native else scale, model, cure)
 

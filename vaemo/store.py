@@ -58,6 +58,10 @@ _COLUMNS = {
     "observed_arousal": pa.float32(),
     "duplicate_of": pa.string(),
     "lost_s": pa.float64(),
+    "voice": pa.int32(),
+    "voice_margin": pa.float32(),
+    "role_by": pa.string(),
+    "role_margin": pa.float32(),
 }
 _IDS = ("session_id", "utt_id")
 _DECISIVE = (*_IDS, "position", "start_s", "end_s", "status")

@@ -42,12 +42,12 @@ class Prediction:
 
     Attributes:
         valence: On the model's label range; None unless `status` is `ok`.
-        arousal: Likewise.
+        arousal: On the model's label range; None unless `status` is `ok`.
         status: `ok`, or why there is no prediction (`vaemo.units.STATUSES`).
         reason: What was found, where there is none.
         channel: Where it was found; None for an utterance that was pushed.
         start_s: Since the first packet; None for an utterance that was pushed.
-        end_s: Likewise.
+        end_s: Since the first packet; None for an utterance that was pushed.
     """
 
     valence: float | None

@@ -5,6 +5,7 @@ Reads a folder of scores and a store or a manifest; what is evaluated and what a
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,6 +37,7 @@ class Pairs:
         label: (n, 2) float64, on `scale`; NaN = not labelled in that dimension.
         scale: The range that scores are on.
         native: The corpus's own range, where it is another.
+        weight: (n, 2), how much each counts where extremes are looked for; 1 where the scores do not say.
         not_scored: How many labelled utterances have no score, by status (`absent`: no row in the scores).
     """
 
@@ -44,6 +46,7 @@ class Pairs:
     label: np.ndarray
     scale: LabelScale
     native: LabelScale | None
+    weight: np.ndarray
     not_scored: dict[str, int]
 
     def __len__(self) -> int:
@@ -56,7 +59,9 @@ class Pairs:
     def select(self, rows: np.ndarray) -> Pairs:
         """Some utterances, by a boolean per row or by indices."""
         place = self.place.filter(pa.array(rows)) if rows.dtype == bool else self.place.take(pa.array(rows))
-        return Pairs(place, self.prediction[rows], self.label[rows], self.scale, self.native, self.not_scored)
+        return dataclasses.replace(
+            self, place=place, prediction=self.prediction[rows], label=self.label[rows], weight=self.weight[rows]
+        )
 
     def codes(self, name: str) -> tuple[np.ndarray, list[str]]:
         """Number of each row's value of a text column, -1 for null, and the values in the order they appear in."""
@@ -100,7 +105,9 @@ def read_pairs(scored: str, labels: str, config: Config) -> Pairs:
     """
     scale, _ = scores.read_scales(scored)
     known, native = read_labels(labels, config, scale)
-    table = scores.read_utterances(scored, [*KEYS, *PLACE, *DIMENSIONS, "status"])
+    table = scores.read_utterances(scored)
+    weights = [name for name in scores.WEIGHT_SCHEMA.names if name in table.column_names]
+    table = table.select([*KEYS, *PLACE, *DIMENSIONS, "status", *weights])
     counts = table.group_by(list(KEYS)).aggregate([([], "count_all")])
     repeated = counts.filter(pc.greater(counts["count_all"], 1))
     if repeated.num_rows:
@@ -127,6 +134,7 @@ def read_pairs(scored: str, labels: str, config: Config) -> Pairs:
         _matrix(joined, [f"label_{name}" for name in DIMENSIONS]),
         scale,
         native,
+        np.nan_to_num(_matrix(joined, weights), nan=1.0) if weights else np.ones((joined.num_rows, 2)),
         {item["values"]: item["counts"] for item in missing},
     )
 

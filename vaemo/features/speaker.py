@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from safetensors.torch import load
 from torch import Tensor, nn
 
 from vaemo.errors import ExtractorError
-from vaemo.features.base import fingerprint_of, first_line
+from vaemo.features.base import fingerprint_of, first_line, needed_version
 from vaemo.features.convert import PROG, read_tensors
 from vaemo.features.hyperparams import Hyperparams
 from vaemo.units import SAMPLING_RATE_HZ
@@ -52,7 +51,7 @@ class SpeakerEncoder:
 
     def __init__(self, name: str, *, revision: str = "main") -> None:
         self.name = name
-        self.version = metadata.version("speechbrain")
+        self.version = needed_version("speechbrain", f"features.speaker is '{name}'", "ltas or none")
         folder = _folder(name, revision)
         try:
             settings = (folder / _SETTINGS).read_text(encoding="utf-8")
@@ -99,7 +98,7 @@ def _folder(name: str, revision: str) -> Path:
         except (OSError, ValueError) as error:
             raise ExtractorError(
                 f"features.speaker is '{name}', and no model can be loaded from there ({first_line(error)}). "
-                "Give ltas, none, a folder, or the name of a model on the hub that this machine can reach."
+                "Give ltas, campplus, none, a folder, or the name of a model on the hub that this machine can reach."
             ) from None
     if not (folder / _SETTINGS).is_file():
         raise ExtractorError(f"features.speaker is '{name}', which has no {_SETTINGS}; a SpeechBrain encoder has one.")

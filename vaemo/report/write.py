@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -12,11 +13,12 @@ import vaemo
 from vaemo import files, scores
 from vaemo.audio.archive import shown
 from vaemo.config import Config
+from vaemo.drawing import write_pictures
 from vaemo.errors import ReadScoresError
 from vaemo.evaluation import pictures
 from vaemo.evaluation.evaluate import measure
 from vaemo.evaluation.pairs import choose_split, read_labels, read_pairs
-from vaemo.report.overview import MIN_SCORED, Overview, calls_table, choose_calls, curves, over_time
+from vaemo.report.overview import MIN_SCORED, Overview, calls_table, choose_calls, curves, over_time, unscored_calls
 from vaemo.report.page import build_report
 
 TOP = 500
@@ -74,6 +76,7 @@ def write_report(
         "over_time": over_time(sessions),
         "agreement": _agreement(scored, labels, config) if labels is not None else None,
         "calls": calls,
+        "unscored": unscored_calls(sessions),
         "curves": drawn_curves,
         "audio": links,
     }
@@ -135,13 +138,15 @@ def _local_link(path: str, out: str) -> str:
 
 
 def _draw(out: str, overview: Overview, calls: Mapping[str, list[Any]], drawn: Mapping[str, Mapping[str, Any]]) -> None:
-    folder = files.join(out, "pictures")
-    files.write_whole(
-        files.join(folder, "distributions.png"), pictures.distributions(overview.histogram, overview.scale)
-    )
-    files.write_whole(files.join(folder, "plane.png"), pictures.plane(overview.plane, overview.scale))
     means = zip(calls["valence_mean"], calls["session_id"], strict=True)
     lowest = [session for mean, session in sorted(pair for pair in means if pair[0] is not None)]
-    for number, session in enumerate(list(dict.fromkeys(lowest))[:PICTURES], 1):
-        picture = pictures.call(session, drawn[session], overview.scale)
-        files.write_whole(files.join(folder, f"call-{number:02d}.png"), picture)
+    first = list(dict.fromkeys(lowest))[:PICTURES]
+    draw = {
+        "distributions": partial(pictures.distributions, overview.histogram, overview.scale),
+        "plane": partial(pictures.plane, overview.plane, overview.scale),
+        **{
+            f"call-{number:02d}": partial(pictures.call, session, drawn[session], overview.scale)
+            for number, session in enumerate(first, 1)
+        },
+    }
+    write_pictures(files.join(out, "pictures"), draw)

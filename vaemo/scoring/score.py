@@ -14,8 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from vaemo.model.regressor import SessionRegressor
-from vaemo.scores import UTTERANCE_SCHEMA, conform
+from vaemo.scores import UTTERANCE_SCHEMA, WEIGHT_SCHEMA, conform
 from vaemo.sessions import assemble_sessions
+from vaemo.settling import ErrorByPosition
 from vaemo.speakers import Enrolments, aggregate_speakers
 from vaemo.tables import with_column
 from vaemo.training.replay import predict_sessions
@@ -37,6 +38,7 @@ def score_table(
     enrolments: Enrolments | None = None,
     personal: Personal | None = None,
     context: np.ndarray | None = None,
+    errors: Sequence[ErrorByPosition | None] = (),
 ) -> pa.Table:
     """Score whole sessions: the columns of the utterances of a score folder but `run_id`, row for row.
 
@@ -55,6 +57,8 @@ def score_table(
         personal: Deltas of FiLM by speaker, of the one model.
         context: Rows (bool) that move the state and are not scored, whatever their status: nothing is predicted of
             them, the middle of the label range is fed back behind them, and no other row's past knows of them.
+        errors: What is known of each model's error by position; it gives `valence_weight` and `arousal_weight`, their
+            mean over the models (1 for one that knows nothing). Without any the columns are left out.
 
     Raises:
         NonFiniteFeatureError: if a feature is NaN or infinite.
@@ -66,10 +70,14 @@ def score_table(
     sessions = assemble_sessions(heard, sequence_by=sequence_by, streams=streams)
     sessions = aggregate_speakers(sessions, speaker_aggregation, enrolments)
     found = np.full((len(models), table.num_rows, 2), np.nan)
+    known = [error for error in errors if error]
+    weight = np.full((table.num_rows, 2), np.nan)
     if sessions:
         rows = np.concatenate([session.rows for session in sessions])
         speaker_ids = np.concatenate([session.speaker_ids for session in sessions])
         film_delta = personal.delta(speaker_ids) if personal else None
+        position = np.concatenate([np.arange(len(session)) for session in sessions])
+        weight[rows] = (sum(error.weights(position) for error in known) + len(models) - len(known)) / len(models)
         for number, model in enumerate(models):
             like = model.label_deviation
             packed = PackedSessions.of(sessions, dtype=like.dtype, device=like.device)
@@ -78,7 +86,7 @@ def score_table(
             predicted = predict_sessions(model, packed, lanes=lanes, chunk=chunk, film_delta=film_delta)
             found[number, rows] = predicted.cpu().numpy()
     if context is not None:
-        found[:, context] = np.nan
+        found[:, context] = weight[context] = np.nan
     kept = [name for name in UTTERANCE_SCHEMA.names if name in table.column_names and name not in DIMENSIONS]
     columns: dict[str, Any] = {name: table[name] for name in kept}
     for axis, dimension in enumerate(DIMENSIONS):
@@ -87,6 +95,8 @@ def score_table(
     if len(models) > 1:
         for axis, dimension in enumerate(DIMENSIONS):
             scored = scored.append_column(f"{dimension}_sd", _floats(found[:, :, axis].std(axis=0, ddof=1)))
+    for axis, name in enumerate(WEIGHT_SCHEMA.names if known else ()):
+        scored = scored.append_column(name, _floats(weight[:, axis]))
     return scored
 
 

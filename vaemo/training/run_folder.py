@@ -8,6 +8,9 @@
     RUN/used.parquet    utterances of train and dev, for `evaluate --exclude`
     RUN/_state/         what the run needs to go on after its last epochs, a file each
     RUN/summary.json    the last thing that is written: the run is finished
+    RUN/failure.txt     the traceback of one that has failed
+    RUN/fold-K/         with folds, a run each; RUN/oof holds the scores of every held-out row
+    RUN/seed-K/         with several seeds, a run each, here or below each fold; best/ beside them is that of seed 0
 
 A state is one safetensors file with JSON in its header: it is there whole or not at all, also in a bucket, and nothing
 that is read back can run code.
@@ -20,6 +23,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pyarrow.compute as pc
 import torch
@@ -29,9 +33,10 @@ import vaemo
 from vaemo import files
 from vaemo.card import write_card
 from vaemo.config import Config, FeatureConfig
-from vaemo.model.checkpoint import save_checkpoint
+from vaemo.model.checkpoint import ERRORS, save_checkpoint
 from vaemo.model.regressor import SessionRegressor
 from vaemo.sessions import label_range
+from vaemo.settling import ErrorByPosition
 from vaemo.store import FeatureStore
 from vaemo.summary import results
 from vaemo.training.end_to_end import KeptEncoder
@@ -85,6 +90,7 @@ def keep(
     provenance: Mapping[str, Any],
     encoder: KeptEncoder | None = None,
     rivals: Mapping[str, Any] | None = None,
+    errors: ErrorByPosition | None = None,
 ) -> None:
     """Write RUN/best with its model card, in place of an older one.
 
@@ -97,6 +103,7 @@ def keep(
         provenance: See `provenance_of`.
         encoder: The speech encoder that was trained with it, in place of the store's.
         rivals: What the cheapest rivals give on dev (`vaemo.ablation.baselines.rivals`); None where that says nothing.
+        errors: The model's errors on dev by position.
     """
     settings = store.info.get("settings", {})
     features: FeatureConfig | None = None
@@ -117,7 +124,11 @@ def keep(
         config,
         features=features,
         encoder=encoder.files if encoder else None,
-        metrics={**metrics, "rivals": rivals} if rivals else metrics,
+        metrics={
+            **metrics,
+            **({"rivals": rivals} if rivals else {}),
+            **({ERRORS: errors.to_dict()} if errors else {}),
+        },
         provenance=provenance,
     )
     write_card(best)
@@ -168,6 +179,16 @@ def write_metrics(out: str, history: Sequence[Mapping[str, Any]]) -> None:
     """Write RUN/metrics.jsonl: all lines, so that a run that goes on leaves none twice."""
     lines = "".join(json.dumps(line) + "\n" for line in history)
     files.write_whole(files.join(out, METRICS), lines.encode())
+
+
+def fold_folder(out: str, fold: str) -> str:
+    """Where the run of a fold lies."""
+    return files.join(out, f"fold-{quote(fold, safe='')}")
+
+
+def seed_folders(out: str, seeds: int) -> list[str]:
+    """Where the runs of seeds 0, 1, ... lie: one alone in the folder itself."""
+    return [out] if seeds == 1 else [files.join(out, f"seed-{seed}") for seed in range(seeds)]
 
 
 def finished(out: str) -> dict[str, Any] | None:

@@ -1,7 +1,7 @@
 """Truncated backpropagation through time over lanes of sessions: one loop, in one process or in many.
 
 Takes sessions and a config, gives a metrics line per epoch, a model to keep, and a state to go on from. Knows no
-folders of runs and no Ray: `cluster.train` adds those. Letters: L lanes over all workers, T steps of a window.
+folders of runs and no Ray: `pipeline.training` adds those. Letters: L lanes over all workers, T steps of a window.
 
 How W workers equal one: every worker computes the lane schedule, the dropout masks and the draws of all lanes, and
 takes lanes r, r + W, ... The sums that make up the loss are added over the workers, and each one's gradient flows
@@ -30,6 +30,7 @@ from vaemo.model.regressor import SessionRegressor
 from vaemo.model.state import SessionState
 from vaemo.progress import duration, say
 from vaemo.sessions import Session
+from vaemo.settling import ErrorByPosition
 from vaemo.training.collapse import signs_of_collapse
 from vaemo.training.end_to_end import EndToEnd, KeptEncoder
 from vaemo.training.group import Group
@@ -46,8 +47,9 @@ SHOWN_EVERY_S = 10.0
 class Trainer:
     """A training run: iterate over it for one metrics line per epoch.
 
-    Between two epochs `kept` is the model that would be kept, `improved` says whether it is to be kept now, and
-    `tensors` and `progress` are what `restore` needs to go on as if nothing had happened.
+    Between two epochs `kept` is the model that would be kept, `errors` its dev errors by position, `improved` says
+    whether it is to be kept now, and `tensors` and `progress` are what `restore` needs to go on as if nothing had
+    happened.
 
     Args:
         train: Sessions to train on, packed perhaps: then they are read where they lie, and may be shared.
@@ -126,6 +128,7 @@ class Trainer:
         self.step = 0
         self.history: list[dict[str, Any]] = []
         self.improved = False
+        self.errors: ErrorByPosition | None = None
         self.warnings: list[str] = []
         # CCC is at least -1, so that the first epoch that counts is always an improvement.
         self._best, self._kept_epoch, self._stale = -2.0, 0, 0
@@ -202,6 +205,7 @@ class Trainer:
             "best": self._best,
             "kept_epoch": self._kept_epoch,
             "stale": self._stale,
+            "errors": self.errors and self.errors.to_dict(),
         }
 
     def restore(self, tensors: dict[str, Tensor], progress: dict[str, Any]) -> None:
@@ -223,6 +227,9 @@ class Trainer:
         self.step = progress["step"]
         self.history = list(progress["history"])
         self._best, self._kept_epoch, self._stale = progress["best"], progress["kept_epoch"], progress["stale"]
+        # Older versions did not keep them.
+        if errors := progress.get("errors"):
+            self.errors = ErrorByPosition.from_dict(errors)
 
     def _schedule(self, epoch: int) -> LaneSchedule:
         train = self.config.train
@@ -353,6 +360,9 @@ class Trainer:
         for name, value in zip((*DIMENSIONS, "avg"), [*within, within.mean()], strict=True):
             metrics[f"dev_within_ccc_{name}"] = float(value) if math.isfinite(value) else None
         metrics["state_sd"] = free.state_sd
+        sequence = np.repeat(np.arange(len(dev.lengths)), dev.lengths)
+        position = np.arange(len(sequence)) - dev.offsets[sequence]
+        self.errors = ErrorByPosition.of(free.prediction, dev.labels.double().cpu().numpy(), sequence, position)
         if self.config.model.feedback != "none":
             fed = replay(self.kept, dev, group=self.group, window=self.config.train.window, observed=dev.labels)
             metrics["gap_ccc_avg"] = float(fed.moments(dev.labels).ccc().mean()) - metrics["dev_ccc_avg"]

@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
-import torch
 
 from vaemo.card import write_card
 from vaemo.model.checkpoint import Checkpoint
@@ -18,13 +17,10 @@ from vaemo.progress import say
 from vaemo.sessions import Session
 from vaemo.splits import Fold
 from vaemo.training.data import TrainingData
-from vaemo.training.end_to_end import rehear
-from vaemo.training.replay import replay
-from vaemo.training.waveforms import Waveforms
+from vaemo.training.held_out import predict
 from vaemo.trust.calibration import CALIB_SPLIT, HELD_OUT, calibrate
 from vaemo.trust.novelty import SOUNDS, Novelty, sounds_of
 from vaemo.units import CALIB, DIMENSIONS, STREAMS, LabelScale
-from vaemo.windows import PackedSessions
 
 COVERAGE = 0.9
 """For which a training says what its intervals rest on."""
@@ -32,60 +28,71 @@ COVERAGE = 0.9
 _TRAIN_ROWS = 50_000
 
 
-def attach(data: TrainingData, checkpoint: Checkpoint, folder: str, manifest: str | None = None) -> None:
-    """Describe what a model was trained on, and calibrate it where the store has a split `calib`.
+def attach(
+    data: TrainingData, checkpoints: Sequence[Checkpoint], folders: Sequence[str], manifest: str | None = None
+) -> None:
+    """Describe what models were trained on, and calibrate them together where the store has a split `calib`.
 
     Args:
         data: Of the run, without folds.
-        checkpoint: What it kept.
-        folder: Of the checkpoint.
-        manifest: Of the store, where the checkpoint holds its own speech encoder.
+        checkpoints: What it kept, one for each seed; their mean is calibrated.
+        folders: Of the checkpoints.
+        manifest: Of the store, where the checkpoints hold their own speech encoders.
     """
     (fold,) = data.parts
     sessions = data.read()
-    novelty = _novelty(data, sessions, fold, checkpoint, (CALIB, "dev"))
-    split = {session.rows[0]: fold.split[session.rows[0]] for session in sessions}
-    judged = [session for session in data.aggregate(sessions, fold) if split[session.rows[0]] in ("dev", CALIB)]
+    novelty = _novelty(data, sessions, fold, checkpoints[0], (CALIB, "dev"))
+    judged = [session for session in data.aggregate(sessions, fold) if session.split in ("dev", CALIB)]
     if any(session.split == CALIB for session in judged):
-        table = _scored(data, judged, checkpoint, manifest)
+        table = _scored(data, judged, checkpoints, manifest)
         if novelty:
-            table = table.append_column("novelty", pa.array(_novelty_of(data, novelty, sessions, len(table))))
-        rows = {name: table.filter(pa.array(fold.split == name)) for name in ("dev", CALIB)}
+            table = table.append_column("novelty", pa.array(_novelty_of(data, novelty, sessions)))
+        calib, dev = (table.filter(pa.array(fold.split == name)) for name in (CALIB, "dev"))
+        fingerprints = [checkpoint.fingerprint for checkpoint in checkpoints]
         scale = LabelScale(*data.config.model.label_range)
-        calibration = calibrate(rows[CALIB], rows["dev"], [checkpoint.fingerprint], CALIB_SPLIT, scale)
-        calibration.write(folder)
+        calibration = calibrate(calib, dev, fingerprints, CALIB_SPLIT, scale)
         say(calibration.says(COVERAGE))
-    if novelty:
-        novelty.write(folder)
-    write_card(folder)
+        for folder in folders:
+            calibration.write(folder)
+    for folder in folders:
+        if novelty:
+            novelty.write(folder)
+        write_card(folder)
 
 
-def attach_folds(data: TrainingData, models: Mapping[str, Checkpoint], folders: Sequence[str], held: pa.Table) -> None:
-    """The same for the models of folds, calibrated together on every row that one of them did not see.
+def attach_folds(
+    data: TrainingData,
+    models: Mapping[str, Sequence[Checkpoint]],
+    folders: Mapping[str, Sequence[str]],
+    held: pa.Table,
+) -> None:
+    """The same for the models of folds, calibrated together on every row that some of them did not see.
 
     Args:
         data: Of the run.
-        models: By the name of the fold.
-        folders: Of their checkpoints, in that order.
+        models: By the name of the fold, one for each seed.
+        folders: Of these checkpoints.
         held: The scores of all held-out rows.
     """
-    sessions = data.read()
-    labels = _labels(data)
-    key = data.table["session_id"].to_pylist(), data.table["utt_id"].to_pylist()
-    place = {pair: number for number, pair in enumerate(zip(*key, strict=True))}
-    held_rows = [place[pair] for pair in zip(held["session_id"].to_pylist(), held["utt_id"].to_pylist(), strict=True)]
-    for name, values in labels.items():
-        held = held.append_column(f"label_{name}", pa.array(values[held_rows]))
-    fingerprints = [checkpoint.fingerprint for checkpoint in models.values()]
-    scale = LabelScale(*data.config.model.label_range)
-    calibration = calibrate(held, None, fingerprints, HELD_OUT, scale)
+    keys = [
+        list(zip(table["session_id"].to_pylist(), table["utt_id"].to_pylist(), strict=True))
+        for table in (data.table, held)
+    ]
+    place = {key: row for row, key in enumerate(keys[0])}
+    rows = [place[key] for key in keys[1]]
+    for name, values in _labels(data).items():
+        held = held.append_column(f"label_{name}", pa.array(values[rows], from_pandas=True))
+    fingerprints = [checkpoint.fingerprint for of_fold in models.values() for checkpoint in of_fold]
+    calibration = calibrate(held, None, fingerprints, HELD_OUT, LabelScale(*data.config.model.label_range))
     say(calibration.says(COVERAGE))
-    for fold, checkpoint, folder in zip(data.parts, models.values(), folders, strict=True):
-        novelty = _novelty(data, sessions, fold, checkpoint, ("test",))
-        if novelty:
-            novelty.write(folder)
-        calibration.write(folder)
-        write_card(folder)
+    sessions = data.read()
+    for fold in data.parts:
+        novelty = _novelty(data, sessions, fold, models[fold.name][0], ("test",))
+        for folder in folders[fold.name]:
+            calibration.write(folder)
+            if novelty:
+                novelty.write(folder)
+            write_card(folder)
 
 
 def _novelty(
@@ -104,7 +111,7 @@ def _novelty(
     if not streams or measure is None or not len(train):
         return None
     step = max(1, sum(len(sessions[number]) for number in train) // _TRAIN_ROWS)
-    sounds = sounds_of(data.store.read([name for name in SOUNDS if name in data.store.columns] or ["session_id"]))
+    sounds = _sounds(data)
     novelty = Novelty.of(*_of([sessions[number] for number in train[::step]], streams, sounds))
     measured = [sessions[number] for number in np.flatnonzero(split == measure)]
     unusual, _ = novelty.unusual(*_of(measured, streams, sounds))
@@ -121,30 +128,35 @@ def _of(
     return features, {name: values[rows] for name, values in sounds.items()}
 
 
-def _novelty_of(data: TrainingData, novelty: Novelty, sessions: Sequence[Session], n: int) -> np.ndarray:
-    """The novelty of every row of the store that has features, (n,)."""
-    sounds = sounds_of(data.store.read([name for name in SOUNDS if name in data.store.columns] or ["session_id"]))
-    found = np.full(n, np.nan)
+def _novelty_of(data: TrainingData, novelty: Novelty, sessions: Sequence[Session]) -> np.ndarray:
+    """The novelty of every row of the store that has features, (n,), NaN elsewhere."""
+    sounds, found = _sounds(data), np.full(len(data.table), np.nan)
     for session in sessions:
-        features, said = _of([session], list(novelty.streams), sounds)
-        found[session.rows] = novelty.novelty(novelty.unusual(features, said)[0])
+        found[session.rows] = novelty.novelty(novelty.unusual(*_of([session], list(novelty.streams), sounds))[0])
     return found
 
 
-def _scored(data: TrainingData, sessions: Sequence[Session], checkpoint: Checkpoint, manifest: str | None) -> pa.Table:
-    """The table of the store with the predictions for some sessions, null elsewhere, and all labels."""
-    sessions = list(sessions)
-    if manifest and checkpoint.has_encoder and checkpoint.features:
-        sessions = rehear(sessions, checkpoint.features, Waveforms.of_store(data.store, manifest, data.config))
-    packed = PackedSessions.of(sessions, dtype=getattr(torch, data.config.train.dtype))
-    known = packed.observed if not packed.observed.isnan().all() else None
-    found = replay(checkpoint.model, packed, window=data.config.train.window, observed=known).prediction
+def _sounds(data: TrainingData) -> dict[str, np.ndarray]:
+    names = [name for name in SOUNDS if name in data.store.columns]
+    return sounds_of(data.store.read(names)) if names else {}
+
+
+def _scored(
+    data: TrainingData, sessions: Sequence[Session], checkpoints: Sequence[Checkpoint], manifest: str | None
+) -> pa.Table:
+    """The table of the store with the scores of some sessions, null elsewhere, and all labels."""
+    found = np.stack([predict(data, checkpoint, sessions, manifest) for checkpoint in checkpoints])
     rows = np.concatenate([session.rows for session in sessions])
     table = data.table.drop_columns(list(DIMENSIONS))
+    columns = {}
     for number, name in enumerate(DIMENSIONS):
-        values = np.full(len(table), np.nan)
-        values[rows] = found[:, number]
-        table = table.append_column(name, pa.array(values, from_pandas=True))
+        columns[name] = found[..., number].mean(axis=0)
+        if len(found) > 1:
+            columns[f"{name}_sd"] = found[..., number].std(axis=0, ddof=1)
+    for name, values in columns.items():
+        every = np.full(len(table), np.nan)
+        every[rows] = values
+        table = table.append_column(name, pa.array(every, from_pandas=True))
     for name, values in _labels(data).items():
         table = table.append_column(f"label_{name}", pa.array(values, from_pandas=True))
     return table

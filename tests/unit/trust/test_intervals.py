@@ -43,7 +43,7 @@ def trained(tmp_path, **options):
     """A store, and an untrained model that a training has described and calibrated on it."""
     store = make_store(tmp_path / "store", **options)
     checkpoint = make_checkpoint(tmp_path / "checkpoint")
-    attach(TrainingData.open(store, Config().replace(SMALL)), load_checkpoint(checkpoint), checkpoint)
+    attach(TrainingData.open(store, Config().replace(SMALL)), [load_checkpoint(checkpoint)], [checkpoint])
     return store, checkpoint
 
 
@@ -103,7 +103,7 @@ def test_a_checkpoint_without_calibration_scores_as_before(tmp_path):
     checkpoint = make_checkpoint(tmp_path / "checkpoint")
     before = run(store, checkpoint, str(tmp_path / "before"))
     assert not [name for name in before.column_names if name.endswith(("_low", "_high")) or "novelty" in name]
-    attach(TrainingData.open(store, Config().replace(SMALL)), load_checkpoint(checkpoint), checkpoint)
+    attach(TrainingData.open(store, Config().replace(SMALL)), [load_checkpoint(checkpoint)], [checkpoint])
     after = run(store, checkpoint, str(tmp_path / "after"))
     kept = [name for name in before.column_names if name != "run_id"]
     assert after.select(kept).equals(before.select(kept))
