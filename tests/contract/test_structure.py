@@ -23,7 +23,7 @@ RANKS = (
     {"sessions", "speakers", "splits", "lanes", "model"},
     {"windows", "utterances", "scores", "corpora", "card"},
     {"training"},
-    {"scoring", "personalize", "evaluation", "report", "ablation", "tuning"},
+    {"trust", "scoring", "personalize", "evaluation", "report", "ablation", "tuning"},
     {"stream", "live", "pipeline", "export"},
     {"cluster"},
     {"api"},
