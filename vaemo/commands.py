@@ -56,23 +56,21 @@ def train(argv: Arguments = None, prog: str | None = None) -> None:
     parser.add_argument("--out", type=path, required=True, metavar="RUN", help="run folder; one that is there goes on")
     parser.add_argument("--workers", type=count, default=1, help="processes that train one model; divides train.lanes")
     parser.add_argument("--folds", help="by=fold, by=speaker or k=N: hold out one at a time")
+    parser.add_argument("--seeds", type=count, default=1, help="trainings, from train.seed on: an ensemble")
     parser.add_argument("--manifest", type=path, metavar="FILE", help="of which the store is; to train its encoder too")
     parser.add_argument("--speakers", type=path, metavar="FILE", help="enrolments: speaker_id, speaker")
     args = parser.parse_args(argv)
-    config = cli.load_config(args)
 
-    from vaemo.cluster import train as cluster
-
-    with cli.summary(args.out):
-        cluster.train(
-            args.store,
-            args.out,
-            config,
-            workers=args.workers,
-            folds=args.folds,
-            manifest=args.manifest,
-            speakers=args.speakers,
-        )
+    vaemo.train(
+        store=args.store,
+        out=args.out,
+        workers=args.workers,
+        folds=args.folds,
+        seeds=args.seeds,
+        manifest=args.manifest,
+        speakers=args.speakers,
+        config=cli.load_config(args),
+    )
 
 
 def tune(argv: Arguments = None, prog: str | None = None) -> None:
@@ -100,7 +98,7 @@ def tune(argv: Arguments = None, prog: str | None = None) -> None:
         "where the space searches the sampling schedule",
     )
     parser.add_argument("--workers", type=count, default=1, help="processes that train one trial; divides train.lanes")
-    parser.add_argument("--gpus", type=float, help="share of a GPU for each process; a whole one where there is any")
+    parser.add_argument("--gpus", type=float, help="share of a GPU for each process (default: 0.25 where there is any)")
     parser.add_argument("--folds", help="by=fold, by=speaker or k=N: the mean over folds is searched for")
     parser.add_argument("--seeds", type=count, default=1, help="trainings of each trial; their mean counts")
     args = parser.parse_args(argv)
@@ -235,11 +233,12 @@ def ablate(argv: Arguments = None, prog: str | None = None) -> None:
     args = parser.parse_args(argv)
     config = cli.load_config(args)
 
-    from vaemo.cluster import ablate as cluster
+    from vaemo.cluster.executor import OnRay
+    from vaemo.pipeline import ablation
 
     only = args.only.split(",") if args.only else None
     with cli.summary(args.out):
-        cluster.ablate(args.store, args.out, config, seeds=args.seeds, folds=args.folds, only=only)
+        ablation.ablate(args.store, args.out, config, OnRay(), seeds=args.seeds, folds=args.folds, only=only)
 
 
 def personalize(argv: Arguments = None, prog: str | None = None) -> None:
@@ -289,7 +288,7 @@ def export(argv: Arguments = None, prog: str | None = None) -> None:
     """A checkpoint as one ONNX step, which runs without PyTorch."""
     parser = cli.Parser(prog=prog, description="Write one step of a checkpoint's model as ONNX.")
     cli.add_checkpoint(parser, "a trained model")
-    parser.add_argument("--out", type=cli.data_path, required=True, metavar="FILE", help="such as model.onnx")
+    parser.add_argument("--out", type=cli.data_path, required=True, metavar="FILE", help="such as step.onnx")
     parser.add_argument("--film-delta", action="store_true", help="take a speaker's deltas (personalize) as inputs")
     args = parser.parse_args(argv)
 
@@ -309,16 +308,22 @@ def convert(argv: Arguments = None, prog: str | None = None) -> None:
 
 
 def erase(argv: Arguments = None, prog: str | None = None) -> None:
-    """Remove a call from scores, stores, reports and personal deltas, and leave a tombstone."""
+    """Remove calls from whatever holds a trace of them, and leave tombstones."""
     given = sys.argv[1:] if argv is None else argv
-    importlib.import_module("vaemo.scoring.erase").main(["erase", *given], "vaemo")
+    importlib.import_module("vaemo.scoring.tend").main(["erase", *given], "vaemo")
+
+
+def compact(argv: Arguments = None, prog: str | None = None) -> None:
+    """Join small parts of scores into few files."""
+    given = sys.argv[1:] if argv is None else argv
+    importlib.import_module("vaemo.scoring.tend").main(["compact", *given], "vaemo")
 
 
 COMMANDS: dict[str, Callable[..., None]] = {
     command.__name__: command
     for command in (
         *(extract, train, tune, score, evaluate, report, ablate, personalize, config, demo),
-        *(corpora, erase, convert, enrol, export),
+        *(corpora, erase, compact, convert, enrol, export),
     )
 }
 """By name; the docstring of each is what `vaemo --help` says."""

@@ -178,6 +178,10 @@ class SweepFailedError(VaemoError):
     """No trial of a sweep ran to its end."""
 
 
+class TrainingFailedError(VaemoError):
+    """A training ended with an error that is no mistake of the user's; its folder holds the traceback."""
+
+
 class DivergedError(VaemoError):
     """Training produced a loss that is not a finite number."""
 

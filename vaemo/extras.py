@@ -12,6 +12,7 @@ from vaemo.progress import say
 
 EXTRAS = {
     "espeakng-loader": "demo",
+    "huggingface-hub": "encoders",
     "matplotlib": "report",
     "onnx": "onnx",
     "onnxruntime": "onnx",

@@ -10,7 +10,7 @@ the model's label range. Further columns may stand in either table, after those 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -62,6 +62,21 @@ verified; all null elsewhere."""
 SPREAD_SCHEMA = pa.schema([(f"{dimension}_sd", pa.float32()) for dimension in DIMENSIONS])
 """Columns that scoring with several checkpoints adds: the deviation over the models."""
 
+TRUST_SCHEMA = pa.schema(
+    [
+        ("novelty", pa.float32()),
+        ("novelty_of", pa.string()),
+        *(
+            (f"{dimension}{of}_{end}", pa.float32())
+            for dimension in DIMENSIONS
+            for of in ("", "_mean")
+            for end in ("low", "high")
+        ),
+    ]
+)
+"""Columns that a checkpoint adds which knows how far it errs and what it was trained on: bounds of utterances and of
+the means of sessions; in both tables how unusual the features are, and which of them."""
+
 WEIGHT_SCHEMA = pa.schema([(f"{dimension}_weight", pa.float32()) for dimension in DIMENSIONS])
 """Columns that a checkpoint adds which knows its error by position: how much an utterance counts where the lowest score
 and the slope of a session are looked for (`vaemo.settling`). Without them all count alike."""
@@ -100,6 +115,9 @@ PROVENANCE = "_provenance.json"
 """The file that says what made the scores and guards the folder. `label_range` ([low, high] of the scores) and
 `native_range` (of the corpus trained on, or null) are read back by `read_scales`."""
 
+JOINING = "_joining.json"
+"""The file that says which parts are being joined to which other one (`vaemo.scoring.compact`)."""
+
 _REQUIRED = {
     "utterances": ("session_id", "utt_id", *DIMENSIONS),
     "sessions": ("session_id", "n_scored"),
@@ -121,7 +139,14 @@ def conform(table: pa.Table, schema: pa.Schema = UTTERANCE_SCHEMA) -> pa.Table:
     return pa.table(columns, metadata=table.schema.metadata)
 
 
-def write_part(folder: str, name: str, utterances: pa.Table, score: ScoreConfig, travel: Sequence[str] = ()) -> None:
+def write_part(
+    folder: str,
+    name: str,
+    utterances: pa.Table,
+    score: ScoreConfig,
+    travel: Sequence[str] = (),
+    further: Callable[[pa.Table, pa.Table], pa.Table] | None = None,
+) -> None:
     """Write one part of whole sessions: `sessions/NAME`, then `utterances/NAME`.
 
     Each file appears whole or not at all. A part is finished when its utterances are there, since they come last;
@@ -133,9 +158,11 @@ def write_part(folder: str, name: str, utterances: pa.Table, score: ScoreConfig,
         utterances: Rows of `UTTERANCE_SCHEMA`, all utterances of the part's sessions in session order.
         score: What counts as low, and the half-life of the weighted end.
         travel: Columns of a call, which its sessions keep too.
+        further: Adds columns to the sessions, given the utterances and them.
     """
     utterances = conform(utterances)
     sessions = summarise_sessions(utterances, score, travel)
+    sessions = further(utterances, sessions) if further else sessions
     files.write_parquet_whole(files.join(folder, SESSIONS, name), sessions)
     files.write_parquet_whole(files.join(folder, UTTERANCES, name), utterances)
 
@@ -366,8 +393,22 @@ def _read(folder: str, kind: str, columns: Sequence[str] | None, sessions: Itera
     return pa.concat_tables(tables, promote_options="permissive")
 
 
+def superseded(folder: str) -> set[str]:
+    """Names of parts whose rows stand in another part too: while parts are joined, or where that was killed.
+
+    The joined part counts as soon as its utterances are there; until then it is the one that does not.
+    """
+    path = files.join(folder, JOINING)
+    if not files.exists(path):
+        return set()
+    held = files.read_json(path)
+    return set(held["of"]) if files.exists(files.join(folder, UTTERANCES, held["part"])) else {held["part"]}
+
+
 def _parts(folder: str, kind: str) -> list[str]:
     parts = files.list_files(files.join(folder, kind), ".parquet", recursive=True)
+    gone = {files.join(folder, kind, name) for name in superseded(folder)}
+    parts = [part for part in parts if part not in gone]
     if not parts:
         raise ReadScoresError(f"'{folder}' has no {kind}/part-*.parquet; give a folder that jobs/score.py wrote.")
     return parts
@@ -396,5 +437,5 @@ def _read_part(part: str, kind: str, columns: Sequence[str] | None, wanted: pc.E
 if __name__ == "__main__":
     import runpy
 
-    # The command `erase` stands below this module, which only lends it its name.
-    runpy.run_module("vaemo.scoring.erase", run_name="__main__")
+    # The commands stand below this module, which only lends them its name.
+    runpy.run_module("vaemo.scoring.tend", run_name="__main__")

@@ -36,7 +36,7 @@ class Executor:
         return iter(())
 
 from vaemo.pipeline.sources import RecordingsSource
-config = Config().replace({"features": {"prosody": "none"}, "extract": {"shard_recordings": 8, "max_silent_fraction": 1}})
+config = Config().replace({"features": {"prosody": "none"}, "extract": {"shard_recordings": 8}})
 source = RecordingsSource(sys.argv[1], config.audio)
 extract(source, sys.argv[2], config, Executor())
 end = time.perf_counter() - start

@@ -12,7 +12,7 @@ import torch
 from vaemo import files, scores
 from vaemo.metrics import Moments
 from vaemo.model.checkpoint import Checkpoint
-from vaemo.sessions import label_range
+from vaemo.sessions import Session, label_range
 from vaemo.tables import codes
 from vaemo.training.data import LIGHT, TrainingData
 from vaemo.training.end_to_end import rehear
@@ -23,13 +23,13 @@ from vaemo.windows import PackedSessions
 
 
 def score_held_out(
-    data: TrainingData, models: Mapping[str, Checkpoint], manifest: str | None, out: str, fingerprint: str
+    data: TrainingData, models: Mapping[str, Sequence[Checkpoint]], manifest: str | None, out: str, fingerprint: str
 ) -> dict[str, Any]:
     """Write the scores of all folds' held-out rows to `out`, a folder of scores.
 
     Args:
         data: With folds.
-        models: The checkpoint of every fold, by its name.
+        models: The checkpoints of every fold, by its name: one for each seed, whose mean counts.
         manifest: Of the store, where the checkpoints hold their own speech encoders.
         out: The folder.
         fingerprint: Of the run.
@@ -37,30 +37,29 @@ def score_held_out(
     Returns:
         CCC, CCC within sessions and RMSE: `fold_mean`, `pooled`, and `folds` by name.
     """
-    config, n = data.config, len(data.table)
-    labels, predictions = np.full((n, 2), np.nan), np.full((n, 2), np.nan)
-    weights = np.full((n, 2), np.nan)
+    n = len(data.table)
+    labels, predictions, spread, weights = (np.full((n, len(DIMENSIONS)), np.nan) for _ in range(4))
     names, per_fold = np.full(n, None, object), {}
     for session in data.labelled:
         labels[session.rows] = session.labels
     sessions, session_ids = data.read(), codes(data.table["session_id"])
     for fold in data.parts:
         tested = [session for session in data.aggregate(sessions, fold) if fold.held_out[session.rows].any()]
-        checkpoint = models[fold.name]
-        if manifest and checkpoint.has_encoder and checkpoint.features:
-            tested = rehear(tested, checkpoint.features, Waveforms.of_store(data.store, manifest, config))
-        packed = PackedSessions.of(tested, dtype=getattr(torch, config.train.dtype))
-        known = packed.observed if not packed.observed.isnan().all() else None
-        found = replay(checkpoint.model, packed, window=config.train.window, observed=known).prediction
+        found = np.stack([predict(data, checkpoint, tested, manifest) for checkpoint in models[fold.name]])
         rows = np.concatenate([session.rows for session in tested])
         mine = fold.held_out[rows]
-        predictions[rows[mine]] = found[mine]
-        if checkpoint.errors:
-            position = np.arange(len(rows)) - np.repeat(packed.offsets, packed.lengths)
-            weights[rows[mine]] = checkpoint.errors.weights(position)[mine]
+        predictions[rows[mine]] = found.mean(axis=0)[mine]
+        if len(found) > 1:
+            spread[rows[mine]] = found.std(axis=0, ddof=1)[mine]
+        known = [checkpoint.errors for checkpoint in models[fold.name] if checkpoint.errors]
+        if known:
+            position = np.concatenate([np.arange(len(session)) for session in tested])
+            n_models = len(found)
+            summed = np.sum([errors.weights(position) for errors in known], axis=0) + n_models - len(known)
+            weights[rows[mine]] = summed[mine] / n_models
         names[fold.held_out] = fold.name
         per_fold[fold.name] = _measures(predictions, labels, session_ids, fold.held_out)
-    _write(data, predictions, weights, names, out, fingerprint)
+    _write(data, predictions, spread, weights, names, out, fingerprint)
     mean = {key: _mean([measures[key] for measures in per_fold.values()]) for key in _KEYS}
     return {
         "fold_mean": mean,
@@ -69,11 +68,33 @@ def score_held_out(
     }
 
 
+def predict(
+    data: TrainingData, checkpoint: Checkpoint, sessions: Sequence[Session], manifest: str | None = None
+) -> np.ndarray:
+    """What a model predicts of sessions, running free but for what is observed: (utterances, dimensions)."""
+    config = data.config
+    if manifest and checkpoint.has_encoder and checkpoint.features:
+        sessions = rehear(sessions, checkpoint.features, Waveforms.of_store(data.store, manifest, config))
+    packed = PackedSessions.of(sessions, dtype=getattr(torch, config.train.dtype))
+    known = packed.observed if not packed.observed.isnan().all() else None
+    return replay(checkpoint.model, packed, window=config.train.window, observed=known).prediction
+
+
 def _write(
-    data: TrainingData, predictions: np.ndarray, weights: np.ndarray, names: np.ndarray, out: str, fingerprint: str
+    data: TrainingData,
+    predictions: np.ndarray,
+    spread: np.ndarray,
+    weights: np.ndarray,
+    names: np.ndarray,
+    out: str,
+    fingerprint: str,
 ) -> None:
     columns = {name: data.table[name] for name in LIGHT if name not in DIMENSIONS}
     columns |= {name: pa.array(predictions[:, n], pa.float32(), from_pandas=True) for n, name in enumerate(DIMENSIONS)}
+    if not np.isnan(spread).all():
+        columns |= {
+            f"{name}_sd": pa.array(spread[:, n], pa.float32(), from_pandas=True) for n, name in enumerate(DIMENSIONS)
+        }
     columns |= {
         "split": pa.array(["test" if name else None for name in names], pa.string()),
         "fold": pa.array(names, pa.string()),
