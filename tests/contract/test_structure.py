@@ -20,7 +20,7 @@ RANKS = (
     {"manifest"},
     {"audio"},
     {"features", "parts", "store"},
-    {"sessions", "speakers", "splits", "lanes", "model"},
+    {"sessions", "speakers", "splits", "lanes", "model", "voices"},
     {"windows", "utterances", "scores", "corpora", "card"},
     {"training"},
     {"trust", "scoring", "personalize", "evaluation", "report", "ablation", "tuning"},
