@@ -141,12 +141,12 @@ class VoicesConfig:
         "campplus", "Speaker encoder that compares voices (extra `diarize`).", before="campplus"
     )
     min_margin: float = option(
-        0.1,
+        0.15,
         "Speech whose voice is less certain (voice_margin: how much more alike it is to its voice than to the next) is "
         "not scored where roles follow voices.",
         low=0,
         high=1,
-        before=0.1,
+        before=0.15,
     )
     verification: float = option(
         0.8,
