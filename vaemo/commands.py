@@ -60,23 +60,17 @@ def train(argv: Arguments = None, prog: str | None = None) -> None:
     parser.add_argument("--manifest", type=path, metavar="FILE", help="of which the store is; to train its encoder too")
     parser.add_argument("--speakers", type=path, metavar="FILE", help="enrolments: speaker_id, speaker")
     args = parser.parse_args(argv)
-    config = cli.load_config(args)
 
-    from vaemo.cluster.executor import OnRay
-    from vaemo.pipeline import training
-
-    with cli.summary(args.out):
-        training.train(
-            args.store,
-            args.out,
-            config,
-            OnRay(),
-            workers=args.workers,
-            folds=args.folds,
-            seeds=args.seeds,
-            manifest=args.manifest,
-            speakers=args.speakers,
-        )
+    vaemo.train(
+        store=args.store,
+        out=args.out,
+        workers=args.workers,
+        folds=args.folds,
+        seeds=args.seeds,
+        manifest=args.manifest,
+        speakers=args.speakers,
+        config=cli.load_config(args),
+    )
 
 
 def tune(argv: Arguments = None, prog: str | None = None) -> None:

@@ -252,6 +252,13 @@ class SplitConfig:
 
     dev_fraction: float = option(0.15, "Share of utterances in dev, approximately.", low=0.0, high=0.9)
     test_fraction: float = option(0.2, "Share of utterances in test, approximately.", low=0.0, high=0.9)
+    calib_fraction: float = option(
+        0.0,
+        "Share of utterances in calib, approximately: sessions that intervals are calibrated on.",
+        low=0.0,
+        high=0.9,
+        before=0.0,
+    )
     seed: int = option(0, "Seed of the assignment.", low=0)
     allow_speaker_overlap: bool = option(
         False, "Accept a speaker in two splits; numbers are then not those of unseen speakers."
@@ -564,6 +571,21 @@ class ScoreConfig:
         before="not_scored",
     )
     hash_ids: bool = option(False, "Replace ids by keyed hashes; the key comes from VAEMO_ID_KEY.")
+    coverage: float = option(
+        0.9,
+        "Share of labels that intervals (`*_low`, `*_high`) are to hold, where the checkpoint is calibrated.",
+        low=0.5,
+        high=0.999,
+        before=0.9,
+    )
+    max_novelty: float = option(
+        1.0,
+        "An utterance that is more unusual than this share of those calibrated with gets the status unfit and no "
+        "score; 1 scores all.",
+        low=0.5,
+        high=1.0,
+        before=1.0,
+    )
 
 
 @dataclasses.dataclass(frozen=True)

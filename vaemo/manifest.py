@@ -36,7 +36,7 @@ from vaemo.tables import (
     typed,
     with_column,
 )
-from vaemo.units import DIMENSIONS, SPLITS, STREAMS
+from vaemo.units import CALIB, DIMENSIONS, SPLITS, STREAMS
 
 COLUMNS = {
     "utt_id": pa.string(),
@@ -343,8 +343,8 @@ def _check(table: pa.Table, places: _Places, label_range: Sequence[float] | None
         lambda row: f"end_s is {end_s[row]}, not after start_s, which is {start_s[row].as_py() or 0.0}",
     )
     _refuse(
-        pc.invert(pc.is_in(split, pa.array([*SPLITS, None]))),
-        lambda row: f"split is {shown(split[row].as_py())}; allowed are {', '.join(SPLITS)}",
+        pc.invert(pc.is_in(split, pa.array([*SPLITS, CALIB, None]))),
+        lambda row: f"split is {shown(split[row].as_py())}; allowed are {', '.join((*SPLITS, CALIB))}",
     )
     if label_range:
         for name in [*DIMENSIONS, *(f"observed_{name}" for name in DIMENSIONS)]:

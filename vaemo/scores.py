@@ -10,7 +10,7 @@ the model's label range. Further columns may stand in either table, after those 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -61,6 +61,21 @@ verified; all null elsewhere."""
 
 SPREAD_SCHEMA = pa.schema([(f"{dimension}_sd", pa.float32()) for dimension in DIMENSIONS])
 """Columns that scoring with several checkpoints adds: the deviation over the models."""
+
+TRUST_SCHEMA = pa.schema(
+    [
+        ("novelty", pa.float32()),
+        ("novelty_of", pa.string()),
+        *(
+            (f"{dimension}{of}_{end}", pa.float32())
+            for dimension in DIMENSIONS
+            for of in ("", "_mean")
+            for end in ("low", "high")
+        ),
+    ]
+)
+"""Columns that a checkpoint adds which knows how far it errs and what it was trained on: bounds of utterances and of
+the means of sessions; in both tables how unusual the features are, and which of them."""
 
 WEIGHT_SCHEMA = pa.schema([(f"{dimension}_weight", pa.float32()) for dimension in DIMENSIONS])
 """Columns that a checkpoint adds which knows its error by position: how much an utterance counts where the lowest score
@@ -124,7 +139,14 @@ def conform(table: pa.Table, schema: pa.Schema = UTTERANCE_SCHEMA) -> pa.Table:
     return pa.table(columns, metadata=table.schema.metadata)
 
 
-def write_part(folder: str, name: str, utterances: pa.Table, score: ScoreConfig, travel: Sequence[str] = ()) -> None:
+def write_part(
+    folder: str,
+    name: str,
+    utterances: pa.Table,
+    score: ScoreConfig,
+    travel: Sequence[str] = (),
+    further: Callable[[pa.Table, pa.Table], pa.Table] | None = None,
+) -> None:
     """Write one part of whole sessions: `sessions/NAME`, then `utterances/NAME`.
 
     Each file appears whole or not at all. A part is finished when its utterances are there, since they come last;
@@ -136,9 +158,11 @@ def write_part(folder: str, name: str, utterances: pa.Table, score: ScoreConfig,
         utterances: Rows of `UTTERANCE_SCHEMA`, all utterances of the part's sessions in session order.
         score: What counts as low, and the half-life of the weighted end.
         travel: Columns of a call, which its sessions keep too.
+        further: Adds columns to the sessions, given the utterances and them.
     """
     utterances = conform(utterances)
     sessions = summarise_sessions(utterances, score, travel)
+    sessions = further(utterances, sessions) if further else sessions
     files.write_parquet_whole(files.join(folder, SESSIONS, name), sessions)
     files.write_parquet_whole(files.join(folder, UTTERANCES, name), utterances)
 

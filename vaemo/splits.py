@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from vaemo.config import SplitConfig
 from vaemo.errors import SplitError, UsageError
 from vaemo.tables import codes, shown
-from vaemo.units import SPLITS
+from vaemo.units import CALIB, SPLITS
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,7 +24,7 @@ class Fold:
 
     Attributes:
         name: What is held out: a fold, a speaker, or a number; empty for a plain split.
-        split: `train`, `dev`, `test`, or None for rows that are not used, one per row of the table, objects.
+        split: `train`, `dev`, `test`, `calib`, or None for rows that are not used, one per row of the table, objects.
         held_out: Rows that this fold is judged by, bool, one per row: those of `test`, for `by=speaker` only the
             speaker's own.
     """
@@ -49,7 +49,7 @@ def plain_split(table: pa.Table, config: SplitConfig) -> Fold:
     if (split != None).any():  # noqa: E711 -- elementwise
         _check_names(split)
     else:
-        split = _made_split(table, config, config.test_fraction)
+        split = _made_split(table, config, config.test_fraction, config.calib_fraction)
     _check_disjoint(table, split, config)
     return Fold("", split, split == "test")
 
@@ -111,23 +111,26 @@ def _whole_sessions(table: pa.Table, rows: np.ndarray) -> np.ndarray:
     return np.isin(session, session[rows])
 
 
-def _made_split(table: pa.Table, config: SplitConfig, test_fraction: float) -> np.ndarray:
+def _made_split(table: pa.Table, config: SplitConfig, test_fraction: float, calib_fraction: float = 0.0) -> np.ndarray:
     """Names of splits for every row."""
-    shares = [1 - config.dev_fraction - test_fraction, config.dev_fraction, test_fraction]
-    if shares[0] <= 0:
+    train_fraction = 1 - config.dev_fraction - test_fraction - calib_fraction
+    if train_fraction <= 0:
+        also = f", splits.calib_fraction {calib_fraction}" if calib_fraction else ""
         raise SplitError(
-            f"splits.dev_fraction is {config.dev_fraction} and splits.test_fraction {test_fraction}: nothing is left "
-            "to train on."
+            f"splits.dev_fraction is {config.dev_fraction} and splits.test_fraction {test_fraction}{also}: nothing is "
+            "left to train on."
         )
+    names = (*SPLITS, CALIB)
+    shares = [train_fraction, config.dev_fraction, test_fraction, calib_fraction]
     part = _deal(table, config, shares)
-    for number, name in enumerate(SPLITS):
+    for number, name in enumerate(names):
         if shares[number] and not (part == number).any():
             raise SplitError(
                 f"no utterance is left for {name}: sessions that share speakers stay together, and there are "
                 f"{len(np.unique(_components(table, config)))} such groups. Fill the column 'split', or set "
                 "splits.allow_speaker_overlap=true."
             )
-    return np.array(SPLITS, object)[part]
+    return np.array(names, object)[part]
 
 
 def _deal(table: pa.Table, config: SplitConfig, shares: list[float]) -> np.ndarray:
@@ -152,25 +155,15 @@ def _components(table: pa.Table, config: SplitConfig) -> np.ndarray:
     session = codes(table["session_id"])
     if config.allow_speaker_overlap:
         return session
-    speaker = codes(table["speaker_id"])
-    label = np.arange(session.max(initial=-1) + 1)
-    while True:
-        # Every speaker takes the lowest number among its sessions, every session that among its speakers.
-        of_speaker = np.full(speaker.max(initial=-1) + 1, len(label))
-        np.minimum.at(of_speaker, speaker, label[session])
-        lowered = label.copy()
-        np.minimum.at(lowered, session, of_speaker[speaker])
-        lowered = lowered[lowered]
-        if (lowered == label).all():
-            return np.unique(label, return_inverse=True)[1][session]
-        label = lowered
+    return linked_sessions(session, codes(table["speaker_id"]))
 
 
 def _check_names(split: np.ndarray) -> None:
-    unknown = {name for name in split if name is not None} - set(SPLITS)
+    allowed = (*SPLITS, CALIB)
+    unknown = {name for name in split if name is not None} - set(allowed)
     if unknown:
         found = shown(min(unknown))
-        raise SplitError(f"the column 'split' holds {found}; allowed are {', '.join(SPLITS)} and null.")
+        raise SplitError(f"the column 'split' holds {found}; allowed are {', '.join(allowed)} and null.")
 
 
 def _check_disjoint(table: pa.Table, split: np.ndarray, config: SplitConfig) -> None:
@@ -194,3 +187,23 @@ def _check_disjoint(table: pa.Table, split: np.ndarray, config: SplitConfig) -> 
                 "splits.allow_speaker_overlap=true."
             )
             raise SplitError(f"{len(several)} {what}(s) stand in more than one split: {names}. {cure}")
+
+
+def linked_sessions(session: np.ndarray, speaker: np.ndarray) -> np.ndarray:
+    """The component of each row, (n,), whole numbers from 0: sessions that share a speaker, also through others.
+
+    Args:
+        session: (n,) whole numbers from 0.
+        speaker: (n,) whole numbers from 0.
+    """
+    label = np.arange(session.max(initial=-1) + 1)
+    while True:
+        # Every speaker takes the lowest number among its sessions, every session that among its speakers.
+        of_speaker = np.full(speaker.max(initial=-1) + 1, len(label))
+        np.minimum.at(of_speaker, speaker, label[session])
+        lowered = label.copy()
+        np.minimum.at(lowered, session, of_speaker[speaker])
+        lowered = lowered[lowered]
+        if (lowered == label).all():
+            return np.unique(label, return_inverse=True)[1][session]
+        label = lowered

@@ -13,6 +13,9 @@ STREAMS = ("speech", "prosody", "speaker")
 
 SPLITS = ("train", "dev", "test")
 
+CALIB = "calib"
+"""A further split, of sessions that intervals are calibrated on: never trained on, never asked when to stop."""
+
 SAMPLING_RATE_HZ = 16_000
 """Every extractor receives mono float32 samples at this rate, in [-1, 1]."""
 

@@ -103,7 +103,7 @@ def test_overlapping_speakers_can_be_allowed_when_splits_are_made():
 
 
 def test_unknown_split_names():
-    with pytest.raises(SplitError, match="holds 'valid'; allowed are train, dev, test"):
+    with pytest.raises(SplitError, match="holds 'valid'; allowed are train, dev, test, calib"):
         plain_split(corpus(split=["valid"] * 1000), SplitConfig())
 
 

@@ -118,7 +118,7 @@ def test_a_choice_of_lists_is_told_as_it_was_saved(tmp_path):
     path = tmp_path / "space.yaml"
     path.write_text(
         yaml.safe_dump(
-            {"model.speaker_norm": {"choice": [[], ["prosody"], ["speech"]]}, "train.lr": {"uniform": [0, 1]}}
+            {"model.speaker_norm": {"choice": [[], ["prosody"], ["speech"]]}, "train.lr": {"uniform": [0.1, 1]}}
         )
     )
     space = read_space(path, Config())

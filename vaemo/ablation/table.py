@@ -100,14 +100,14 @@ def _row(variant: Variant, runs: Sequence[list[Result]], resampled: Resampled | 
         held_out = _sums(runs[0], DIMENSIONS).values
         row |= {"n_sessions": len(held_out), "n": int(held_out[..., 0].sum(axis=0).max())}
         row["seconds"] = float(np.mean([sum(facts["seconds"] for _, facts in run) for run in runs]))
-        fed = [metrics_of(_sums(run, FED).total(), config.variance)["ccc"][2] for run in runs]
+        fed = [metrics_of(_sums(run, FED).total(), config.variance)["ccc"][-1] for run in runs]
         row["fed_ccc_avg"] = defined(np.mean(fed))
     return row
 
 
 def _comparison(variant: Resampled, full: Resampled) -> Row:
     difference = variant.less(full, "ccc")
-    row: Row = {"p": defined(difference.p[2])}
+    row: Row = {"p": defined(difference.p[-1])}
     for k, name in enumerate(NAMES):
         for suffix, values in (("", difference.estimate), ("_low", difference.low), ("_high", difference.high)):
             row[f"difference_{name}{suffix}"] = defined(values[k])
@@ -125,9 +125,7 @@ def to_parquet(rows: Sequence[Row]) -> pa.Table:
 
 _HEADINGS = (
     "",
-    "CCC valence",
-    "CCC arousal",
-    "CCC average",
+    *(f"CCC {name}" for name in (*DIMENSIONS, "average")),
     "95 % interval",
     "within sessions",
     "labels fed",
@@ -161,7 +159,7 @@ def to_latex(rows: Sequence[Row]) -> str:
 
 def _cells(row: Row) -> list[str]:
     if not row["n_seeds"]:
-        return [row["title"], *["failed"] * 3, *["-"] * (len(_HEADINGS) - 4)]
+        return [row["title"], *["failed"] * len(NAMES), *["-"] * (len(_HEADINGS) - len(NAMES) - 1)]
     means = [f"{row[f'ccc_{name}']:z.3f}" + _spread(row[f"ccc_{name}_sd"]) for name in NAMES]
     return [
         row["title"],

@@ -55,7 +55,7 @@ _SAID = 300
 @contextlib.contextmanager
 def restored_settings() -> Iterator[None]:
     """Put back, when the block ends, what this package sets in the process: variables, log levels, warning filters."""
-    environment, data = dict(os.environ), DataContext.get_current()
+    environment, data = dict(os.environ), _data_context()
     levels = {name: logging.getLogger(name).level for name in _LOGGERS}
     shown = {name: getattr(data, name) for name in _DATA}
     try:
@@ -68,6 +68,13 @@ def restored_settings() -> Iterator[None]:
             logging.getLogger(name).setLevel(level)
         for name, value in shown.items():
             setattr(data, name, value)
+
+
+def _data_context() -> DataContext:
+    """Ray Data's settings; making them, Ray warns of fields of its own that will go."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return DataContext.get_current()
 
 
 def connect() -> None:
@@ -90,7 +97,7 @@ def connect() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
     if not ray.is_initialized():
         _init(find_cluster())
-    context = DataContext.get_current()
+    context = _data_context()
     for name, value in zip(_DATA, (False, False, NO_PROGRESS_S), strict=True):
         setattr(context, name, value)
 

@@ -26,7 +26,7 @@ from vaemo.evaluation.fed import replay_fed
 from vaemo.evaluation.pairs import Pairs, choose_split, has_features, in_common, leave_out, read_pairs
 from vaemo.model.checkpoint import ERRORS
 from vaemo.settling import ErrorByPosition, drawn_to_mean
-from vaemo.units import DIMENSIONS, SPLITS
+from vaemo.units import CALIB, DIMENSIONS, SPLITS
 
 GROUPS = ("session_id", "speaker_id", "role", "split", "fold", "position")
 POSITIONS = (0, 5, 10, 20, 40)
@@ -78,7 +78,7 @@ def evaluate(
     if exclude is not None:
         pairs = leave_out(pairs, exclude)
     chosen, tested = choose_split(pairs, split)
-    splits = {name: pairs.select(pairs.column("split") == name) for name in SPLITS}
+    splits = {name: pairs.select(pairs.column("split") == name) for name in (*SPLITS, CALIB)}
     per_fold = per_group(tested, "fold", config)
     result: dict[str, Any] = {
         "scores": str(scored),

@@ -34,6 +34,7 @@ from vaemo.scoring.ids import IdKey
 from vaemo.scoring.roles import NOT_KNOWN, RoleRules
 from vaemo.scoring.trained_on import check_trained_on
 from vaemo.speakers import Enrolments, say_where_nobody_is_named
+from vaemo.trust.judge import Judge
 from vaemo.utterances import Problem
 from vaemo.voices.prints import Voiceprints, valid_prints
 
@@ -87,6 +88,7 @@ class Run:
         enrolments: Voices of the speakers, or None.
         key: Hides ids, or None.
         prints: Voices of persons by which roles of voices are told, or None.
+        judge: What the checkpoints say of the trust that scores deserve, or None.
     """
 
     request: Request
@@ -100,6 +102,7 @@ class Run:
     enrolments: Enrolments | None
     key: IdKey | None
     prints: Voiceprints | None = None
+    judge: Judge | None = None
 
     @property
     def unit(self) -> str:
@@ -126,6 +129,7 @@ class Run:
             "speakers": self.enrolments.fingerprint if self.enrolments else None,
             "roles_unknown": self.rules.score_unknown,
             "id_key": self.key.check if self.key else None,
+            **({"trust": self.judge.settings} if self.judge else {}),
         }
 
     def _voices(self) -> dict[str, Any]:
@@ -160,6 +164,7 @@ class Run:
             "label_range": list(first.config.model.label_range),
             "native_range": first.provenance.get("native_range"),
             "synthetic": _synthetic(self.checkpoints),
+            "trust": self.judge.provenance if self.judge else None,
             **self._voices(),
             **self.rules.provenance(named),
             "versions": {
@@ -214,7 +219,14 @@ def prepare(request: Request, config: Config) -> Run:
     listing = listing.without(Tombstones.read(request.out).erased(listing.session_ids))
     if request.limit is not None:
         listing = listing.select(range(min(request.limit, len(listing.session_ids))))
-    run = Run(request, config, checkpoints, source, listing, rules, calls, extractors, enrolments, key, prints)
+    fingerprints = [checkpoint.fingerprint for checkpoint in checkpoints]
+    judge = Judge.of(request.checkpoints, fingerprints, config.score.coverage, config.score.max_novelty)
+    if config.score.max_novelty < 1 and not (judge and judge.novelty):
+        raise UsageError(
+            f"score.max_novelty is {config.score.max_novelty:g}, and the checkpoint {request.checkpoints[0]} does not "
+            "know what it was trained on (novelty.safetensors). Train it anew, or leave the setting out."
+        )
+    run = Run(request, config, checkpoints, source, listing, rules, calls, extractors, enrolments, key, prints, judge)
     _warn(run)
     return run
 
@@ -336,6 +348,10 @@ def _warn(run: Run) -> None:
             "warning: the checkpoint was trained on synthetic speech (provenance: synthetic). Its scores of real "
             "recordings mean nothing; train on labelled speech."
         )
+    for note in run.judge.notes if run.judge else ():
+        say(note)
+    if run.judge and run.judge.calibration and run.request.personal:
+        say("warning: the intervals were calibrated without --personal; with it their coverage is not known.")
     if run.rules.score_unknown and listing.n_cut:
         say("warning: --roles-unknown scores all channels of recordings; employees may be included.")
 

@@ -192,7 +192,8 @@ class ScoreWorker:
             stamps = {self._key.hash(session_id): held for session_id, held in stamps.items()}
 
         def write(name: str, rows: pa.Table) -> None:
-            write_part(self._out, name, rows, self._settings, travel)
+            judge = self._replay.judge
+            write_part(self._out, name, rows, self._settings, travel, judge.sessions if judge else None)
 
         return write_shard(files.join(self._out, UTTERANCES), shard, scored, stamps, write)
 

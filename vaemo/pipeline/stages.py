@@ -25,6 +25,7 @@ from vaemo.scoring.calls import Calls
 from vaemo.scoring.roles import RoleRules
 from vaemo.scoring.score import score_table
 from vaemo.speakers import Enrolments
+from vaemo.trust.judge import Judge
 from vaemo.voices.prints import valid_prints
 
 
@@ -89,12 +90,14 @@ class Replay:
         self._personal = Personal.load(personal, fingerprint=loaded[0].fingerprint) if personal else None
         self._enrolments = Enrolments.read(speakers) if speakers else None
         self._rules, self._config = rules, config
+        fingerprints = [checkpoint.fingerprint for checkpoint in loaded]
+        self.judge = Judge.of(checkpoints, fingerprints, config.score.coverage, config.score.max_novelty)
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """The columns of the utterances of a score folder but `run_id`, row for row; see `score_table`."""
+        """The columns of the utterances of a score folder but `run_id`, row for row; see `score_table` and `Judge`."""
         table, context = self._rules.judge(table)
         with one_thread():
-            return score_table(
+            scored = score_table(
                 table,
                 self._models,
                 lanes=self._config.score.lanes,
@@ -106,6 +109,7 @@ class Replay:
                 context=context if context.any() else None,
                 errors=self._errors,
             )
+            return self.judge.utterances(table, scored) if self.judge else scored
 
 
 @contextlib.contextmanager

@@ -26,6 +26,7 @@ from vaemo.model.checks import used_streams
 from vaemo.parts.shards import claim_folder, digest
 from vaemo.pipeline.executors import Executor
 from vaemo.progress import say
+from vaemo.scores import read_utterances
 from vaemo.splits import Fold
 from vaemo.store import FeatureStore
 from vaemo.training import run_folder
@@ -36,7 +37,8 @@ from vaemo.training.held_out import score_held_out
 from vaemo.training.jobs import Failure, Job, Jobs, Line, Place
 from vaemo.training.trackers import Trackers, chosen
 from vaemo.training.trainer import Trainer
-from vaemo.units import SPLITS
+from vaemo.trust.attach import attach, attach_folds
+from vaemo.units import CALIB, SPLITS
 
 MAX_DEATHS = 8
 """How often workers may die before the run gives up; each time training goes on from the last epoch."""
@@ -204,13 +206,19 @@ def _conclude(
             write_card(best)
     if held_out is None:
         (folders,) = runs.values()
+        bests = [files.join(folder, run_folder.BEST) for folder in folders]
+        models = [load_checkpoint(best) for best in bests]
+        attach(data, models, bests, manifest)
+        if len(folders) > 1:
+            # The run's model is the first seed's, alone.
+            attach(data, models[:1], [files.join(*places.values(), run_folder.BEST)], manifest)
         summaries = [run_folder.finished(folder) or {} for folder in folders]
         return _over_seeds(summaries) if len(folders) > 1 else summaries[0]
-    models = {
-        fold: [load_checkpoint(files.join(folder, run_folder.BEST)) for folder in folders]
-        for fold, folders in runs.items()
-    }
-    return score_held_out(data, models, manifest, held_out, fingerprint)
+    bests = {fold: [files.join(folder, run_folder.BEST) for folder in folders] for fold, folders in runs.items()}
+    models = {fold: [load_checkpoint(best) for best in of_fold] for fold, of_fold in bests.items()}
+    summary = score_held_out(data, models, manifest, held_out, fingerprint)
+    attach_folds(data, models, bests, read_utterances(held_out))
+    return summary
 
 
 def _over_seeds(summaries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -317,7 +325,8 @@ def _say_rivals(train: Any, dev: Any, config: Config, place: Place) -> dict[str,
 
 def _say_split(data: TrainingData) -> None:
     (fold,), usable = data.parts, data.table["status"].to_numpy() == "ok"
-    counts = ", ".join(f"{int(((fold.split == name) & usable).sum()):,} {name}" for name in SPLITS)
+    names = [*SPLITS, *([CALIB] if (fold.split == CALIB).any() else [])]
+    counts = ", ".join(f"{int(((fold.split == name) & usable).sum()):,} {name}" for name in names)
     say(f"utterances: {counts}")
     lanes = data.config.train.lanes
     n_train = sum(fold.split[session.rows[0]] == "train" for session in data.labelled)

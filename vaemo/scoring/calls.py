@@ -24,7 +24,7 @@ import pyarrow.json
 
 from vaemo import files
 from vaemo.errors import ReadManifestError, named
-from vaemo.scores import SESSION_SCHEMA, SPREAD_SCHEMA, UTTERANCE_SCHEMA, WEIGHT_SCHEMA
+from vaemo.scores import SESSION_SCHEMA, SPREAD_SCHEMA, TRUST_SCHEMA, UTTERANCE_SCHEMA, WEIGHT_SCHEMA
 from vaemo.store import part_schema
 
 DATE = "date"
@@ -41,7 +41,7 @@ _ID_COLUMNS = ("session_id", "path")
 _MOST = 64
 """Channels of a recording."""
 _ROLE_NAMES = tuple(f"role_{kind}{number}" for kind in ("ch", "v") for number in range(_MOST))
-_SCHEMAS = (UTTERANCE_SCHEMA, SESSION_SCHEMA, SPREAD_SCHEMA, WEIGHT_SCHEMA, part_schema({}))
+_SCHEMAS = (UTTERANCE_SCHEMA, SESSION_SCHEMA, SPREAD_SCHEMA, TRUST_SCHEMA, WEIGHT_SCHEMA, part_schema({}))
 _OURS = {name for schema in _SCHEMAS for name in schema.names}
 
 

@@ -1,0 +1,1 @@
+"""Whether scores can be trusted: intervals that cover, calibration on one's own calls, novelty of the data, groups."""
