@@ -510,6 +510,7 @@ class ExtractConfig:
         "becomes a row with status timeout. In this process alone nothing is ended.",
         low=0.1,
         runtime=True,
+        before=180.0,
     )
     batch_s: float = option(
         60.0,
