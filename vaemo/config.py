@@ -504,6 +504,14 @@ class ExtractConfig:
     decode_timeout_s: float = option(
         120.0, "A decode that takes longer becomes a row with status timeout.", low=0.1, runtime=True
     )
+    features_timeout_s: float = option(
+        180.0,
+        "An utterance, or a batch of an encoder, on which an extractor takes longer ends the worker; the utterance "
+        "becomes a row with status timeout. In this process alone nothing is ended.",
+        low=0.1,
+        runtime=True,
+        before=180.0,
+    )
     batch_s: float = option(
         60.0,
         "Seconds of speech in one batch of an encoder, less on a CPU. More suit a GPU of much memory.",

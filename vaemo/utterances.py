@@ -23,7 +23,8 @@ from vaemo.audio.recording import AudioProblem, Decoder, Recording
 from vaemo.audio.vad import UtteranceFinder
 from vaemo.config import Config
 from vaemo.errors import ExtractorError
-from vaemo.features import Extractor, ExtractorLost, StandIn
+from vaemo.features import Extractor, ExtractorHung, ExtractorLost, StandIn
+from vaemo.features.watch import watched
 from vaemo.sessions import OBSERVED, label_range
 from vaemo.store import part_schema
 from vaemo.tables import with_column
@@ -397,7 +398,8 @@ class _Work:
                 self._begun.append((stream, rows, utterances, extractor.begin(utterances)))
         for stream, extractor in self._extractors.items():
             if not isinstance(extractor, StandIn):
-                self._keep(stream, rows, extractor(utterances))
+                with watched(self._config.extract.features_timeout_s):
+                    self._keep(stream, rows, extractor(utterances))
 
     def _collect(self) -> None:
         """Take the vectors of what was begun elsewhere."""
@@ -415,7 +417,10 @@ class _Work:
             try:
                 self._keep(stream, [row], extractor([samples]))
             except ExtractorLost as lost:
-                self.fail(row, AudioProblem("undecodable", f"{extractor.name} ended its process on it ({lost})"))
+                if isinstance(lost, ExtractorHung):
+                    self.fail(row, AudioProblem("timeout", f"{extractor.name} took longer than {lost} for it"))
+                else:
+                    self.fail(row, AudioProblem("undecodable", f"{extractor.name} ended its process on it ({lost})"))
                 n_lost += 1
                 if n_lost == number == _HOPELESS:
                     raise ExtractorError(

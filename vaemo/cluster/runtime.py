@@ -24,6 +24,7 @@ from ray.data.exceptions import ExecutionTimeoutError
 from vaemo.cluster.address import LOCAL, find_cluster, temporary_folder
 from vaemo.cluster.nodes import capacity, check_visible, driver_node
 from vaemo.errors import ClusterError, StorageError, VaemoError, carried, mistake_of, raise_carried
+from vaemo.features.watch import may_end_process
 from vaemo.progress import say
 
 NO_PROGRESS_S = 900.0
@@ -243,6 +244,8 @@ class _ShardWorker:
     """Makes the worker when its first shard comes, and carries a VaemoError home as a row, without Ray's wrapping."""
 
     def __init__(self, worker: type, worker_args: Mapping[str, Any], attempts: Any, most: int) -> None:
+        # Ray starts another one in its place.
+        may_end_process()
         self._make = lambda: worker(**worker_args)
         self._worker: Any = None
         self._attempts, self._most = attempts, most
