@@ -90,9 +90,9 @@ def ridge_with_memory(
 
     Args:
         train: As for every baseline.
-        dev: Likewise.
-        test: Likewise.
-        streams: Likewise.
+        dev: Sessions that choose the penalty.
+        test: Sessions to predict.
+        streams: Features to take.
         match: Stretch the predictions around the mean of the training labels so that on dev they vary as much as the
             labels: least squares shrinks what it predicts, and CCC punishes that.
         memories: Sets of coefficients to choose from; None is `MEMORIES`.

@@ -301,8 +301,8 @@ def headline(summary: Mapping[str, Any]) -> str:
     if peak - summary["dev_ccc_avg"] < CLEARLY_BETTER:
         return kept
     return (
-        f"{kept} (it was {peak:.3f} at epoch {summary['peak_epoch']}: more is learnt by heart "
-        "than helps; try fewer train.epochs, or train.select=best)"
+        f"{kept} (it was {peak:.3f} at epoch {summary['peak_epoch']}: "
+        "the model overfits; try fewer train.epochs, or train.select=best)"
     )
 
 

@@ -341,7 +341,7 @@ class Trainer:
         return cast(SpeechNetwork, self._kept_modules["encoder"])
 
     def _dev_sessions(self, epoch: int) -> PackedSessions:
-        """The dev sessions, their speech as the encoder that would be kept hears it."""
+        """The dev sessions, their speech embedded by the encoder that would be kept."""
         encoder = self._unfrozen(epoch)
         return encoder.embed_sessions(self._dev, self._kept_network, self.group) if encoder else self._dev
 
