@@ -246,7 +246,8 @@ def ccc_avg(predictions: Sequence[np.ndarray], sessions: Sequence[Session]) -> f
 def match_spread(predictions: Sequence[np.ndarray], sessions: Sequence[Session]) -> list[np.ndarray]:
     """The predictions stretched around their mean to the spread and mean of the labels of `sessions`.
 
-    The mean of the latent given the features varies less than the latent; CCC punishes that; matching the spread corrects it.
+    The mean of the latent given the features varies less than the latent, which CCC punishes. Matching the spread
+    corrects it.
     """
     labels = np.concatenate([session.labels for session in sessions])
     every = np.concatenate(predictions)
