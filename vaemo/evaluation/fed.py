@@ -45,7 +45,8 @@ def replay_fed(pairs: Pairs, store_path: str, checkpoint_path: str, config: Conf
     wanted = set(pairs.place["session_id"].to_pylist())
     sessions = [session for session in read_as_trained(store_path, checkpoint, config) if session.session_id in wanted]
     packed = PackedSessions.of(sessions, dtype=model.label_deviation.dtype).with_past(model.pasts)
-    known = packed.labels.isnan().logical_not()
+    of_utterances = packed.labels[:, : model.n_fed]
+    known = of_utterances.isnan().logical_not()
     row_of = {
         key: row
         for row, key in enumerate((session.session_id, utt_id) for session in sessions for utt_id in session.utt_ids)
@@ -54,11 +55,12 @@ def replay_fed(pairs: Pairs, store_path: str, checkpoint_path: str, config: Conf
     rows = np.array([row_of.get(key, -1) for key in keys])
     kept = pairs.select(rows >= 0)
     scale = LabelScale(*model.config.label_range)
+    columns = [model.targets.index(name) for name in pairs.names]
     fed, free = (
         predict_sessions(
             model, dataclasses.replace(packed, observed=observed), lanes=config.score.lanes, chunk=config.score.chunk
-        )[rows[rows >= 0]]
-        for observed in (packed.labels.where(known, packed.observed), packed.observed)
+        )[rows[rows >= 0]][:, columns]
+        for observed in (of_utterances.where(known, packed.observed), packed.observed)
     )
     return (
         dataclasses.replace(kept, prediction=scale.to(pairs.scale, fed)),

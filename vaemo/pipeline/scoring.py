@@ -161,6 +161,7 @@ class ScoreWorker:
         settings = Config.from_dict(config)
         self._extract = Extract(source, settings, rules, ready)
         self._replay = Replay(checkpoints, settings, rules, personal, speakers)
+        self._targets = settings.model.targets
         self._settings, self._out, self._run_id, self._key = settings.score, out, run_id, key
 
     def __call__(self, shard: Mapping[str, Any]) -> dict[str, Any]:
@@ -182,7 +183,7 @@ class ScoreWorker:
             stamps = {self._key.hash(session_id): held for session_id, held in stamps.items()}
 
         def write(name: str, rows: pa.Table) -> None:
-            write_part(self._out, name, rows, self._settings, travel)
+            write_part(self._out, name, rows, self._settings, travel, self._targets)
 
         return write_shard(files.join(self._out, UTTERANCES), shard, scored, stamps, write)
 

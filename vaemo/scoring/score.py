@@ -1,7 +1,7 @@
-"""Sessions replayed through trained models: rows of features in, the same rows with valence and arousal out.
+"""Sessions replayed through trained models: rows of features in, the same rows with the targets out.
 
 Takes a table of the feature store's contract and gives one of the scores' contract; knows no files and no Ray.
-Letters: U utterances of all sessions, L lanes, T steps.
+Letters: U utterances of all sessions, L lanes, T steps, K targets.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ import torch
 from vaemo.model.film import FilmDelta
 from vaemo.model.regressor import SessionRegressor
 from vaemo.model.state import SessionState
-from vaemo.scores import UTTERANCE_SCHEMA, conform
-from vaemo.sessions import assemble_sessions
+from vaemo.scores import conform, spread_names, utterance_schema
+from vaemo.sessions import assemble_sessions, last_rows
 from vaemo.speakers import Enrolments, aggregate_speakers
 from vaemo.tables import with_column
-from vaemo.units import DIMENSIONS, STREAMS, LabelScale
+from vaemo.targets import observed_names, session_names
+from vaemo.units import STREAMS, LabelScale
 from vaemo.windows import PackedSessions
 
 if TYPE_CHECKING:
@@ -54,10 +55,10 @@ def predict_sessions(
         film_delta: What speakers add to FiLM's parameters, by utterance (U,).
 
     Returns:
-        Predictions on the model's label range, (U, 2), in the order of the packed sessions.
+        Predictions on the model's label range, (U, K), in the order of the packed sessions.
     """
     sessions = sessions.with_past(model.pasts)
-    predictions = np.empty((int(sessions.lengths.sum()), 2), np.float64)
+    predictions = np.empty((int(sessions.lengths.sum()), len(model.targets)), np.float64)
     for first in range(0, len(sessions.lengths), BLOCK_SESSIONS):
         block = slice(first, first + BLOCK_SESSIONS)
         left, row = sessions.lengths[block].copy(), sessions.offsets[block].copy()
@@ -121,12 +122,13 @@ def score_table(
     """Score whole sessions: the columns of the utterances of a score folder but `run_id`, row for row.
 
     Rows with a status other than `ok` keep it and their reason, have no scores and do not move the state. What stands
-    in `observed_valence` and `observed_arousal` is fed back instead of the prediction; labels never are.
+    in `observed_NAME` is fed back instead of the prediction; labels never are. A target of the session has its score
+    at the last row of the session that is scored.
 
     Args:
         table: Rows of a feature store.
-        models: At least one, all on one label range. Several give the mean, and the deviation (n - 1) in
-            `valence_sd` and `arousal_sd`.
+        models: At least one, all of the same targets on one label range. Several give the mean, and the deviation
+            (n - 1) in `NAME_sd`.
         lanes: As for `predict_sessions`.
         chunk: As for `predict_sessions`.
         sequence_by: One memory for a session, or one for each speaker of it.
@@ -140,12 +142,14 @@ def score_table(
         NonFiniteFeatureError: if a feature is NaN or infinite.
         FeatureMismatchError: if somebody who is heard has no enrolment.
     """
+    targets = models[0].config.targets
     heard = table if context is None else _with_context(table, context, models[0])
     streams = [name for name in STREAMS if any(name in model.dims for model in models)]
     assert speaker_aggregation != "enrolled" or enrolments or "speaker" not in streams
-    sessions = assemble_sessions(heard, sequence_by=sequence_by, streams=streams)
+    sessions = assemble_sessions(heard, sequence_by=sequence_by, streams=streams, targets=targets)
     sessions = aggregate_speakers(sessions, speaker_aggregation, enrolments)
-    found = np.full((len(models), table.num_rows, 2), np.nan)
+    names = models[0].targets
+    found = np.full((len(models), table.num_rows, len(names)), np.nan)
     if sessions:
         rows = np.concatenate([session.rows for session in sessions])
         speaker_ids = np.concatenate([session.speaker_ids for session in sessions])
@@ -158,14 +162,19 @@ def score_table(
             found[number, rows] = predict_sessions(model, packed, lanes=lanes, chunk=chunk, film_delta=film_delta)
     if context is not None:
         found[:, context] = np.nan
-    kept = [name for name in UTTERANCE_SCHEMA.names if name in table.column_names and name not in DIMENSIONS]
+    if session_names(targets):
+        inside = np.ones(table.num_rows, bool)
+        inside[last_rows(heard, context)] = False
+        found[:, inside, models[0].n_fed :] = np.nan
+    schema = utterance_schema(targets)
+    kept = [name for name in schema.names if name in table.column_names and name not in names]
     columns: dict[str, Any] = {name: table[name] for name in kept}
-    for axis, dimension in enumerate(DIMENSIONS):
-        columns[dimension] = _floats(found[:, :, axis].mean(axis=0))
-    scored = conform(pa.table(columns))
+    for axis, name in enumerate(names):
+        columns[name] = _floats(found[:, :, axis].mean(axis=0))
+    scored = conform(pa.table(columns), schema)
     if len(models) > 1:
-        for axis, dimension in enumerate(DIMENSIONS):
-            scored = scored.append_column(f"{dimension}_sd", _floats(found[:, :, axis].std(axis=0, ddof=1)))
+        for axis, name in enumerate(spread_names(targets)):
+            scored = scored.append_column(name, _floats(found[:, :, axis].std(axis=0, ddof=1)))
     return scored
 
 
@@ -173,7 +182,7 @@ def _with_context(table: pa.Table, context: np.ndarray, model: SessionRegressor)
     """The table with context rows as usable ones, after which the middle of the range is fed back."""
     middle = LabelScale(*model.config.label_range).middle
     where = pa.array(context)
-    changed = {"status": "ok", **{f"observed_{dimension}": middle for dimension in DIMENSIONS}}
+    changed = {"status": "ok", **dict.fromkeys(observed_names(model.config.targets), middle)}
     for name, value in changed.items():
         column = table[name]
         table = with_column(table, name, pc.if_else(where, pa.scalar(value, column.type), column))

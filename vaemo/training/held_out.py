@@ -10,15 +10,15 @@ import pyarrow as pa
 import torch
 
 from vaemo import files, scores
+from vaemo.config import ModelConfig
 from vaemo.metrics import Moments
 from vaemo.model.checkpoint import Checkpoint
-from vaemo.sessions import label_range
+from vaemo.sessions import label_ranges, last_rows
 from vaemo.tables import codes
-from vaemo.training.data import LIGHT, TrainingData
+from vaemo.training.data import TrainingData
 from vaemo.training.end_to_end import rehear
 from vaemo.training.replay import replay
 from vaemo.training.waveforms import Waveforms
-from vaemo.units import DIMENSIONS
 from vaemo.windows import PackedSessions
 
 
@@ -38,7 +38,8 @@ def score_held_out(
         CCC, CCC within sessions and RMSE: `fold_mean`, `pooled`, and `folds` by name.
     """
     config, n = data.config, len(data.table)
-    labels, predictions = np.full((n, 2), np.nan), np.full((n, 2), np.nan)
+    targets = config.model.names
+    labels, predictions = (np.full((n, len(targets)), np.nan) for _ in range(2))
     names, per_fold = np.full(n, None, object), {}
     for session in data.labelled:
         labels[session.rows] = session.labels
@@ -55,51 +56,60 @@ def score_held_out(
         mine = fold.held_out[rows]
         predictions[rows[mine]] = found[mine]
         names[fold.held_out] = fold.name
-        per_fold[fold.name] = _measures(predictions, labels, session_ids, fold.held_out)
+        per_fold[fold.name] = _measures(predictions, labels, session_ids, fold.held_out, config.model)
     _write(data, predictions, names, out, fingerprint)
-    mean = {key: _mean([measures[key] for measures in per_fold.values()]) for key in _KEYS}
+    keys = next(iter(per_fold.values()))
+    mean = {key: _mean([measures[key] for measures in per_fold.values()]) for key in keys}
     return {
         "fold_mean": mean,
-        "pooled": _measures(predictions, labels, session_ids, np.ones(n, bool)),
+        "pooled": _measures(predictions, labels, session_ids, np.ones(n, bool), config.model),
         "folds": per_fold,
     }
 
 
 def _write(data: TrainingData, predictions: np.ndarray, names: np.ndarray, out: str, fingerprint: str) -> None:
-    columns = {name: data.table[name] for name in LIGHT if name not in DIMENSIONS}
-    columns |= {name: pa.array(predictions[:, n], pa.float32(), from_pandas=True) for n, name in enumerate(DIMENSIONS)}
+    model, ends = data.config.model, last_rows(data.table)
+    columns = dict(zip(data.table.column_names, data.table.columns, strict=True))
+    for n, name in enumerate(model.names):
+        values = predictions[:, n]
+        if name in model.session_targets:
+            values = np.full(len(values), np.nan)
+            values[ends] = predictions[ends, n]
+        columns[name] = pa.array(values, pa.float32(), from_pandas=True)
     columns |= {
         "split": pa.array(["test" if name else None for name in names], pa.string()),
         "fold": pa.array(names, pa.string()),
         "run_id": pa.array([fingerprint[:12]] * len(names)),
     }
-    native = label_range(data.config, data.store).native
     files.write_json(
         files.join(out, scores.PROVENANCE),
         {
             "fingerprint": fingerprint,
             "label_range": list(data.config.model.label_range),
-            "native_range": [native.low, native.high],
+            "native_range": label_ranges(data.config, data.store).native or list(model.label_range),
+            **scores.targets_said(model),
             "held_out": data.folds,
         },
     )
-    scores.write_part(out, f"part-{fingerprint[:16]}.parquet", pa.table(columns), data.config.score)
-
-
-_NAMES = (*DIMENSIONS, "avg")
-_KEYS = [f"{metric}_{name}" for metric in ("ccc", "within_ccc") for name in _NAMES]
-_KEYS += [f"rmse_{name}" for name in DIMENSIONS]
+    scores.write_part(
+        out, f"part-{fingerprint[:16]}.parquet", pa.table(columns), data.config.score, targets=model.targets
+    )
 
 
 def _measures(
-    predictions: np.ndarray, labels: np.ndarray, session: np.ndarray, rows: np.ndarray
+    predictions: np.ndarray, labels: np.ndarray, session: np.ndarray, rows: np.ndarray, model: ModelConfig
 ) -> dict[str, float | None]:
     """CCC, CCC within sessions and RMSE of some rows; None where it is not defined."""
     x, y = predictions[rows], labels[rows]
     moments = Moments.of(x, y)
     pooled, within = moments.ccc(), Moments.within(x, y, session[rows]).ccc()
-    values = [*pooled, pooled.mean(), *within, within.mean(), *moments.rmse()]
-    return {key: float(value) if np.isfinite(value) else None for key, value in zip(_KEYS, values, strict=True)}
+    # A target of the session has one label in each, and no agreement within it.
+    within = within[: len(model.utterance_targets)]
+    keys = [f"ccc_{name}" for name in (*model.names, "avg")]
+    keys += [f"within_ccc_{name}" for name in (*model.utterance_targets, "avg")]
+    keys += [f"rmse_{name}" for name in model.names]
+    values = [*pooled, pooled.mean(), *within, within.mean() if len(within) else np.nan, *moments.rmse()]
+    return {key: float(value) if np.isfinite(value) else None for key, value in zip(keys, values, strict=True)}
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

@@ -1,6 +1,6 @@
 """Sessions replayed through a model, as at inference: predictions, and how the model behaves while it runs.
 
-Letters: U utterances of all sessions, L lanes, T steps.
+Letters: U utterances of all sessions, L lanes, T steps, K targets, F of them fed back.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ class Replay:
     """What came out.
 
     Attributes:
-        prediction: (U, 2), float64, in the order of the packed sessions.
+        prediction: (U, K), float64, in the order of the packed sessions.
         state_sd: Deviation of the session state c over sessions and time, mean over its numbers; None without one.
-        feedback_gain: How far valence moves per unit of the valence fed back one step before, and arousal likewise,
+        feedback_gain: How far each target moves per unit of its value fed back one step before,
             on average over the windows' first steps inside sessions; None where nothing is fed back, or no session
             is longer than a window.
     """
@@ -46,7 +46,7 @@ class Replay:
     feedback_gain: tuple[float | None, ...]
 
     def moments(self, labels: Tensor) -> Moments:
-        """Moments of predictions and labels (U, 2), for valence and arousal."""
+        """Moments of predictions and labels (U, K), by target."""
         return Moments.of(self.prediction, labels.double().cpu().numpy())
 
 
@@ -67,15 +67,17 @@ def replay(
         model: Predicts without dropout.
         sessions: At least one.
         window: Steps of one chunk; decides only the cost, and where the gain is measured.
-        observed: Values that are known, (U, 2), NaN = unknown; None knows nothing.
+        observed: Values that are known, (U, F), NaN = unknown; None knows nothing.
         group: The workers.
     """
     group = group or Group()
     sessions = sessions.with_past(model.pasts)
     mine = np.arange(group.rank, len(sessions.lengths), group.size)
-    prediction = torch.zeros(len(sessions.labels), 2, dtype=torch.float64, device=sessions.labels.device)
+    prediction = torch.zeros(
+        len(sessions.labels), len(model.targets), dtype=torch.float64, device=sessions.labels.device
+    )
     spread = torch.zeros(3, max(model.fresh_state(1).c.shape[1], 1), dtype=torch.float64, device=prediction.device)
-    gain = torch.zeros(2, 2, dtype=torch.float64, device=prediction.device)
+    gain = torch.zeros(2, model.n_fed, dtype=torch.float64, device=prediction.device)
     if len(mine):
         picked = dataclasses.replace(
             sessions,
@@ -105,13 +107,13 @@ def replay(
 
 
 def _gain(model: SessionRegressor, part: Window, before: SessionState, first: Tensor) -> Tensor:
-    """Summed movement of the window's first predictions per unit of feedback, and how many were summed, (2, 2)."""
+    """Summed movement of the window's first predictions per unit of feedback, and how many were summed, (2, F)."""
     inside = ~part.fresh & (part.lengths > 0)
     nudge = NUDGE * LabelScale(*model.config.label_range).width
-    found = torch.zeros(2, 2, dtype=torch.float64, device=first.device)
+    found = torch.zeros(2, model.n_fed, dtype=torch.float64, device=first.device)
     if inside.any():
         features: Streams = part.features.select(inside).step(0)
-        for dimension in range(2):
+        for dimension in range(model.n_fed):
             state = before.select(inside)
             feedback = state.last_feedback.clone()
             feedback[:, dimension] += nudge
