@@ -1,6 +1,6 @@
 # `make demo` and `make test` are all that a fresh machine with Python 3.11 and git needs.
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-all bench lint clean
+.PHONY: help venv demo check test test-all test-light test-light-short bench lint clean
 
 PYTHON ?= python3
 OUT ?= demo
@@ -8,6 +8,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint jobs/constraints.txt
 STAMP := $(VENV)/.installed
+DEMO := $(VENV)/.installed-demo
+# The light set: the same pins but for torch, of which this one has a CPU build under its plain name in some indexes.
+LIGHT := .venv-light
+LIGHT_TORCH := 2.13.0
+LIGHT_PINS := $(LIGHT)/constraints.txt
+LIGHT_TESTS ?= tests/unit tests/equivalence tests/contract
+LIGHT_SHORT := tests/unit/test_kernels.py tests/unit/test_extras.py tests/unit/test_audio.py tests/unit/test_stream.py \
+    tests/unit/model/test_checkpoint.py tests/contract/test_portable.py
 # Much of a test's time is Ray starting: two files at a time, each with a Ray of its own, and those of tests/cluster first:
 # a long file that starts last would leave one process idle.
 SIDE_BY_SIDE := --numprocesses=2 --dist=loadfile --no-loadscope-reorder --durations=12
@@ -22,19 +30,43 @@ venv: $(STAMP)  ## Make .venv with everything that demo and tests need
 
 $(STAMP): pyproject.toml jobs/constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) --editable '.[demo,dev]'
+	$(PIP) --editable '.[all,dev]'
 	# The reference that the tests hold our Mamba against: its plain PyTorch parts, without CUDA.
 	MAMBA_SKIP_CUDA_BUILD=TRUE MAMBA_FORCE_BUILD=TRUE $(PIP) --no-deps --no-build-isolation 'mamba-ssm>=2.3'
-	touch $(STAMP)
+	touch $(STAMP) $(DEMO)
 
-demo: $(STAMP)  ## Make speech, extract, train, score, evaluate and report it (OUT=demo)
+$(DEMO): pyproject.toml jobs/constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	sed 's/^torch==.*/torch==$(LIGHT_TORCH)/' jobs/constraints.txt > $(VENV)/constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(VENV)/constraints.txt --editable '.[demo]'
+	touch $(DEMO)
+
+demo: $(DEMO)  ## Make speech, extract, train, score, evaluate and report it (OUT=demo)
 	$(BIN)/python jobs/demo.py --out $(OUT)
+
+check: lint  ## Lint, types and the unit tests (a minute; before every commit)
+	$(BIN)/python -m pytest --numprocesses=2 --dist=worksteal tests/unit tests/contract/test_structure.py
 
 test: lint  ## Lint, types and the quick tests (12 minutes on 2 cores at most)
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
 
 test-all: lint  ## All tests, the kill matrices too (hours)
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m 'not perf and not gpu'
+
+$(LIGHT)/.installed: pyproject.toml jobs/constraints.txt Makefile
+	test -x $(LIGHT)/bin/python || $(PYTHON) -m venv $(LIGHT)
+	sed 's/^torch==.*/torch==$(LIGHT_TORCH)/' jobs/constraints.txt > $(LIGHT_PINS)
+	$(LIGHT)/bin/python -m pip install --quiet --disable-pip-version-check -c $(LIGHT_PINS) \
+	    --editable '.[demo]' pytest pytest-timeout pytest-xdist psutil
+	touch $@
+
+test-light: $(LIGHT)/.installed  ## Unit, equivalence, contract tests and the demo without torchaudio, SpeechBrain, CUDA
+	$(LIGHT)/bin/python -m pytest $(SIDE_BY_SIDE) $(LIGHT_TESTS)
+	$(LIGHT)/bin/vaemo demo --out $(LIGHT)/demo
+
+test-light-short: $(LIGHT)/.installed  ## What of it shows in a minute that the light set works
+	$(LIGHT)/bin/python -m pytest -n0 $(LIGHT_SHORT)
+	$(LIGHT)/bin/vaemo --help
 
 bench: $(STAMP)  ## The benchmarks, one report each
 	$(BIN)/python -m pytest tests/perf -m perf -s
@@ -46,4 +78,4 @@ lint: $(STAMP)  ## ruff, mypy, codespell
 	$(BIN)/codespell
 
 clean:  ## Remove .venv and caches
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache *.egg-info
+	rm -rf $(VENV) $(LIGHT) .mypy_cache .pytest_cache .ruff_cache *.egg-info

@@ -14,9 +14,10 @@ from pathlib import Path
 import numpy as np
 import soundfile
 import torch
-import torchaudio
 from odd_files import ODD, write_av
 from speech_cases import call
+
+from vaemo.audio.sinc import resample
 
 TURNS = 4
 RATES = {"libopus": 48000, "aac": 16000, "libmp3lame": 16000, "libopencore_amrnb": 8000, "flac": 16000}
@@ -101,7 +102,7 @@ def _note_twins(archive: Archive) -> None:
 
 def at_rate(samples: np.ndarray, rate: int) -> np.ndarray:
     """(C, n) at 16 kHz as (m, C) at another rate."""
-    return torchaudio.functional.resample(torch.from_numpy(samples), 16000, rate).numpy().T.copy()
+    return resample(torch.from_numpy(samples), 16000, rate).numpy().T.copy()
 
 
 def _write_calls(archive: Archive, samples: np.ndarray) -> None:

@@ -5,10 +5,10 @@ import os
 import numpy as np
 import soundfile
 import torch
-import torchaudio
 
 import vaemo
 from vaemo import files
+from vaemo.audio.sinc import resample
 from vaemo.config import Config, FeatureConfig
 from vaemo.demo.speech import speak, trim
 from vaemo.features import describe, load_extractors
@@ -101,7 +101,7 @@ def write_calls(folder, *, seed=0, utterances=4, formats=("wav", "flac", "mp3"))
             turns.append((turn % 2, at + 0.5, at + 0.5 + len(samples) / rate))
             at += 0.5 + len(samples) / rate
         call = torch.from_numpy(np.concatenate(blocks).T.copy())
-        call = torchaudio.functional.resample(call, rate, 8000).numpy().T
+        call = resample(call, rate, 8000).numpy().T
         names.append(f"call{number}.{kind}")
         spoken[names[-1]] = turns
         soundfile.write(folder / names[-1], call, 8000, **({"subtype": "ULAW"} if kind == "wav" else {}))

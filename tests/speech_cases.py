@@ -6,8 +6,8 @@ import functools
 
 import numpy as np
 import torch
-import torchaudio
 
+from vaemo.audio.sinc import resample
 from vaemo.demo.speech import speak, trim
 from vaemo.units import SAMPLING_RATE_HZ
 
@@ -26,7 +26,7 @@ VOICES = ("en-us+f3", "en-us+m3")
 def sentence(index: int, voice: str, rate: int = 165) -> np.ndarray:
     """One sentence at 16 kHz, (n,), without silence around it."""
     samples, spoken_hz = speak(SENTENCES[index % len(SENTENCES)], voice, rate=rate, pitch=40 + 7 * index % 30)
-    resampled = torchaudio.functional.resample(torch.from_numpy(samples), spoken_hz, SAMPLING_RATE_HZ).numpy()
+    resampled = resample(torch.from_numpy(samples), spoken_hz, SAMPLING_RATE_HZ).numpy()
     return trim(resampled, SAMPLING_RATE_HZ)
 
 

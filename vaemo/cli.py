@@ -32,8 +32,8 @@ class Parser(argparse.ArgumentParser):
 class JobParser(Parser):
     """What all jobs take: `--config` and `--set`."""
 
-    def __init__(self, description: str) -> None:
-        super().__init__(description=description, formatter_class=_HelpFormatter)
+    def __init__(self, description: str | None, prog: str | None = None) -> None:
+        super().__init__(prog=prog, description=description, formatter_class=_HelpFormatter)
         self.add_argument("--config", default="default", help=f"YAML file, or one of {', '.join(PRESETS)}")
         self.add_argument(
             "--set",

@@ -321,7 +321,7 @@ class ModelConfig:
     speech_hidden: int = option(128, "Hidden width of the speech network.", low=1, before=128)
     speech_dim: int = option(64, "Output width of the speech network.", low=1, before=64)
     speaker_norm: tuple[Literal["speech", "prosody"], ...] = option(
-        (),
+        ("prosody",),
         "Streams that are compared with the same speaker's past in the session: beside each number stands how far it "
         "is, in deviations of the training split, from the sum over the speaker's earlier utterances / (their count + "
         "speaker_norm_weight). The first is compared with the training mean. A speaker is speaker_id, in recordings "
@@ -470,7 +470,7 @@ class TrainConfig:
         high=1,
     )
     feature_noise: float = option(
-        0.5,
+        0.25,
         "Noise on the features in training, in deviations of each; keeps a model from learning them by heart.",
         low=0,
     )
@@ -502,7 +502,11 @@ class TrainConfig:
         "window's, for one more forward pass.",
         runtime=True,
     )
-    trackers: tuple[str, ...] = option(("tensorboard",), "Any of tensorboard, mlflow, wandb.", runtime=True)
+    trackers: tuple[str, ...] = option(
+        ("auto",),
+        "Any of tensorboard, mlflow, wandb; auto is tensorboard where it is installed.",
+        runtime=True,
+    )
 
     def __post_init__(self) -> None:
         if self.sampling_hold_fraction + self.sampling_end_fraction > 1:

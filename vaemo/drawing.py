@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import io
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
+
+from vaemo import files
+from vaemo.extras import offers
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -58,3 +61,21 @@ def to_png(drawn: Figure) -> bytes:
     buffer = io.BytesIO()
     drawn.savefig(buffer, format="png", dpi=130)
     return buffer.getvalue()
+
+
+def write_pictures(folder: str, draw: Mapping[str, Callable[[], bytes]]) -> dict[str, bytes]:
+    """Draw pictures and write each as FOLDER/NAME.png; without matplotlib there are none, and one line says so.
+
+    Args:
+        folder: Path or URI.
+        draw: By name, what gives the content of the file.
+
+    Returns:
+        What was written, by name.
+    """
+    if not offers("matplotlib", "pictures"):
+        return {}
+    drawn = {name: make() for name, make in draw.items()}
+    for name, png in drawn.items():
+        files.write_whole(files.join(folder, f"{name}.png"), png)
+    return drawn

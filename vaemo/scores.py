@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 from vaemo import files
 from vaemo.config import ModelConfig, ScoreConfig
 from vaemo.errors import ColumnError, ReadScoresError
+from vaemo.settling import drawn_to_mean
 from vaemo.tables import codes, typed, with_column
 from vaemo.targets import SUMMARY, Target, names_of, session_names, targets_of, utterance_names
 from vaemo.units import DIMENSIONS, NOT_FAILED, LabelScale
@@ -32,9 +33,10 @@ def utterance_schema(targets: Sequence[str | Target] = DIMENSIONS) -> pa.Schema:
     """Columns of the utterances.
 
     A target (`valence`, `arousal`, ...) is null unless `status` is `ok`, and one of the session also but at its last
-    utterance with a score; several checkpoints add `valence_sd` and `arousal_sd`. A recording that cannot be read is
-    one row with null times. `lost_s` is how much of the utterance its file does not hold, null where no audio was read.
-    A recording whose bytes were scored under another name (`duplicate`) names that in `duplicate_of`.
+    utterance with a score; several checkpoints add `valence_sd` and `arousal_sd`, and most of them `valence_weight` and
+    `arousal_weight`. A recording that cannot be read is one row with null times. `lost_s` is how much of the utterance
+    its file does not hold, null where no audio was read. A recording whose bytes were scored under another name
+    (`duplicate`) names that in `duplicate_of`.
     """
     return pa.schema(
         [
@@ -63,6 +65,15 @@ def spread_names(targets: Sequence[str | Target] = DIMENSIONS) -> list[str]:
     return [f"{name}_sd" for name in names_of(targets)]
 
 
+def weight_names(targets: Sequence[str | Target] = DIMENSIONS) -> list[str]:
+    """Columns that a checkpoint adds which knows its error by position.
+
+    They are how much an utterance counts where the lowest score and the slope of a session are looked for
+    (`vaemo.settling`). Without them all count alike.
+    """
+    return [f"{name}_weight" for name in utterance_names(targets)]
+
+
 def session_schema(targets: Sequence[str | Target] = DIMENSIONS) -> pa.Schema:
     """Columns of the sessions; `summarise_sessions` says what each is."""
     kinds = {summary: pa.float64() if summary.endswith("_s") else pa.float32() for summary in SUMMARY}
@@ -82,6 +93,9 @@ def session_schema(targets: Sequence[str | Target] = DIMENSIONS) -> pa.Schema:
 
 
 UTTERANCE_SCHEMA, SESSION_SCHEMA = utterance_schema(), session_schema()
+SPREAD_SCHEMA, WEIGHT_SCHEMA = (
+    pa.schema([(name, pa.float32()) for name in names()]) for names in (spread_names, weight_names)
+)
 """Of scores of valence and arousal."""
 
 UTTERANCES, SESSIONS = "utterances", "sessions"
@@ -204,9 +218,11 @@ def summarise_sessions(
     stands in its one column; for every other one:
 
     - `mean`: weighted by the utterances' lengths; plain where one of them has no times.
-    - `min`, `min_at_s`: the lowest score, and the start of the first utterance that has it.
-    - `slope_per_min`: least-squares slope over the utterances' middles, weighted by length; null when all scored
-      speech is at one time.
+    - `min`, `min_at_s`: the lowest score, and the start of the first utterance that has it. Where utterances have
+      weights (`weight_names`), the lowest is looked for after each score was drawn to the mean by its weight, and
+      given as it was scored: a memory that has just begun to listen errs more.
+    - `slope_per_min`: least-squares slope over the utterances' middles, weighted by length, and by their weights
+      where they have any; null when all scored speech is at one time.
     - `below_s`: length of the speech scored below what `score.low` says.
     - `end_weighted`: mean weighted by length and by 2^(-age / `score.end_half_life_s`), the age reaching from the
       utterance's end to the end of the last utterance of the session, whoever speaks it.
@@ -248,7 +264,8 @@ def summarise_sessions(
         "talk_s": np.where(groups.count(timed) > 0, groups.sum(np.where(timed, length_s, 0.0)), np.nan),
     }
     for target, low in score.low_of(values).items():
-        summary = _summarise(groups, values[target], scored, timed, start_s, length_s, recency, low)
+        weight = _weights(utterances, target)
+        summary = _summarise(groups, values[target], scored, timed, start_s, length_s, recency, low, weight)
         columns |= {f"{target}_{name}": column for name, column in summary.items()}
     for target in session_names(targets):
         of_row = _floats(utterances[target])
@@ -295,6 +312,7 @@ def _summarise(
     length_s: np.ndarray,
     recency: np.ndarray,
     low: float,
+    weight: np.ndarray,
 ) -> dict[str, np.ndarray]:
     values = np.where(scored, values, 0.0)
     n_scored = groups.count(scored)
@@ -303,20 +321,20 @@ def _summarise(
     length_s = np.where(inside, length_s, 0.0)
     weights = np.where(has_times[groups.group], length_s, scored.astype(float))
 
-    order = np.lexsort((np.arange(len(values)), values, groups.group))
-    order = order[scored[order]]
-    lowest_group, lowest = np.unique(groups.group[order], return_index=True)
-    lowest = order[lowest]
+    settled = groups.mean(values, weights * weight)[groups.group]
+    lowest = lowest_rows(drawn_to_mean(values, weight, settled), scored, groups.group)
+    lowest_group = groups.group[lowest]
     minimum, minimum_at_s = np.full(groups.n_groups, np.nan), np.full(groups.n_groups, np.nan)
     minimum[lowest_group] = values[lowest]
     minimum_at_s[lowest_group] = np.where(has_times[lowest_group], start_s[lowest], np.nan)
 
     mean = groups.mean(values, weights)
     minute = np.where(inside, (start_s + length_s / 2) / 60.0, 0.0)
-    minute = np.where(inside, minute - groups.mean(minute, length_s)[groups.group], 0.0)
-    spread = groups.sum(length_s * minute**2)
+    counted_s = length_s * weight
+    minute = np.where(inside, minute - groups.mean(minute, counted_s)[groups.group], 0.0)
+    spread = groups.sum(counted_s * minute**2)
     # Rounding alone leaves about 1e-16 of the squared times; a minute squared is 1.
-    covariance = groups.sum(length_s * minute * np.where(inside, values - mean[groups.group], 0.0))
+    covariance = groups.sum(counted_s * minute * np.where(inside, values - mean[groups.group], 0.0))
     slope = np.divide(covariance, spread, out=np.full(groups.n_groups, np.nan), where=spread > 1e-9)
     return {
         "mean": mean,
@@ -326,6 +344,50 @@ def _summarise(
         "below_s": np.where(has_times, groups.sum(length_s * (values < low)), np.nan),
         "end_weighted": groups.mean(values, np.where(inside, length_s * np.nan_to_num(recency), 0.0)),
     }
+
+
+def lowest_of(rows: Sequence[Mapping[str, Any]], dimension: str) -> int | None:
+    """Which of one session's utterances `summarise_sessions` would call the lowest, were all of one role.
+
+    Args:
+        rows: Of the utterances' table.
+        dimension: `valence` or `arousal`.
+
+    Returns:
+        Its index; None where nothing is scored.
+    """
+    columns = (dimension, f"{dimension}_weight", "start_s", "end_s")
+    values, weight, start_s, end_s = (np.array([row.get(key) for row in rows], np.float64) for key in columns)
+    scored, length_s = np.isfinite(values), end_s - start_s
+    if not scored.any():
+        return None
+    weight = np.where(weight > 0, weight, 1.0)
+    timed = np.isfinite(length_s[scored]).all() and length_s[scored].sum() > 0
+    counted = (weight * length_s if timed else weight)[scored]
+    mean = np.full(len(rows), np.average(values[scored], weights=counted))
+    return int(lowest_rows(drawn_to_mean(values, weight, mean), scored, np.zeros(len(rows), np.int64))[0])
+
+
+def lowest_rows(values: np.ndarray, where: np.ndarray, group: np.ndarray) -> np.ndarray:
+    """The row of each group's lowest value, the first of several, in the order of the groups that have any.
+
+    Args:
+        values: (n,).
+        where: Rows that count, (n,), bool.
+        group: (n,) whole numbers from 0.
+    """
+    order = np.lexsort((np.arange(len(values)), values, group))
+    order = order[where[order]]
+    return order[np.unique(group[order], return_index=True)[1]]
+
+
+def _weights(utterances: pa.Table, dimension: str) -> np.ndarray:
+    """How much each utterance counts, 1 where nothing says."""
+    name = f"{dimension}_weight"
+    if name not in utterances.column_names:
+        return np.ones(utterances.num_rows)
+    weight = np.nan_to_num(_floats(utterances[name]), nan=1.0)
+    return np.where(weight > 0, weight, 1.0)
 
 
 def _floats(column: pa.ChunkedArray) -> np.ndarray:

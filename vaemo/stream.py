@@ -18,7 +18,6 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from vaemo import files
-from vaemo.audio.acoustics import require_usable, simulate_telephone
 from vaemo.audio.recording import AudioProblem, Resampler
 from vaemo.audio.scale import Scale
 from vaemo.config import Config
@@ -31,6 +30,7 @@ from vaemo.model.streams import Streams
 from vaemo.scoring.trained_on import check_trained_on
 from vaemo.speakers import unit
 from vaemo.units import SAMPLING_RATE_HZ, SAMPLING_RATES_HZ
+from vaemo.utterances import as_heard, measured
 
 if TYPE_CHECKING:
     from vaemo.personalize import Personal
@@ -198,14 +198,11 @@ class Stream:
 
     def _features(self, samples: np.ndarray, speaker: str) -> dict[str, np.ndarray]:
         """Features of an utterance, (D,) each; AudioProblem where it has none."""
-        require_usable(samples, self._config.features.min_utterance_s)
-        heard = simulate_telephone(samples) if self._config.audio.simulate_telephone else samples
-        vectors = {stream: extractor([heard])[0] for stream, extractor in self._extractors.items()}
-        for stream, vector in vectors.items():
-            if not np.isfinite(vector).all():
-                seconds = len(samples) / SAMPLING_RATE_HZ
-                name = self._extractors[stream].name
-                raise AudioProblem("too_short", f"{name} finds nothing to measure in {seconds:.3f} s")
+        heard, seconds = as_heard(samples, self._config), len(samples) / SAMPLING_RATE_HZ
+        vectors = {
+            stream: measured(extractor([heard])[0], extractor, seconds)
+            for stream, extractor in self._extractors.items()
+        }
         if "speaker" in vectors and self._config.features.speaker_aggregation == "running_mean":
             self._sums[speaker] = self._sums.get(speaker, 0.0) + vectors["speaker"].astype(np.float64)
             vectors["speaker"] = unit(self._sums[speaker])

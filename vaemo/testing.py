@@ -265,7 +265,7 @@ _SHOWN = np.array([0.092, 0.13, 0.18, 0.05])
 """How much a feature shows of valence's level, of valence around it, of arousal, and of valence times arousal."""
 _VOICE, _VOICE_TODAY = (1.2, 0.15), (0.4, 0.2)
 """Offset of a speaker, and of a speaker in a dialog: deviation in its factors, and in what is each feature's own."""
-_SOUNDS, _SOUNDS_TODAY = np.array([0.4, 0.3, 0.2]), np.array([1.1, 1.15, 0.3])
+_SOUNDS, _SOUNDS_TODAY = np.array([0.4, 0.3, 0.2]), np.array([1.1, 0.95, 0.3])
 """Deviation, over speakers and over their dialogs, of how a voice sounds in the first three of `_SHOWN`."""
 _TAILS = 8.0
 """Degrees of freedom of the noise."""

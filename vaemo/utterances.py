@@ -171,6 +171,27 @@ def extract_recording(
     return _joined(rows, work.finish(), extractors, config.model.targets, by_start=True)
 
 
+def as_heard(samples: np.ndarray, config: Config) -> np.ndarray:
+    """What extractors are given of an utterance, in extraction, live and in end-to-end training.
+
+    Args:
+        samples: (n,), float32, 16 kHz.
+        config: Sections audio (whether a telephone is simulated) and features (the shortest utterance).
+
+    Raises:
+        AudioProblem: if it is too short, silent, or holds NaN.
+    """
+    require_usable(samples, config.features.min_utterance_s)
+    return simulate_telephone(samples) if config.audio.simulate_telephone else samples
+
+
+def measured(vector: np.ndarray, extractor: Extractor, seconds: float) -> np.ndarray:
+    """The vector of an utterance; AudioProblem where its extractor has found nothing."""
+    if not np.isfinite(vector).all():
+        raise AudioProblem("too_short", f"{extractor.name} finds nothing to measure in {seconds:.3f} s")
+    return vector
+
+
 def listed_only(rows: pa.Table, *, extractors: Mapping[str, Extractor], config: Config) -> pa.Table:
     """What `extract_utterances` gives for rows of a manifest that are not read: no features, no status yet."""
     work = _Work(extractors, config, rows.num_rows)
@@ -234,8 +255,7 @@ class _Work:
 
     def __init__(self, extractors: Mapping[str, Extractor], config: Config, n_rows: int = 0) -> None:
         self._extractors = extractors
-        self._min_s = config.features.min_utterance_s
-        self._telephone = config.audio.simulate_telephone
+        self._config = config
         self._problems: dict[int, AudioProblem] = {}
         self._duration_s: dict[int, float] = {}
         self._lost_s: dict[int, float] = {}
@@ -257,8 +277,7 @@ class _Work:
         self._lost_s[row] = lost_s + cut_s
         if lost_s and lost_s >= self._duration_s[row] - _KEPT_S:
             raise AudioProblem("undecodable", "the file holds nothing of it that can be decoded")
-        require_usable(samples, self._min_s)
-        heard = simulate_telephone(samples) if self._telephone else samples
+        heard = as_heard(samples, self._config)
         self._bandwidth_hz[row] = bandwidth_hz(heard)
         self._waiting.append((row, heard))
         self._waiting_s += self._duration_s[row]
@@ -341,11 +360,10 @@ class _Work:
 
     def _keep(self, stream: str, rows: Sequence[int], vectors: np.ndarray) -> None:
         for row, vector in zip(rows, vectors, strict=True):
-            if np.isfinite(vector).all():
-                self._vectors[stream][row] = vector
-            elif row not in self._problems:
-                reason = f"{self._extractors[stream].name} finds nothing to measure in {self._duration_s[row]:.3f} s"
-                self.fail(row, AudioProblem("too_short", reason))
+            try:
+                self._vectors[stream][row] = measured(vector, self._extractors[stream], self._duration_s[row])
+            except AudioProblem as problem:
+                self._problems.setdefault(row, problem)
 
 
 def _cut_s(samples: np.ndarray, start_s: float | None, end_s: float | None) -> float:

@@ -255,7 +255,11 @@ def test_folds(store, local_ray, tmp_path, capfd):
     session = np.unique(table["session_id"].to_pylist(), return_inverse=True)[1]
     within = Moments.within(predictions, labels, session).ccc()
     assert summary["pooled"]["within_ccc_avg"] == pytest.approx(within.mean(), abs=1e-6)
+    weights = np.column_stack([table[name].to_numpy() for name in scores.WEIGHT_SCHEMA.names])
+    position = table["position"].to_numpy()
     for name in ("0", "1"):
+        errors = load_checkpoint(Path(out, f"fold-{name}", "best")).errors
+        np.testing.assert_allclose(weights[fold == name], errors.weights(position[fold == name]), rtol=1e-6)
         trained_on = {s.session_id for s in read_sessions(FeatureStore.open(store), config())}
         held_out = set(np.array(table["session_id"].to_pylist())[fold == name])
         assert 0 < len(held_out) < len(trained_on)

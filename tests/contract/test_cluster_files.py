@@ -1,11 +1,16 @@
-"""cluster.yaml and jobs/kuberay.yaml are what Ray and KubeRay take, let nobody in, and name what is there."""
+"""cluster.yaml, jobs/kuberay.yaml and Dockerfile are what their readers take, let nobody in, and name what is there."""
 
 import copy
 import re
+import shutil
+import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
 import yaml
+
+import vaemo
 
 ROOT = Path(__file__).parents[2]
 LAUNCHER = yaml.safe_load((ROOT / "cluster.yaml").read_text())
@@ -13,6 +18,10 @@ KUBERAY = yaml.safe_load((ROOT / "jobs" / "kuberay.yaml").read_text())
 PINS = dict(re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / "jobs" / "constraints.txt").read_text(), re.M))
 
 SECRET = re.compile(r"AKIA\w{16}|\b[0-9a-fA-F]{32,}\b|(?i:secret|password|access_key)[\w-]*\s*[:=]\s*\S")
+
+
+DOCKERFILE = (ROOT / "Dockerfile").read_text()
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
 def of_workers(types):
@@ -82,6 +91,8 @@ def kuberay_faults(job):
         for container in group.get("template", {}).get("spec", {}).get("containers", [{}]):
             if {"name", "image", "resources"} - container.keys():
                 faults.append("a container lacks name, image or resources")
+            elif f" --tag {container['image']} " not in DOCKERFILE:
+                faults.append(f"the Dockerfile builds no {container['image']}")
     return faults + [f"a secret: {found.group()}" for found in SECRET.finditer(yaml.safe_dump(job))]
 
 
@@ -157,7 +168,81 @@ CLUSTER = ("spec", "rayClusterSpec")
         ((*CLUSTER, "workerGroupSpecs", 0, "minReplicas"), 2, "cpu does not scale from 0"),
         ((*CLUSTER, "workerGroupSpecs", 1, "template"), None, "lacks what its CRD requires"),
         ((*CLUSTER, "workerGroupSpecs", 1, "template", "spec", "containers", 0, "image"), None, "lacks name, image"),
+        (
+            (*CLUSTER, "workerGroupSpecs", 1, "template", "spec", "containers", 0, "image"),
+            "vaemo:7",
+            "builds no vaemo:7",
+        ),
     ],
 )
 def test_a_rayjob_with_a_fault_is_found_out(path, value, fault):
     assert any(fault in found for found in kuberay_faults(broken(KUBERAY, path, value)))
+
+
+def image_faults(text):
+    """What is wrong with a Dockerfile, beyond what a linter finds."""
+    joined = re.sub(r"\\\n\s*", " ", text)
+    lines = [line.split(maxsplit=1) for line in joined.splitlines() if line and not line.startswith("#")]
+    said = {word: [rest for first, rest in lines if first == word] for word in ("ARG", "FROM", "COPY", "RUN", "USER")}
+    faults = []
+    base = re.fullmatch(r"rayproject/ray:([\d.]+)-py(\d)(\d+)-\$\{DEVICE\}", said["FROM"][-1])
+    if not base or base.group(1) != PINS["ray"]:
+        faults.append("the base is not Ray's image of the pinned version")
+    elif f"Programming Language :: Python :: {base.group(2)}.{base.group(3)}" not in PROJECT["classifiers"]:
+        faults.append("the base has a Python that vaemo does not declare")
+    if not said["USER"] or said["USER"][-1].split(":")[0] in ("0", "root"):
+        faults.append("it runs as root")
+    copied = [word for rest in said["COPY"] for word in rest.split()[:-1] if not word.startswith("--")]
+    faults += [f"{name} is copied and not there" for name in copied if not (ROOT / name).exists()]
+    sent = (ROOT / ".dockerignore").read_text().split()
+    faults += [f"{name} is copied and not sent (.dockerignore)" for name in copied if f"!{name}" not in sent]
+    installs = re.findall(r"pip install (.*?)(?:&&|$)", " ".join(said["RUN"]))
+    for options in installs:
+        pinned = "--constraint jobs/constraints.txt" in options or re.search(r"\w==[\d.]+", options)
+        faults += [] if pinned else ["something is installed without its pin"]
+    extras = next((rest.partition("=")[2].split(",") for rest in said["ARG"] if rest.startswith("EXTRAS=")), [])
+    faults += [f"there is no extra {name}" for name in extras if name not in PROJECT["optional-dependencies"]]
+    for name in extras:
+        licensed = {"opensmile", "praat-parselmouth", "espeakng-loader"}
+        if any(
+            re.match(r"[\w-]+", line).group() in licensed for line in PROJECT["optional-dependencies"].get(name, [])
+        ):
+            faults.append(f"the extra {name} has a licence that users are to accept themselves")
+    tags = re.findall(r"--tag \S+:([\d.]+)", text)
+    faults += ["a tag is not the version"] if set(tags) != {vaemo.__version__} else []
+    return faults + [f"a secret: {found.group()}" for found in SECRET.finditer(text)]
+
+
+def test_the_image_is_sound():
+    assert image_faults(DOCKERFILE) == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "fault"),
+    [
+        ("ray:2.60.0", "ray:2.59.0", "pinned version"),
+        ("ray:2.60.0-py311-${DEVICE}", "ray:latest", "pinned version"),
+        ("-py311-", "-py310-", "does not declare"),
+        ("USER 1000", "USER root", "runs as root"),
+        ("USER 1000\n", "", "runs as root"),
+        ("vaemo vaemo", "nothing vaemo", "nothing is copied and not there"),
+        ("jobs jobs", "tests jobs", "tests is copied and not sent"),
+        ("uv==0.13.9", "uv", "without its pin"),
+        (" --constraint jobs/constraints.txt", "", "without its pin"),
+        ("EXTRAS=encoders", "EXTRAS=encoder", "there is no extra encoder"),
+        ("EXTRAS=encoders", "EXTRAS=opensmile", "the extra opensmile has a licence"),
+        ("EXTRAS=encoders", "EXTRAS=demo", "the extra demo has a licence"),
+        ("vaemo:0.1.0 .", "vaemo:0.0.9 .", "a tag is not the version"),
+        ("ENV ", "ENV SECRET_KEY=x7 ", "a secret"),
+    ],
+)
+def test_an_image_with_a_fault_is_found_out(old, new, fault):
+    assert old in DOCKERFILE
+    assert any(fault in found for found in image_faults(DOCKERFILE.replace(old, new)))
+
+
+def test_a_linter_has_nothing_to_say_of_the_image():
+    if shutil.which("hadolint") is None:
+        pytest.skip("hadolint is not installed")
+    done = subprocess.run(["hadolint", ROOT / "Dockerfile"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout

@@ -243,7 +243,7 @@ def test_readme_tree_is_the_disk():
     package = {
         path.name
         for path in (ROOT / "vaemo").iterdir()
-        if path.name not in {"__pycache__", "__init__.py"} and path.suffix != ".pyc"
+        if path.name not in {"__pycache__", "__init__.py", "__main__.py", "py.typed"} and path.suffix != ".pyc"
     }
     assert named == package
     tops = {line.split()[0].rstrip("/") for line in tree.group(1).splitlines() if not line.startswith("    ")}

@@ -15,8 +15,8 @@ JOBS = sorted((ROOT / "jobs").glob("*.py"))
 
 RANKS = (
     {"errors", "units"},
-    {"fields", "strict_yaml", "suggest", "config", "metrics", "progress", "drawing"},
-    {"files", "cli", "summary", "tables"},
+    {"fields", "strict_yaml", "suggest", "targets", "config", "metrics", "progress", "extras"},
+    {"files", "cli", "summary", "tables", "drawing"},
     {"manifest"},
     {"audio"},
     {"features", "parts", "store"},
@@ -24,10 +24,11 @@ RANKS = (
     {"windows", "utterances", "scores", "corpora", "card"},
     {"training"},
     {"scoring", "personalize", "evaluation", "report", "ablation", "tuning"},
-    {"stream", "live", "pipeline"},
+    {"stream", "live", "pipeline", "export"},
     {"cluster"},
     {"api"},
     {"demo"},
+    {"commands", "__main__"},
 )
 """The data's order. A module imports from its own row and those above it, never from below."""
 
@@ -96,9 +97,40 @@ def test_public_names_load():
         _ = vaemo.nothing
 
 
+def vaemo_command(*arguments):
+    return subprocess.run([sys.executable, "-m", "vaemo", *arguments], capture_output=True, text=True)
+
+
+def test_every_job_is_a_command_and_every_command_explains_itself():
+    from vaemo.commands import COMMANDS
+
+    assert {path.stem for path in JOBS} <= COMMANDS.keys()
+    listed = dict(re.findall(r"^  (\w+) +(\S.*)", vaemo_command("--help").stdout, re.M))
+    assert listed.keys() == COMMANDS.keys()
+    for name in COMMANDS:
+        shown = vaemo_command(name, "--help")
+        assert shown.stdout.startswith(f"usage: vaemo {name} "), shown.stderr
+
+
+def test_a_command_is_refused_in_one_line():
+    assert vaemo_command("tran").stderr.endswith("Did you mean train?\n")
+    for arguments in (["tran"], ["train"], ["train", "--nonsense"]):
+        refused = vaemo_command(*arguments)
+        assert refused.returncode == 2
+        assert len(refused.stderr.splitlines()) == 1
+        assert refused.stderr.startswith(f"vaemo{' train' if arguments[0] == 'train' else ''}: ")
+
+
+def test_a_command_and_its_job_are_the_same():
+    changed = ["--set", "model.d_c=7"]
+    job = subprocess.run([sys.executable, ROOT / "jobs" / "config.py", *changed], capture_output=True, text=True)
+    assert vaemo_command("config", *changed).stdout == job.stdout
+    assert "d_c: 7" in job.stdout
+
+
 @pytest.mark.parametrize("path", JOBS, ids=lambda path: path.name)
 def test_jobs_are_thin_and_executable(path):
-    assert len(path.read_text().splitlines()) <= 60
+    assert len(path.read_text().splitlines()) <= 10
     assert os.access(path, os.X_OK)
     assert path.read_text().startswith("#!/usr/bin/env python3\n")
 

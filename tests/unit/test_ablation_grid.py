@@ -35,7 +35,7 @@ def names(config, dims=ALL):
 def test_the_six_questions_and_the_baselines():
     assert names(Config()) == [
         "full", "no-state", "mamba2", "gru", "no-prosody", "concat", "no-film", "speech-mlp", "speech-mlp-film",
-        "speaker-norm", "session-norm", "learned-alpha", "feedback-scheduled", "feedback-label", "feedback-model",
+        "no-norm", "session-norm", "learned-alpha", "feedback-scheduled", "feedback-label", "feedback-model",
         "mean", "ridge", "ridge-ema",
     ]  # fmt: skip
 

@@ -93,7 +93,7 @@ def scored(tmp_path, rows):
 @pytest.fixture(autouse=True)
 def no_drawing(monkeypatch):
     """Drawing takes most of the time and has its own tests."""
-    for name in ("calibration", "error_over_session", "label_fed"):
+    for name in ("calibration", "error_over_session", "error_by_position", "label_fed"):
         monkeypatch.setattr(f"vaemo.evaluation.evaluate.pictures.{name}", lambda *_, name=name: f"{name}.png".encode())
 
 
@@ -116,7 +116,7 @@ def test_pooled_metrics_are_the_plain_ones_on_the_test_split(tmp_path, rows, sco
         assert low < expected.mean() < high
     assert "rmse_native_avg" not in result["pooled"]
     assert json.loads((tmp_path / "out" / "metrics.json").read_text()) == result
-    for picture in ("calibration.png", "error_over_session.png"):
+    for picture in ("calibration.png", "error_over_session.png", "error_by_position.png"):
         assert (tmp_path / "out" / picture).read_bytes() == picture.encode()
 
 
@@ -417,3 +417,60 @@ def test_nothing_warns_on_good_input(tmp_path, rows, scored):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         evaluate(scored, labels, str(tmp_path / "out"), QUICK)
+
+
+def test_errors_and_extremes_are_given_by_position(tmp_path, rows):
+    random = np.random.default_rng(5)
+    for row in rows:
+        row["weight"] = random.uniform(0.1, 1, 2)
+        # Labels that several utterances share, as ratings are.
+        row["label"] = row["label"].round(1)
+    folder = write_scores(tmp_path / "weighed", rows)
+    for part in files.list_files(f"{folder}/utterances", ".parquet"):
+        table, of = files.read_parquet(part), {row["utt_id"]: row["weight"] for row in rows}
+        for k, name in enumerate(scores.WEIGHT_SCHEMA.names):
+            column = pa.array([of[utt_id][k] for utt_id in table["utt_id"].to_pylist()], pa.float32())
+            table = table.append_column(name, column)
+        files.write_parquet_whole(part, table)
+    labels = write_manifest(tmp_path / "m.jsonl", rows)
+    result = evaluate(folder, labels, str(tmp_path / "out"), QUICK)
+    tested = [row for row in rows if row["split"] == "test"]
+    sessions = [[row for row in tested if row["session_id"] == each] for each in {row["session_id"] for row in tested}]
+    first = [row for row in tested if row["position"] == 0]
+    error = (matrix(first, "prediction") - matrix(first, "label")) ** 2
+    found = result["error_by_position"]
+    assert (found["from"][0], found["n"]["valence"][0]) == (1, len(sessions))
+    assert found["rmse"]["arousal"][0] == pytest.approx(np.sqrt(error[:, 1].mean()), abs=FLOAT32)
+
+    def share(values):
+        """Of lists by session of 15 values, how often the first two hold an extreme, ties in part."""
+        hits = []
+        for own in values:
+            for extreme in (min(own), max(own)):
+                at = [place for place, value in enumerate(own) if value == extreme]
+                hits.append(np.mean([place < 2 for place in at]))
+        return np.mean(hits)
+
+    assert (result["extremes_at_start"]["utterances"], result["extremes_at_start"]["n_sessions"]) == (2, len(sessions))
+    for k, name in enumerate(("valence", "arousal")):
+        extremes = result["extremes_at_start"][name]
+        assert extremes["scores"] == pytest.approx(share([[row["prediction"][k] for row in own] for own in sessions]))
+        assert extremes["labels"] == pytest.approx(share([[row["label"][k] for row in own] for own in sessions]))
+        drawn = []
+        for own in sessions:
+            value, weight = (np.array([row[key][k] for row in own]) for key in ("prediction", "weight"))
+            mean = (weight * value).sum() / weight.sum()
+            drawn.append((mean + weight * (value - mean)).tolist())
+        assert extremes["weighed"] == pytest.approx(share(drawn))
+    text = table_of(result)
+    assert "on its first 2 utterances" in text
+
+
+def test_sessions_that_are_too_short_have_no_extremes(tmp_path):
+    rows = make_rows(n=3)
+    result = evaluate(
+        write_scores(tmp_path / "s", rows), write_manifest(tmp_path / "m.jsonl", rows), str(tmp_path), QUICK
+    )
+    assert result["extremes_at_start"]["n_sessions"] == 0
+    assert result["extremes_at_start"]["valence"] == {"scores": None, "weighed": None, "labels": None}
+    assert "on its first" not in table_of(result)

@@ -1,5 +1,6 @@
 """Labels fed against running free, and how far into a session an utterance is."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -125,6 +126,6 @@ def test_time_in_session_counts_minutes_where_they_are_known(store, scored):
     unknown = pairs.place.set_column(
         pairs.place.column_names.index("start_s"), "start_s", pa.nulls(len(pairs), pa.float64())
     )
-    at, unit = type(pairs)(unknown, pairs.prediction, pairs.label, pairs.scale, None, {}).time_in_session()
+    at, unit = dataclasses.replace(pairs, place=unknown).time_in_session()
     assert unit == "utterance of the session"
     np.testing.assert_array_equal(at, pairs.order_in_session() + 1)

@@ -6,6 +6,7 @@ from picture_cases import look, share_of
 
 from vaemo.drawing import COLOURS
 from vaemo.evaluation import pictures
+from vaemo.settling import ErrorByPosition
 from vaemo.units import LabelScale
 
 
@@ -19,6 +20,7 @@ def test_calibration_and_error_show_both_dimensions(n):
         pictures.calibration(prediction, label, LabelScale(0, 1)),
         pictures.error_over_session(prediction, label, np.arange(n) % 30, "utterance"),
         pictures.label_fed(label, prediction, label, np.arange(n) % 30 / 7, "minutes"),
+        pictures.error_by_position(ErrorByPosition.of(prediction, label, np.arange(n) // 30, np.arange(n) % 30)),
     ]
     for png in drawn:
         pixels = look(png)

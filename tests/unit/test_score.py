@@ -9,10 +9,11 @@ from vaemo.config import ModelConfig, UpdaterConfig
 from vaemo.errors import NonFiniteFeatureError
 from vaemo.model.regressor import SessionRegressor
 from vaemo.model.streams import Streams
-from vaemo.scoring import score
-from vaemo.scoring.score import predict_sessions, score_table
+from vaemo.scoring.score import score_table
 from vaemo.sessions import assemble_sessions
+from vaemo.settling import ErrorByPosition
 from vaemo.testing import linear_world
+from vaemo.training import replay
 from vaemo.units import DIMENSIONS
 from vaemo.windows import PackedSessions
 
@@ -96,7 +97,7 @@ def test_a_session_scores_the_same_alone_and_among_others():
 def test_blocks_of_sessions_change_nothing(monkeypatch):
     table = make_table(sessions=11)
     whole = values(run(table))
-    monkeypatch.setattr(score, "BLOCK_SESSIONS", 3)
+    monkeypatch.setattr(replay, "BLOCK_SESSIONS", 3)
     assert np.abs(values(run(table)) - whole).max() < SINGLE
 
 
@@ -105,7 +106,7 @@ def test_calls_serve_every_chunk_once_and_are_as_few_as_can_be(seed):
     random = np.random.default_rng(seed)
     n_chunks = random.integers(0, 9, random.integers(1, 30))
     lanes = int(random.integers(1, 12))
-    calls = list(score._calls(n_chunks, lanes))
+    calls = list(replay._calls(n_chunks, lanes))
     assert np.array_equal(np.bincount(np.concatenate([*calls, []]).astype(int), minlength=len(n_chunks)), n_chunks)
     assert all(len(np.unique(call)) == len(call) <= lanes for call in calls)
     assert len(calls) == max(n_chunks.max(), -(-n_chunks.sum() // lanes))
@@ -115,7 +116,7 @@ def test_no_step_is_padding_and_shapes_follow_from_the_session():
     model, seen = make_model(), []
     model.register_forward_pre_hook(lambda _, args: seen.append((args[0].speech.shape[1], args[2].tolist())))
     packed = PackedSessions.of(assemble_sessions(make_table(sessions=5)))
-    predict_sessions(model, packed, lanes=4, chunk=16)
+    replay.predict_sessions(model, packed, lanes=4, chunk=16)
     assert all(len(lengths) == 4 and set(lengths) <= {0, steps} for steps, lengths in seen)
     assert sum(map(sum, (lengths for _, lengths in seen))) == packed.lengths.sum()
 
@@ -206,3 +207,45 @@ def test_a_feature_that_is_not_finite_is_refused():
     speech[0, 2] = np.inf
     with pytest.raises(NonFiniteFeatureError, match="s0000-0000"):
         run(replace(table, "speech", pa.FixedSizeListArray.from_arrays(pa.array(speech.ravel()), 6)))
+
+
+def known_errors(first=0.4):
+    """Errors of a model that errs more on the first utterance, and on no later one."""
+    session, position = np.repeat(np.arange(50), 4), np.tile(np.arange(4), 50)
+    random = np.random.default_rng(0)
+    error = random.standard_normal((200, 2)) * np.where(position == 0, first, 0.1)[:, None]
+    return ErrorByPosition.of(error, np.zeros((200, 2)), session, position)
+
+
+def test_weights_are_those_of_the_place_among_what_moved_the_memory():
+    table = make_table(sessions=4, lengths=(9, 9))
+    status = np.array(["ok"] * 36, object)
+    status[[0, 9]] = "too_short"
+    table = replace(table, "status", pa.array(status))
+    context = np.zeros(36, bool)
+    context[18] = True
+    errors = known_errors()
+    scored = run(table, errors=[errors], context=context)
+    expected = np.concatenate([errors.weights(np.arange(9))] * 4)
+    for first in (0, 9):
+        expected[first] = np.nan
+        expected[first + 1 : first + 9] = errors.weights(np.arange(8))
+    # What is heard and not scored moves the memory: the next utterance is the second.
+    expected[18] = np.nan
+    np.testing.assert_allclose(values(scored, "_weight"), expected.astype(np.float32))
+    assert expected[27, 0] < 0.3
+    assert scored.drop(["valence_weight", "arousal_weight"]) == run(table, context=context)
+
+
+def test_several_models_have_the_mean_of_their_weights():
+    table, models = make_table(sessions=2, lengths=(9, 9)), [make_model(seed) for seed in range(2)]
+    errors = known_errors()
+    one, both, none = (
+        values(run(table, *models, errors=each), "_weight") if any(each) else None
+        for each in ([errors, None], [errors, known_errors(first=0.2)], [None, None])
+    )
+    np.testing.assert_allclose(one[0], (errors.weights(np.zeros(1, int))[0] + 1) / 2, atol=SINGLE)
+    expected = (errors.weights(np.zeros(1, int)) + known_errors(first=0.2).weights(np.zeros(1, int)))[0] / 2
+    np.testing.assert_allclose(both[0], expected, atol=SINGLE)
+    assert none is None
+    assert "valence_weight" not in run(table, *models, errors=[None, None]).column_names

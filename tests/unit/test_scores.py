@@ -61,11 +61,14 @@ def expected(rows, everyone):
     recency = np.array([2 ** ((row["end_s"] - end_s) / SCORE.end_half_life_s) for row in scored])
     for dimension, low in zip(DIMENSIONS, (SCORE.low_valence, SCORE.low_arousal), strict=True):
         value = np.array([row[dimension] for row in scored])
-        slope = np.polyfit(minute, value, 1, w=np.sqrt(length))[0]
+        weight = np.array([row.get(f"{dimension}_weight", 1.0) for row in scored])
+        slope = np.polyfit(minute, value, 1, w=np.sqrt(length * weight))[0]
+        settled = np.average(value, weights=length * weight)
+        lowest = int((settled + weight * (value - settled)).argmin())
         result |= {
             f"{dimension}_mean": np.average(value, weights=length),
-            f"{dimension}_min": value.min(),
-            f"{dimension}_min_at_s": scored[int(value.argmin())]["start_s"],
+            f"{dimension}_min": value[lowest],
+            f"{dimension}_min_at_s": scored[lowest]["start_s"],
             f"{dimension}_slope_per_min": slope,
             f"{dimension}_below_s": length[value < low].sum(),
             f"{dimension}_end_weighted": np.average(value, weights=length * recency),
@@ -73,8 +76,18 @@ def expected(rows, everyone):
     return result
 
 
-def test_a_session_is_what_a_plain_loop_says():
-    table = make_utterances()
+def weighed(table, seed=3):
+    """The table with weights where there are scores, as a checkpoint that knows its error by position leaves them."""
+    scored, random = table["valence"].is_valid(), np.random.default_rng(seed)
+    for name in scores.WEIGHT_SCHEMA.names:
+        weight = pa.array(random.uniform(0.05, 1, table.num_rows), pa.float32())
+        table = table.append_column(name, pc.if_else(scored, weight, pa.scalar(None, pa.float32())))
+    return table
+
+
+@pytest.mark.parametrize("make", [make_utterances, lambda: weighed(make_utterances())], ids=["alike", "weighed"])
+def test_a_session_is_what_a_plain_loop_says(make):
+    table = make()
     rows = table.to_pylist()
     summary = scores.summarise_sessions(table, SCORE)
     assert summary.schema.equals(scores.SESSION_SCHEMA)
@@ -88,8 +101,32 @@ def test_a_session_is_what_a_plain_loop_says():
         assert row["run_id"] == "0123456789ab"
 
 
+def test_the_first_utterance_is_the_lowest_only_where_it_is_trusted():
+    value, start = [0.30, 0.5, 0.35, 0.6, 0.55, 0.6], np.arange(6) * 5.0
+    table = pa.table(
+        {
+            "session_id": ["a"] * 6,
+            "utt_id": list("123456"),
+            "start_s": start,
+            "end_s": start + 4,
+            "valence": value,
+            "arousal": [0.5] * 6,
+        }
+    )
+    rising = scores.summarise_sessions(table, SCORE).to_pylist()[0]
+    weights = pa.array([0.2, 0.4, 1, 1, 1, 1], pa.float32())
+    table = table.append_column("valence_weight", weights).append_column("arousal_weight", weights)
+    settled = scores.summarise_sessions(table, SCORE).to_pylist()[0]
+    assert (rising["valence_min"], rising["valence_min_at_s"]) == pytest.approx((0.30, 0.0))
+    assert (settled["valence_min"], settled["valence_min_at_s"]) == pytest.approx((0.35, 10.0))
+    assert settled["valence_mean"] == rising["valence_mean"]
+    assert scores.lowest_of(table.to_pylist(), "valence") == 2
+    assert scores.lowest_of(table.drop(["valence_weight"]).to_pylist(), "valence") == 0
+    assert scores.lowest_of([{"valence": None}], "valence") is None
+
+
 def test_a_session_does_not_depend_on_the_others_in_its_part():
-    table = make_utterances()
+    table = weighed(make_utterances())
     whole = {(row["session_id"], row["role"]): row for row in scores.summarise_sessions(table, SCORE).to_pylist()}
     alone = table.filter(pa.compute.equal(table["session_id"], "call-3"))
     for row in scores.summarise_sessions(alone, SCORE).to_pylist():

@@ -11,6 +11,7 @@ from vaemo.config import Config
 from vaemo.errors import DivergedError, LabelError
 from vaemo.lanes import schedule_lanes
 from vaemo.metrics import Moments, ccc
+from vaemo.settling import ErrorByPosition
 from vaemo.testing import linear_world
 from vaemo.training import curves
 from vaemo.training.collapse import signs_of_collapse
@@ -120,6 +121,10 @@ def test_going_on_equals_never_having_stopped(data, tmp_path, done):
     list(resumed)
     assert comparable(resumed.history) == comparable(whole.history)
     assert resumed.summary() == whole.summary()
+    assert resumed.errors.to_dict() == whole.errors.to_dict()
+    again = Trainer(*data, small())
+    again.restore(stopped.tensors(), stopped.progress())
+    assert again.errors.to_dict() == stopped.errors.to_dict()
     for name, tensor in whole.tensors().items():
         assert torch.equal(resumed.tensors()[name], tensor), name
 
@@ -172,6 +177,10 @@ def test_dev_metrics_are_those_of_the_kept_model_running_free(data):
     within = Moments.within(replay(trainer.kept, packed, window=6).prediction, packed.labels.numpy(), session).ccc()
     names = ("valence", "arousal", "avg")
     assert [line[f"dev_within_ccc_{name}"] for name in names] == pytest.approx([*within, within.mean()], abs=FLOAT32)
+    position = np.concatenate([np.arange(len(each)) for each in data[1]])
+    free = replay(trainer.kept, packed, window=6).prediction
+    errors = ErrorByPosition.of(free, packed.labels.numpy(), session, position)
+    np.testing.assert_allclose(trainer.errors.within_mse, errors.within_mse, atol=FLOAT32)
     fed = ccc(replay(trainer.kept, packed, window=6, observed=packed.labels).prediction, packed.labels.numpy())
     assert line["gap_ccc_avg"] == pytest.approx(fed.mean() - measured.mean(), abs=FLOAT32)
 

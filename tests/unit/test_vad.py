@@ -1,6 +1,9 @@
 import dataclasses
+import hashlib
 import importlib.util
 import itertools
+import warnings
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +12,7 @@ import torch
 from speech_cases import at_level, both_talk, call, noise, overlap, sentence, tone
 
 from vaemo.audio.acoustics import simulate_telephone
-from vaemo.audio.vad import FRAME, SpeechDetector, UtteranceFinder, speech_detector
+from vaemo.audio.vad import FRAME, SpeechDetector, UtteranceFinder, detector_weights, speech_detector
 from vaemo.config import VadConfig
 from vaemo.units import SAMPLING_RATE_HZ
 
@@ -46,20 +49,37 @@ def spans(utterances):
     return [(utterance.channel, utterance.start_s, utterance.end_s) for utterance in utterances]
 
 
-def test_the_detector_gives_the_packaged_models_probabilities():
+@pytest.fixture(scope="module")
+def original():
+    """The model of the package silero-vad, and its file."""
+    spec = importlib.util.find_spec("silero_vad")
+    if spec is None:
+        pytest.skip("silero-vad, where the weights come from, is not installed")
+    file = Path(spec.submodule_search_locations[0]) / "data" / "silero_vad.jit"
+    with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
+        return torch.jit.load(file), file
+
+
+def test_the_detector_gives_the_originals_probabilities(original):
     samples, _ = call(4, seed=1)
     n = samples.shape[1] // FRAME * FRAME
-    folder = Path(importlib.util.find_spec("silero_vad").submodule_search_locations[0])
-    packaged = torch.jit.load(folder / "data" / "silero_vad.jit")
     signal = torch.from_numpy(samples[:, :n])
-    with torch.no_grad():
-        expected = torch.cat(
-            [packaged(frame.contiguous(), SAMPLING_RATE_HZ) for frame in signal.split(FRAME, dim=1)], 1
-        )
+    with torch.no_grad(), warnings.catch_warnings(action="ignore", category=DeprecationWarning):
+        frames = [original[0](frame.contiguous(), SAMPLING_RATE_HZ) for frame in signal.split(FRAME, dim=1)]
     found, _, _ = SpeechDetector()(torch.nn.functional.pad(signal, (64, 0)))
-    torch.testing.assert_close(found, expected, atol=PROBABILITY, rtol=0)
+    torch.testing.assert_close(found, torch.cat(frames, 1), atol=PROBABILITY, rtol=0)
     assert found.max() > 0.9
     assert found.min() < 0.1
+
+
+def test_the_weights_are_the_originals_and_their_notice_says_so(original):
+    tensors = {name.removeprefix("_model."): value for name, value in original[0].state_dict().items()}
+    weights = detector_weights()
+    assert weights.keys() == {name for name in tensors if not name.startswith("_model_8k.")}
+    assert all(torch.equal(weights[name], tensors[name]) for name in weights)
+    notice = (resources.files("vaemo.audio") / "weights" / "NOTICE.silero-vad").read_text()
+    assert hashlib.sha256(original[1].read_bytes()).hexdigest() in notice
+    assert "MIT License" in notice
 
 
 def level_db(samples):

@@ -13,7 +13,6 @@ import functools
 import importlib.util
 import json
 import os
-import resource
 import sys
 import threading
 import time
@@ -319,9 +318,19 @@ def _leave_with(parent: int) -> None:
     os._exit(1)
 
 
+def limit_memory() -> None:
+    """Let this process have `MEMORY_LIMIT_BYTES` and no more, where the system knows such a limit."""
+    try:
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT_BYTES, MEMORY_LIMIT_BYTES))
+    except (ImportError, ValueError, OSError):
+        pass  # `Decoder` has said so
+
+
 def main() -> None:
     """Answer requests until the pipe is closed."""
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT_BYTES, MEMORY_LIMIT_BYTES))
+    limit_memory()
     threading.Thread(target=_leave_with, args=(os.getppid(),), daemon=True).start()
     # Libraries may print; what they print must not get between the answers.
     replies = os.fdopen(os.dup(1), "wb")

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
+import functools
 import json
 import os
 import selectors
@@ -22,6 +22,7 @@ from typing import NamedTuple
 import numpy as np
 
 from vaemo.config import Headerless
+from vaemo.progress import say
 from vaemo.units import SAMPLING_RATES_HZ
 
 _PIPE_BYTES = 1 << 20
@@ -194,8 +195,11 @@ class Decoder:
             bufsize=0,
             env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
         )
-        # What is read passes in few and large pieces.
-        with contextlib.suppress(OSError):
+        _say_what_is_weaker(sys.platform)
+        # What is read passes in few and large pieces, where the system lets us say so.
+        with contextlib.suppress(OSError, ImportError, AttributeError):
+            import fcntl
+
             fcntl.fcntl(self._child.stdout, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)  # type: ignore[arg-type]
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._child.stdout, selectors.EVENT_READ)  # type: ignore[arg-type]
@@ -218,3 +222,10 @@ class Decoder:
         self.close()
         cause = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         return AudioProblem("undecodable", f"decoding it ended the decoder ({cause})")
+
+
+@functools.cache
+def _say_what_is_weaker(platform: str) -> None:
+    """Say once that a decoder's memory has no limit: it has one on Linux alone."""
+    if not platform.startswith("linux"):
+        say("note: this system does not limit the memory of a decoder; a file made to fill it can stop the job")

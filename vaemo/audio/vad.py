@@ -7,15 +7,14 @@ stream, takes no more memory than a minute. Letters: C channels, F frames of 32 
 from __future__ import annotations
 
 import functools
-import importlib.util
 import math
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from importlib import resources
 
 import numpy as np
 import torch
+from safetensors.torch import load
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -62,16 +61,16 @@ class Utterance:
 
 
 class SpeechDetector(nn.Module):
-    """The packaged silero-vad (16 kHz), its layers before the LSTM applied to many frames at once.
+    """silero-vad (16 kHz), its layers before the LSTM applied to many frames at once.
 
-    It gives the packaged model's probabilities and is ten times faster than calling that frame by frame.
+    It gives the original's probabilities and is ten times faster than calling that frame by frame.
     """
 
     basis: Tensor
 
     def __init__(self) -> None:
         super().__init__()
-        weights = _packaged_weights()
+        weights = detector_weights()
         self.register_buffer("basis", weights["stft.forward_basis_buffer"])
         self.encoder = nn.ModuleList()
         for index, stride in enumerate((1, 2, 2, 1)):
@@ -129,15 +128,9 @@ def speech_detector() -> SpeechDetector:
     return SpeechDetector()
 
 
-def _packaged_weights() -> dict[str, Tensor]:
-    # Found without importing the package, which would set the number of torch's threads for the whole process.
-    spec = importlib.util.find_spec("silero_vad")
-    if spec is None or not spec.submodule_search_locations:
-        raise ModuleNotFoundError("silero-vad is not installed; it is one of vaemo's dependencies")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        packaged = torch.jit.load(Path(spec.submodule_search_locations[0]) / "data" / "silero_vad.jit")
-    return {name.removeprefix("_model."): value for name, value in packaged.state_dict().items()}
+def detector_weights() -> dict[str, Tensor]:
+    """The tensors of silero-vad's 16 kHz model; where they come from stands beside their file."""
+    return load((resources.files("vaemo.audio") / "weights" / "silero_vad_16khz.safetensors").read_bytes())
 
 
 class UtteranceFinder:

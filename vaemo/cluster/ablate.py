@@ -24,6 +24,7 @@ from vaemo.cluster.console import Console, tell
 from vaemo.cluster.nodes import total
 from vaemo.cluster.runtime import NO_PROGRESS_S, connect, fit_pool
 from vaemo.config import Config
+from vaemo.drawing import write_pictures
 from vaemo.errors import UsageError, VaemoError, carried, raise_carried
 from vaemo.model.checks import used_pasts
 from vaemo.parts.shards import claim_folder, digest
@@ -182,7 +183,7 @@ def _write(out: str, rows: Sequence[Row], results: Mapping[Cell, Result], failed
     files.write_parquet_whole(files.join(out, "ablation.parquet"), to_parquet(rows))
     files.write_whole(files.join(out, "ablation.md"), markdown.encode())
     files.write_whole(files.join(out, "ablation.tex"), to_latex(rows).encode())
-    files.write_whole(files.join(out, "ablation.png"), ablation(rows))
+    write_pictures(out, {"ablation": lambda: ablation(rows)})
     done = [{"status": "ok", "reason": None, **facts} for _, facts in results.values()]
     lost = [
         {"variant": cell.variant.name, "seed": cell.seed, "fold": cell.fold, "status": "failed", "reason": _reason(e)}

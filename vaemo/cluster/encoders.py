@@ -2,6 +2,10 @@
 
 Workers decode and compute prosody on CPUs, any node's, and send the speech that they have gathered to an encoder, which
 holds the only copy of the weights on its GPU. Without GPUs there is no stage: every worker has encoders of its own.
+
+It is not a stage of Ray Data. A second actor pool would need CPUs beside the first, and a cluster whose CPUs are all
+held by pools makes no progress; an encoder that dies would have its whole block of utterances tried again for ever;
+and the samples would pass through Ray Data's blocks, where a worker now sends them straight to an encoder.
 """
 
 from __future__ import annotations

@@ -10,8 +10,8 @@ import os
 import sys
 import tempfile
 import threading
-import uuid
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,10 +20,9 @@ import ray
 import ray.data
 from ray.data import ActorPoolStrategy, DataContext
 from ray.data.exceptions import ExecutionTimeoutError
-from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get, _internal_kv_put
 
 from vaemo.cluster.address import LOCAL, find_cluster, temporary_folder
-from vaemo.cluster.nodes import capacity, check_visible
+from vaemo.cluster.nodes import capacity, check_visible, driver_node
 from vaemo.errors import ClusterError, StorageError, VaemoError, carried, mistake_of, raise_carried
 from vaemo.progress import say
 
@@ -211,9 +210,9 @@ def run_shards(
         return
     pool = fit_pool()
     check_visible(needs)
-    run = uuid.uuid4().hex
+    attempts: Any = ray.remote(num_cpus=0)(_Attempts).options(scheduling_strategy=driver_node()).remote()
     numbered = [{**shard, _NUMBER: number} for number, shard in enumerate(shards)]
-    made_of = {"worker": worker, "worker_args": dict(worker_args), "run": run, "attempts": MAX_ATTEMPTS}
+    made_of = {"worker": worker, "worker_args": dict(worker_args), "attempts": attempts, "most": MAX_ATTEMPTS}
     dataset = ray.data.from_items(numbered, override_num_blocks=len(shards)).map(
         _ShardWorker,  # type: ignore[arg-type]  # Ray takes classes of callables too
         fn_constructor_kwargs=made_of,
@@ -230,24 +229,24 @@ def run_shards(
             "What is finished is kept; run the same command again to do the rest."
         ) from error
     finally:
-        _internal_kv_del(f"vaemo/{run}/", del_by_prefix=True)
+        ray.kill(attempts)
 
 
 class _ShardWorker:
     """Makes the worker when its first shard comes, and carries a VaemoError home as a row, without Ray's wrapping."""
 
-    def __init__(self, worker: type, worker_args: Mapping[str, Any], run: str, attempts: int) -> None:
+    def __init__(self, worker: type, worker_args: Mapping[str, Any], attempts: Any, most: int) -> None:
         self._make = lambda: worker(**worker_args)
         self._worker: Any = None
-        self._run, self._attempts = run, attempts
+        self._attempts, self._most = attempts, most
 
     def __call__(self, shard: dict[str, Any]) -> Mapping[str, str | None]:
         number = shard.pop(_NUMBER)
-        attempt = _count_attempt(self._run, number)
+        attempt = ray.get(self._attempts.begin.remote(number))
         try:
-            if attempt > self._attempts:
+            if attempt > self._most:
                 raise ClusterError(
-                    f"part {shard.get('name', number)} has ended its worker {self._attempts} times: out of memory, or "
+                    f"part {shard.get('name', number)} has ended its worker {self._most} times: out of memory, or "
                     "something in it crashes the process that works on it. What is finished is kept. Run the same "
                     "command again; if it ends here once more, leave out what is in this part."
                 )
@@ -258,9 +257,13 @@ class _ShardWorker:
             return carried(error)
 
 
-def _count_attempt(run: str, number: int) -> int:
-    """How often work on a shard has begun, this time included; kept by the cluster, for workers die."""
-    key = f"vaemo/{run}/{number}".encode()
-    begun = int(_internal_kv_get(key) or 0) + 1
-    _internal_kv_put(key, str(begun).encode())
-    return begun
+class _Attempts:
+    """Counts how often work on each shard has begun, on the job's own node: workers die, and forget."""
+
+    def __init__(self) -> None:
+        self._begun: Counter[int] = Counter()
+
+    def begin(self, number: int) -> int:
+        """Count once more; how often, this time included."""
+        self._begun[number] += 1
+        return self._begun[number]

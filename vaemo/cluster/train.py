@@ -27,7 +27,9 @@ from vaemo.cluster.group import run_group
 from vaemo.cluster.nodes import check_visible, driver_node, total
 from vaemo.cluster.runtime import NO_PROGRESS_S, connect
 from vaemo.config import Config
+from vaemo.drawing import write_pictures
 from vaemo.errors import ClusterError, UsageError, VaemoError, carried, raise_carried
+from vaemo.extras import offers
 from vaemo.model.checkpoint import load_checkpoint
 from vaemo.model.checks import used_streams
 from vaemo.parts.shards import claim_folder, digest
@@ -39,7 +41,7 @@ from vaemo.training.data import SECTIONS, SplitSessions, TrainingData
 from vaemo.training.end_to_end import EndToEnd, check_encoder_settings
 from vaemo.training.group import Group, ProcessGroup
 from vaemo.training.held_out import score_held_out
-from vaemo.training.trackers import Trackers
+from vaemo.training.trackers import Trackers, chosen
 from vaemo.training.trainer import Trainer
 from vaemo.units import SPLITS
 
@@ -106,6 +108,8 @@ def train(
     if cpus < workers:
         raise ClusterError(f"--workers {workers} need {workers} CPUs; the Ray cluster has {cpus}.")
     job: dict[str, Any] = {"store": data.store, "manifest": manifest, "config": config.to_dict(), "workers": workers}
+    job["trackers"] = chosen(config.train.trackers)
+    offers("matplotlib", "pictures")
     job["origin"] = run_folder.origin_of(data.store, config, data.digest)
     for fold in data.parts:
         folder = _fold_folder(out, fold.name) if folds else out
@@ -180,13 +184,14 @@ def _train(job: Mapping[str, Any]) -> dict[str, Any]:
     if run_folder.restore_state(trainer, out) and group.rank == 0:
         talk(f"going on after epoch {len(trainer.history)}")
     first = group.rank == 0
-    trackers = Trackers(config.train.trackers if first else (), out, job["name"], job["config"], len(trainer.history))
+    trackers = Trackers(job["trackers"] if first else (), out, job["name"], job["config"], len(trainer.history))
     provenance = run_folder.provenance_of(job["origin"], config, trainer.model, device.type)
     for metrics in trainer:
         if first:
             if trainer.improved:
                 encoder = trainer.kept_encoder()
-                run_folder.keep(out, trainer.kept, config, store, metrics, provenance, encoder, job["rivals"])
+                found = job["rivals"], trainer.errors
+                run_folder.keep(out, trainer.kept, config, store, metrics, provenance, encoder, *found)
             run_folder.write_metrics(out, trainer.history)
             trackers.log(metrics)
             talk(trainer.line())
@@ -195,7 +200,8 @@ def _train(job: Mapping[str, Any]) -> dict[str, Any]:
         ray.train.report({"epoch": metrics["epoch"]})
     trackers.close()
     if first:
-        files.write_whole(files.join(out, run_folder.CURVES), draw_curves(trainer.history, job["name"]))
+        name = run_folder.CURVES.removesuffix(".png")
+        write_pictures(out, {name: lambda: draw_curves(trainer.history, job["name"])})
     return trainer.summary()
 
 
@@ -263,16 +269,16 @@ def _say_rivals(held: ray.ObjectRef, part: int, config: Config, where: str = "")
     sessions: SplitSessions = ray.get(held)
     train, dev = (sessions.split(part, name) for name in ("train", "dev"))
     _, used = used_streams(config.model, {name: x.shape[-1] for name, x in train.features.items()})
-    found = rivals(train, dev, list(used))
+    names = config.model.names
+    found = rivals(train, dev, list(used), names)
     if found is None:
         say(f"{where}ridge regression is left out: train or dev has fewer than {RIVAL_LABELS} labels in a dimension")
         return None
     named = (("ridge on the features", found["ridge"]), ("on them and their causal EMA", found["ridge_ema"]))
-    parts = [
-        f"{name} {each['dev_ccc_avg']:.3f} (valence {each['dev_ccc_valence']:.3f}, "
-        f"arousal {each['dev_ccc_arousal']:.3f})"
-        for name, each in named
-    ]
+    parts = []
+    for title, each in named:
+        of_target = ", ".join(f"{name} {each[f'dev_ccc_{name}']:.3f}" for name in names)
+        parts.append(f"{title} {each['dev_ccc_avg']:.3f} ({of_target})")
     say(f"{where}dev CCC to beat: {', '.join(parts)}")
     return found
 

@@ -40,7 +40,7 @@ from vaemo.progress import say
 from vaemo.training import run_folder
 from vaemo.training.data import SECTIONS, TrainingData
 from vaemo.training.end_to_end import check_encoder_settings
-from vaemo.tuning.search import Method, Scheduler, Search
+from vaemo.tuning.search import Method, Scheduler, Search, default_method
 from vaemo.tuning.space import WHILE_TRAINING, Point, Space, read_space
 from vaemo.tuning.sweep import MARKER, Sweep, read_state
 from vaemo.tuning.trial import METRIC, saved_point, total_steps
@@ -72,7 +72,7 @@ def tune(
         out: The sweep's folder, on such storage too; see `vaemo.tuning.sweep`. More trials than before are added.
         config: What the space lies around, and trial 0. Its epochs say how many optimiser steps every trial makes.
         trials: How many in all; None is 20, or the whole grid.
-        search: How points are drawn; None is `tpe`.
+        search: How points are drawn; None is `tpe`, or `random` without Optuna.
         scheduler: `asha` ends poor trials early, `none` none. `auto` is `asha`, but `none` where the sampling schedule
             is searched, since a run that is still fed labels looks poor when it runs free, and with several workers,
             whose CPUs Ray Tune would not free. `pbt` (population-based training) lets poor trials go on from good
@@ -91,7 +91,7 @@ def tune(
     """
     around = read_space(space, config)
     _check_options(around, search, scheduler, workers)
-    method: Method = search or ("random" if scheduler == "pbt" else "tpe")
+    method: Method = search or ("random" if scheduler == "pbt" else default_method())
     points = Search(around, method, config.train.seed)
     data = _read(store, config, folds)
     sessions = data.pack()

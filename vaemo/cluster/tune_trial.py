@@ -131,7 +131,8 @@ def _epochs(
         if group.rank == 0:
             # With `select: last` every epoch would be kept, for the next to replace it.
             if first.improved and (config.train.select == "best" or first.finished):
-                run_folder.keep(folder, first.kept, config, job.store, first.history[-1], provenance)
+                errors = first.errors
+                run_folder.keep(folder, first.kept, config, job.store, first.history[-1], provenance, errors=errors)
             if trial.finished or time.monotonic() - saved_at > SAVED_EVERY_S:
                 write_state(folder, trial.save(point))
                 saved_at = time.monotonic()

@@ -12,9 +12,9 @@ from vaemo.progress import say
 PROG = "python -m vaemo.corpora"
 
 
-def main(argv: list[str] | None) -> None:
+def main(argv: list[str] | None, prog: str | None = None) -> None:
     """Write the manifest, read it again to check it, and say how to extract it."""
-    parser = cli.Parser(prog=PROG, description=__doc__)
+    parser = cli.Parser(prog=prog or PROG, description=__doc__)
     parser.add_argument("name", choices=NAMES)
     parser.add_argument("root", help="the corpus's folder")
     parser.add_argument("--out", required=True, metavar="FILE", help="manifest to write, .jsonl or .parquet")

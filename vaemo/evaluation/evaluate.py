@@ -10,6 +10,7 @@ variances unless `evaluate.variance` says otherwise; intervals in `bootstrap`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,17 +18,23 @@ import pyarrow as pa
 
 from vaemo import files
 from vaemo.config import Config
+from vaemo.drawing import write_pictures
 from vaemo.errors import UsageError
 from vaemo.evaluation import pictures
 from vaemo.evaluation.bootstrap import METRICS, Resampled, SessionSums, defined, metrics_of
 from vaemo.evaluation.fed import replay_fed
 from vaemo.evaluation.pairs import Pairs, choose_split, has_features, in_common, leave_out, read_pairs
 from vaemo.metrics import spearman, spearman_interval
+from vaemo.model.checkpoint import ERRORS
+from vaemo.settling import ErrorByPosition, drawn_to_mean
 from vaemo.units import SPLITS
 
 GROUPS = ("session_id", "speaker_id", "role", "split", "fold", "position")
 POSITIONS = (0, 5, 10, 20, 40)
 """Where a range of positions in the session begins; the last has no end."""
+
+FIRST = 2
+"""How many utterances are a session's start, on which extremes seldom fall by right."""
 
 MIN_PER_SESSION = 5
 """A session with fewer labelled utterances has no CCC of its own worth averaging."""
@@ -50,7 +57,7 @@ def evaluate(
         scored: The folder of scores.
         labels: A store or a manifest.
         out: Where `metrics.json`, `groups.parquet` (every metric of every group), `calibration.png`,
-            `error_over_session.png` and, with a checkpoint, `label_fed.png` go.
+            `error_over_session.png`, `error_by_position.png` and, with a checkpoint, `label_fed.png` go.
         config: `evaluate`, and `labels.range` where the labels are on the corpus's own scale.
         split: Only this split. Left out: `test` where any row has it, else all rows, with a warning.
         exclude: A Parquet file with `utt_id` (and `session_id`) of utterances to leave out.
@@ -60,7 +67,7 @@ def evaluate(
 
     Returns:
         The content of `metrics.json`; `measure` says what a set of metrics is. `label_fed` is as `compare_pairs` has
-        it, first with labels fed, second running free.
+        it, first with labels fed, second running free; `error_by_position` as `ErrorByPosition.to_dict`.
 
     Raises:
         LabelError, ReadScoresError: as `read_pairs`, `choose_split`, `leave_out`, `in_common`.
@@ -93,25 +100,32 @@ def evaluate(
         "per_role": per_group(tested, "role", config),
         "per_position": per_group(tested, "position", config),
     }
+    n_own = len(tested.names) - tested.n_session
+    own = tested.prediction[:, :n_own], tested.label[:, :n_own]
+    errors = ErrorByPosition.of(*own, tested.sessions(), tested.order_in_session(), tested.names[:n_own])
+    result[ERRORS] = errors.to_dict()
+    result["extremes_at_start"] = extremes_at_start(tested)
     if compare is not None:
         both = in_common(tested, read_pairs(compare, labels, config, quiet=True))
         result["compare"] = {"scores": str(compare), **compare_pairs(*both, config)}
     at, unit = tested.time_in_session()
     drawn = {
-        "calibration": pictures.calibration(tested.prediction, tested.label, tested.scale, tested.names),
-        "error_over_session": pictures.error_over_session(tested.prediction, tested.label, at, unit, tested.names),
+        "calibration": partial(pictures.calibration, tested.prediction, tested.label, tested.scale, tested.names),
+        "error_over_session": partial(
+            pictures.error_over_session, tested.prediction, tested.label, at, unit, tested.names
+        ),
+        "error_by_position": partial(pictures.error_by_position, errors),
     }
     if checkpoint is not None:
         fed, free = replay_fed(tested, labels, checkpoint, config)
         result["label_fed"] = {"checkpoint": str(checkpoint), **compare_pairs(fed, free, config)}
-        drawn["label_fed"] = pictures.label_fed(
-            fed.prediction, free.prediction, free.label, *free.time_in_session(), free.names
+        drawn["label_fed"] = partial(
+            pictures.label_fed, fed.prediction, free.prediction, free.label, *free.time_in_session(), free.names
         )
     files.write_json(files.join(out, "metrics.json"), result)
     tables = [_group_table(tested, by, config) for by in GROUPS]
     files.write_parquet_whole(files.join(out, "groups.parquet"), pa.concat_tables(tables))
-    for name, png in drawn.items():
-        files.write_whole(files.join(out, f"{name}.png"), png)
+    write_pictures(out, drawn)
     return result
 
 
@@ -183,6 +197,48 @@ def compare_pairs(first: Pairs, second: Pairs, config: Config) -> dict[str, Any]
     return result
 
 
+def extremes_at_start(pairs: Pairs, first: int = FIRST) -> dict[str, Any]:
+    """How often the lowest or the highest value of a session falls on its first utterances.
+
+    Args:
+        pairs: Whole sessions; those with fewer than `MIN_PER_SESSION` utterances that have all labels are left out.
+        first: How many utterances.
+
+    Returns:
+        `utterances`, `n_sessions`, and for every target of utterances the shares for `scores`, for scores that were
+        drawn to the mean by their weights, as the sessions' table does it (`weighed`), and for `labels`; None without
+        sessions. An extreme that several utterances have counts by the share of them.
+    """
+    n_own = len(pairs.names) - pairs.n_session
+    known = ~np.isnan(pairs.label[:, :n_own]).any(axis=1)
+    kept = pairs.select(known)
+    session, early = kept.sessions(), pairs.order_in_session()[known] < first
+    long = (np.bincount(session) >= MIN_PER_SESSION)[session]
+    kept, early = kept.select(long), early[long]
+    session = kept.sessions()
+    result: dict[str, Any] = {"utterances": first, "n_sessions": int(session.max(initial=-1)) + 1}
+    for k, name in enumerate(pairs.names[:n_own]):
+        score, weight = kept.prediction[:, k], kept.weight[:, k]
+        n = np.bincount(session, weight)
+        mean = (np.bincount(session, weight * score) / n)[session] if len(session) else score
+        values = {"scores": score, "weighed": drawn_to_mean(score, weight, mean), "labels": kept.label[:, k]}
+        result[name] = {whose: _share_early(value, session, early) for whose, value in values.items()}
+    return result
+
+
+def _share_early(values: np.ndarray, session: np.ndarray, early: np.ndarray) -> float | None:
+    """The share of extremes, lowest and highest of every session, that rows of `early` have."""
+    if not len(values):
+        return None
+    found = []
+    for sign in (1.0, -1.0):
+        least = np.full(session.max() + 1, np.inf)
+        np.minimum.at(least, session, sign * values)
+        there = (sign * values == least[session]).astype(np.float64)
+        found.append(np.bincount(session, there * early) / np.bincount(session, there))
+    return float(np.mean(found))
+
+
 def table_of(result: Mapping[str, Any]) -> str:
     """What a person reads first: the pooled metrics with intervals, the splits, the comparison, as lines of text."""
     pooled, names = result["pooled"], result["targets"]
@@ -209,6 +265,8 @@ def table_of(result: Mapping[str, Any]) -> str:
     lines += [_line(title, pooled, metric, names) for title, metric in shown.items()]
     if len(result["per_split"]) > 1:
         lines += ["", *(_line(f"CCC {split}", each, "ccc", names) for split, each in result["per_split"].items())]
+    if (extremes := result.get("extremes_at_start", {})).get("n_sessions"):
+        lines += ["", _extremes_line(extremes, [name for name in names if name in extremes])]
     if "compare" in result:
         compared = result["compare"]
         lines += [
@@ -317,6 +375,14 @@ def _native_range(pairs: Pairs) -> list[float] | dict[str, list[float]] | None:
     ends = {name: [own.low, own.high] for name, own in pairs.native.items()}
     first, *others = ends.values()
     return first if all(other == first for other in others) else ends
+
+
+def _extremes_line(extremes: Mapping[str, Any], names: Sequence[str]) -> str:
+    shares = "; ".join(
+        f"{name} {of['scores']:.0%} ({of['weighed']:.0%} where early scores count less, labels {of['labels']:.0%})"
+        for name, of in ((name, extremes[name]) for name in names)
+    )
+    return f"lowest or highest of a session on its first {extremes['utterances']} utterances: {shares}"
 
 
 def _line(title: str, measured: Mapping[str, Any], metric: str, names: Sequence[str]) -> str:

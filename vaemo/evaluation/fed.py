@@ -13,8 +13,8 @@ from vaemo.config import Config
 from vaemo.errors import UsageError
 from vaemo.evaluation.pairs import KEYS, Pairs
 from vaemo.model.checkpoint import load_checkpoint
-from vaemo.scoring.score import predict_sessions
 from vaemo.scoring.trained_on import read_as_trained
+from vaemo.training.replay import predict_sessions
 from vaemo.units import LabelScale
 from vaemo.windows import PackedSessions
 
@@ -56,10 +56,11 @@ def replay_fed(pairs: Pairs, store_path: str, checkpoint_path: str, config: Conf
     kept = pairs.select(rows >= 0)
     scale = LabelScale(*model.config.label_range)
     columns = [model.targets.index(name) for name in pairs.names]
+    lanes, chunk = config.score.lanes, config.score.chunk
     fed, free = (
-        predict_sessions(
-            model, dataclasses.replace(packed, observed=observed), lanes=config.score.lanes, chunk=config.score.chunk
-        )[rows[rows >= 0]][:, columns]
+        predict_sessions(model, packed, observed=observed, lanes=lanes, chunk=chunk)
+        .cpu()
+        .numpy()[rows[rows >= 0]][:, columns]
         for observed in (of_utterances.where(known, packed.observed), packed.observed)
     )
     return (

@@ -39,6 +39,8 @@ class Pairs:
         label: (n, K) float64, on `scale`; NaN = not labelled.
         scale: The range that scores are on.
         native: The corpus's own range of each target, where any is another.
+        weight: (n, K less n_session), how much each counts where extremes are looked for; 1 where the scores do not
+            say.
         not_scored: How many labelled utterances have no score, by status (`absent`: no row in the scores).
         names: The targets that scores and labels have, K, those of utterances first.
         n_session: How many of them are of sessions.
@@ -50,6 +52,7 @@ class Pairs:
     label: np.ndarray
     scale: LabelScale
     native: dict[str, LabelScale] | None
+    weight: np.ndarray
     not_scored: dict[str, int]
     names: tuple[str, ...] = DIMENSIONS
     n_session: int = 0
@@ -65,7 +68,8 @@ class Pairs:
     def select(self, rows: np.ndarray) -> Pairs:
         """Some utterances, by a boolean per row or by indices."""
         place = self.place.filter(pa.array(rows)) if rows.dtype == bool else self.place.take(pa.array(rows))
-        return replace(self, place=place, prediction=self.prediction[rows], label=self.label[rows])
+        chosen = {name: getattr(self, name)[rows] for name in ("prediction", "label", "weight")}
+        return replace(self, place=place, **chosen)
 
     def codes(self, name: str) -> tuple[np.ndarray, list[str]]:
         """Number of each row's value of a text column, -1 for null, and the values in the order they appear in."""
@@ -119,7 +123,9 @@ def read_pairs(scored: str, labels: str, config: Config, *, quiet: bool = False)
     if not quiet and len(names) < len(names_of(targets)):
         lacking = ", ".join(name for name in names_of(targets) if name not in names)
         say(f"{labels} has no labels of {lacking}: evaluated are {', '.join(names)}.")
-    table = scores.read_utterances(scored, [*KEYS, *PLACE, *names_of(targets), "status"])
+    table = scores.read_utterances(scored)
+    weights = [name for name in scores.weight_names(targets) if name in table.column_names]
+    table = table.select([*KEYS, *PLACE, *names_of(targets), "status", *weights])
     counts = table.group_by(list(KEYS)).aggregate([([], "count_all")])
     repeated = counts.filter(pc.greater(counts["count_all"], 1))
     if repeated.num_rows:
@@ -132,6 +138,10 @@ def read_pairs(scored: str, labels: str, config: Config, *, quiet: bool = False)
     joined = renamed.join(table, keys=list(KEYS), join_type="left outer").sort_by("row")
     prediction, label = _matrix(joined, names), _matrix(joined, [f"label_{name}" for name in names])
     n_utterance = sum(name in utterance_names(targets) for name in names)
+    weight = np.ones((len(label), n_utterance))
+    for k, name in enumerate(scores.weight_names(names[:n_utterance])):
+        if name in weights:
+            weight[:, k] = np.nan_to_num(_matrix(joined, [name])[:, 0], nan=1.0)
     # A label of the session stands in all of its rows, and counts at the one that has a score of it.
     session, missing_sessions = codes(joined["session_id"]), {}
     for k in range(n_utterance, len(names)):
@@ -158,6 +168,7 @@ def read_pairs(scored: str, labels: str, config: Config, *, quiet: bool = False)
         label[kept],
         scale,
         native if any(own != scale for own in native.values()) else None,
+        weight[kept],
         {item["values"]: item["counts"] for item in missing["status"].fill_null("absent").value_counts().to_pylist()},
         names,
         len(names) - n_utterance,

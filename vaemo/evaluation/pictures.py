@@ -13,6 +13,8 @@ from vaemo.units import DIMENSIONS, LabelScale
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+    from vaemo.settling import ErrorByPosition
+
 _BINS = 10
 _PLACES = 20
 _SPEAKERS = ("#1f7a99", "#b4479a", "#5a8a1f", "#8a5cd1", "#b8860b", "#707a8a")
@@ -69,6 +71,24 @@ def error_over_session(
         for k, name in enumerate(names):
             _error_curve(axis, at, prediction[:, k] - label[:, k], label=name, color=colours[name])
         axis.set(title="Error over the session", xlabel=unit, ylabel="RMSE", ylim=(0, None))
+        axis.legend()
+        return to_png(drawn)
+
+
+def error_by_position(errors: ErrorByPosition) -> bytes:
+    """Root mean squared error against the position in the session: of all of it, and less each session's mean error."""
+    colours = colours_of(errors.names)
+    with figure(8, 3.8) as (drawn, (axis,)):
+        for k, name in enumerate(errors.names):
+            some = errors.n[:, k] > 0
+            for of, label, style in ((errors.mse, name, "-"), (errors.within_mse, f"{name}, within sessions", ":")):
+                at, root = errors.starts[some] + 1, np.sqrt(of[some, k])
+                axis.plot(at, root, color=colours[name], marker="o", markersize=4, linestyle=style, label=label)
+        axis.set(title="Error by position", xlabel="utterance of the session, from", ylabel="RMSE", ylim=(0, None))
+        axis.set_xscale("log")
+        heard = errors.starts[errors.n.any(axis=1)] + 1
+        axis.set_xticks(heard, labels=[str(start) for start in heard])
+        axis.minorticks_off()
         axis.legend()
         return to_png(drawn)
 
@@ -160,8 +180,7 @@ def call(title: str, curve: Mapping[str, Any], scale: LabelScale, names: Sequenc
             if f"label_{name}" in curve:
                 label = np.array(curve[f"label_{name}"], np.float64)
                 axis.plot(at, label, color=GREY, linewidth=1.4, linestyle=":", label="label")
-            if known.any():
-                lowest = np.nanargmin(values)
+            if (lowest := curve["lowest"][name]) is not None:
                 axis.plot(
                     at[lowest], values[lowest], "o", color="black", markersize=11, fillstyle="none", clip_on=False
                 )

@@ -17,6 +17,7 @@ import numpy as np
 
 from vaemo.config import FeatureConfig
 from vaemo.errors import ExtractorError
+from vaemo.extras import remedy, version_of
 from vaemo.units import STREAMS
 
 
@@ -162,6 +163,24 @@ def _load_speaker(config: FeatureConfig, batch_s: float) -> Extractor:
     from vaemo.features.speaker import SpeakerEncoder
 
     return SpeakerEncoder(config.speaker, revision=config.speaker_revision)
+
+
+def needed_version(package: str, asked: str, instead: str = "") -> str:
+    """The version of the package that an extractor calls.
+
+    Args:
+        package: Name of the distribution.
+        asked: What was asked for, the begin of the message.
+        instead: What can be had without it.
+
+    Raises:
+        ExtractorError: if it is not installed.
+    """
+    version = version_of(package)
+    if version is None:
+        other = f", or choose {instead}" if instead else ""
+        raise ExtractorError(f"{asked}, which needs {package}: {remedy(package)}{other}.")
+    return version
 
 
 def first_line(error: Exception) -> str:

@@ -218,9 +218,9 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None, prog: str | None = None) -> None:
     """The command."""
-    parser = cli.Parser(prog=PROG, description=__doc__)
+    parser = cli.Parser(prog=prog or PROG, description=__doc__)
     parser.add_argument("name", metavar="NAME", help="hub name, or folder, of an encoder")
     parser.add_argument("--out", type=cli.data_path, required=True, metavar="FOLDER", help="what is written")
     parser.add_argument("--revision", default="main", help="of a hub model; pin a commit (default: main)")

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib import metadata
 from typing import Any
 
 import numpy as np
 
-from vaemo.errors import ExtractorError
-from vaemo.features.base import fingerprint_of
+from vaemo.features.base import fingerprint_of, needed_version
 from vaemo.units import SAMPLING_RATE_HZ
 
 MEASURES = (
@@ -42,12 +40,7 @@ class Praat:
     uses_gpu = False
 
     def __init__(self) -> None:
-        try:
-            self.version = metadata.version("praat-parselmouth")
-        except metadata.PackageNotFoundError:
-            raise ExtractorError(
-                "features.prosody is 'praat', which needs praat-parselmouth: pip install 'vaemo[praat]'."
-            ) from None
+        self.version = needed_version("praat-parselmouth", "features.prosody is 'praat'")
         self.fingerprint = fingerprint_of(name=self.name, version=self.version, measures=MEASURES)
 
     def __call__(self, utterances: Sequence[np.ndarray]) -> np.ndarray:

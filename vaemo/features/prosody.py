@@ -8,13 +8,11 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Sequence
-from importlib import metadata
 from typing import Any
 
 import numpy as np
 
-from vaemo.errors import ExtractorError
-from vaemo.features.base import fingerprint_of
+from vaemo.features.base import fingerprint_of, needed_version
 from vaemo.units import SAMPLING_RATE_HZ
 
 FEATURE_SETS = {"egemaps": ("eGeMAPSv02", 88), "gemaps": ("GeMAPSv01b", 62), "compare": ("ComParE_2016", 6373)}
@@ -49,12 +47,7 @@ class OpenSmile:
     def __init__(self, name: str) -> None:
         self.name = name
         self._set, self.dim = FEATURE_SETS[name]
-        try:
-            self.version = metadata.version("opensmile")
-        except metadata.PackageNotFoundError:
-            raise ExtractorError(
-                f"features.prosody is '{name}', which needs opensmile; install it, or choose praat or none."
-            ) from None
+        self.version = needed_version("opensmile", f"features.prosody is '{name}'", "praat or none")
         self.fingerprint = fingerprint_of(name=self._set, version=self.version)
 
     def __call__(self, utterances: Sequence[np.ndarray]) -> np.ndarray:

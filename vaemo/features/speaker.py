@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from safetensors.torch import load
 from torch import Tensor, nn
 
 from vaemo.errors import ExtractorError
-from vaemo.features.base import fingerprint_of, first_line
+from vaemo.features.base import fingerprint_of, first_line, needed_version
 from vaemo.features.convert import PROG, read_tensors
 from vaemo.features.hyperparams import Hyperparams
 from vaemo.units import SAMPLING_RATE_HZ
@@ -52,7 +51,7 @@ class SpeakerEncoder:
 
     def __init__(self, name: str, *, revision: str = "main") -> None:
         self.name = name
-        self.version = metadata.version("speechbrain")
+        self.version = needed_version("speechbrain", f"features.speaker is '{name}'", "ltas or none")
         folder = _folder(name, revision)
         try:
             settings = (folder / _SETTINGS).read_text(encoding="utf-8")

@@ -7,11 +7,11 @@ M mel bands.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 
 import numpy as np
 import torch
-import torchaudio
 from torch import Tensor
 
 from vaemo.features.base import fingerprint_of
@@ -102,9 +102,18 @@ def _window() -> Tensor:
 
 @functools.cache
 def _filters(bands: int) -> Tensor:
-    return torchaudio.functional.melscale_fbanks(
-        _FFT // 2 + 1, 20.0, SAMPLING_RATE_HZ / 2, bands, SAMPLING_RATE_HZ, norm=None, mel_scale="htk"
-    )
+    """Triangles between neighbouring points of the HTK mel scale, 20 Hz to 8 kHz, (bins of the FFT, M).
+
+    Source:
+        torchaudio 2.11, `functional.melscale_fbanks` with norm None (BSD 2-clause, Copyright (c) 2017 Facebook Inc.
+        (Soumith Chintala)), written out: equal to the bit.
+    """
+    hz = torch.linspace(0, SAMPLING_RATE_HZ // 2, _FFT // 2 + 1)
+    low, high = (2595.0 * math.log10(1.0 + edge / 700.0) for edge in (20.0, SAMPLING_RATE_HZ / 2))
+    points = 700.0 * (10.0 ** (torch.linspace(low, high, bands + 2) / 2595.0) - 1.0)
+    widths = points.diff()
+    slopes = points - hz[:, None]
+    return torch.minimum(-slopes[:, :-2] / widths[:-1], slopes[:, 2:] / widths[1:]).clamp_min(0)
 
 
 def _stack(vectors: Sequence[Tensor], dim: int) -> np.ndarray:

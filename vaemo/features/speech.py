@@ -13,7 +13,6 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,7 +26,7 @@ from torch.utils.checkpoint import checkpoint
 from vaemo import files
 from vaemo.config import FeatureConfig
 from vaemo.errors import ExtractorError
-from vaemo.features.base import fingerprint_of, first_line
+from vaemo.features.base import fingerprint_of, first_line, needed_version
 from vaemo.features.speech_network import CONFIG, POOLING, WEIGHTS, SpeechNetwork
 from vaemo.units import SAMPLING_RATE_HZ
 
@@ -68,7 +67,7 @@ class SpeechEncoder:
 
     def __init__(self, config: FeatureConfig, *, batch_s: float = 60.0) -> None:
         self.config, self.name = config, config.speech
-        self.version = metadata.version("transformers")
+        self.version = needed_version("transformers", f"features.speech is '{self.name}'", "logmel or none")
         self._batch_s, self._max_s = batch_s, config.max_utterance_s
         self._copy = _local_copy(self.name) if files.is_uri(self.name) else None
         self._source = self._copy.name if self._copy else self.name

@@ -25,11 +25,15 @@ from vaemo import files, strict_yaml
 from vaemo.config import Config, FeatureConfig
 from vaemo.errors import ReadCheckpointError, UsageError
 from vaemo.model.regressor import SessionRegressor
+from vaemo.settling import ErrorByPosition
 
 WEIGHTS, CONFIG, METRICS, PROVENANCE = "model.safetensors", "config.yaml", "metrics.json", "provenance.json"
 
 ENCODER = "encoder"
 """Folder of a checkpoint's own speech encoder; `features.speech` in its `config.yaml` is then `./encoder`."""
+
+ERRORS = "error_by_position"
+"""In the metrics of a checkpoint, and of an evaluation: what `vaemo.settling.ErrorByPosition.to_dict` gives."""
 
 _OWN = f"./{ENCODER}"
 
@@ -50,6 +54,7 @@ class Checkpoint:
         provenance: Code version, data fingerprints, seed, roles, `sequence_by`, `synthetic`.
         fingerprint: SHA-256 over weights, the encoder's too, and everything of the config that changes predictions.
         has_encoder: Whether it has a speech encoder of its own.
+        errors: Its error by position on the dev split (`error_by_position` of the metrics); None where nothing says.
     """
 
     model: SessionRegressor
@@ -59,6 +64,7 @@ class Checkpoint:
     provenance: dict[str, Any]
     fingerprint: str
     has_encoder: bool = False
+    errors: ErrorByPosition | None = None
 
 
 def save_checkpoint(
@@ -118,6 +124,8 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         metrics, provenance = json.loads(_read(path, METRICS)), json.loads(_read(path, PROVENANCE))
         tensors = load(weights)
         config = Config.from_dict(sections)
+        by_position = metrics.get(ERRORS)
+        errors = ErrorByPosition.from_dict(by_position) if by_position else None
     except (ValueError, SafetensorError, UsageError, TypeError, AttributeError) as error:
         raise ReadCheckpointError(f"checkpoint '{path}' is damaged: {error}") from None
     features = config.features if "features" in sections else None
@@ -145,7 +153,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     if features and own:
         features = dataclasses.replace(features, speech=files.join(path, ENCODER))
         config = dataclasses.replace(config, features=features)
-    return Checkpoint(model, config, features, metrics, provenance, fingerprint, bool(own))
+    return Checkpoint(model, config, features, metrics, provenance, fingerprint, bool(own), errors)
 
 
 def _fingerprint(

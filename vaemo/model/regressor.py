@@ -24,7 +24,7 @@ from vaemo.model.checks import check_features, check_finite, check_lengths, chec
 from vaemo.model.chunk import Carried, Chunk, Diagnostics, Dropout, Weights, replace_observed
 from vaemo.model.ema import SessionEma
 from vaemo.model.feedback import MAX_PASSES, WORTHWHILE_PASSES, Fed, run_known, run_loop, run_parallel
-from vaemo.model.film import Film, FilmDelta
+from vaemo.model.film import Film, FilmDelta, LaneDelta
 from vaemo.model.gru import at_length
 from vaemo.model.head import Head
 from vaemo.model.scan import resolve_scan
@@ -320,6 +320,17 @@ class SessionRegressor(nn.Module):
         check_observed(observed, (state.lanes, self.n_fed))
         features = features.pick((*self.dims, *self.pasts))
         check_finite(features)
+        return self.unchecked_step(features, state, observed=observed, film_delta=film_delta)
+
+    def unchecked_step(
+        self,
+        features: Streams,
+        state: SessionState,
+        *,
+        observed: Tensor | None = None,
+        film_delta: FilmDelta | LaneDelta | None = None,
+    ) -> tuple[Tensor, SessionState]:
+        """`step` of what fits: the arithmetic alone, which looks at no number, so that it can be exported."""
         weights = self._weights()
         to_updater, to_head = self._encode(features, weights, film_delta)
         carried = Carried(self._unpack(state), state.c)
@@ -369,7 +380,9 @@ class SessionRegressor(nn.Module):
 
     # -- parts -------------------------------------------------------------------------------------------------------
 
-    def _encode(self, features: Streams, weights: Weights, delta: FilmDelta | None) -> tuple[Tensor | None, Tensor]:
+    def _encode(
+        self, features: Streams, weights: Weights, delta: FilmDelta | LaneDelta | None
+    ) -> tuple[Tensor | None, Tensor]:
         """What needs no feedback: the updater's and the head's shares of z, (..., d_model) and (..., H)."""
         standard = {name: self.standardize[name](x) for name, x in features.items()}
         parts = []
@@ -383,7 +396,7 @@ class SessionRegressor(nn.Module):
         to_head = self.head.project(z, weights.head)
         return (None if weights.updater is None else self.updater.project(z, weights.updater)), to_head
 
-    def _speech(self, features: Streams, standard: Mapping[str, Tensor], delta: FilmDelta | None) -> Tensor:
+    def _speech(self, features: Streams, standard: Mapping[str, Tensor], delta: FilmDelta | LaneDelta | None) -> Tensor:
         """The share of the speech stream in z; FiLM leaves its differences from the past as they are."""
         x, beside = standard["speech"], self._differences(features, "speech")
         if self.speech_mlp == "before_film":

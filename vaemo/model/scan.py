@@ -231,7 +231,8 @@ def resolve_scan(form: str, device_type: str, updater: str = "mamba") -> str:
     missing = _why_no_kernel(device_type, updater)
     if form == "kernel" and missing:
         raise ScanNotAvailableError(
-            f"model.scan is kernel, but {missing}. Use auto or chunk, or install vaemo's cuda extra on a CUDA machine."
+            f"model.scan is kernel, but {missing}. Use auto or chunk, or install vaemo[mamba-kernels] on a "
+            "CUDA machine."
         )
     chosen = "kernel" if not missing else "compiled" if compiled else "chunk"
     log.info("scan of %s on %s: %s%s", updater, device_type, chosen, f" ({missing})" if missing else "")

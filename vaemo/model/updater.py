@@ -182,7 +182,7 @@ class Updater(nn.Module):
         steps = [block.step for block in self.layers]
         if self.carry:
             return self._run(steps, projected, fed, memory, valid, constants)
-        nothing = tuple(projected.new_zeros(len(projected), *shape) for shape in self._mixer_shapes().values())
+        nothing = tuple(projected.new_zeros(projected.shape[0], *shape) for shape in self._mixer_shapes().values())
         u, _ = self._run(steps, projected, fed, [nothing] * len(steps), None, constants)
         return u, memory
 

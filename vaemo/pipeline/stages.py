@@ -82,6 +82,7 @@ class Replay:
     ) -> None:
         loaded = [load_checkpoint(path) for path in checkpoints]
         self._models = [checkpoint.model.eval() for checkpoint in loaded]
+        self._errors = [checkpoint.errors for checkpoint in loaded]
         self._personal = Personal.load(personal, fingerprint=loaded[0].fingerprint) if personal else None
         self._enrolments = Enrolments.read(speakers) if speakers else None
         self._rules, self._config = rules, config
@@ -100,6 +101,7 @@ class Replay:
                 enrolments=self._enrolments,
                 personal=self._personal,
                 context=context if context.any() else None,
+                errors=self._errors,
             )
 
 

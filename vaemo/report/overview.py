@@ -216,7 +216,8 @@ def curves(utterances: pa.Table, labels: pa.Table | None) -> dict[str, dict[str,
         and `end` are seconds, or places in the session), `from_s` (where the session begins, of times that are a
         clock's; else 0), and per utterance `id`, `speaks` (index into `who`), `start` and `end` since then,
         `valence`, `arousal`, `status`; where there are labels `label_valence`, `label_arousal`, and where several
-        models scored `valence_sd`, `arousal_sd`.
+        models scored `valence_sd`, `arousal_sd`; and `lowest`, by dimension the index of the utterance that the table
+        of sessions would call the lowest of all of them, None where nothing is scored.
     """
     table = utterances.append_column("row", pa.array(np.arange(utterances.num_rows)))
     if labels is not None:
@@ -260,6 +261,7 @@ def _curve(rows: list[dict[str, Any]]) -> dict[str, Any]:
         values = [row.get(name) for row in rows]
         if name in DIMENSIONS or any(value is not None for value in values):
             curve[name] = [None if value is None else round(value, 4) for value in values]
+    curve["lowest"] = {name: scores.lowest_of(rows, name) for name in DIMENSIONS}
     return curve
 
 

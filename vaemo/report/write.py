@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -12,6 +13,7 @@ import vaemo
 from vaemo import files, scores
 from vaemo.audio.archive import shown
 from vaemo.config import Config
+from vaemo.drawing import write_pictures
 from vaemo.errors import ReadScoresError
 from vaemo.evaluation import pictures
 from vaemo.evaluation.evaluate import measure
@@ -135,13 +137,15 @@ def _local_link(path: str, out: str) -> str:
 
 
 def _draw(out: str, overview: Overview, calls: Mapping[str, list[Any]], drawn: Mapping[str, Mapping[str, Any]]) -> None:
-    folder = files.join(out, "pictures")
-    files.write_whole(
-        files.join(folder, "distributions.png"), pictures.distributions(overview.histogram, overview.scale)
-    )
-    files.write_whole(files.join(folder, "plane.png"), pictures.plane(overview.plane, overview.scale))
     means = zip(calls["valence_mean"], calls["session_id"], strict=True)
     lowest = [session for mean, session in sorted(pair for pair in means if pair[0] is not None)]
-    for number, session in enumerate(list(dict.fromkeys(lowest))[:PICTURES], 1):
-        picture = pictures.call(session, drawn[session], overview.scale)
-        files.write_whole(files.join(folder, f"call-{number:02d}.png"), picture)
+    first = list(dict.fromkeys(lowest))[:PICTURES]
+    draw = {
+        "distributions": partial(pictures.distributions, overview.histogram, overview.scale),
+        "plane": partial(pictures.plane, overview.plane, overview.scale),
+        **{
+            f"call-{number:02d}": partial(pictures.call, session, drawn[session], overview.scale)
+            for number, session in enumerate(first, 1)
+        },
+    }
+    write_pictures(files.join(out, "pictures"), draw)

@@ -23,7 +23,7 @@ import pyarrow.json
 
 from vaemo import files
 from vaemo.errors import ReadManifestError, named
-from vaemo.scores import SESSION_SCHEMA, UTTERANCE_SCHEMA, spread_names
+from vaemo.scores import SESSION_SCHEMA, SPREAD_SCHEMA, UTTERANCE_SCHEMA, WEIGHT_SCHEMA
 from vaemo.store import part_schema
 
 DATE = "date"
@@ -33,7 +33,8 @@ _ROLE = re.compile(r"role_ch(\d+)")
 _ID_COLUMNS = ("session_id", "path")
 _MOST = 64
 """Channels of a recording."""
-_OURS = {*UTTERANCE_SCHEMA.names, *SESSION_SCHEMA.names, *spread_names(), *part_schema({}).names}
+_SCHEMAS = (UTTERANCE_SCHEMA, SESSION_SCHEMA, SPREAD_SCHEMA, WEIGHT_SCHEMA, part_schema({}))
+_OURS = {name for schema in _SCHEMAS for name in schema.names}
 
 
 @dataclass(frozen=True, eq=False)

@@ -181,9 +181,9 @@ def _erase_deltas(folder: str, names: Sequence[str]) -> int:
     return len(speakers)
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None, prog: str | None = None) -> None:
     """The command `python -m vaemo.scores erase`."""
-    parser = cli.Parser(prog=PROG, description="Look after a folder of scores.")
+    parser = cli.Parser(prog=prog or PROG, description="Look after a folder of scores.")
     erase = parser.add_subparsers(required=True).add_parser("erase", help="remove a call and leave a tombstone")
     erase.add_argument("--session", required=True, action="append", metavar="ID", help="the call; may be repeated")
     erase.add_argument("--scores", required=True, metavar="SCORES", help="the folder of scores")

@@ -6,105 +6,26 @@ Letters: U utterances of all sessions, L lanes, T steps, K targets.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import torch
 
-from vaemo.model.film import FilmDelta
 from vaemo.model.regressor import SessionRegressor
-from vaemo.model.state import SessionState
-from vaemo.scores import conform, spread_names, utterance_schema
+from vaemo.scores import conform, spread_names, utterance_schema, weight_names
 from vaemo.sessions import assemble_sessions, last_rows
+from vaemo.settling import ErrorByPosition
 from vaemo.speakers import Enrolments, aggregate_speakers
 from vaemo.tables import with_column
 from vaemo.targets import observed_names, session_names
+from vaemo.training.replay import predict_sessions
 from vaemo.units import STREAMS, LabelScale
 from vaemo.windows import PackedSessions
 
 if TYPE_CHECKING:
     from vaemo.personalize import Personal
-
-BLOCK_SESSIONS = 1024
-"""Sessions whose states are held at once; bounds memory, not results."""
-
-
-@torch.inference_mode()
-def predict_sessions(
-    model: SessionRegressor,
-    sessions: PackedSessions,
-    *,
-    lanes: int,
-    chunk: int,
-    film_delta: FilmDelta | None = None,
-) -> np.ndarray:
-    """Predict every utterance of every session from a fresh state, feeding back predictions or what is observed.
-
-    A session runs in chunks of `chunk` steps while it has so many left, then in one of half as many, and so on down
-    to 1. So no step is padding, and every call has a shape that follows from the session alone, never from those in
-    the other lanes: with a fixed number of lanes they change no bit of its predictions.
-
-    Args:
-        model: As loaded; predicts without dropout.
-        sessions: On the model's device and in its dtype.
-        lanes: Sessions side by side, L; lanes without a session are idle (`lengths` 0).
-        chunk: Most steps of one call.
-        film_delta: What speakers add to FiLM's parameters, by utterance (U,).
-
-    Returns:
-        Predictions on the model's label range, (U, K), in the order of the packed sessions.
-    """
-    sessions = sessions.with_past(model.pasts)
-    predictions = np.empty((int(sessions.lengths.sum()), len(model.targets)), np.float64)
-    for first in range(0, len(sessions.lengths), BLOCK_SESSIONS):
-        block = slice(first, first + BLOCK_SESSIONS)
-        left, row = sessions.lengths[block].copy(), sessions.offsets[block].copy()
-        memory = model.fresh_state(len(left))
-        steps = chunk
-        while steps:
-            for picked in _calls(left // steps, lanes):
-                n = len(picked)
-                lane = np.concatenate([picked, np.zeros(lanes - n, np.int64)])
-                index = torch.from_numpy(row[lane, None] + np.arange(steps)).to(sessions.observed.device)
-                # An idle lane repeats rows of another, which `lengths` hides.
-                lengths = torch.from_numpy(np.where(np.arange(lanes) < n, steps, 0))
-                prediction, state = model(
-                    sessions.at(index),
-                    memory.select(torch.from_numpy(lane)),
-                    lengths,
-                    observed=sessions.observed[index],
-                    film_delta=film_delta and FilmDelta(film_delta.parameters, film_delta.speaker[index]),
-                )
-                predictions[row[picked, None] + np.arange(steps)] = prediction[:n].double().cpu().numpy()
-                left[picked] -= steps
-                row[picked] += steps
-                _remember(memory, picked, state, left)
-            steps //= 2
-    return predictions
-
-
-def _calls(n_chunks: np.ndarray, lanes: int) -> Iterator[np.ndarray]:
-    """Which sessions each call takes, so that session i is taken `n_chunks[i]` times, never twice by one call.
-
-    McNaughton's wrap-around rule: the fewest calls that there can be.
-    """
-    items = np.repeat(np.arange(len(n_chunks)), n_chunks)
-    n_calls = max(int(n_chunks.max(initial=0)), -(-len(items) // lanes))
-    for call in range(n_calls):
-        yield items[call::n_calls]
-
-
-def _remember(memory: SessionState, picked: np.ndarray, state: SessionState, left: np.ndarray) -> None:
-    """Write the first lanes of a call's state back to the sessions it served, where they go on."""
-    goes_on = np.flatnonzero(left[picked])
-    if not len(goes_on):
-        return
-    source, target = torch.from_numpy(goes_on), torch.from_numpy(picked[goes_on])
-    for name, tensor in memory.tensors().items():
-        tensor[target] = getattr(state, name)[source]
 
 
 def score_table(
@@ -118,6 +39,7 @@ def score_table(
     enrolments: Enrolments | None = None,
     personal: Personal | None = None,
     context: np.ndarray | None = None,
+    errors: Sequence[ErrorByPosition | None] = (),
 ) -> pa.Table:
     """Score whole sessions: the columns of the utterances of a score folder but `run_id`, row for row.
 
@@ -129,7 +51,7 @@ def score_table(
         table: Rows of a feature store.
         models: At least one, all of the same targets on one label range. Several give the mean, and the deviation
             (n - 1) in `NAME_sd`.
-        lanes: As for `predict_sessions`.
+        lanes: As for `vaemo.training.replay.predict_sessions`.
         chunk: As for `predict_sessions`.
         sequence_by: One memory for a session, or one for each speaker of it.
         speaker_aggregation: What the speaker embeddings become, as `aggregate_speakers` has it.
@@ -137,6 +59,8 @@ def score_table(
         personal: Deltas of FiLM by speaker, of the one model.
         context: Rows (bool) that move the state and are not scored, whatever their status: nothing is predicted of
             them, the middle of the label range is fed back behind them, and no other row's past knows of them.
+        errors: What is known of each model's error by position; it gives `valence_weight` and `arousal_weight`, their
+            mean over the models (1 for one that knows nothing). Without any the columns are left out.
 
     Raises:
         NonFiniteFeatureError: if a feature is NaN or infinite.
@@ -150,18 +74,23 @@ def score_table(
     sessions = aggregate_speakers(sessions, speaker_aggregation, enrolments)
     names = models[0].targets
     found = np.full((len(models), table.num_rows, len(names)), np.nan)
+    known = [error for error in errors if error]
+    weight = np.full((table.num_rows, models[0].n_fed), np.nan)
     if sessions:
         rows = np.concatenate([session.rows for session in sessions])
         speaker_ids = np.concatenate([session.speaker_ids for session in sessions])
         film_delta = personal.delta(speaker_ids) if personal else None
+        position = np.concatenate([np.arange(len(session)) for session in sessions])
+        weight[rows] = (sum(error.weights(position) for error in known) + len(models) - len(known)) / len(models)
         for number, model in enumerate(models):
             like = model.label_deviation
             packed = PackedSessions.of(sessions, dtype=like.dtype, device=like.device)
             # What is not scored is compared with its like, and nobody else with it.
             packed = packed.with_past(model.pasts, None if context is None else context[rows])
-            found[number, rows] = predict_sessions(model, packed, lanes=lanes, chunk=chunk, film_delta=film_delta)
+            predicted = predict_sessions(model, packed, lanes=lanes, chunk=chunk, film_delta=film_delta)
+            found[number, rows] = predicted.cpu().numpy()
     if context is not None:
-        found[:, context] = np.nan
+        found[:, context] = weight[context] = np.nan
     if session_names(targets):
         inside = np.ones(table.num_rows, bool)
         inside[last_rows(heard, context)] = False
@@ -175,6 +104,8 @@ def score_table(
     if len(models) > 1:
         for axis, name in enumerate(spread_names(targets)):
             scored = scored.append_column(name, _floats(found[:, :, axis].std(axis=0, ddof=1)))
+    for axis, name in enumerate(weight_names(targets) if known else ()):
+        scored = scored.append_column(name, _floats(weight[:, axis]))
     return scored
 
 

@@ -38,8 +38,9 @@ def score_held_out(
         CCC, CCC within sessions and RMSE: `fold_mean`, `pooled`, and `folds` by name.
     """
     config, n = data.config, len(data.table)
-    targets = config.model.names
+    targets, n_fed = config.model.names, len(config.model.utterance_targets)
     labels, predictions = (np.full((n, len(targets)), np.nan) for _ in range(2))
+    weights = np.full((n, n_fed), np.nan)
     names, per_fold = np.full(n, None, object), {}
     for session in data.labelled:
         labels[session.rows] = session.labels
@@ -55,9 +56,12 @@ def score_held_out(
         rows = np.concatenate([session.rows for session in tested])
         mine = fold.held_out[rows]
         predictions[rows[mine]] = found[mine]
+        if checkpoint.errors:
+            position = np.arange(len(rows)) - np.repeat(packed.offsets, packed.lengths)
+            weights[rows[mine]] = checkpoint.errors.weights(position)[mine]
         names[fold.held_out] = fold.name
         per_fold[fold.name] = _measures(predictions, labels, session_ids, fold.held_out, config.model)
-    _write(data, predictions, names, out, fingerprint)
+    _write(data, predictions, weights, names, out, fingerprint)
     keys = next(iter(per_fold.values()))
     mean = {key: _mean([measures[key] for measures in per_fold.values()]) for key in keys}
     return {
@@ -67,7 +71,9 @@ def score_held_out(
     }
 
 
-def _write(data: TrainingData, predictions: np.ndarray, names: np.ndarray, out: str, fingerprint: str) -> None:
+def _write(
+    data: TrainingData, predictions: np.ndarray, weights: np.ndarray, names: np.ndarray, out: str, fingerprint: str
+) -> None:
     model, ends = data.config.model, last_rows(data.table)
     columns = dict(zip(data.table.column_names, data.table.columns, strict=True))
     for n, name in enumerate(model.names):
@@ -81,6 +87,9 @@ def _write(data: TrainingData, predictions: np.ndarray, names: np.ndarray, out: 
         "fold": pa.array(names, pa.string()),
         "run_id": pa.array([fingerprint[:12]] * len(names)),
     }
+    if not np.isnan(weights).all():
+        found = (pa.array(column, pa.float32(), from_pandas=True) for column in weights.T)
+        columns |= dict(zip(scores.weight_names(model.targets), found, strict=True))
     files.write_json(
         files.join(out, scores.PROVENANCE),
         {

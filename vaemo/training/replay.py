@@ -1,25 +1,30 @@
 """Sessions replayed through a model, as at inference: predictions, and how the model behaves while it runs.
 
+Scores, results on the dev split, held-out rows and label-fed evaluations are all made by `predict_sessions`.
 Letters: U utterances of all sessions, L lanes, T steps, K targets, F of them fed back.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from vaemo.lanes import schedule_lanes
 from vaemo.metrics import Moments
+from vaemo.model.film import FilmDelta
 from vaemo.model.regressor import SessionRegressor
 from vaemo.model.state import SessionState
 from vaemo.model.streams import Streams
 from vaemo.training.group import Group
 from vaemo.units import LabelScale
-from vaemo.windows import PackedSessions, Window
+from vaemo.windows import PackedSessions
+
+BLOCK_SESSIONS = 1024
+"""Sessions whose states are held at once; bounds memory, not results."""
 
 LANES = 32
 """Sessions replayed side by side by one worker."""
@@ -30,15 +35,33 @@ float32, far below what would bend the sigmoid."""
 
 
 @dataclass(frozen=True, eq=False)
+class Chunk:
+    """Steps of some sessions that a model has taken at once.
+
+    Attributes:
+        features: (L, T, D) each; the lanes that are in use.
+        start: Steps of the session before these, (L,), int64.
+        before: State before the steps.
+        after: State after them.
+        prediction: (L, T, 2).
+    """
+
+    features: Streams
+    start: Tensor
+    before: SessionState
+    after: SessionState
+    prediction: Tensor
+
+
+@dataclass(frozen=True, eq=False)
 class Replay:
     """What came out.
 
     Attributes:
         prediction: (U, K), float64, in the order of the packed sessions.
         state_sd: Deviation of the session state c over sessions and time, mean over its numbers; None without one.
-        feedback_gain: How far each target moves per unit of its value fed back one step before,
-            on average over the windows' first steps inside sessions; None where nothing is fed back, or no session
-            is longer than a window.
+        feedback_gain: How far each target moves per unit of its value fed back one step before, on average over every
+            `window`-th step of the sessions; None where nothing is fed back, or no session is longer than a window.
     """
 
     prediction: np.ndarray
@@ -50,7 +73,99 @@ class Replay:
         return Moments.of(self.prediction, labels.double().cpu().numpy())
 
 
-@torch.no_grad()
+@torch.inference_mode()
+def predict_sessions(
+    model: SessionRegressor,
+    sessions: PackedSessions,
+    *,
+    lanes: int,
+    chunk: int,
+    film_delta: FilmDelta | None = None,
+    observed: Tensor | None = None,
+    padded: bool = False,
+    watch: Callable[[Chunk], None] | None = None,
+) -> Tensor:
+    """Predict every utterance of every session from a fresh state, feeding back predictions or what is observed.
+
+    A session runs in chunks of `chunk` steps while it has so many left, then in one of half as many, and so on down
+    to 1. So no step is padding, and every call has a shape that follows from the session alone, never from those in
+    the other lanes: with a fixed number of lanes they change no bit of its predictions.
+
+    Args:
+        model: As loaded; predicts without dropout.
+        sessions: On the model's device and in its dtype.
+        lanes: Sessions side by side, L; lanes without a session are idle (`lengths` 0).
+        chunk: Most steps of one call.
+        film_delta: What speakers add to FiLM's parameters, by utterance (U,).
+        observed: Values that are known, (U, K), NaN = unknown; None takes those of the sessions.
+        padded: Pad a session's last chunk instead of cutting it: fewer calls, for predictions whose last bits may
+            depend on the other lanes.
+        watch: Is shown every chunk.
+
+    Returns:
+        Predictions on the model's label range, (U, K), float64, on the model's device, in the order of the packed
+        utterances; 0 for utterances of no session among them.
+    """
+    observed = sessions.observed if observed is None else observed
+    device = sessions.observed.device
+    sessions = sessions.with_past(model.pasts)
+    predictions = torch.zeros(len(sessions.labels), len(model.targets), dtype=torch.float64, device=device)
+    for first in range(0, len(sessions.lengths), BLOCK_SESSIONS):
+        block = slice(first, first + BLOCK_SESSIONS)
+        left, row = sessions.lengths[block].copy(), sessions.offsets[block].copy()
+        memory = model.fresh_state(len(left))
+        steps = chunk
+        while steps:
+            for picked in _calls(-(-left // steps) if padded else left // steps, lanes):
+                n, taken = len(picked), np.minimum(left[picked], steps)
+                lane = np.concatenate([picked, np.zeros(0 if padded else lanes - n, np.int64)])
+                # An idle lane, and a step of padding, repeat rows of others, which `lengths` hides.
+                step = np.minimum(np.arange(taken.max()), left[lane, None] - 1)
+                index = torch.from_numpy(row[lane, None] + step).to(device)
+                lengths = torch.from_numpy(np.concatenate([taken, np.zeros(len(lane) - n, np.int64)]))
+                features, before = sessions.at(index), memory.select(torch.from_numpy(lane))
+                prediction, state = model(
+                    features,
+                    before,
+                    lengths,
+                    observed=observed[index],
+                    film_delta=film_delta and FilmDelta(film_delta.parameters, film_delta.speaker[index]),
+                )
+                valid = torch.from_numpy(np.arange(taken.max()) < taken[:, None])
+                predictions[index[:n][valid]] = prediction[:n][valid].double()
+                if watch:
+                    used = slice(n)
+                    start = torch.from_numpy(row[picked] - sessions.offsets[block][picked]).to(device)
+                    states = before.select(used), state.select(used)
+                    watch(Chunk(features.select(used), start, *states, prediction[:n]))
+                left[picked] -= taken
+                row[picked] += taken
+                _remember(memory, picked, state, left)
+            steps = 0 if padded else steps // 2
+    return predictions
+
+
+def _calls(n_chunks: np.ndarray, lanes: int) -> Iterator[np.ndarray]:
+    """Which sessions each call takes, so that session i is taken `n_chunks[i]` times, never twice by one call.
+
+    McNaughton's wrap-around rule: the fewest calls that there can be.
+    """
+    items = np.repeat(np.arange(len(n_chunks)), n_chunks)
+    n_calls = max(int(n_chunks.max(initial=0)), -(-len(items) // lanes))
+    for call in range(n_calls):
+        yield items[call::n_calls]
+
+
+def _remember(memory: SessionState, picked: np.ndarray, state: SessionState, left: np.ndarray) -> None:
+    """Write the first lanes of a call's state back to the sessions it served, where they go on."""
+    goes_on = np.flatnonzero(left[picked])
+    if not len(goes_on):
+        return
+    source, target = torch.from_numpy(goes_on), torch.from_numpy(picked[goes_on])
+    for name, tensor in memory.tensors().items():
+        tensor[target] = getattr(state, name)[source]
+
+
 def replay(
     model: SessionRegressor,
     sessions: PackedSessions,
@@ -66,18 +181,23 @@ def replay(
     Args:
         model: Predicts without dropout.
         sessions: At least one.
-        window: Steps of one chunk; decides only the cost, and where the gain is measured.
+        window: Most steps of one chunk; decides only the cost, and where the gain is measured.
         observed: Values that are known, (U, F), NaN = unknown; None knows nothing.
         group: The workers.
     """
     group = group or Group()
-    sessions = sessions.with_past(model.pasts)
     mine = np.arange(group.rank, len(sessions.lengths), group.size)
-    prediction = torch.zeros(
-        len(sessions.labels), len(model.targets), dtype=torch.float64, device=sessions.labels.device
-    )
-    spread = torch.zeros(3, max(model.fresh_state(1).c.shape[1], 1), dtype=torch.float64, device=prediction.device)
-    gain = torch.zeros(2, model.n_fed, dtype=torch.float64, device=prediction.device)
+    device = sessions.labels.device
+    spread = torch.zeros(3, max(model.fresh_state(1).c.shape[1], 1), dtype=torch.float64, device=device)
+    gain = torch.zeros(2, model.n_fed, dtype=torch.float64, device=device)
+    known = torch.full_like(sessions.observed, torch.nan) if observed is None else observed
+
+    def watch(chunk: Chunk) -> None:
+        c = chunk.after.c.double()
+        spread[:, : c.shape[1]] += torch.stack([torch.full_like(c[0], len(c)), c.sum(dim=0), (c * c).sum(dim=0)])
+        if model.feeds_predictions and observed is None:
+            gain.add_(_gain(model, chunk, (chunk.start > 0) & (chunk.start % window == 0)))
+
     if len(mine):
         picked = dataclasses.replace(
             sessions,
@@ -85,17 +205,12 @@ def replay(
             offsets=sessions.offsets[mine],
             session_ids=[sessions.session_ids[number] for number in mine],
         )
-        schedule = schedule_lanes(picked.lengths, min(LANES, len(mine)), window)
-        state = model.fresh_state(schedule.session.shape[1])
-        for part in picked.windows(schedule):
-            before = state.reset(part.fresh)
-            known = None if observed is None else torch.where(part.valid[..., None], observed[part.index], torch.nan)
-            out, state = model(part.features, before, part.lengths, observed=known)
-            prediction[part.index[part.valid]] = out[part.valid].double()
-            c = state.c[part.lengths > 0].double()
-            spread[:, : c.shape[1]] += torch.stack([torch.full_like(c[0], len(c)), c.sum(dim=0), (c * c).sum(dim=0)])
-            if model.feeds_predictions and observed is None:
-                gain += _gain(model, part, before, out[:, 0])
+        lanes = min(LANES, len(mine))
+        prediction = predict_sessions(
+            model, picked, lanes=lanes, chunk=window, observed=known, padded=True, watch=watch
+        ).clone()
+    else:
+        prediction = torch.zeros(len(sessions.labels), len(model.targets), dtype=torch.float64, device=device)
     group.add(prediction)
     n, total, squares = group.add(spread).cpu().numpy()
     moved, count = group.add(gain).tolist()
@@ -106,18 +221,17 @@ def replay(
     )
 
 
-def _gain(model: SessionRegressor, part: Window, before: SessionState, first: Tensor) -> Tensor:
-    """Summed movement of the window's first predictions per unit of feedback, and how many were summed, (2, F)."""
-    inside = ~part.fresh & (part.lengths > 0)
+def _gain(model: SessionRegressor, chunk: Chunk, lanes: Tensor) -> Tensor:
+    """Summed movement of some lanes' first predictions per unit of feedback, and how many were summed, (2, F)."""
     nudge = NUDGE * LabelScale(*model.config.label_range).width
-    found = torch.zeros(2, model.n_fed, dtype=torch.float64, device=first.device)
-    if inside.any():
-        features: Streams = part.features.select(inside).step(0)
+    found = torch.zeros(2, model.n_fed, dtype=torch.float64, device=chunk.prediction.device)
+    if lanes.any():
+        features = chunk.features.select(lanes).step(0)
         for dimension in range(model.n_fed):
-            state = before.select(inside)
+            state = chunk.before.select(lanes)
             feedback = state.last_feedback.clone()
             feedback[:, dimension] += nudge
             moved, _ = model.step(features, dataclasses.replace(state, last_feedback=feedback))
-            change = (moved - first[inside])[:, dimension].double() / nudge
+            change = (moved - chunk.prediction[lanes, 0])[:, dimension].double() / nudge
             found[:, dimension] = torch.stack([change.sum(), change.new_tensor(len(change))])
     return found

@@ -29,9 +29,10 @@ import vaemo
 from vaemo import files
 from vaemo.card import write_card
 from vaemo.config import Config, FeatureConfig
-from vaemo.model.checkpoint import save_checkpoint
+from vaemo.model.checkpoint import ERRORS, save_checkpoint
 from vaemo.model.regressor import SessionRegressor
 from vaemo.sessions import label_ranges
+from vaemo.settling import ErrorByPosition
 from vaemo.store import FeatureStore
 from vaemo.summary import results
 from vaemo.training.end_to_end import KeptEncoder
@@ -85,6 +86,7 @@ def keep(
     provenance: Mapping[str, Any],
     encoder: KeptEncoder | None = None,
     rivals: Mapping[str, Any] | None = None,
+    errors: ErrorByPosition | None = None,
 ) -> None:
     """Write RUN/best with its model card, in place of an older one.
 
@@ -97,6 +99,7 @@ def keep(
         provenance: See `provenance_of`.
         encoder: The speech encoder that was trained with it, in place of the store's.
         rivals: What the cheapest rivals give on dev (`vaemo.ablation.baselines.rivals`); None where that says nothing.
+        errors: The model's errors on dev by position.
     """
     settings = store.info.get("settings", {})
     features: FeatureConfig | None = None
@@ -117,7 +120,11 @@ def keep(
         config,
         features=features,
         encoder=encoder.files if encoder else None,
-        metrics={**metrics, "rivals": rivals} if rivals else metrics,
+        metrics={
+            **metrics,
+            **({"rivals": rivals} if rivals else {}),
+            **({ERRORS: errors.to_dict()} if errors else {}),
+        },
         provenance=provenance,
     )
     write_card(best)

@@ -11,14 +11,25 @@ from typing import Any
 
 from vaemo import files
 from vaemo.errors import UsageError
+from vaemo.extras import offers, remedy
+
+AUTO = "auto"
+
+
+def chosen(names: Sequence[str]) -> tuple[str, ...]:
+    """What `train.trackers` means here: `auto` is TensorBoard, or nothing and one line where it is not installed."""
+    if AUTO not in names:
+        return tuple(names)
+    found = ("tensorboard",) if "tensorboard" not in names and offers("tensorboard", "TensorBoard files") else ()
+    return (*(name for name in names if name != AUTO), *found)
 
 
 class Trackers:
     """The trackers of one run, opened; each epoch's metrics are logged to all of them.
 
     Args:
-        names: Of `tensorboard`, `mlflow`, `wandb`. MLflow and W&B take their addresses and keys from their own
-            environment variables.
+        names: Of `tensorboard`, `mlflow`, `wandb`, as `chosen` gives them. MLflow and W&B take their addresses and
+            keys from their own environment variables.
         out: The run folder; TensorBoard's files lie in it.
         run: Name of the run.
         settings: The resolved config, shown beside the metrics.
@@ -34,7 +45,7 @@ class Trackers:
         openers = {"tensorboard": _tensorboard, "mlflow": _mlflow, "wandb": _wandb}
         unknown = [name for name in names if name not in openers]
         if unknown:
-            raise UsageError(f"train.trackers names '{unknown[0]}'; allowed are {', '.join(openers)}.")
+            raise UsageError(f"train.trackers names '{unknown[0]}'; allowed are {', '.join(openers)} and {AUTO}.")
         opened = [openers[name](out, run, settings, first_epoch) for name in names]
         self._log = [log for log, _ in opened]
         self._close = [close for _, close in opened]
@@ -99,6 +110,6 @@ def _client(module: str, package: str) -> ModuleType:
         return importlib.import_module(module)
     except ImportError:
         raise UsageError(
-            f"train.trackers names '{package}', which is not installed. Install it, or leave it out: "
+            f"train.trackers names '{package}', which is not installed: {remedy(package)}, or leave it out with "
             "--set train.trackers=[]."
         ) from None

@@ -31,6 +31,7 @@ from vaemo.model.regressor import SessionRegressor
 from vaemo.model.state import SessionState
 from vaemo.progress import duration, say
 from vaemo.sessions import Session
+from vaemo.settling import ErrorByPosition
 from vaemo.targets import rater_columns
 from vaemo.training.collapse import signs_of_collapse
 from vaemo.training.end_to_end import EndToEnd, KeptEncoder
@@ -48,8 +49,9 @@ SHOWN_EVERY_S = 10.0
 class Trainer:
     """A training run: iterate over it for one metrics line per epoch.
 
-    Between two epochs `kept` is the model that would be kept, `improved` says whether it is to be kept now, and
-    `tensors` and `progress` are what `restore` needs to go on as if nothing had happened.
+    Between two epochs `kept` is the model that would be kept, `errors` its dev errors by position, `improved` says
+    whether it is to be kept now, and `tensors` and `progress` are what `restore` needs to go on as if nothing had
+    happened.
 
     Args:
         train: Sessions to train on, packed perhaps: then they are read where they lie, and may be shared.
@@ -131,6 +133,7 @@ class Trainer:
         self.step = 0
         self.history: list[dict[str, Any]] = []
         self.improved = False
+        self.errors: ErrorByPosition | None = None
         self.warnings: list[str] = []
         # CCC is at least -1, so that the first epoch that counts is always an improvement.
         self._best, self._kept_epoch, self._stale = -2.0, 0, 0
@@ -210,6 +213,7 @@ class Trainer:
             "best": self._best,
             "kept_epoch": self._kept_epoch,
             "stale": self._stale,
+            "errors": self.errors and self.errors.to_dict(),
         }
 
     def restore(self, tensors: dict[str, Tensor], progress: dict[str, Any]) -> None:
@@ -231,6 +235,9 @@ class Trainer:
         self.step = progress["step"]
         self.history = list(progress["history"])
         self._best, self._kept_epoch, self._stale = progress["best"], progress["kept_epoch"], progress["stale"]
+        # Older versions did not keep them.
+        if errors := progress.get("errors"):
+            self.errors = ErrorByPosition.from_dict(errors)
 
     def _schedule(self, epoch: int) -> LaneSchedule:
         train = self.config.train
@@ -371,6 +378,10 @@ class Trainer:
         for name, value in zip((*names[:n_fed], "avg"), [*within, average], strict=True):
             metrics[f"dev_within_ccc_{name}"] = float(value) if math.isfinite(value) else None
         metrics["state_sd"] = free.state_sd
+        sequence = np.repeat(np.arange(len(dev.lengths)), dev.lengths)
+        position = np.arange(len(sequence)) - dev.offsets[sequence]
+        labels = dev.labels[:, :n_fed].double().cpu().numpy()
+        self.errors = ErrorByPosition.of(free.prediction[:, :n_fed], labels, sequence, position, names[:n_fed])
         if self.config.model.feedback != "none" and n_fed:
             known = dev.labels[:, :n_fed]
             fed = replay(self.kept, dev, group=self.group, window=self.config.train.window, observed=known)

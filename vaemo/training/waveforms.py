@@ -12,12 +12,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from vaemo.audio.acoustics import simulate_telephone
 from vaemo.audio.recording import AudioProblem, Decoder, Recording
 from vaemo.config import Config
 from vaemo.errors import ReadManifestError
 from vaemo.manifest import read_manifest
 from vaemo.store import FeatureStore
+from vaemo.utterances import as_heard
 
 Item = TypeVar("Item")
 
@@ -28,7 +28,7 @@ class Waveforms:
     Args:
         manifest: As `read_manifest` returns it.
         utt_ids: Those that will be read.
-        config: Sections `audio` and `extract`.
+        config: Sections `audio`, `features` and `extract`.
 
     Raises:
         ReadManifestError: if the manifest lacks one of them.
@@ -45,7 +45,7 @@ class Waveforms:
                 f"'{missing[0]}'; give the one that the store was extracted from."
             )
         self._places = {utt_id: every[utt_id] for utt_id in wanted}
-        self._audio = config.audio
+        self._config = config
         self._decoder = Decoder(config.extract.decode_timeout_s)
         # The process that decodes ends with this object.
         weakref.finalize(self, self._decoder.close)
@@ -64,9 +64,10 @@ class Waveforms:
         """
         table = store.read(["utt_id", "status"])
         usable = table.filter(pc.equal(table["status"], "ok"))["utt_id"].to_pylist()
-        heard = Config.from_dict({"audio": store.info["settings"]["audio"]}).audio
+        settings = store.info["settings"]
+        heard = Config.from_dict({name: settings[name] for name in ("audio", "features")})
         places = read_manifest(manifest, root=config.extract.root)
-        return Waveforms(places, usable, dataclasses.replace(config, audio=heard))
+        return Waveforms(places, usable, dataclasses.replace(config, audio=heard.audio, features=heard.features))
 
     def read(self, utt_ids: Iterable[str]) -> list[np.ndarray]:
         """The samples of each, (n,), float32, 16 kHz. One thread at a time may read.
@@ -82,14 +83,13 @@ class Waveforms:
             path, start_s, end_s, channel = places[number]
             try:
                 if recording is None or path != opened:
-                    opened, recording = path, Recording(path, self._decoder, self._audio)
-                heard = recording.utterance(start_s, end_s, channel)
+                    opened, recording = path, Recording(path, self._decoder, self._config.audio)
+                samples[number] = as_heard(recording.utterance(start_s, end_s, channel), self._config)
             except AudioProblem as problem:
                 raise ReadManifestError(
                     f"the store has features of {path} from {start_s or 0.0:.3f} s on, and its audio cannot be read "
                     f"now: {problem}. Put it back, or extract the store anew."
                 ) from None
-            samples[number] = simulate_telephone(heard) if self._audio.simulate_telephone else heard
         return samples
 
     def places(self) -> list[str]:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from vaemo.errors import UsageError
+from vaemo.extras import offers, remedy, version_of
 from vaemo.tuning.space import Parameter, Point, Space
 
 if TYPE_CHECKING:
@@ -25,6 +27,11 @@ SCHEDULERS: tuple[Scheduler, ...] = ("auto", "asha", "none", "pbt")
 """What may end a trial before its end; see `vaemo.cluster.tune`."""
 
 
+def default_method() -> Method:
+    """How points are drawn where nobody says: by `tpe`, or at random and with one line where Optuna lacks."""
+    return "tpe" if offers("optuna", "search by TPE, points are drawn at random") else "random"
+
+
 class Search:
     """Points for trials 1, 2, ...; trial 0 is the config itself.
 
@@ -34,12 +41,14 @@ class Search:
         seed: Of everything that is drawn.
 
     Raises:
-        UsageError: if a grid is asked for and the space has none.
+        UsageError: if a grid is asked for and the space has none, or `tpe` without Optuna.
     """
 
     def __init__(self, space: Space, method: Method, seed: int) -> None:
         self._space, self._seed = space, seed
         self._grid = [point for point in space.grid() if point != space.default()] if method == "grid" else None
+        if method == "tpe" and version_of("optuna") is None:
+            raise UsageError(f"--search tpe needs optuna: {remedy('optuna')}, or take --search random or grid.")
         self._study = _study() if method == "tpe" else None
         self._asked: dict[int, optuna.Trial] = {}
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -235,11 +236,22 @@ class Space:
         }
 
 
+def shipped_spaces() -> dict[str, Path]:
+    """The files of `tune_spaces` by name: those of the checkout, else those that were installed with vaemo."""
+    folder = Path(__file__).parents[2] / "tune_spaces"
+    if folder.is_dir():
+        found = list(folder.glob("*.yaml"))
+    else:
+        installed = metadata.files("vaemo") or ()
+        found = [Path(str(file.locate())) for file in installed if file.match("vaemo/tune_spaces/*.yaml")]
+    return {path.stem: path for path in sorted(found)}
+
+
 def read_space(path: str | Path, config: Config) -> Space:
     """The space in a YAML file, every value checked as the config checks it.
 
     Args:
-        path: The file.
+        path: The file, or the name of one of `shipped_spaces`.
         config: What the space lies around.
 
     Raises:
@@ -247,11 +259,13 @@ def read_space(path: str | Path, config: Config) -> Space:
         ConfigValueError: if the file cannot be read, an entry is not understood, a field may not be searched, or a
             value is impossible.
     """
+    shipped = shipped_spaces()
+    file = shipped[str(path)] if str(path) in shipped and not Path(path).exists() else Path(path)
     try:
-        loaded = strict_yaml.load(Path(path).read_bytes(), f"space '{path}'")
+        loaded = strict_yaml.load(file.read_bytes(), f"space '{path}'")
     except OSError as error:
         raise ConfigValueError(
-            f"space '{path}' cannot be read ({type(error).__name__}); give a YAML file, such as those in tune_spaces."
+            f"space '{path}' cannot be read ({type(error).__name__}); give a YAML file, or one of {', '.join(shipped)}."
         ) from None
     except strict_yaml.NotPlainYaml as error:
         raise ConfigValueError(f"space '{path}' is not YAML that can be read: {error}.") from None

@@ -5,11 +5,13 @@ from __future__ import annotations
 import base64
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import partial
 from html import escape
 from typing import Any
 
 import vaemo
 from vaemo import files
+from vaemo.drawing import write_pictures
 from vaemo.report.page import build_page
 from vaemo.tuning import pictures
 from vaemo.tuning.space import Space
@@ -44,13 +46,12 @@ def write_summary(sweep: Sweep, space: Space) -> dict[str, Any]:
         "best": {"trial_id": best.trial_id, "point": best.point, **best.metrics},
         "importance": shares,
     }
-    drawn = {
-        "history": pictures.history(records),
-        "parallel_coordinates": pictures.parallel_coordinates(space, records),
-        "slices": pictures.slices(space, records, shares),
+    draw = {
+        "history": partial(pictures.history, records),
+        "parallel_coordinates": partial(pictures.parallel_coordinates, space, records),
+        "slices": partial(pictures.slices, space, records, shares),
     }
-    for name, picture in drawn.items():
-        files.write_whole(files.join(sweep.out, "pictures", f"{name}.png"), picture)
+    drawn = write_pictures(files.join(sweep.out, "pictures"), draw)
     files.write_whole(files.join(sweep.out, "index.html"), sweep_page(space, records, best, shares, drawn))
     files.write_json(files.join(sweep.out, SUMMARY), summary)
     return summary
@@ -70,7 +71,7 @@ def sweep_page(
         records: All trials.
         best: One of them.
         shares: Importance of each field.
-        drawn: PNG pictures `history`, `parallel_coordinates`, `slices`.
+        drawn: PNG pictures `history`, `parallel_coordinates`, `slices`, or none.
     """
     default = next((record for record in records if record.number == 0), None)
     counts = Counter(record.status for record in records)
@@ -138,8 +139,10 @@ def _importance(space: Space, shares: Mapping[str, float | None]) -> str:
 
 
 def _table(space: Space, records: Sequence[Record], best: Record) -> str:
-    heads = ["trial", "status", "dev CCC", "valence", "arousal", "RMSE valence", "arousal", "steps", *space.names]
-    metrics = (METRIC, "dev_ccc_valence", "dev_ccc_arousal", "dev_rmse_valence", "dev_rmse_arousal")
+    prefix = "dev_rmse_"
+    names = [name.removeprefix(prefix) for name in best.metrics if name.startswith(prefix)]
+    heads = ["trial", "status", "dev CCC", *names, *(f"RMSE {name}" for name in names), "steps", *space.names]
+    metrics = (METRIC, *(f"dev_ccc_{name}" for name in names), *(f"{prefix}{name}" for name in names))
     rows = []
     for record in sorted(records, key=lambda record: (record.value is None, -(record.value or 0.0), record.number)):
         cells = [record.trial_id, record.status if record.error is None else f"failed: {record.error}"]

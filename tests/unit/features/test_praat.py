@@ -1,20 +1,8 @@
-import importlib.metadata
-
 import numpy as np
 import pytest
 from speech_cases import sentence
 
-from vaemo.errors import ExtractorError
 from vaemo.features.praat import MEASURES, Praat
-
-
-def test_absence_is_said(monkeypatch):
-    def version(name):
-        raise importlib.metadata.PackageNotFoundError(name)
-
-    monkeypatch.setattr("vaemo.features.praat.metadata.version", version)
-    with pytest.raises(ExtractorError, match=r"needs praat-parselmouth: pip install 'vaemo\[praat\]'"):
-        Praat()
 
 
 def measured(*utterances):

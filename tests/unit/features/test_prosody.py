@@ -1,10 +1,7 @@
-import importlib.metadata
-
 import numpy as np
 import pytest
 from speech_cases import sentence
 
-from vaemo.errors import ExtractorError
 from vaemo.features import Extractor
 from vaemo.features.prosody import FEATURE_SETS, OpenSmile
 
@@ -52,12 +49,3 @@ def test_pitch_is_heard():
     extractor = OpenSmile("egemaps")
     high, low = extractor([sentence(0, "en-us+f3"), sentence(0, "en-us+m3")])[:, 0]
     assert high > low + 3
-
-
-def test_absence_is_said(monkeypatch):
-    def version(name):
-        raise importlib.metadata.PackageNotFoundError(name)
-
-    monkeypatch.setattr("vaemo.features.prosody.metadata.version", version)
-    with pytest.raises(ExtractorError, match="needs opensmile; install it, or choose praat or none"):
-        OpenSmile("egemaps")

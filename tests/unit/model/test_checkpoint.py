@@ -210,6 +210,7 @@ def test_a_missing_file_is_named(folder, name):
         (CONFIG, "a: [b"),
         (CONFIG, "7"),
         (METRICS, "{"),
+        (METRICS, '{"error_by_position": {"from": [1]}}'),
         (METRICS, b"\xff"),
         (PROVENANCE, "?"),
     ],

@@ -106,8 +106,8 @@ function timeChart(width, { data, curve, scored, colour, state, select, chart })
         picture.append(s("circle", { cx: middle(i), cy: y(curve[name][i]), r: 3.4, fill: colour(i) }));
       }
     });
-    if (scored.length) {
-      const i = scored.reduce((best, j) => (curve[name][j] < curve[name][best] ? j : best));
+    const i = curve.lowest[name];
+    if (i !== null) {
       const end = middle(i) > width * 0.7, up = y(curve[name][i]) > top + panel - 24;
       picture.append(s("circle", { cx: middle(i), cy: y(curve[name][i]), r: 8, fill: "none", stroke: "var(--ink)", "stroke-width": 1.6 }));
       picture.append(s("text", { x: middle(i) + (end ? -13 : 13), y: y(curve[name][i]) + (up ? -10 : 16), "text-anchor": end ? "end" : "start", class: "strong halo" },

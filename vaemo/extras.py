@@ -1,0 +1,53 @@
+"""The packages beside the core, and the extra of pyproject.toml that brings each.
+
+What is a default is left out with one line where its package lacks; what was asked for by name is refused in one line.
+"""
+
+from __future__ import annotations
+
+import functools
+from importlib import metadata
+
+from vaemo.progress import say
+
+EXTRAS = {
+    "espeakng-loader": "demo",
+    "matplotlib": "report",
+    "onnx": "onnx",
+    "onnxruntime": "onnx",
+    "onnxscript": "onnx",
+    "opensmile": "opensmile",
+    "optuna": "search",
+    "praat-parselmouth": "praat",
+    "speechbrain": "encoders",
+    "tensorboard": "trackers",
+    "transformers": "encoders",
+}
+"""By the name of the distribution."""
+
+
+def version_of(package: str) -> str | None:
+    """The version of a distribution, or None where it is not installed."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def remedy(package: str) -> str:
+    """How a package is installed: the end of a message."""
+    return f"pip install 'vaemo[{EXTRAS[package]}]'" if package in EXTRAS else f"pip install {package}"
+
+
+@functools.cache
+def offers(package: str, left_out: str) -> bool:
+    """Whether a package that a default needs is there; where not, one line says what is left out, once a process.
+
+    Args:
+        package: Name of the distribution.
+        left_out: What is not done without it, such as `pictures`.
+    """
+    if version_of(package) is not None:
+        return True
+    say(f"no {left_out}: {package} is not installed ({remedy(package)})")
+    return False
