@@ -139,7 +139,7 @@ def step_by_step(case: Case, features=None, state=None) -> tuple[Tensor, Session
             observed = None if case.observed is None else case.observed[[lane], t]
             prediction, own = case.model.step(features.select([lane]).step(t), own, observed=observed)
             lane_predictions.append(prediction[0])
-        padding = [torch.zeros(2, dtype=case.model.label_deviation.dtype)] * (steps - length)
+        padding = [torch.zeros(len(case.model.targets), dtype=case.model.label_deviation.dtype)] * (steps - length)
         predictions.append(torch.stack([*lane_predictions, *padding]))
         states.append(own)
     return torch.stack(predictions), SessionState.stack(states)

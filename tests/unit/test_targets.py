@@ -1,6 +1,7 @@
 """Targets by name, from labels to scores: one, two, three and five of them, of utterances and of whole sessions."""
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pyarrow as pa
@@ -188,8 +189,9 @@ def test_windows_of_sessions_that_are_read_at_their_end_are_whole_there():
                 whole.start[whole.session == session], whole.lengths[whole.session == session], strict=True
             )
         ]
-        assert steps[0][0] == 0 and steps[-1][1] == length
-        assert all(before[1] == after[0] for before, after in zip(steps, steps[1:], strict=False))
+        assert steps[0][0] == 0
+        assert steps[-1][1] == length
+        assert all(before[1] == after[0] for before, after in itertools.pairwise(steps))
         assert steps[-1][1] - steps[-1][0] == min(length, 6)
     assert whole.lengths.sum() == plain.lengths.sum() == lengths.sum()
 
@@ -240,7 +242,7 @@ def test_labels_count_by_what_their_raters_leave_open():
     torch.testing.assert_close(weight[known], (ratio / ratio[known].mean())[known])
     assert (weight[~known] == 1).all()
     history = list(Trainer(packed, packed, config))
-    assert history[0]["train_loss"] != list(Trainer(packed, packed, config_of(("valence",))))[0]["train_loss"]
+    assert history[0]["train_loss"] != next(iter(Trainer(packed, packed, config_of(("valence",)))))["train_loss"]
     bare = dataclasses.replace(packed, label_error=None)
     with pytest.raises(LabelError, match="no training label has a number of raters and their deviation"):
         Trainer(bare, bare, config)
