@@ -13,6 +13,7 @@ DEMO := $(VENV)/.installed-demo
 LIGHT := .venv-light
 LIGHT_TORCH := 2.13.0
 LIGHT_PINS := $(LIGHT)/constraints.txt
+LIGHT_PIP = $(LIGHT)/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(LIGHT_PINS)
 LIGHT_TESTS ?= tests/unit tests/equivalence tests/contract
 LIGHT_SHORT := tests/unit/test_kernels.py tests/unit/test_extras.py tests/unit/test_audio.py tests/unit/test_stream.py \
     tests/unit/model/test_checkpoint.py tests/contract/test_portable.py
@@ -38,7 +39,8 @@ $(STAMP): pyproject.toml jobs/constraints.txt
 $(DEMO): pyproject.toml jobs/constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	sed 's/^torch==.*/torch==$(LIGHT_TORCH)/' jobs/constraints.txt > $(VENV)/constraints.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(VENV)/constraints.txt --editable '.[demo]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(VENV)/constraints.txt \
+	    --editable '.[demo]'
 	touch $(DEMO)
 
 demo: $(DEMO)  ## Make speech, extract, train, score, evaluate and report it (OUT=demo)
@@ -53,18 +55,21 @@ test: lint  ## Lint, types and the quick tests (12 minutes on 2 cores at most)
 test-all: lint  ## All tests, the kill matrices too (hours)
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m 'not perf and not gpu'
 
-$(LIGHT)/.installed: pyproject.toml jobs/constraints.txt Makefile
+$(LIGHT)/.installed-demo: pyproject.toml jobs/constraints.txt Makefile
 	test -x $(LIGHT)/bin/python || $(PYTHON) -m venv $(LIGHT)
 	sed 's/^torch==.*/torch==$(LIGHT_TORCH)/' jobs/constraints.txt > $(LIGHT_PINS)
-	$(LIGHT)/bin/python -m pip install --quiet --disable-pip-version-check -c $(LIGHT_PINS) \
-	    --editable '.[demo]' pytest pytest-timeout pytest-xdist psutil
+	$(LIGHT_PIP) --editable '.[demo]' pytest pytest-timeout pytest-xdist psutil
+	touch $@
+
+$(LIGHT)/.installed: $(LIGHT)/.installed-demo
+	$(LIGHT_PIP) --editable '.[demo,dev]'
 	touch $@
 
 test-light: $(LIGHT)/.installed  ## Unit, equivalence, contract tests and the demo without torchaudio, SpeechBrain, CUDA
 	$(LIGHT)/bin/python -m pytest $(SIDE_BY_SIDE) $(LIGHT_TESTS)
 	$(LIGHT)/bin/vaemo demo --out $(LIGHT)/demo
 
-test-light-short: $(LIGHT)/.installed  ## What of it shows in a minute that the light set works
+test-light-short: $(LIGHT)/.installed-demo  ## What of it shows in a minute that the light set works
 	$(LIGHT)/bin/python -m pytest -n0 $(LIGHT_SHORT)
 	$(LIGHT)/bin/vaemo --help
 

@@ -1,7 +1,7 @@
 """Scores of a conversation without PyTorch: features in numpy, the model's step in onnxruntime, nothing of vaemo.
 
-    vaemo export --checkpoint RUN/best --out model.onnx           once, where vaemo[onnx] is installed
-    python without_torch.py model.onnx one.wav two.wav ...        needs numpy and onnxruntime
+    vaemo export --checkpoint RUN/best --out step.onnx           once, where vaemo[onnx] is installed
+    python without_torch.py step.onnx one.wav two.wav ...        needs numpy and onnxruntime
 
 Each WAV is an utterance of the conversation, in order: mono, 16 bits, 16 kHz; `caller/one.wav` is spoken by `caller`.
 The model is one of the built-in extractors (features.speech=logmel, features.speaker=ltas, features.prosody=none).

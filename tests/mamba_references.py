@@ -8,6 +8,10 @@ import importlib
 import sys
 import types
 
+import pytest
+
+pytest.importorskip("transformers", reason="the extra encoders is not installed")
+
 import transformers.models.mamba.modeling_mamba as hf_mamba
 import transformers.models.mamba2.modeling_mamba2 as hf_mamba2
 from transformers import DynamicCache, Mamba2Config, MambaConfig

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import save_file
 
@@ -69,7 +70,7 @@ SPEAKERS = {"ecapa": (_ECAPA, 12), "xvector": (_XVECTOR, 10)}
 
 def write_speech_model(folder: Path, kind: str, seed: int = 0, **changes) -> Path:
     """A WavLM, wav2vec2 or HuBERT with its preprocessor config."""
-    import transformers
+    transformers = pytest.importorskip("transformers", reason="the extra encoders is not installed")
 
     options, normalize = KINDS[kind]
     names = {"wavlm": "WavLM", "wav2vec2": "Wav2Vec2", "hubert": "Hubert"}
@@ -86,6 +87,7 @@ def write_speech_model(folder: Path, kind: str, seed: int = 0, **changes) -> Pat
 
 def write_speaker_model(folder: Path, kind: str, seed: int = 0, *, published: bool = False) -> Path:
     """An ECAPA-TDNN or x-vector encoder: `published` as SpeechBrain does it, a pickle, else turned into safetensors."""
+    pytest.importorskip("speechbrain", reason="the extra encoders is not installed")
     from hyperpyyaml import load_hyperpyyaml
 
     settings = _SPEAKER.format(model=SPEAKERS[kind][0])

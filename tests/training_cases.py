@@ -1,9 +1,21 @@
-"""What the tests of training share: workers as threads, and lines without what a clock measured."""
+"""What the tests of training share: jobs on Ray, workers as threads, and lines without what a clock measured."""
 
 import threading
 
+from vaemo.cluster.executor import OnRay
+from vaemo.pipeline import ablation, training
 from vaemo.training.group import Group
 from vaemo.training.trainer import Trainer
+
+
+def train(store, out, config, **options):
+    """The summary of a training on Ray."""
+    return dict(training.train(store, out, config, OnRay(), **options).summary)
+
+
+def ablate(store, out, config, **options):
+    """The rows of a grid on Ray."""
+    return ablation.ablate(store, out, config, OnRay(), **options)
 
 
 def comparable(history):

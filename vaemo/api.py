@@ -40,6 +40,7 @@ def extract(
     dry_run: bool = False,
     retry_failed: bool = False,
     changed: Literal["keep", "redo"] = "keep",
+    voices_from: AnyPath | None = None,
     executor: Where | Executor = "ray",
 ) -> Outcome:
     """Extract the utterances of a manifest, or of recordings, into a feature store; run again, do what is missing.
@@ -55,6 +56,7 @@ def extract(
         dry_run: Say what would be done and how long it would take, and write nothing.
         retry_failed: Try again what failed in an earlier run.
         changed: What becomes of finished sessions whose input has changed since: they are listed, or done again.
+        voices_from: Who speaks when in the recordings: RTTM, or JSON of WhisperX or Amazon Transcribe; file or folder.
         executor: `ray`, `process`, or one of one's own.
 
     Returns:
@@ -80,7 +82,16 @@ def extract(
             folder = _path(input or "")
             source = RecordingsSource(folder, settings.audio, tuple(exclude), settings.extract.min_age_s)
         again = _again(retry_failed, changed)
-        tally = extraction.extract(source, store, settings, where, limit=limit, dry_run=dry_run, again=again)
+        tally = extraction.extract(
+            source,
+            store,
+            settings,
+            where,
+            limit=limit,
+            dry_run=dry_run,
+            again=again,
+            voices_from=_path(voices_from),
+        )
         facts |= tally.to_dict()
     return Outcome.of(store, tally)
 
@@ -101,13 +112,14 @@ def score(
     dry_run: bool = False,
     retry_failed: bool = False,
     changed: Literal["keep", "redo"] = "keep",
+    voices_from: AnyPath | None = None,
     executor: Where | Executor = "ray",
 ) -> Outcome:
     """Score whole sessions of a feature store, a manifest or a folder of recordings; run again, do what is missing.
 
     Args:
         input: The store, the manifest or the folder.
-        checkpoint: A folder, or several, which give mean and deviation.
+        checkpoint: A folder, or several, which give mean and deviation; a run folder stands for all its seeds.
         out: The folder of scores; `vaemo.scores` reads it.
         calls: Table of calls: who speaks on which channel.
         personal: Folder of personal deltas that `jobs/personalize.py` wrote.
@@ -120,23 +132,25 @@ def score(
         dry_run: Say what would be done, and write nothing.
         retry_failed: Try again what failed in an earlier run.
         changed: What becomes of finished sessions whose input has changed since: they are listed, or done again.
+        voices_from: Who speaks when in the recordings: RTTM, or JSON of WhisperX or Amazon Transcribe; file or folder.
         executor: `ray`, `process`, or one of one's own.
 
     Returns:
         What became of everything in the folder of scores.
 
     Raises:
-        RolesError: if recordings are to be scored and nobody says who speaks.
+        RolesError: if recordings are to be scored and no roles are given.
         TooManyFailuresError: if more than `score.max_failed_fraction` has failed.
         VaemoError: for whatever else is wrong with the input, the checkpoints, the settings or the cluster.
     """
+    from vaemo.model.checkpoint import checkpoints_in
     from vaemo.pipeline import scoring
     from vaemo.pipeline.prepare import Request
 
     several = [checkpoint] if isinstance(checkpoint, (str, os.PathLike)) else checkpoint
     request = Request(
         _path(input),
-        tuple(map(_path, several)),
+        tuple(each for path in several for each in checkpoints_in(_path(path))),
         _path(out),
         calls=_path(calls),
         personal=_path(personal),
@@ -146,6 +160,7 @@ def score(
         dry_run=dry_run,
         exclude=tuple(exclude),
         again=_again(retry_failed, changed),
+        voices_from=_path(voices_from),
     )
     settings = _config(config, set)
     with summary(request.out, "score", dry_run=dry_run) as facts, _executor(executor) as where:

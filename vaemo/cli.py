@@ -134,6 +134,12 @@ def add_rerun_options(parser: argparse.ArgumentParser) -> None:
         metavar="GLOB",
         help="leave out recordings of that name or relative path; may be repeated",
     )
+    parser.add_argument(
+        "--voices-from",
+        type=data_path,
+        metavar="PATH",
+        help="who speaks when: RTTM, or JSON of WhisperX or Amazon Transcribe, a file or a folder of them",
+    )
     parser.add_argument("--retry-failed", action="store_true", help="try again what failed in an earlier run")
     parser.add_argument(
         "--changed",

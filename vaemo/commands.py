@@ -44,6 +44,7 @@ def extract(argv: Arguments = None, prog: str | None = None) -> None:
         dry_run=args.dry_run,
         retry_failed=args.retry_failed,
         changed=args.changed,
+        voices_from=args.voices_from,
     )
 
 
@@ -55,20 +56,24 @@ def train(argv: Arguments = None, prog: str | None = None) -> None:
     parser.add_argument("--out", type=path, required=True, metavar="RUN", help="run folder; one that is there goes on")
     parser.add_argument("--workers", type=count, default=1, help="processes that train one model; divides train.lanes")
     parser.add_argument("--folds", help="by=fold, by=speaker or k=N: hold out one at a time")
+    parser.add_argument("--seeds", type=count, default=1, help="trainings, from train.seed on: an ensemble")
     parser.add_argument("--manifest", type=path, metavar="FILE", help="of which the store is; to train its encoder too")
     parser.add_argument("--speakers", type=path, metavar="FILE", help="enrolments: speaker_id, speaker")
     args = parser.parse_args(argv)
     config = cli.load_config(args)
 
-    from vaemo.cluster import train as cluster
+    from vaemo.cluster.executor import OnRay
+    from vaemo.pipeline import training
 
     with cli.summary(args.out):
-        cluster.train(
+        training.train(
             args.store,
             args.out,
             config,
+            OnRay(),
             workers=args.workers,
             folds=args.folds,
+            seeds=args.seeds,
             manifest=args.manifest,
             speakers=args.speakers,
         )
@@ -99,7 +104,7 @@ def tune(argv: Arguments = None, prog: str | None = None) -> None:
         "where the space searches the sampling schedule",
     )
     parser.add_argument("--workers", type=count, default=1, help="processes that train one trial; divides train.lanes")
-    parser.add_argument("--gpus", type=float, help="share of a GPU for each process; a whole one where there is any")
+    parser.add_argument("--gpus", type=float, help="share of a GPU for each process (default: 0.25 where there is any)")
     parser.add_argument("--folds", help="by=fold, by=speaker or k=N: the mean over folds is searched for")
     parser.add_argument("--seeds", type=count, default=1, help="trainings of each trial; their mean counts")
     args = parser.parse_args(argv)
@@ -156,6 +161,7 @@ def score(argv: Arguments = None, prog: str | None = None) -> None:
         dry_run=args.dry_run,
         retry_failed=args.retry_failed,
         changed=args.changed,
+        voices_from=args.voices_from,
     )
 
 
@@ -164,7 +170,8 @@ def evaluate(argv: Arguments = None, prog: str | None = None) -> None:
     parser = cli.JobParser("CCC, RMSE, Pearson's r and MAE with intervals over sessions, by group, and compared.", prog)
     path = cli.data_path
     parser.add_argument("--scores", type=path, required=True, metavar="SCORES", help="folder that jobs/score.py wrote")
-    parser.add_argument("--labels", type=path, required=True, metavar="STORE|MANIFEST", help="where the labels are")
+    parser.add_argument("--labels", type=path, metavar="STORE|MANIFEST", help="where the labels are")
+    parser.add_argument("--rttm", type=path, metavar="PATH", help="who speaks when: how well voices are told apart")
     parser.add_argument("--out", type=path, required=True, metavar="DIR", help="metrics.json and pictures go here")
     parser.add_argument("--split", help="only this split; 'test' where any row has it, else all rows, with a warning")
     parser.add_argument("--exclude", type=path, metavar="PARQUET", help="leave out the utterances listed there")
@@ -172,6 +179,17 @@ def evaluate(argv: Arguments = None, prog: str | None = None) -> None:
     cli.add_checkpoint(parser, "replay it on the store with labels fed, too", required=False)
     parser.add_argument("--card", type=path, metavar="CHECKPOINT", help="put the result into its model card")
     args = parser.parse_args(argv)
+
+    if not args.labels and not args.rttm:
+        raise UsageError("evaluate needs --labels, or --rttm: something to compare the scores with.")
+    if args.rttm:
+        from vaemo.evaluation import diarisation
+
+        with cli.summary(args.out):
+            voices = diarisation.evaluate_voices(args.scores, args.rttm, args.out)
+        print(f"{diarisation.table_of(voices)}\n\nsee {args.out}/diarisation.json", flush=True)
+    if not args.labels:
+        return
 
     from vaemo.evaluation.evaluate import table_of
 
@@ -221,11 +239,12 @@ def ablate(argv: Arguments = None, prog: str | None = None) -> None:
     args = parser.parse_args(argv)
     config = cli.load_config(args)
 
-    from vaemo.cluster import ablate as cluster
+    from vaemo.cluster.executor import OnRay
+    from vaemo.pipeline import ablation
 
     only = args.only.split(",") if args.only else None
     with cli.summary(args.out):
-        cluster.ablate(args.store, args.out, config, seeds=args.seeds, folds=args.folds, only=only)
+        ablation.ablate(args.store, args.out, config, OnRay(), seeds=args.seeds, folds=args.folds, only=only)
 
 
 def personalize(argv: Arguments = None, prog: str | None = None) -> None:
@@ -266,11 +285,16 @@ def demo(argv: Arguments = None, prog: str | None = None) -> None:
         run_demo(args.out, config)
 
 
+def enrol(argv: Arguments = None, prog: str | None = None) -> None:
+    """Recordings of agents to voiceprints, by which mono calls tell who is the customer."""
+    importlib.import_module("vaemo.voices.enrol").main(argv, prog)
+
+
 def export(argv: Arguments = None, prog: str | None = None) -> None:
     """A checkpoint as one ONNX step, which runs without PyTorch."""
     parser = cli.Parser(prog=prog, description="Write one step of a checkpoint's model as ONNX.")
     cli.add_checkpoint(parser, "a trained model")
-    parser.add_argument("--out", type=cli.data_path, required=True, metavar="FILE", help="such as model.onnx")
+    parser.add_argument("--out", type=cli.data_path, required=True, metavar="FILE", help="such as step.onnx")
     parser.add_argument("--film-delta", action="store_true", help="take a speaker's deltas (personalize) as inputs")
     args = parser.parse_args(argv)
 
@@ -299,7 +323,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     command.__name__: command
     for command in (
         *(extract, train, tune, score, evaluate, report, ablate, personalize, config, demo),
-        *(corpora, erase, convert, export),
+        *(corpora, erase, convert, enrol, export),
     )
 }
 """By name; the docstring of each is what `vaemo --help` says."""

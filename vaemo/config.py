@@ -153,6 +153,56 @@ class VadConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class VoicesConfig:
+    """Who speaks when in a channel that holds several people."""
+
+    mode: Literal["channel", "diarize", "auto"] = option(
+        "channel",
+        "What tells speakers apart: the channel; voices, found in every channel (diarize); or the channel where a "
+        "recording has several, and voices where it has one (auto). What --voices-from brings goes first.",
+        before="channel",
+    )
+    voices: int = option(
+        4, "Most voices that are found in a channel; how many there are is estimated.", low=1, high=8, before=4
+    )
+    window_s: float = option(
+        1.5, "Length of the windows of speech whose voices are compared.", low=0.5, high=5, before=1.5
+    )
+    model: Literal["campplus"] = option(
+        "campplus", "Speaker encoder that compares voices (extra `diarize`).", before="campplus"
+    )
+    min_margin: float = option(
+        0.1,
+        "Speech whose voice is less certain (voice_margin: how much more alike it is to its voice than to the next) is "
+        "not scored where roles follow voices.",
+        low=0,
+        high=1,
+        before=0.1,
+    )
+    verification: float = option(
+        0.8,
+        "How much alike (cosine) a voice must be to the one that is enrolled in --speakers to be that person.",
+        low=0.2,
+        high=1,
+        before=0.8,
+    )
+    verification_margin: float = option(
+        0.15,
+        "How much more alike it must be than every other voice of the call, and than every other enrolled person where "
+        "persons are identified.",
+        low=0,
+        high=1,
+        before=0.15,
+    )
+    identification: str = option(
+        "",
+        "Your record of the lawful basis on which voices are compared with all that are enrolled, to find out whose "
+        "they are; stored with the scores. Empty compares a call with the one agent_id in --calls names, no other.",
+        before="",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
 class FeatureConfig:
     """Which extractors turn samples into the three streams."""
 
@@ -182,7 +232,9 @@ class FeatureConfig:
     )
     prosody: str = option("egemaps", "`egemaps`, `gemaps` or `compare` (openSMILE), `praat` (extra), or `none`.")
     speaker: str = option(
-        "ltas", "`ltas` (built in), `none`, or a SpeechBrain ECAPA or x-vector model: a hub name or a folder."
+        "ltas",
+        "`ltas` (built in), `campplus` (extra `diarize`), `none`, or a SpeechBrain ECAPA or x-vector model: a hub name "
+        "or a folder.",
     )
     speaker_revision: str = option("main", "Revision of a hub model of the speaker stream.")
     speaker_aggregation: Literal["utterance", "enrolled", "running_mean"] = option(
@@ -262,7 +314,9 @@ class ModelConfig:
     """The session model: what is predicted, combined, remembered and fed back."""
 
     updater: Literal["mamba", "mamba2", "gru", "none"] = option(
-        "mamba", "The recurrent part; `none` predicts from the utterance alone."
+        "mamba",
+        "The recurrent part; `none` predicts from the utterance alone, and from what speaker_norm and session_norm "
+        "compare it with.",
     )
     targets: tuple[str | Target, ...] = option(
         DIMENSIONS,
@@ -325,12 +379,12 @@ class ModelConfig:
         "Streams that are compared with the same speaker's past in the session: beside each number stands how far it "
         "is, in deviations of the training split, from the sum over the speaker's earlier utterances / (their count + "
         "speaker_norm_weight). The first is compared with the training mean. A speaker is speaker_id, in recordings "
-        "the channel.",
+        "the channel or the voice.",
         before=(),
     )
     session_norm: tuple[Literal["speech", "prosody"], ...] = option(
         (),
-        "Streams that are compared likewise with the past of the whole sequence, all speakers together; with "
+        "Streams that are also compared with the past of the whole sequence, all speakers together; with "
         "sessions.sequence_by=speaker that is the speaker's own.",
         before=(),
     )
@@ -424,7 +478,7 @@ class TrainConfig:
     weight_decay: float = option(
         5.0,
         "AdamW's, times the learning rate per step; not applied to norms, biases and the scan's own parameters. High, "
-        "because a session model learns a corpus of usual size by heart within a few epochs.",
+        "because a session model overfits a corpus of usual size within a few epochs.",
         low=0,
     )
     clip: float = option(1.0, "Largest norm of the gradient.", low=1e-6)
@@ -471,7 +525,7 @@ class TrainConfig:
     )
     feature_noise: float = option(
         0.25,
-        "Noise on the features in training, in deviations of each; keeps a model from learning them by heart.",
+        "Noise on the features in training, in deviations of each; reduces overfitting.",
         low=0,
     )
     weight_averaging: float = option(
@@ -565,6 +619,12 @@ class ExtractConfig:
         "Seconds of speech in one batch of an encoder, less on a CPU. More suit a GPU of much memory.",
         low=1,
         runtime=True,
+    )
+    keep_speaker: bool = option(
+        True,
+        "Keep the speaker stream in the store. With it a store is a collection of voiceprints; without it models have "
+        "no speaker stream.",
+        before=True,
     )
     root: str | None = option(
         None,
@@ -667,6 +727,7 @@ class Config:
 
     audio: AudioConfig = AudioConfig()
     vad: VadConfig = VadConfig()
+    voices: VoicesConfig = VoicesConfig()
     features: FeatureConfig = FeatureConfig()
     labels: LabelConfig = LabelConfig()
     sessions: SessionConfig = SessionConfig()

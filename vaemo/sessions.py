@@ -164,7 +164,7 @@ def _label_range(config: Config, store: FeatureStore | None, model: LabelScale, 
         cure = ", which is labels.range. Mend the label, or labels.range."
     else:
         scale = model
-        cure = ". Say the corpus's own range, such as --set labels.range=[1,7], or mend the label."
+        cure = ". Say the corpus's own range, such as --set labels.range=[1,7], or correct the label."
     return LabelRange(scale, LabelScale(*native) if native else scale, model, cure)
 
 

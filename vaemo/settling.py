@@ -20,7 +20,7 @@ from vaemo.units import DIMENSIONS
 STARTS = (0, 1, 2, 3, 4, 6, 9, 14, 20, 40)
 """Where a range of positions begins, counted from 0; the last has no end."""
 
-FEW = 8
+FEW = 12
 """A range with fewer labelled utterances is judged together with its neighbour."""
 
 LEAST_WEIGHT = 0.01

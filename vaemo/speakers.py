@@ -113,8 +113,8 @@ class Enrolments:
 
     Attributes:
         speaker_ids: Whose they are, (N,), objects.
-        session_ids: In which session each was heard, (N,), objects; None where nobody says.
-        splits: In which split, likewise.
+        session_ids: In which session each was heard, (N,), objects; None where it is not given.
+        splits: In which split each was heard, (N,), objects; None where it is not given.
         vectors: Sums of speaker embeddings, (N, D), float32.
     """
 

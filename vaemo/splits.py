@@ -190,7 +190,7 @@ def _check_disjoint(table: pa.Table, split: np.ndarray, config: SplitConfig) -> 
             cure = (
                 "Keep a session in one split."
                 if what == "session"
-                else "Numbers would not be those of unseen speakers; mend the column 'split', or set "
+                else "Numbers would not be those of unseen speakers; correct the column 'split', or set "
                 "splits.allow_speaker_overlap=true."
             )
             raise SplitError(f"{len(several)} {what}(s) stand in more than one split: {names}. {cure}")

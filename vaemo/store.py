@@ -54,7 +54,14 @@ _COLUMNS = {
     "status": pa.string(),
     "reason": pa.string(),
 }
-_AFTER = {"duplicate_of": pa.string(), "lost_s": pa.float64()}
+_AFTER = {
+    "duplicate_of": pa.string(),
+    "lost_s": pa.float64(),
+    "voice": pa.int32(),
+    "voice_margin": pa.float32(),
+    "role_by": pa.string(),
+    "role_margin": pa.float32(),
+}
 """Columns whose place in a part is after the labels and the observed values, which are float32."""
 _IDS = ("session_id", "utt_id")
 _DECISIVE = (*_IDS, "position", "start_s", "end_s", "status")

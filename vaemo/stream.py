@@ -42,12 +42,12 @@ class Prediction:
 
     Attributes:
         valence: On the model's label range; None unless `status` is `ok`, and where the model does not predict it.
-        arousal: Likewise.
+        arousal: On the model's label range; None unless `status` is `ok`, and where the model does not predict it.
         status: `ok`, or why there is no prediction (`vaemo.units.STATUSES`).
         reason: What was found, where there is none.
         channel: Where it was found; None for an utterance that was pushed.
         start_s: Since the first packet; None for an utterance that was pushed.
-        end_s: Likewise.
+        end_s: Since the first packet; None for an utterance that was pushed.
         values: All that the model predicts, by target, None unless `status` is `ok`. A target of the session is what
             it would be if the session ended here.
     """

@@ -62,7 +62,7 @@ ELSEWHERE = {
 """Names that other tools have for a field; of several fields the first is meant where no section is said."""
 
 SECTIONS = {"train": "training trainer optim optimizer optimiser", "score": "scoring inference", "vad": "segmentation"}
-"""Likewise for sections."""
+"""The same for sections."""
 
 
 def fields(found: str, known: Mapping[str, Collection[str]]) -> list[str]:

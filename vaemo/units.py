@@ -36,6 +36,7 @@ STATUSES = (
     "withheld",
     "unfit",
     "damaged",
+    "bad_voices",
 )
 """What can become of an utterance; all but `ok` carry a reason and no features or scores."""
 

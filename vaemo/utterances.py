@@ -1,12 +1,13 @@
 """From audio to rows of the feature store: the functions that a worker applies to its shard.
 
 Reads rows of a manifest, or recordings in which utterances are still to be found; returns a table with the columns of
-the store's contract. Every utterance is a row: what has no features has a status and a reason. Nothing here knows of
+the store's contract. Every utterance is a row. A row without features has a status and a reason. Nothing here knows of
 Ray, shards or folders.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +30,10 @@ from vaemo.store import part_schema
 from vaemo.tables import with_column
 from vaemo.targets import Target, label_names
 from vaemo.units import DIMENSIONS, NOT_FAILED, SAMPLING_RATE_HZ
+from vaemo.voices import roles as evidence
+from vaemo.voices.channels import Voice, VoiceCutter
+from vaemo.voices.roles import UNKNOWN, Evidence, VoiceKey, VoiceRole, of_piece, why_unknown
+from vaemo.voices.turns import Turn
 
 
 @dataclass(frozen=True)
@@ -37,13 +42,27 @@ class Problem:
 
     Attributes:
         status: Of its rows.
-        reason: Likewise.
+        reason: Of its rows: what was found.
         duplicate_of: The session whose bytes it has, for `duplicate`.
     """
 
     status: str
     reason: str
     duplicate_of: str | None = None
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Speech that was found, or a recording as a whole where it has no channel; columns of a part by name."""
+
+    channel: int | None
+    start_s: float | None
+    end_s: float | None
+    role: str | None = None
+    voice: int | None = None
+    voice_margin: float | None = None
+    role_by: str | None = None
+    role_margin: float | None = None
 
 
 _BUFFER_S = 600.0
@@ -57,7 +76,7 @@ _HOPELESS = 5
 
 
 def unsaid_roles(n_channels: int) -> Sequence[str | None]:
-    """The roles of a recording's channels where nobody names them: one channel holds everybody and is `mixed`."""
+    """The roles of a recording's channels where none are given: a single channel holds all speakers and is `mixed`."""
     return ["mixed"] if n_channels == 1 else [None] * n_channels
 
 
@@ -115,10 +134,14 @@ def extract_recording(
     roles_of: Callable[[int], Sequence[str | None]] = unsaid_roles,
     hears: Callable[[str | None], bool] = lambda role: True,
     problem: Problem | None = None,
+    turns: Sequence[Turn] | None = None,
+    roles_of_voices: Callable[[Sequence[Voice], Sequence[str]], Mapping[VoiceKey, VoiceRole]] | None = None,
+    verifies: bool = False,
 ) -> pa.Table:
     """Find the utterances of a recording, channel by channel, and compute their features.
 
-    `utt_id` is `{session_id}#c{channel}-{index:05d}`, `speaker_id` the session with the channel. A recording that
+    `utt_id` is `{session_id}#c{channel}-{index:05d}`, `speaker_id` the session with the channel, and with the voice
+    (`#c0v1`) where voices are told apart: the recording is then read twice, since voices are known at its end. What
     cannot be read is one row with null times, its status and its reason; one that breaks off, or is damaged in places,
     has that row beside its utterances; one without speech has that row with status `silent`. Where the samples are on
     another scale all rows have that status.
@@ -127,33 +150,72 @@ def extract_recording(
         path: Local path, URI, or a reference to what a manifest embeds (`vaemo.manifest.EMBEDDED`).
         session_id: Id of the recording.
         extractors: By stream.
-        config: Sections audio, vad, features and extract.
+        config: Sections audio, vad, voices, features and extract.
         decoder: The process that decodes; None starts one for this call.
         roles_of: Gives the role of each channel, None where it is not known, for how many there are.
         hears: Whether a role is to have features; utterances of others are listed with status `not_scored_role`.
         problem: Why the recording is listed and not read, where that is known beforehand.
+        turns: Who speaks when, where somebody has brought that.
+        roles_of_voices: Gives the roles of voices for those of channels; None knows what was brought alone.
+        verifies: Whether that compares vectors of brought voices.
 
     Returns:
         The columns of `part_schema` and `audio_path`, rows by start, then channel.
     """
     work = _Work(extractors, config)
-    found: list[tuple[int | None, float | None, float | None]] = []
+    found: list[_Found] = []
     roles: Sequence[str | None] = ()
+
+    def take(one: _Found, samples: Callable[[], np.ndarray], why_not: str | None = None) -> None:
+        found.append(one)
+        if hears(one.role):
+            work.try_add(len(found) - 1, samples, lambda: recording.lost_s(one.start_s, one.end_s, one.channel))
+        else:
+            reason = why_not or f"role {one.role or 'unknown'} is not scored"
+            work.fail(len(found) - 1, AudioProblem("not_scored_role", reason))
+
     with _decoding(decoder, config) as open_decoder:
         try:
             if problem:
                 raise AudioProblem(problem.status, problem.reason)
             recording = Recording(path, open_decoder, config.audio)
             roles = roles_of(recording.info.channels)
-            for utterance in _utterances(recording, UtteranceFinder(len(roles), config.vad)):
-                place = utterance.start_s, utterance.end_s, utterance.channel
-                found.append((utterance.channel, utterance.start_s, utterance.end_s))
-                role = roles[utterance.channel]
-                if hears(role):
-                    work.try_add(len(found) - 1, utterance.samples, recording.lost_s(*place))
-                else:
-                    reason = f"role {role or 'unknown'} is not scored"
-                    work.fail(len(found) - 1, AudioProblem("not_scored_role", reason))
+            finder, broken = UtteranceFinder(len(roles), config.vad), None
+            cutter = VoiceCutter(len(roles), config.voices, config.vad, turns, vectors=verifies)
+            try:
+                for utterance in _utterances(recording, finder):
+                    if utterance.channel in cutter.channels:
+                        cutter.push(utterance)
+                    else:
+                        place = utterance.channel, utterance.start_s, utterance.end_s
+                        take(_Found(*place, role=roles[utterance.channel]), lambda known=utterance.samples: known)
+            except AudioProblem as what:
+                if what.whole:
+                    raise
+                broken = what
+            if broken is None and (misfit := cutter.misfit(len(roles), finder.heard_s)):
+                raise AudioProblem("bad_voices", misfit)
+            pieces, voices = cutter.finish()
+            known = [role or UNKNOWN for role in roles]
+            decide = roles_of_voices or (lambda *what: evidence.roles_of_voices(*what, Evidence(), None, config.voices))
+            by_voice = decide(voices, known) if voices else {}
+            for piece in pieces:
+                of_voice = by_voice.get((piece.channel, piece.voice), VoiceRole(UNKNOWN))
+                role = of_piece(of_voice, piece.margin, config.voices)
+                one = _Found(
+                    piece.channel,
+                    piece.start_s,
+                    piece.end_s,
+                    role.role,
+                    piece.voice,
+                    piece.margin,
+                    role.by,
+                    role.margin,
+                )
+                why_not = why_unknown(of_voice, piece.margin, config.voices) if role.role == UNKNOWN else None
+                take(one, functools.partial(recording.utterance, piece.start_s, piece.end_s, piece.channel), why_not)
+            if broken is not None:
+                raise broken
             damage = recording.damage()
             if not found and (damage is None or damage.status == "damaged"):
                 raise AudioProblem("silent", f"no speech was found in it{f'; {damage.reason}' if damage else ''}")
@@ -163,9 +225,9 @@ def extract_recording(
             if what.whole:
                 for row in range(len(found)):
                     work.fail(row, what)
-            found.append((None, None, None))
+            found.append(_Found(None, None, None))
             work.fail(len(found) - 1, what)
-    rows = _found_rows(path, session_id, found, roles)
+    rows = _found_rows(path, session_id, found, len(roles))
     if problem and problem.duplicate_of:
         rows = rows.append_column("duplicate_of", pa.repeat(problem.duplicate_of, rows.num_rows))
     return _joined(rows, work.finish(), extractors, config.model.targets, by_start=True)
@@ -218,29 +280,35 @@ def _utterances(recording: Recording, finder: UtteranceFinder) -> Any:
     yield from finder.finish()
 
 
-def _found_rows(
-    path: str,
-    session_id: str,
-    found: Sequence[tuple[int | None, float | None, float | None]],
-    roles: Sequence[str | None],
-) -> pa.Table:
+def _found_rows(path: str, session_id: str, found: Sequence[_Found], n_channels: int) -> pa.Table:
     counts: dict[int, int] = {}
-    utt_ids = []
-    for channel, _, _ in found:
-        index = counts.get(channel or 0, 0)
-        counts[channel or 0] = index + 1
-        utt_ids.append(f"{session_id}#c{channel or 0}-{index:05d}")
-    channels = [channel for channel, _, _ in found]
+    utt_ids, speaker_ids = [], []
+    for one in found:
+        index = counts.get(one.channel or 0, 0)
+        counts[one.channel or 0] = index + 1
+        utt_ids.append(f"{session_id}#c{one.channel or 0}-{index:05d}")
+        speaker = "" if one.channel is None else f"#c{one.channel}" + ("" if one.voice is None else f"v{one.voice}")
+        speaker_ids.append(f"{session_id}{speaker}")
+    said = {
+        name: pa.array([getattr(one, name) for one in found], type_)
+        for name, type_ in (
+            ("channel", pa.int32()),
+            ("role", pa.string()),
+            ("start_s", pa.float64()),
+            ("end_s", pa.float64()),
+            ("voice", pa.int32()),
+            ("voice_margin", pa.float32()),
+            ("role_by", pa.string()),
+            ("role_margin", pa.float32()),
+        )
+    }
     return pa.table(
         {
             "session_id": pa.array([session_id] * len(found), pa.string()),
             "utt_id": pa.array(utt_ids, pa.string()),
-            "speaker_id": pa.array([session_id if c is None else f"{session_id}#c{c}" for c in channels], pa.string()),
-            "channel": pa.array(channels, pa.int32()),
-            "n_channels": pa.array([len(roles) or None] * len(found), pa.int32()),
-            "role": pa.array([None if c is None else roles[c] for c in channels], pa.string()),
-            "start_s": pa.array([start_s for _, start_s, _ in found], pa.float64()),
-            "end_s": pa.array([end_s for _, _, end_s in found], pa.float64()),
+            "speaker_id": pa.array(speaker_ids, pa.string()),
+            "n_channels": pa.array([n_channels or None] * len(found), pa.int32()),
+            **said,
             "audio_path": pa.array([shown(path)] * len(found), pa.string()),
         }
     )
@@ -284,10 +352,10 @@ class _Work:
         if self._waiting_s >= _BUFFER_S:
             self._run()
 
-    def try_add(self, row: int, samples: np.ndarray, lost_s: float) -> None:
-        """Take an utterance, or note why not."""
+    def try_add(self, row: int, samples: Callable[[], np.ndarray], lost_s: Callable[[], float]) -> None:
+        """Take an utterance once it is read, or note why not."""
         try:
-            self.add(row, samples, lost_s)
+            self.add(row, samples(), lost_s())
         except AudioProblem as problem:
             self.fail(row, problem)
 

@@ -7,13 +7,12 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from processes import kill_job, start_job
+from training_cases import ablate
 
 from vaemo.ablation import grid
 from vaemo.ablation.grid import Variant
-from vaemo.cluster.ablate import ablate
-from vaemo.cluster.nodes import capacity
 from vaemo.config import Config
-from vaemo.errors import ClusterError, DivergedError, LabelError, OtherRunError, UsageError
+from vaemo.errors import DivergedError, LabelError, OtherRunError, UsageError
 from vaemo.testing import linear_world, write_store
 
 pytestmark = pytest.mark.ray
@@ -53,15 +52,6 @@ def config(*overrides):
 
 def cells(out):
     return {path.name: path for path in Path(out, "cells").glob("*.parquet")}
-
-
-def test_a_grid_whose_nodes_are_gone_ends(store, small, local_ray, tmp_path, monkeypatch):
-    """Here they are there, and only said to be gone once the cells are waited for."""
-    answers = iter([capacity()])
-    monkeypatch.setattr("vaemo.cluster.runtime.capacity", lambda: next(answers, []))
-    monkeypatch.setattr("vaemo.cluster.ablate.NO_PROGRESS_S", 0.01)
-    with pytest.raises(ClusterError, match="no node of the Ray cluster has a CPU"):
-        ablate(store, str(tmp_path / "grid"), config("train.epochs=2"), seeds=1)
 
 
 def test_grid(store, small, local_ray, tmp_path, capsys):
@@ -121,8 +111,9 @@ def test_a_cell_that_fails_does_not_end_the_grid(store, small, local_ray, tmp_pa
     assert "the loss is not a finite number" in failed["diverges"]
     assert failed["mistake"] == "RuntimeError: this cannot work"
     assert failed.keys() == {"diverges", "crash", "mistake"}
+    assert "in mistake" in Path(out, "cells", "mistake", "failure.txt").read_text(), "the traceback"
     assert "| a decay that no number outlives | failed |" in Path(out, "ablation.md").read_text()
-    assert "warning: diverges-seed-0 failed: the loss is not a finite number" in capsys.readouterr().out
+    assert "warning: diverges-seed-0 failed: DivergedError: the loss is not a finite number" in capsys.readouterr().out
 
 
 def test_where_all_fail_the_first_error_ends_it(store, small, local_ray, tmp_path, monkeypatch):

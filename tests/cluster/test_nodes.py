@@ -19,16 +19,12 @@ from extract_cases import expected_rows, parts, write_corpus
 from extract_cases import rows_of as stored_rows
 from processes import kill_tree, workers
 from ray.cluster_utils import Cluster
-from ray.exceptions import ActorDiedError
-from ray.train import ControllerError, WorkerGroupError
 from scoring_cases import assert_close, rows_of
+from training_cases import train
 
 import vaemo
 from vaemo import files
-from vaemo.cluster import group, runtime
-from vaemo.cluster import train as train_job
-from vaemo.cluster import tune as tune_job
-from vaemo.cluster.train import train
+from vaemo.cluster import group, jobs, runtime
 from vaemo.cluster.tune import tune
 from vaemo.config import Config
 from vaemo.demo.corpus import make_corpus
@@ -118,7 +114,7 @@ def undisturbed(store, local_ray, tmp_path):
 @pytest.mark.slow
 def test_a_node_of_two_that_does_not_come_back_ends_training_clearly(undisturbed, store, tmp_path, monkeypatch):
     monkeypatch.setattr(group, "PLACE_TRY_S", 3.0)
-    monkeypatch.setattr(train_job, "NO_PROGRESS_S", 6.0)
+    monkeypatch.setattr(jobs, "NO_PROGRESS_S", 6.0)
     out = str(tmp_path / "run")
     with raylets(1, 1) as nodes:
 
@@ -128,31 +124,13 @@ def test_a_node_of_two_that_does_not_come_back_ends_training_clearly(undisturbed
 
         loser = threading.Thread(target=lose)
         loser.start()
-        with pytest.raises(ClusterError, match=r"2 workers found no place on the cluster for 6 s: a node was lost"):
+        with pytest.raises(ClusterError, match=r"no training found a place on the cluster for 6 s: a node was lost"):
             train(store, out, QUICK, workers=2)
         loser.join()
         assert 2 <= len(lines(out)) < QUICK.train.epochs
         # What the message says: the same command, with as many workers as there are nodes.
         train(store, out, QUICK, workers=1)
     assert_same_course(out, undisturbed)
-
-
-@pytest.mark.parametrize(
-    ("failure", "raised", "message"),
-    [
-        (ControllerError(TimeoutError("no place")), ClusterError, r"1 workers found no place on the cluster for 900 s"),
-        (WorkerGroupError("died", {0: ActorDiedError()}), ClusterError, r"training workers have died 9 times"),
-        (WorkerGroupError("bug", {0: ZeroDivisionError("a bug")}), WorkerGroupError, "bug"),
-    ],
-    ids=["no place", "dead workers", "a bug"],
-)
-def test_what_ends_a_run_of_ray_train_is_said(local_ray, store, tmp_path, monkeypatch, failure, raised, message):
-    def fit(trainer):
-        raise failure
-
-    monkeypatch.setattr(group.TorchTrainer, "fit", fit)
-    with pytest.raises(raised, match=message):
-        train(store, str(tmp_path / "run"), QUICK)
 
 
 @pytest.mark.slow
@@ -215,12 +193,12 @@ def test_a_node_lost_in_a_sweep_costs_no_trial(swept, store, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(("cpus", "workers"), [((0, 1), 1), ((1, 1), 2)], ids=["one worker", "two workers"])
 def test_a_sweep_that_finds_no_place_any_more_ends_clearly(swept, store, tmp_path, monkeypatch, cpus, workers):
-    monkeypatch.setattr(tune_job, "NO_PROGRESS_S", PATIENCE_S)
+    monkeypatch.setattr(jobs, "NO_PROGRESS_S", PATIENCE_S)
     (expected, space), out, seen = swept, str(tmp_path / "sweep"), []
     with raylets(*cpus) as nodes:
         loser = threading.Thread(target=lose_a_node_in_a_sweep, args=(nodes, out, seen))
         loser.start()
-        with pytest.raises(ClusterError, match=r"no trial found a place on the cluster for 90 s: a node was lost"):
+        with pytest.raises(ClusterError, match=r"no training found a place on the cluster for 90 s: a node was lost"):
             sweep_over(store, out, space, workers)
         loser.join()
         kept = ended(out)

@@ -6,7 +6,6 @@ import random
 import threading
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -16,25 +15,18 @@ import ray
 import torch
 from finetune_cases import Heard
 from processes import kill, kill_job, start_job, workers
+from training_cases import train
 
 import vaemo
 from vaemo import files, scores
 from vaemo.ablation.baselines import rivals
-from vaemo.cluster import group
-from vaemo.cluster.train import _headline, _train, train
 from vaemo.config import Config
-from vaemo.errors import (
-    ClusterError,
-    LabelError,
-    NonFiniteFeatureError,
-    OtherRunError,
-    UsageError,
-    raise_carried,
-)
+from vaemo.errors import ClusterError, LabelError, NonFiniteFeatureError, OtherRunError, UsageError
 from vaemo.evaluation.evaluate import evaluate
 from vaemo.features.speech import SpeechEncoder
 from vaemo.metrics import Moments, ccc
 from vaemo.model.checkpoint import load_checkpoint
+from vaemo.pipeline.training import headline
 from vaemo.sessions import read_sessions
 from vaemo.store import FeatureStore
 from vaemo.stream import Stream
@@ -136,7 +128,7 @@ def test_run_folder(undisturbed, store):
 @pytest.mark.parametrize(("peak", "said"), [(0.311, ""), (0.591, " (it was 0.591 at epoch 3: ")])
 def test_an_earlier_epoch_that_was_clearly_better_is_named(peak, said):
     summary = {"dev_ccc_avg": 0.311, "kept_epoch": 9, "epochs": 9, "peak_dev_ccc_avg": peak, "peak_epoch": 3}
-    line = _headline(summary)
+    line = headline(summary)
     assert line.startswith("dev CCC-avg 0.311 at epoch 9 of 9" + said)
     assert line.endswith(")") == bool(said)
 
@@ -168,7 +160,7 @@ def kill_a_worker(out, after, delay_s):
     time.sleep(delay_s)
     found = []
     while not found and time.monotonic() < deadline:
-        found = workers("RayTrainWorker")
+        found = workers("RayTrainWorker") or workers("ImplicitFunc")
     # The newest: workers of the run before may still be on their way out.
     kill(found[-1])
 
@@ -308,15 +300,6 @@ def test_features_that_are_no_numbers_end_the_run(local_ray, tmp_path):
     store = write_store(broken, str(tmp_path / "store"))
     with pytest.raises(NonFiniteFeatureError, match="speech of utterance 's0000-0001' holds NaN"):
         train(store, str(tmp_path / "run"), config())
-
-
-def test_mistakes_of_workers_come_home_as_values(store, tmp_path, monkeypatch):
-    job = {"store": FeatureStore.open(store), "manifest": "m.jsonl", "config": config("train.encoder=all").to_dict()}
-    monkeypatch.setattr(group, "_internal_kv_get", lambda key: None)
-    monkeypatch.setattr(group.ray.train, "get_context", lambda: SimpleNamespace(get_world_size=lambda: 1))
-    found = group._work({"work": _train, "given": {**job, "out": str(tmp_path / "run")}, "mistake": "noted"})
-    with pytest.raises(UsageError, match="there is no encoder to train"):
-        raise_carried(found)
 
 
 def test_lanes_must_be_shared_evenly(store, tmp_path):

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import threading
 import time
-from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,17 +16,16 @@ import yaml
 from commands import run_job_here
 from processes import ROOT, kill, kill_job, start_job, workers
 from ray.tune.schedulers import TrialScheduler
+from training_cases import train
 
-from vaemo.cluster.train import train
-from vaemo.cluster.tune import _decided, _population_point, tune
-from vaemo.cluster.tune_search import Recorder, make_scheduler
+from vaemo.cluster import tune as tune_job
+from vaemo.cluster.tune import decided, make_scheduler, tune
 from vaemo.config import Config
 from vaemo.errors import (
     ClusterError,
     ConfigValueError,
     LabelError,
     OtherRunError,
-    StorageError,
     SweepFailedError,
     UsageError,
 )
@@ -37,8 +35,8 @@ from vaemo.training.data import SplitSessions
 from vaemo.training.replay import replay
 from vaemo.tuning.search import Search
 from vaemo.tuning.space import read_space
-from vaemo.tuning.sweep import Record, Sweep, write_state
-from vaemo.tuning.trial import METRIC, Trial
+from vaemo.tuning.sweep import Record, Sweep
+from vaemo.tuning.trial import METRIC, Trial, write_state
 from vaemo.windows import PackedSessions
 
 pytestmark = pytest.mark.ray
@@ -144,6 +142,9 @@ def test_a_failing_trial_is_recorded_and_the_rest_goes_on(store, local_ray, tmp_
     for row in table:
         assert (row["status"] == "failed") == (row["config.train.weight_decay"] == 1e300)
         assert (row["error"] or "").startswith("DivergedError: the loss is not") == (row["status"] == "failed")
+        trace = tmp_path / "sweep" / "trials" / row["trial_id"] / "failure.txt"
+        assert trace.exists() == (row["status"] == "failed")
+        assert "Traceback" in (trace.read_text() if trace.exists() else "Traceback")
 
 
 @pytest.mark.slow
@@ -223,7 +224,7 @@ def test_what_earlier_trials_reached_decides_after_a_restart(tmp_path, feedback,
     scheduler = make_scheduler("asha", space, Sweep(sweep.out), 100)
 
     def decide(number, step, value):
-        trial = SimpleNamespace(trial_id=f"{number}-{step}-{value}", config={"number": number})
+        trial = SimpleNamespace(trial_id=f"{number}-{step}-{value}", config={"job": SimpleNamespace(number=number)})
         scheduler.on_trial_add(None, trial)
         return scheduler.on_trial_result(None, trial, {"step": step, METRIC: value})
 
@@ -234,34 +235,35 @@ def test_what_earlier_trials_reached_decides_after_a_restart(tmp_path, feedback,
 
 
 @pytest.mark.parametrize(
-    ("scheduler", "name", "workers", "decided"),
+    ("scheduler", "name", "found"),
     [
-        ("auto", "smoke", 1, "asha"),
-        ("auto", "smoke", 2, "none"),
-        ("auto", "default", 1, "none"),
-        ("asha", "default", 1, "asha"),
-        ("none", "smoke", 1, "none"),
+        ("auto", "smoke", "asha"),
+        ("auto", "default", "none"),
+        ("asha", "default", "asha"),
+        ("none", "smoke", "none"),
     ],
 )
-def test_nothing_is_ended_early_where_the_schedule_is_searched(scheduler, name, workers, decided):
-    space = read_space(ROOT / "tune_spaces" / f"{name}.yaml", Config())
-    assert _decided(scheduler, space, workers) == decided
+def test_nothing_is_ended_early_where_the_schedule_is_searched(scheduler, name, found):
+    assert decided(scheduler, read_space(ROOT / "tune_spaces" / f"{name}.yaml", Config())) == found
 
 
 def test_a_population_goes_on_where_it_was_saved(tmp_path):
     space = read_space(write_space(tmp_path), config())
-    points = Search(space, "random", 0)
     sweep = Sweep(str(tmp_path / "sweep"))
-    drawn = [_population_point(sweep, points, number) for number in range(2)]
-    assert drawn == [points.point(0), points.point(1)]
-    moved = {"model.alpha": 0.5, "train.window": 5}
     world = linear_world(5, sessions=(6, 2, 0), lengths=(4, 8), features=3)
     sessions = [*world.sessions("train"), *world.sessions("dev")]
-    splits = np.array([[session.split for session in sessions]], object)
-    data = SplitSessions(PackedSessions.of(sessions), splits)
+    data = SplitSessions(PackedSessions.of(sessions), np.array([[session.split for session in sessions]], object))
+
+    def jobs():
+        return list(tune_job._Course(sweep, Search(space, "random", 0), space, data, 4.0, "", 2).jobs([0, 1]))
+
+    drawn = [job.point for job in jobs()]
+    assert drawn == [space.default(), Search(space, "random", 0).point(1)]
+    moved = {"model.alpha": 0.5, "train.window": 5}
     write_state(sweep.folder(1), Trial(data, config(), 1).save(moved))
-    again = Sweep(sweep.out)
-    assert [_population_point(again, points, number) for number in range(2)] == [drawn[0], moved]
+    again = jobs()
+    assert [job.point for job in again] == [drawn[0], moved]
+    assert (again[1].config.model.alpha, again[1].config.train.window) == (0.5, 5)
 
 
 @pytest.mark.slow
@@ -305,52 +307,6 @@ def test_a_trial_whose_process_dies(store, local_ray, tmp_path, times, ends):
     assert not killer.is_alive()
 
 
-def test_a_trial_has_failed_when_its_process_has_died_too_often_in_all_rounds(tmp_path):
-    """That Ray Tune gives up a trial of a lost node before its time is told by the tests of lost nodes."""
-    space = read_space(write_space(tmp_path), config())
-    sweep, deaths = Sweep(str(tmp_path / "sweep")), Counter()
-    point = {"train.lr": 1e-3}
-    sweep.begin(3, point)
-    job = SimpleNamespace(number=lambda given, trial_id: given["number"], space=space, steps=10.0)
-    sessions = SimpleNamespace(splits=[{}], split=lambda *_: SimpleNamespace(lengths=np.array([5, 9])))
-    for n_before in (0, 2):
-        recorder = Recorder(job, sessions, sweep, SimpleNamespace(tell=lambda *_, **__: None), 4, deaths)
-        lost = SimpleNamespace(
-            config={"number": 3, "point": point},
-            trial_id="lost",
-            num_failures=2,
-            last_result={},
-            get_pickled_error=lambda: None,
-        )
-        assert deaths[3] == n_before
-        assert not sweep.records
-        recorder.on_trial_error(1, [lost], lost)
-    assert sweep.records[3].status == "failed"
-    assert sweep.records[3].error == "its process died 4 times (unknown)"
-
-
-def test_a_full_disk_fails_no_trial(tmp_path, monkeypatch):
-    """Whether a trial's own writes find no room, or those of the sweep."""
-    job = SimpleNamespace(number=lambda given, trial_id: given["number"], patience_s=900.0)
-    for full in (["no_storage"], []):
-        sweep = Sweep(str(tmp_path / "sweep"))
-        monkeypatch.setattr(sweep, "end", raising(StorageError("storage failed: No space left on device")))
-        recorder = Recorder(job, None, sweep, None, 4, Counter())
-        monkeypatch.setattr(recorder, "_record", lambda *_: None)
-        trial = SimpleNamespace(config={"number": 3}, trial_id="x", status="", last_result={})
-        recorder.on_trial_result(1, [trial], trial, dict.fromkeys(full, "storage failed: No space left on device"))
-        recorder.on_trial_complete(1, [trial], trial)
-        with pytest.raises(StorageError, match="No space left on device"):
-            recorder.on_step_end(1, [trial])
-
-
-def raising(error):
-    def act(*_, **__):
-        raise error
-
-    return act
-
-
 @pytest.mark.slow
 def test_folds_and_seeds(store, local_ray, tmp_path):
     out = str(tmp_path / "sweep")
@@ -366,8 +322,7 @@ def test_folds_and_seeds(store, local_ray, tmp_path):
         ({"workers": 4}, {"train.lanes": {"choice": [8, 6]}}, UsageError, "train.lanes may be 6, which 4 workers"),
         ({"scheduler": "pbt"}, SPACE, UsageError, "model.alpha cannot change then. It may search model.feedback"),
         ({"scheduler": "pbt", "search": "grid"}, SPACE, UsageError, "--search grid does not go with it"),
-        ({"scheduler": "pbt", "workers": 2}, SPACE, UsageError, "leave out --workers 2, or take --scheduler none"),
-        ({"scheduler": "asha", "workers": 2}, SPACE, UsageError, "--scheduler asha ends or changes trials that train"),
+        ({"scheduler": "pbt", "workers": 2}, SPACE, UsageError, "leave out --workers 2, or take --scheduler asha"),
         ({}, {"model.alpha": {"uniform": [0.5, 2]}}, ConfigValueError, "model.alpha is 2.0; it must be at most"),
         ({"search": "grid"}, SPACE, UsageError, "a grid cannot go through model.alpha"),
         (

@@ -15,6 +15,7 @@ from unittest import mock
 import pytest
 import yaml
 
+from vaemo.commands import COMMANDS
 from vaemo.config import Config
 from vaemo.errors import ConfigValueError
 from vaemo.fields import fields_of, fit
@@ -22,12 +23,13 @@ from vaemo.fields import fields_of, fit
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "README.zh.md", *sorted((ROOT / "docs").glob("*.md"))]
 
-README_BYTES = 15_000
+README_BYTES = 12_000
 """What a newcomer reads in one go; what is longer belongs in docs."""
 
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
 CODE = re.compile(r"`([^`\n]+)`")
-COMMAND = re.compile(r"(?:jobs/\w+\.py|python -m vaemo[\w.]*(?: [a-z]\w*)?)")
+NAMED = "|".join(COMMANDS)
+COMMAND = re.compile(rf"(?:jobs/\w+\.py|python -m vaemo[\w.]*(?: [a-z]\w*)?|(?<![\w./-])vaemo (?:{NAMED})\b)")
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
 FIELD = re.compile(r"(?<![\w./])([a-z]+)\.(?!(?:py|yaml|json|jsonl|parquet|safetensors)\b)([a-z]\w*)(?:=(\S+))?")
 PATH = re.compile(r"(?:jobs|vaemo|tests|tune_spaces|docs)/[\w./-]*|(?:Makefile|LICENSE|cluster\.yaml|\.rayignore)")
@@ -63,7 +65,7 @@ def broken_links(page, text):
 
 @cache
 def options_of(command):
-    """The options that a command explains: `jobs/train.py`, or `python -m vaemo.corpora`."""
+    """The options that a command explains: `jobs/train.py`, `vaemo train`, or `python -m vaemo.corpora`."""
     script, *arguments = command.removeprefix("python -m ").split()
     shown = io.StringIO()
     with (
@@ -72,7 +74,9 @@ def options_of(command):
         warnings.catch_warnings(action="ignore"),
         contextlib.suppress(SystemExit),
     ):
-        if script.startswith("jobs/"):
+        if script == "vaemo":
+            COMMANDS[arguments[0]](["--help"])
+        elif script.startswith("jobs/"):
             runpy.run_path(str(ROOT / script), run_name="__main__")
         else:
             runpy.run_module(script, run_name="__main__")
@@ -119,7 +123,7 @@ def unknown_commands(text):
     """Commands that are not there, and options that a command does not take."""
     unknown = []
     for commands, options in said_of_commands(text):
-        missing = [name for name in commands or () if name.startswith("jobs/") and not (ROOT / name).exists()]
+        missing = [name for name in commands or () if not exists(name)]
         if missing:
             unknown += missing
             continue
@@ -128,9 +132,18 @@ def unknown_commands(text):
     return unknown
 
 
+def exists(command):
+    """Whether there is a command of that name; modules are found out when they are run."""
+    if command.startswith("vaemo "):
+        return command.removeprefix("vaemo ") in COMMANDS
+    return not command.startswith("jobs/") or (ROOT / command).exists()
+
+
 @cache
 def every_command():
-    return tuple(sorted({*jobs(), *(name for page in PAGES for name in COMMAND.findall(page.read_text()))}))
+    found = {name for page in PAGES for name in COMMAND.findall(page.read_text())}
+    # Prose that begins with the project's name is no command.
+    return tuple(sorted({*jobs(), *filter(exists, found)}))
 
 
 def unknown_settings(text):
@@ -231,8 +244,8 @@ def test_readme_is_short_and_leads_to_every_page():
 
 
 @pytest.mark.parametrize("job", jobs())
-def test_readme_names_every_option_of_a_job(job):
-    (row,) = re.findall(rf"^\| [^|]*`{job}`.*", (ROOT / "README.md").read_text(), re.M)
+def test_the_page_of_commands_names_every_option_of_a_job(job):
+    (row,) = re.findall(rf"^\| [^|]*`{job}`.*", (ROOT / "docs" / "commands.md").read_text(), re.M)
     assert options_of(job) - {"--config", "--set", "--help"} <= set(OPTION.findall(row))
 
 

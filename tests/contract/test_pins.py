@@ -1,10 +1,13 @@
-"""jobs/constraints.txt pins what pyproject.toml names, to the versions with which these tests run."""
+"""jobs/constraints.txt pins what pyproject.toml names, to the versions with which these tests run.
+
+The light set (`make test-light`) has the same pins but for torch, and lacks what other extras bring.
+"""
 
 import re
 import subprocess
 import sys
 import tomllib
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import pytest
@@ -19,13 +22,25 @@ NO_CUDA_HERE = "causal-conv1d"
 
 def requirements():
     texts = [*PROJECT["dependencies"], *(text for extra in PROJECT["optional-dependencies"].values() for text in extra)]
-    return [item for item in map(Requirement, texts) if item.name != NO_CUDA_HERE]
+    return [item for item in map(Requirement, texts) if item.name not in (NO_CUDA_HERE, "vaemo")]
 
 
 def pins():
     lines = (ROOT / "jobs" / "constraints.txt").read_text().splitlines()
     named = [Requirement(line) for line in lines if not line.startswith("#")]
     return {canonicalize_name(item.name): str(item.specifier).removeprefix("==") for item in named}
+
+
+def installed(name):
+    """The version that is installed, or None."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+LIGHT = installed("speechbrain") is None
+LIGHT_TORCH = re.search(r"^LIGHT_TORCH := (\S+)", (ROOT / "Makefile").read_text(), re.M).group(1)
 
 
 def test_every_direct_dependency_is_pinned_and_nothing_else():
@@ -36,7 +51,18 @@ def test_every_direct_dependency_is_pinned_and_nothing_else():
 def test_a_pin_is_allowed_and_what_is_installed(requirement):
     pin = pins()[canonicalize_name(requirement.name)]
     assert pin in requirement.specifier
-    assert version(requirement.name) == pin
+    if LIGHT and installed(requirement.name) is None:
+        pytest.skip("the light set lacks it")
+    expected = LIGHT_TORCH if LIGHT and requirement.name == "torch" else pin
+    assert installed(requirement.name).partition("+")[0] == expected
+
+
+def test_the_extras_are_those_that_messages_and_all_name():
+    extras = PROJECT["optional-dependencies"]
+    (everything,) = map(Requirement, extras["all"])
+    assert everything.extras == extras.keys() - {"all", "cuda", "dev", "mamba-kernels"}
+    assert extras["cuda"] == ["vaemo[mamba-kernels]"]
+    assert LIGHT_TORCH in next(item.specifier for item in requirements() if item.name == "torch")
 
 
 def test_what_is_installed_fits_together():
@@ -49,4 +75,8 @@ def test_what_is_installed_fits_together():
 def test_everything_that_installs_uses_the_pins():
     text = (ROOT / "Makefile").read_text()
     assert re.search(r"^PIP := .*install.* --constraint jobs/constraints.txt", text, re.M)
-    assert re.search(r"^\$\(STAMP\):.*jobs/constraints.txt", text, re.M)
+    installs = re.findall(r"^.*-m pip install.*", text, re.M)
+    assert len(installs) == 3
+    assert all(re.search(r"--constraint \S+(/constraints\.txt|PINS\))", line) for line in installs)
+    for stamp in (r"\$\(STAMP\)", r"\$\(DEMO\)", r"\$\(LIGHT\)/.installed-demo"):
+        assert re.search(rf"^{stamp}:.*jobs/constraints.txt", text, re.M)

@@ -278,7 +278,7 @@ def test_s12_scores_do_not_depend_on_company_or_cuts(updater):
     case = make_case(updater, "scheduled", dtype=torch.float32)
     lanes, published = 8, 1e-5
     features = make_features(lanes, seed=6, dtype=torch.float32)
-    observed = make_observed("scheduled", lanes, seed=7, dtype=torch.float32)
+    observed = make_observed("scheduled", lanes, n_fed=case.model.n_fed, seed=7, dtype=torch.float32)
 
     def score(features, lengths, cuts):
         state, predictions = case.model.fresh_state(lanes), []

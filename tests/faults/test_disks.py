@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import ray
 from extract_cases import CONFIG, expected_rows, parts, rows_of, write_corpus
+from training_cases import train
 
 import vaemo
 from vaemo import files
 from vaemo.cluster import runtime
-from vaemo.cluster.train import train
 from vaemo.cluster.tune import tune
 from vaemo.config import Config
 from vaemo.errors import StorageError

@@ -41,10 +41,9 @@ import soundfile
 import torch
 import transformers
 from golden_cases import GOLDEN, Killed, in_this_process, waves
+from training_cases import ablate, train
 
 import vaemo
-from vaemo.cluster.ablate import ablate
-from vaemo.cluster.train import train
 from vaemo.cluster.tune import tune
 from vaemo.config import Config
 from vaemo.live import LiveSession
@@ -233,6 +232,7 @@ def make(patch):
         tune("store", "space.yaml", "sweep-half", config, trials=2, scheduler="none")
 
     in_this_process(patch)
+    ablate("store", "ablation", config, seeds=1, only=["no-state", "ridge"])
     scored("store", "run/best", "scores", config)
     scored("store", "run/best", "scores-half", config, limit=3)
     scored("recordings", "run/best", "scores-recordings", config)
@@ -266,15 +266,6 @@ def make(patch):
     scored("recordings", "encoder/best", "encoder/scores", config)
 
 
-def make_grid():
-    """The grid's cells are tasks of Ray."""
-    import ray
-
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-    ablate("store", "ablation", Config.load("config.yaml"), seeds=1, only=["no-state", "ridge"])
-    ray.shutdown()
-
-
 LEFT_OUT = (
     "corpus", "encoder-store", "speech-encoder", "*/curves.png", "*/_ray", "**/README.md", "*/pictures", "*/index.html",
     "run/_state", "enrolled/_*", "enrolled/*.json*", "enrolled/used.parquet", "encoder/_*", "encoder/*.json*",
@@ -292,7 +283,6 @@ def main():
         os.chdir(folder)
         with pytest.MonkeyPatch.context() as patch:
             make(patch)
-        make_grid()
         for pattern in LEFT_OUT:
             for path in list(Path().glob(pattern)):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()

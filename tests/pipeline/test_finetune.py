@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 import torch
 from finetune_cases import LEARNED, Heard, write_encoder
-from training_cases import comparable, run_together
+from training_cases import comparable, run_together, train
 
-from vaemo.cluster.train import train
 from vaemo.errors import FeatureMismatchError, ReadManifestError, UsageError
 from vaemo.training.run_folder import restore_state, save_state
 from vaemo.training.trainer import Trainer

@@ -15,6 +15,7 @@ import pytest
 import soundfile
 from odd_files import write_av
 
+from vaemo.audio import headers
 from vaemo.audio.decoder import AudioProblem, Decoder
 from vaemo.audio.recording import Recording
 from vaemo.config import AudioConfig
@@ -82,7 +83,8 @@ def packets_dropped(codec, rate, first_s, last_s, **options):
         content = io.BytesIO()
         name = options.get("format", path.suffix[1:])
         full = path.with_name(f"full-{path.name}")
-        write_av(full, at_rate(signal(), rate), rate, codec, **options)
+        write = write_sf(rate, "VORBIS", "OGG") if codec == "vorbis" else write_with_av(codec, rate, **options)
+        write(full)
         with av.open(str(full)) as source, av.open(content, "w", format=name.replace("mka", "matroska")) as target:
             track = target.add_stream_from_template(source.streams.audio[0])
             for packet in source.demux(source.streams.audio[0]):
@@ -119,6 +121,8 @@ FORMATS = {
     "a.opus": write_sf(16000, "OPUS", "OGG"),
     "a.aiff": write_sf(16000, "PCM_16"),
     "a.w64": write_sf(16000, "PCM_16"),
+    "av.ogg": packets_dropped("vorbis", 16000, 0.0, 0.0),
+    "av.opus": write_with_av("libopus", 48000, format="ogg"),
     "a.mp3": write_with_av("libmp3lame", 16000),
     "a.m4a": write_with_av("aac", 16000),
     "a.aac": write_with_av("aac", 16000, format="adts"),
@@ -132,6 +136,7 @@ GAPS = {
     "gap.m4a": packets_dropped("aac", 16000, 8.0, 13.0, format="mp4"),
     "gap.mka": packets_dropped("flac", 16000, 8.0, 13.0),
     "gap.ts": packets_dropped("aac", 16000, 8.0, 13.0, format="mpegts"),
+    "gap.opus": packets_dropped("libopus", 48000, 8.0, 13.0, format="ogg"),
     "late.mka": packets_dropped("flac", 16000, 0.0, 2.0),
 }
 DAMAGED = {
@@ -185,6 +190,44 @@ def test_what_is_missing_is_silence_and_is_counted(name, decoder, tmp_path):
     assert np.abs(inside).max() < 1e-3
     assert recording.lost_s(first_s + 0.3, last_s - 0.3) == pytest.approx(last_s - first_s - 0.6, abs=0.05)
     assert recording.lost_s(14.0, 15.0) == 0
+
+
+def without_page(content, number):
+    """An Ogg without one of its pages."""
+    begins = [0]
+    while begins[-1] < len(content):
+        at = begins[-1]
+        table = content[at + 27 : at + 27 + content[at + 26]]
+        begins.append(at + 27 + len(table) + sum(table))
+    return content[: begins[number]] + content[begins[number + 1] :]
+
+
+NOT_PLAIN = {
+    "a byte is another": lambda content: content[:5000] + bytes([content[5000] ^ 1]) + content[5001:],
+    "a page is missing": lambda content: without_page(content, 5),
+    "the last page is missing": lambda content: without_page(content, content.count(b"OggS") - 1),
+    "it is cut": lambda content: content[:-10],
+    "something follows": lambda content: content + bytes(10),
+    "another follows": lambda content: content + content,
+}
+
+
+@pytest.mark.parametrize("name", ["a.ogg", "a.opus", "av.ogg", "av.opus"])
+def test_an_ogg_is_plain_if_all_its_pages_are_whole_and_count_its_samples(name, tmp_path):
+    path = tmp_path / name
+    FORMATS[name](path)
+    whole = path.read_bytes()
+    assert headers.is_plain_ogg(str(path))
+    for change in NOT_PLAIN.values():
+        path.write_bytes(change(whole))
+        assert not headers.is_plain_ogg(str(path))
+
+
+@pytest.mark.parametrize(("codec", "rate"), [("vorbis", 16000), ("libopus", 48000)])
+def test_an_ogg_whose_time_stamps_jump_is_not_plain(codec, rate, tmp_path):
+    path = tmp_path / "gap.ogg"
+    packets_dropped(codec, rate, 8.0, 13.0)(path)
+    assert not headers.is_plain_ogg(str(path))
 
 
 @pytest.mark.parametrize("name", DAMAGED)

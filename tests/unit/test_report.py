@@ -308,6 +308,20 @@ def test_calls_where_nothing_is_scored_make_a_report(tmp_path):
     assert data_of(tmp_path / "out" / "index.html")["overview"]["mean"] == {"valence": None, "arousal": None}
 
 
+def test_voices_of_one_role_stay_apart_and_calls_without_evidence_are_listed(tmp_path, no_drawing):
+    heard = make_scores(n_sessions=1)
+    voices = make_scores(n_sessions=3, role="unknown", status="not_scored_role", valence=None, arousal=None, channel=0)
+    rows = [row for row in voices.to_pylist() if row["session_id"] > "call-000.wav"]
+    for number, row in enumerate(rows):
+        row["voice"] = number % 2
+    table = scores.conform(pa.Table.from_pylist([*heard.to_pylist(), *(r for r in rows if r["position"] is not None)]))
+    write_report(write(tmp_path / "scores", table), str(tmp_path / "out"), Config())
+    data = data_of(tmp_path / "out" / "index.html")
+    assert data["unscored"] == {"n": 2, "session_id": ["call-001.wav", "call-002.wav"]}
+    assert data["curves"]["call-001.wav"]["who"] == ["unknown, voice 0", "unknown, voice 1"]
+    assert "customer" in data["curves"]["call-000.wav"]["who"]
+
+
 def test_pictures_are_drawn(tmp_path):
     from vaemo.evaluation import pictures
 

@@ -2,6 +2,7 @@
 
 import sys
 import types
+from importlib.util import find_spec
 
 import pytest
 
@@ -11,6 +12,10 @@ from vaemo.training.trackers import Trackers
 LINE = {"epoch": 3, "train_loss": 0.5, "feedback_gain_valence": None}
 
 
+tensorboard = pytest.mark.skipif(not find_spec("tensorboard"), reason="the extra trackers is not installed")
+
+
+@tensorboard
 @pytest.mark.parametrize("scheme", ["", "file://"])
 def test_tensorboard_writes_what_it_is_told_whole_after_every_epoch(tmp_path, scheme):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -27,6 +32,7 @@ def test_tensorboard_writes_what_it_is_told_whole_after_every_epoch(tmp_path, sc
     assert [event.step for event in events.Scalars("train_loss")] == [3, 4]
 
 
+@tensorboard
 def test_a_disk_without_room_for_tensorboard_says_so(tmp_path, monkeypatch):
     from torch.utils.tensorboard import SummaryWriter
 

@@ -5,9 +5,9 @@ import pyarrow as pa
 import pytest
 
 from vaemo import files
-from vaemo.cluster import ablate, train
 from vaemo.config import Config
-from vaemo.errors import LabelError, ReadStoreError, UsageError
+from vaemo.errors import LabelError, OtherRunError, ReadStoreError, UsageError
+from vaemo.pipeline import ablation, training
 from vaemo.speakers import Enrolments, running_means, unit
 from vaemo.store import SCHEMA_VERSION, FeatureStore
 from vaemo.training.data import TrainingData
@@ -174,44 +174,69 @@ def test_what_is_packed_is_what_is_trained_on(store):
     assert set(one.splits[0]) == {"train", "dev"}
 
 
-def test_folds_share_their_sessions_unless_voices_differ(store, tmp_path, monkeypatch):
+class CaughtError(Exception):
+    """Carries the jobs that an executor was to run."""
+
+
+class Catching:
+    def train(self, jobs, **options):
+        raise CaughtError(jobs)
+
+
+def caught(act, *given, **options):
+    with pytest.raises(CaughtError) as error:
+        act(*given, Catching(), **options)
+    return error.value.args[0]
+
+
+def test_folds_share_their_sessions_unless_voices_differ(store, tmp_path):
     write_store(store, fold=sorted("abc" * 8))
-    monkeypatch.setattr(train.ray, "put", lambda value: value)
-    monkeypatch.setattr(train.ray, "get", lambda value: value)
+    for number, settings in enumerate((config(), enrolled())):
+        out = str(tmp_path / f"run{number}")
+        caught(training.train, store, out, settings, folds="by=fold")
+        files.write_json(files.join(out, "fold-b", "seed-0", "summary.json"), {"epoch": 2})
+        files.write_json(files.join(out, "fold-b", "summary.json"), {"epoch": 2})
+        jobs = caught(training.train, store, out, settings, folds="by=fold")
+        assert [(job.part, job.out, job.config.train.seed) for job in jobs.jobs] == [
+            ("a", f"{out}/fold-a", 0), ("c", f"{out}/fold-c", 0),
+        ]  # fmt: skip
+        data = TrainingData.open(store, settings, folds="by=fold")
+        for job, fold in zip(jobs.jobs, (data.parts[0], data.parts[2]), strict=True):
+            assert jobs.part(job) == (job.part if number else None)
+            sessions = jobs.pack(jobs.part(job))
+            for name in ("train", "dev"):
+                heard = [session.streams["speaker"] for session in data.sessions(fold) if session.split == name]
+                found = sessions.split(jobs.work.fold[job.part], name).gathered().features.speaker
+                np.testing.assert_array_equal(found, np.concatenate(heard))
+
+
+def test_seeds_are_jobs_of_their_own_below_each_fold(store, tmp_path):
+    write_store(store, fold=sorted("abc" * 8))
     out = str(tmp_path / "run")
-    files.write_json(files.join(out, "fold-b", "summary.json"), {"epoch": 2})
-
-    def jobs(config):
-        data = TrainingData.open(store, config, folds="by=fold")
-        return data, list(train._fold_jobs({"workers": 1}, data, out, "0123456789abcdef"))
-
-    data, (a, c) = jobs(config())
-    assert a["sessions"] is c["sessions"]
-    assert [(job["fold"], job["part"], job["name"]) for job in (a, c)] == [
-        ("a", 0, "train-0123456789ab-a"), ("c", 2, "train-0123456789ab-c"),
-    ]  # fmt: skip
-    data, (a, c) = jobs(enrolled())
-    for job, fold in ((a, data.parts[0]), (c, data.parts[2])):
-        for name in ("train", "dev"):
-            heard = [session.streams["speaker"] for session in data.sessions(fold) if session.split == name]
-            found = job["sessions"].split(job["part"], name).gathered().features.speaker
-            np.testing.assert_array_equal(found, np.concatenate(heard))
+    jobs = caught(training.train, store, out, config("train.seed=5"), folds="by=fold", seeds=2)
+    assert [(job.part, job.out.removeprefix(out), job.config.train.seed) for job in jobs.jobs] == [
+        (fold, f"/fold-{fold}/seed-{seed}", 5 + seed) for fold in "abc" for seed in range(2)
+    ]
+    assert {job.data for job in jobs.jobs} == {TrainingData.open(store, config(), folds="by=fold").digest}
+    with pytest.raises(OtherRunError, match=r"seeds was 2, is now 3"):
+        caught(training.train, store, out, config("train.seed=5"), folds="by=fold", seeds=3)
 
 
-def test_a_grid_hears_in_each_fold_what_its_splits_may_hear(store, monkeypatch):
+def test_a_grid_hears_in_each_fold_what_its_splits_may_hear(store, tmp_path):
     raw = write_store(store, fold=sorted("abc" * 8))
-    monkeypatch.setattr(ablate.ray, "put", lambda value: value)
-    means = ablate._share(TrainingData.open(store, config("features.speaker_aggregation=running_mean"), folds="k=2"))
-    one, other = means.values()
-    assert one is other
+    settings = config("features.speaker_aggregation=running_mean")
+    jobs = caught(ablation.ablate, store, str(tmp_path / "means"), settings, folds="k=2")
+    (part,) = {jobs.part(job) for job in jobs.jobs}
     by_session = raw.reshape(SESSIONS, len(SPEAKERS), 3)
     expected = [running_means(vectors, np.array(SPEAKERS)) for vectors in by_session]
-    np.testing.assert_array_equal(one.features.speaker, np.concatenate(expected))
+    np.testing.assert_array_equal(jobs.pack(part).features.speaker, np.concatenate(expected))
 
+    jobs = caught(ablation.ablate, store, str(tmp_path / "enrolled"), enrolled(), folds="by=fold")
     data = TrainingData.open(store, enrolled(), folds="by=fold")
-    for fold, packed in zip(data.parts, ablate._share(data).values(), strict=True):
+    assert {jobs.part(job) for job in jobs.jobs} == {fold.name for fold in data.parts}
+    for fold in data.parts:
         expected = [session.streams["speaker"] for session in data.sessions(fold)]
-        np.testing.assert_array_equal(packed.features.speaker, np.concatenate(expected))
+        np.testing.assert_array_equal(jobs.pack(fold.name).features.speaker, np.concatenate(expected))
 
 
 def test_the_past_is_packed_once_for_all_folds_and_only_what_the_model_takes(store, capsys):

@@ -1,6 +1,7 @@
 """What is tried next: TPE finds what chance does not, goes on where it stopped, and respects conditions."""
 
 import json
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -32,7 +33,12 @@ def value_of(point):
     return value - (0.1 * abs(np.log2(point["updater.d_state"] / 32)) if "updater.d_state" in point else 0.3)
 
 
+tpe = pytest.mark.skipif(not find_spec("optuna"), reason="the extra search is not installed")
+
+
 def run(space, method, seed, trials):
+    if method == "tpe":
+        pytest.importorskip("optuna", reason="the extra search is not installed")
     search = Search(space, method, seed)
     found = []
     for number in range(trials):
@@ -70,6 +76,7 @@ def test_a_search_goes_on_as_if_it_had_not_stopped(space, method):
         again.tell(number, whole[number], value_of(whole[number]))
 
 
+@tpe
 def test_failed_and_stopped_trials_teach_where_not_to_look(space):
     def share_of_mamba(end):
         search = Search(space, "tpe", 1)
@@ -91,6 +98,7 @@ def test_failed_and_stopped_trials_teach_where_not_to_look(space):
     assert share_of_mamba(stopped) < share_of_mamba(good) - 0.3
 
 
+@tpe
 def test_failed_trials_are_told_too(space):
     search = Search(space, "tpe", 1)
     for number in range(12):
@@ -98,15 +106,21 @@ def test_failed_trials_are_told_too(space):
     assert space.holds(search.point(12))
 
 
+@tpe
 def test_a_config_outside_the_space_teaches_nothing(space):
     search = Search(space, "tpe", 0)
     search.tell(0, {"model.updater": "none"}, 0.9)
     assert space.holds(search.point(1))
 
 
+@tpe
 def test_a_choice_of_lists_is_told_as_it_was_saved(tmp_path):
     path = tmp_path / "space.yaml"
-    path.write_text(yaml.safe_dump({"model.speaker_norm": {"choice": [[], ["prosody"], ["speech"]]}}))
+    path.write_text(
+        yaml.safe_dump(
+            {"model.speaker_norm": {"choice": [[], ["prosody"], ["speech"]]}, "train.lr": {"uniform": [0, 1]}}
+        )
+    )
     space = read_space(path, Config())
     search, again = Search(space, "tpe", 0), Search(space, "tpe", 0)
     for number in range(1, 12):
@@ -130,3 +144,52 @@ def test_grid(tmp_path):
 def test_only_a_grid_ends(space):
     assert METHODS == ("tpe", "random", "grid")
     assert Search(space, "random", 0).trials is None
+
+
+SMALL = {
+    "model.updater": {"choice": ["mamba", "gru"]},
+    "updater.layers": {"int": [1, 2], "when": {"model.updater": "gru"}},
+}
+
+
+def small_space(folder, entries=SMALL):
+    path = folder / "space.yaml"
+    path.write_text(yaml.safe_dump(entries, sort_keys=False))
+    return read_space(path, Config())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_point_of_a_small_space_comes_once_and_then_no_more(tmp_path, method):
+    space = small_space(tmp_path)
+    search = Search(space, method, 0)
+    found = []
+    for number in range(3):
+        found.append(search.point(number))
+        search.tell(number, found[-1], 0.5)
+    assert sorted(map(json.dumps, found)) == sorted(map(json.dumps, space.grid()))
+    assert search.point(3) is None
+    again = Search(space, method, 0)
+    again.tell(1, found[1], 0.5)
+    again.take(found[2])
+    assert again.point(3) is None, "what an earlier run has begun or ended is not drawn again"
+
+
+def test_a_point_that_is_drawn_again_makes_place_for_another(tmp_path):
+    """Half of what is drawn has one value; the other half is endless."""
+    entries = {
+        "model.updater": {"choice": ["mamba", "gru"]},
+        "train.lr": {"loguniform": [1e-4, 1e-2], "when": {"model.updater": "gru"}},
+    }
+    for method in ("tpe", "random"):
+        search = Search(small_space(tmp_path, entries), method, 0)
+        found = []
+        for number in range(24):
+            found.append(search.point(number))
+            search.tell(number, found[-1], 0.5)
+        assert len({json.dumps(point) for point in found}) == 24
+
+
+def test_repeated_values_of_a_grid_count_once(tmp_path):
+    search = Search(small_space(tmp_path, {"updater.layers": {"choice": [1, 2, 2, 1]}}), "grid", 0)
+    assert search.trials == 2
+    assert [search.point(number) for number in range(3)] == [{"updater.layers": 1}, {"updater.layers": 2}, None]

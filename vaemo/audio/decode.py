@@ -3,12 +3,14 @@
 `vaemo.audio.decoder.Decoder` starts this file as a program and talks with it over two pipes. A request is a JSON line:
 `{"open": PATH, "headerless": [CODEC, RATE, CHANNELS] or null}` or `{"read": [START, STOP]}` (frames of the file that
 is open). An answer is JSON behind its length (4 bytes, little end first); that of a read is followed by its samples,
-float32, frame after frame. soundfile decodes what has no time stamps, PyAV (FFmpeg) the rest. Nothing of vaemo but
-the files beside this one is loaded, and no torch, so that the child starts in a moment.
+float32, frame after frame. soundfile decodes what has no time stamps, or none that say more than the samples, PyAV
+(FFmpeg) the rest. Nothing of vaemo but the files beside this one is loaded, and no torch, so that the child starts in a
+moment.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
 import json
@@ -60,7 +62,7 @@ DecodeError = timeline.DecodeError
 
 
 class SoundFile:
-    """What libsndfile reads, without time stamps: WAV (PCM, mu-law, A-law, GSM, ADPCM), FLAC, AIFF, AU, W64.
+    """What libsndfile reads, without time stamps: WAV (PCM, mu-law, A-law, GSM, ADPCM), FLAC, AIFF, AU, W64, plain Ogg.
 
     Where it fails in the middle, FFmpeg goes on.
 
@@ -180,6 +182,11 @@ def _open_headerless(path: str, codec: str, rate: int, channels: int) -> Any:
 
 def _open_links(path: str, head: bytes) -> Any:
     """A file with what was joined to it."""
+    if head.startswith(b"OggS") and headers.is_plain_ogg(path):
+        with contextlib.suppress(*_sf_errors()):
+            audio = SoundFile(path)
+            if audio.frames and audio.frames != _UNKNOWN_FRAMES:
+                return audio
     stop = headers.next_link(path)
     audio = _open_link(path, head, stop)
     if stop is None:
@@ -199,11 +206,16 @@ def _open_links(path: str, head: bytes) -> Any:
     return timeline.Chain(audio, follow)
 
 
-def _open_link(path: str, head: bytes, stop: int | None) -> Any:
-    """A file up to where another begins."""
+def _sf_errors() -> tuple[type[Exception], ...]:
+    """What opening a file with soundfile may raise."""
     import soundfile
 
-    errors = (soundfile.LibsndfileError, ValueError, OverflowError, TypeError)
+    return soundfile.LibsndfileError, ValueError, OverflowError, TypeError
+
+
+def _open_link(path: str, head: bytes, stop: int | None) -> Any:
+    """A file up to where another begins."""
+    errors = _sf_errors()
     file: Any = path if stop is None else headers.Window(path, 0, stop)
     if head.startswith(_SOUNDFILE):
         if stop is None:
@@ -299,7 +311,9 @@ def answer(request: dict[str, Any], audio: Any) -> tuple[dict[str, Any], bytes |
         if audio is None:
             raise DecodeError("no file is open")
         samples = np.ascontiguousarray(audio.read(*request["read"]), dtype="<f4")
-        info = {"frames": len(samples), "lost": audio.lost, "broken": audio.broken}
+        info = {"frames": len(samples)}
+        if audio.lost or audio.broken:
+            info |= {"lost": audio.lost, "broken": audio.broken}
         return info, memoryview(samples.data).cast("B") if samples.size else b"", audio
     except FileNotFoundError:
         return {"status": "missing", "reason": "there is no such file"}, b"", None

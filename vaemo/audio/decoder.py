@@ -135,7 +135,7 @@ class Decoder:
         samples = np.empty((answer["frames"], channels), np.float32)
         if samples.size:
             self._receive(memoryview(samples.data).cast("B"), self._deadline)
-        return Block(samples, tuple(Lost(*lost) for lost in answer["lost"]), answer["broken"])
+        return Block(samples, tuple(Lost(*lost) for lost in answer.get("lost", ())), answer.get("broken"))
 
     @property
     def alive(self) -> bool:

@@ -159,6 +159,11 @@ class UtteranceFinder:
         self._done = 0
         self._waiting = np.zeros((channels, 0), np.float32)
 
+    @property
+    def heard_s(self) -> float:
+        """How much was taken, to a frame."""
+        return (self._done * FRAME + self._waiting.shape[1]) / SAMPLING_RATE_HZ
+
     def push(self, block: np.ndarray) -> list[Utterance]:
         """Take the next samples, (C, n), float32, 16 kHz; give the utterances that they end."""
         waiting = np.concatenate([self._waiting, block], axis=1)

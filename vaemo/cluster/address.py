@@ -83,7 +83,7 @@ def temporary_folder() -> str | None:
 
     Raises:
         UsageError: if RAY_TMPDIR is too long.
-        StorageError: if there is no room, for want of which Ray would not come up and not say why.
+        StorageError: if there is too little room: Ray would then fail to start without saying why.
     """
     folder, most = os.path.dirname(get_default_ray_temp_dir()), _LONGEST_SOCKET - len(_SOCKET.format(os.getpid())) - 1
     if len(os.fsencode(folder)) <= most:

@@ -10,6 +10,7 @@ from vaemo.cluster.runtime import connect, fit_pool, run_shards
 from vaemo.config import Config
 from vaemo.features import Extractor
 from vaemo.pipeline.executors import Worker
+from vaemo.training.jobs import Jobs
 
 
 class OnRay:
@@ -42,3 +43,10 @@ class OnRay:
         connect()
         with encoder_stage(extractors, config, len(shards)) as encoders:
             yield from run_shards(worker, {**arguments, "ready": encoders}, shards, needs=needs)
+
+    def train(self, jobs: Jobs, *, workers: int = 1) -> None:
+        """Run jobs of training side by side: see `vaemo.cluster.jobs`."""
+        # Ray Tune takes a second to import.
+        from vaemo.cluster.jobs import run_jobs
+
+        run_jobs(jobs, workers=workers)

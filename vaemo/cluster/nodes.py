@@ -12,7 +12,7 @@ from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from vaemo import files
-from vaemo.errors import ClusterError, named
+from vaemo.errors import ClusterError, UsageError, named
 from vaemo.manifest import file_of
 
 _GROUP_LABEL = "ray.io/node-group"
@@ -55,6 +55,57 @@ def capacity() -> list[Nodes]:
 def total(resource: str) -> float:
     """How much of a resource, `CPU` or `GPU`, the cluster has or may grow to."""
     return sum(nodes.count * nodes.resources.get(resource, 0.0) for nodes in capacity())
+
+
+GPU_SHARE = 0.25
+"""Of a GPU for each of several jobs: a session model is small, and four keep one busy."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """What a job takes of the cluster.
+
+    Attributes:
+        workers: Processes that compute it together, a CPU for each.
+        gpus: Share of a GPU for each of them.
+        at_once: Jobs that fit side by side.
+    """
+
+    workers: int
+    gpus: float
+    at_once: int
+
+    @staticmethod
+    def of(workers: int, gpus: float | None, jobs: int) -> Share:
+        """What each of so many jobs takes.
+
+        Args:
+            workers: As above.
+            gpus: As above; None is a whole GPU for a job alone, or for each of several workers where there are as many,
+                a part of one for others.
+            jobs: How many there are.
+
+        Raises:
+            UsageError: for a negative share.
+            ClusterError: if the cluster is too small for one job.
+        """
+        cpus, there = int(total("CPU")), total("GPU")
+        if cpus < workers:
+            raise ClusterError(f"--workers {workers} need {workers} CPUs; the Ray cluster has {cpus}.")
+        if gpus is not None and gpus < 0:
+            raise UsageError(f"--gpus {gpus:g}: give a share of a GPU, 0 or more.")
+        if gpus is None:
+            gpus = GPU_SHARE if workers == 1 and jobs > 1 and there else float(there >= workers)
+        fit = sum(
+            nodes.count * min(nodes.cpus, math.floor(nodes.resources.get("GPU", 0.0) / gpus) if gpus else nodes.cpus)
+            for nodes in capacity()
+        )
+        if fit < workers:
+            raise ClusterError(
+                f"--gpus {gpus:g} for each process, and the Ray cluster has {there:g} GPUs, on nodes with CPUs for "
+                f"{fit} of {workers}."
+            )
+        return Share(workers, gpus, max(1, min(fit // workers, jobs)))
 
 
 def driver_node() -> NodeAffinitySchedulingStrategy:

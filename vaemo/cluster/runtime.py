@@ -107,7 +107,7 @@ def _init(address: str | None) -> None:
 
     threading.Thread(target=speak, daemon=True).start()
     try:
-        # Where Ray is started for this job alone nobody is told of a dashboard, whose processes cost seconds.
+        # A Ray that is started for this job alone needs no dashboard, whose processes take seconds to start.
         quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False, "include_dashboard": False}
         with _without_log_level():
             ray.init(address, _temp_dir=folder, **quiet)
@@ -144,7 +144,7 @@ class Pool:
         workers: As many as fit the nodes that are there, at least one.
         most: As many as fit once the autoscaler has done all it may.
         cpus: What each of them reserves.
-        gpus: Likewise.
+        gpus: GPU share that each of them reserves.
     """
 
     workers: int

@@ -1,53 +1,53 @@
 """A sweep on Ray Tune: trials side by side, what each gave kept by its number.
 
-The distributed form of `vaemo.tuning`. Ray Tune places the trials and ends poor ones early; what is finished, what is
-under way and what comes next is read from the sweep's folder, so that a sweep that was killed anywhere goes on when it
-is run again. A trial goes on from the epoch at which it was last saved.
+The distributed form of `vaemo.tuning`. `vaemo.cluster.jobs` runs the trials; this decides which ends early, and what
+comes next. What is finished and what is under way is read from the sweep's folder, so that a sweep that was killed
+anywhere goes on when it is run again: Ray Tune's own way to go on unpickles what lies there. Its searchers are not used
+for the same reason: they know of earlier trials only what they have pickled.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import uuid
-from collections import Counter
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
-import ray
-from ray.tune import (
-    FailureConfig,
-    RunConfig,
-    TuneConfig,
-    Tuner,
-    grid_search,
-    with_parameters,
-    with_resources,
-)
-from ray.tune.schedulers import TrialScheduler
+import numpy as np
+from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, PopulationBasedTraining, TrialScheduler
 
 from vaemo import files
-from vaemo.cluster.nodes import check_visible, total
-from vaemo.cluster.runtime import NO_PROGRESS_S, connect
-from vaemo.cluster.tune_search import Recorder, Suggestions, make_scheduler
-from vaemo.cluster.tune_trial import MAX_FAILURES, Job, run_trial
+from vaemo.cluster.jobs import run_jobs
 from vaemo.config import Config
-from vaemo.errors import ClusterError, UsageError
+from vaemo.errors import UsageError
 from vaemo.model.checks import used_streams
 from vaemo.parts.shards import claim_folder, digest
-from vaemo.progress import say
+from vaemo.progress import duration, say
 from vaemo.training import run_folder
-from vaemo.training.data import SECTIONS, TrainingData
+from vaemo.training.data import SECTIONS, SplitSessions, TrainingData
 from vaemo.training.end_to_end import check_encoder_settings
+from vaemo.training.jobs import Failure, Job, Jobs, Line
+from vaemo.tuning.held_out import HeldOut, told
 from vaemo.tuning.search import Method, Scheduler, Search, default_method
 from vaemo.tuning.space import WHILE_TRAINING, Point, Space, read_space
-from vaemo.tuning.sweep import MARKER, Sweep, read_state
-from vaemo.tuning.trial import METRIC, saved_point, total_steps
+from vaemo.tuning.sweep import DONE, FAILED, MARKER, STOPPED, Record, Sweep
+from vaemo.tuning.trial import METRIC, Searching, equal_steps, read_state, saved_point, schedule_end, total_steps
 from vaemo.tuning.write import write_summary
 
 TRIALS = 20
 """Trials of a sweep, where nobody says how many."""
+
+SHOWN_EVERY_S = 10.0
+
+GRACE, REDUCTION = 0.25, 2
+"""ASHA ends no trial before this share of its steps, or before the sampling schedule's end where that is later; from
+there on, at every doubling, those that are not in the better half."""
+
+PERTURBATIONS = 10
+"""How often population-based training compares, over the steps of a trial."""
 
 
 def tune(
@@ -74,18 +74,19 @@ def tune(
         trials: How many in all; None is 20, or the whole grid.
         search: How points are drawn; None is `tpe`, or `random` without Optuna.
         scheduler: `asha` ends poor trials early, `none` none. `auto` is `asha`, but `none` where the sampling schedule
-            is searched, since a run that is still fed labels looks poor when it runs free, and with several workers,
-            whose CPUs Ray Tune would not free. `pbt` (population-based training) lets poor trials go on from good
-            ones, with other values.
+            is searched, since a run that is still fed labels looks poor when it runs free. `pbt` (population-based
+            training) lets poor trials go on from good ones, with other values.
         workers: Processes that train one trial together; divides `train.lanes`.
-        gpus: Share of a GPU for each process; None is a whole one where the cluster has any.
-        folds: As for `vaemo.cluster.train`; the mean over folds is searched for.
+        gpus: Share of a GPU for each process; None is a quarter where the cluster has any, with several workers a
+            whole one.
+        folds: As for `vaemo.pipeline.training`; the mean over folds is searched for.
         seeds: Trainings of each trial and fold, likewise.
 
     Raises:
         UsageError: for options that do not fit each other, or the space; see `read_space`.
         OtherRunError: if `out` holds a sweep with other settings or data.
         ClusterError: if the cluster has too few CPUs or GPUs, or nodes are lost and trials find no place again.
+        StorageError: if a disk is full or refuses.
         SweepFailedError: if no trial ran to its end.
         VaemoError: what `vaemo.splits`, `vaemo.sessions` and `vaemo.training.trainer` raise of the data.
     """
@@ -94,9 +95,7 @@ def tune(
     method: Method = search or ("random" if scheduler == "pbt" else default_method())
     points = Search(around, method, config.train.seed)
     data = _read(store, config, folds)
-    sessions = data.pack()
-    dims = {stream: values.shape[-1] for stream, values in sessions.split(0, "train").features.items()}
-    around.check_together(("model.prosody", "model.film"), lambda config: used_streams(config.model, dims))
+    around.check_together(("model.prosody", "model.film"), lambda config: used_streams(config.model, data.store.dims))
     settings = {
         "space": around.to_plain(),
         "search": method,
@@ -105,49 +104,199 @@ def tune(
         "seeds": seeds,
         **config.decisive(*SECTIONS),
     }
+    if data.voices_differ:
+        data.pack()  # which says why not
     fingerprint = digest(json.dumps(settings), config.features.speaker_aggregation, data.digest)
     claim_folder(out, MARKER, fingerprint, {"data": data.digest, "settings": settings}, inputs=data.store.parts)
     sweep = Sweep(out)
-    wanted = trials or points.trials or TRIALS
-    if points.trials is not None:
-        wanted = min(wanted, points.trials)
+    held_out = HeldOut.open(sweep, data)
+    wanted = min(trials or points.trials or TRIALS, points.trials or trials or TRIALS)
     left = [number for number in range(wanted) if number not in sweep.records]
     if left:
-        connect()
-        check_visible([store, files.join(out, MARKER)])
-        share = _gpu_share(gpus)
-        slots = min(_slots(workers, share), len(left))
         finished = f", {wanted - len(left)} of them finished" if len(left) < wanted else ""
-        say(f"{wanted} trials{finished}, {slots} at a time, {len(data.parts) * seeds} training(s) each")
-        steps = total_steps(sessions, config)
-        shared = ray.put(sessions)
-        # What the driver looks at lies there too: it holds no features of its own from here on.
-        sessions = ray.get(shared)
-        job = Job(
-            store=data.store,
-            out=out,
-            space=around,
-            data=shared,
-            steps=steps,
-            origin=run_folder.origin_of(data.store, config, data.digest),
-            seeds=seeds,
+        say(f"{wanted} trials{finished}, {len(data.parts) * seeds} training(s) each")
+        lengths = data.pack(features=False)
+        course = _Course(sweep, points, around, lengths, total_steps(lengths, config), data.digest, wanted)
+        decide = partial(make_scheduler, decided(scheduler, around), around, sweep, round(course.steps), course.moved)
+        run_jobs(
+            Jobs(
+                work=Searching(data.store, run_folder.origin_of(data.store, config, data.digest), seeds),
+                jobs=course.jobs(left),
+                pack=lambda part: data.pack(),
+                ended=course.ended,
+                count=len(left),
+                storage=files.join(out, "_ray"),
+                needs=[store, files.join(out, MARKER)],
+                heard=course.heard,
+                again=course.again,
+            ),
             workers=workers,
-            gpus=share,
-            patience_s=NO_PROGRESS_S,
+            gpus=gpus,
+            decide=decide,
+            population=scheduler == "pbt",
         )
-        for record in sweep.records.values():
-            points.tell(record.number, record.point, record.value, stopped_at=record.stopped_at)
-        deaths: Counter[int] = Counter()
-        while left:
-            job = dataclasses.replace(job, population=tuple(left) if scheduler == "pbt" else None)
-            decider = make_scheduler(_decided(scheduler, around, workers), around, sweep, round(steps))
-            _run(job, Recorder(job, sessions, sweep, points, wanted, deaths), decider, sweep, points, left, slots)
-            # Ray Tune may end trials for the loss of a node, which have not failed: see `Recorder.on_trial_error`.
-            left = [number for number in left if number not in sweep.records]
-    summary = write_summary(sweep, around)
+    summary = write_summary(sweep, around, held_out)
     best = summary["best"]
     say(f"done: dev CCC-avg {best[METRIC]:.3f}, trial {best['trial_id']} of {len(sweep.records)}; {out}/index.html")
+    if summary["held_out"]:
+        say(told(summary["held_out"]))
     return summary
+
+
+class _Course:
+    """The jobs of a sweep as they come, and what becomes of them.
+
+    Args:
+        sweep: What has been found so far; added to.
+        points: The search; told of it.
+        space: What is searched.
+        sessions: What the trials learn from, without features.
+        steps: Optimiser steps that every training makes, as nearly as whole epochs allow.
+        data: Digest of what they learn from.
+        trials: How many there will be in all.
+    """
+
+    def __init__(
+        self, sweep: Sweep, points: Search, space: Space, sessions: SplitSessions, steps: float, data: str, trials: int
+    ) -> None:
+        self.steps = steps
+        self._sweep, self._points, self._space, self._sessions = sweep, points, space, sessions
+        self._data, self._trials, self._before = data, trials, len(sweep.records)
+        self._started = self._shown = time.monotonic()
+
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        """Nothing: Ray Tune pickles its scheduler, to go on from a file that is never read here."""
+        return object, ()
+
+    def jobs(self, left: list[int]) -> Iterator[Job]:
+        """The trials that are left, those under way first."""
+        for record in self._sweep.records.values():
+            self._points.tell(record.number, record.point, record.value, stopped_at=record.stopped_at)
+        begun = self._sweep.unfinished
+        for taken in begun.values():
+            self._points.take(taken)
+        for number in sorted(left, key=lambda number: (number not in begun, number)):
+            point = begun.get(number) or self._points.point(number)
+            if point is None:
+                self._trials = number
+                say(f"all points of the space are trained: the sweep ends after {number} trials")
+                return
+            if number not in begun:
+                self._sweep.begin(number, point)
+            job = Job(number, f"trial {number:04d}", self._sweep.folder(number), self._space.config, None, self._data)
+            try:
+                yield self.again(self.moved(job, point))
+            except UsageError as error:
+                self.ended(dataclasses.replace(job, point=point), {}, Failure.of(error))
+
+    def moved(self, job: Job, point: Point) -> Job:
+        """A job at another point."""
+        config = equal_steps(self._space.apply(point), self._sessions, self.steps)
+        return dataclasses.replace(job, config=config, point=point)
+
+    def again(self, job: Job) -> Job:
+        """A job where it was saved last: a member of a population may stand at another point than it began at."""
+        state = read_state(job.out)
+        return job if state is None else self.moved(job, saved_point(state))
+
+    def heard(self, job: Job, line: Line) -> None:
+        """An epoch of a trial has ended."""
+        if time.monotonic() - self._shown > SHOWN_EVERY_S:
+            self._say(f"{job.name}: step {line['step']:,} of {self.steps:,.0f}, dev CCC {line[METRIC]:.3f}")
+
+    def ended(self, job: Job, line: Line, failure: Failure | None) -> None:
+        """A trial has ended, by itself or by the scheduler."""
+        record = Record(
+            number=job.number,
+            status=FAILED if failure else DONE if line["finished"] else STOPPED,
+            point=dict(job.point),
+            config=job.config.to_dict(),
+            metrics={key: line[key] for key in line.get("measured", ())},
+            curve=[(step, value) for step, value in line.get("curve", ())],
+            error=failure.text if failure else None,
+        )
+        self._sweep.end(record)
+        self._points.tell(record.number, record.point, record.value, stopped_at=record.stopped_at)
+        values = ", ".join(f"{name} {_short(value)}" for name, value in record.point.items())
+        gave = f"failed, {record.error}" if failure else f"dev CCC {record.value:.3f}"
+        self._say(f"{job.name}: {gave}{', ended early' if record.status == STOPPED else ''} ({values})")
+
+    def _say(self, text: str) -> None:
+        self._shown = time.monotonic()
+        best, ended = self._sweep.best, len(self._sweep.records)
+        left = ""
+        if self._before < ended < self._trials:
+            each_s = (self._shown - self._started) / (ended - self._before)
+            left = f", about {duration(each_s * (self._trials - ended))} left"
+        so_far = f"best {best.value:.3f} (trial {best.trial_id}), " if best else ""
+        say(f"{text}; {so_far}{ended} of {self._trials} ended{left}")
+
+
+def _short(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def make_scheduler(name: Scheduler, space: Space, sweep: Sweep, steps: int, moved: Any = None) -> TrialScheduler:
+    """What decides, at the end of each epoch, whether a trial goes on.
+
+    Args:
+        name: See `tune`; not `auto`, which `decided` resolves.
+        space: What is searched.
+        sweep: What has been found so far.
+        steps: Optimiser steps of a trial.
+        moved: Gives a job at another point.
+    """
+    if name == "pbt":
+        random = np.random.default_rng([space.config.train.seed, len(sweep.records)])
+
+        def explore(given: dict[str, Any]) -> dict[str, Any]:
+            return {**given, "job": moved(given["job"], space.perturb(given["job"].point, random))}
+
+        return PopulationBasedTraining(
+            time_attr="step",
+            metric=METRIC,
+            mode="max",
+            perturbation_interval=max(steps / PERTURBATIONS, 1),
+            custom_explore_fn=explore,
+            log_config=False,
+            require_attrs=False,
+        )
+    if name == "none":
+        return FIFOScheduler()
+    asha = _Asha(
+        time_attr="step",
+        metric=METRIC,
+        mode="max",
+        max_t=steps,
+        grace_period=min(max(schedule_end(space, steps), int(GRACE * steps), 1), steps),
+        reduction_factor=REDUCTION,
+        stop_last_trials=False,
+    )
+    # What earlier trials reached decides over those to come, also after a restart.
+    for record in sweep.records.values():
+        # Neither method looks at the controller, or at more of a trial than this.
+        job = SimpleNamespace(number=record.number)
+        earlier: Any = SimpleNamespace(trial_id=record.trial_id, config={"job": job})
+        asha.on_trial_add(None, earlier)  # type: ignore[arg-type]
+        for step, value in record.curve:
+            asha.on_trial_result(None, earlier, {"step": step, METRIC: value})
+    return asha
+
+
+class _Asha(AsyncHyperBandScheduler):
+    """Lets trial 0 run to its end, however poor: it is what the others are compared with."""
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """Continue or stop."""
+        action = super().on_trial_result(tune_controller, trial, result)
+        return TrialScheduler.CONTINUE if trial.config["job"].number == 0 else action
+
+
+def decided(scheduler: Scheduler, space: Space) -> Scheduler:
+    """What `auto` stands for; others as they are."""
+    if scheduler != "auto":
+        return scheduler
+    return "none" if space.searches_schedule else "asha"
 
 
 def _check_options(space: Space, search: Method | None, scheduler: Scheduler, workers: int) -> None:
@@ -160,10 +309,10 @@ def _check_options(space: Space, search: Method | None, scheduler: Scheduler, wo
         raise UsageError(
             f"train.lanes may be {odd[0]}, which {workers} workers cannot share evenly; give --workers that divide it."
         )
-    if workers > 1 and scheduler in ("asha", "pbt"):
+    if workers > 1 and scheduler == "pbt":
         raise UsageError(
-            f"--scheduler {scheduler} ends or changes trials that train in one process; leave out --workers {workers}, "
-            "or take --scheduler none."
+            f"--scheduler pbt changes trials that train in one process; leave out --workers {workers}, or take "
+            "--scheduler asha or none."
         )
     if scheduler == "pbt":
         if search not in (None, "random"):
@@ -177,92 +326,9 @@ def _check_options(space: Space, search: Method | None, scheduler: Scheduler, wo
             )
 
 
-def _decided(scheduler: Scheduler, space: Space, workers: int) -> Scheduler:
-    """What `auto` stands for; others as they are."""
-    if scheduler != "auto":
-        return scheduler
-    return "none" if space.searches_schedule or workers > 1 else "asha"
-
-
 def _read(store: str, config: Config, folds: str | None) -> TrainingData:
     """What trials are to learn from, looked at."""
     data = TrainingData.open(store, config, folds)
     check_encoder_settings(config, None, data.store.info)
     data.check_labels()
     return data
-
-
-def _gpu_share(gpus: float | None) -> float:
-    there = total("GPU")
-    if gpus is not None and gpus < 0:
-        raise UsageError(f"--gpus {gpus:g}: give a share of a GPU, 0 or more.")
-    share = float(there >= 1) if gpus is None else gpus
-    if share > there:
-        raise ClusterError(f"--gpus {share:g} for each process, and the Ray cluster has {there:g} GPUs.")
-    return share
-
-
-def _slots(workers: int, gpus: float) -> int:
-    """Trials that run side by side."""
-    cpus = int(total("CPU"))
-    if cpus < workers:
-        raise ClusterError(f"--workers {workers} need {workers} CPUs; the Ray cluster has {cpus}.")
-    slots = cpus // workers
-    return max(1, min(slots, int(total("GPU") / (gpus * workers)))) if gpus else slots
-
-
-def _run(
-    job: Job,
-    recorder: Recorder,
-    scheduler: TrialScheduler,
-    sweep: Sweep,
-    points: Search,
-    left: Sequence[int],
-    slots: int,
-) -> None:
-    """The trials that are left, on Ray Tune."""
-    # The files of the trials are the record; Ray's own files and tables would only repeat them.
-    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
-    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
-    # What a failed trial reports has no metric.
-    os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"
-    # Ctrl-C ends the job, as it ends every other.
-    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
-    alone = job.workers == 1
-    population = [_population_point(sweep, points, number) for number in job.population or ()]
-    begun = {number: sweep.unfinished[number] for number in left if number in sweep.unfinished}
-    # Workers reserve their own CPUs. A trial that waits for them needs none, but Ray Tune wants it to need something.
-    resources = {"cpu": 1.0, "gpu": job.gpus} if alone else {"memory": 1.0}
-    name = f"sweep-{uuid.uuid4().hex[:12]}"
-    Tuner(
-        with_resources(with_parameters(run_trial, job=job), resources),
-        param_space={"point": grid_search(population)} if population else None,
-        tune_config=TuneConfig(
-            num_samples=1 if population else len(left),
-            search_alg=None if population else Suggestions(points, sweep, left, begun),
-            scheduler=scheduler,
-            max_concurrent_trials=slots,
-            # A process that has loaded torch is worth keeping; one that waits for workers cannot be ended in between.
-            reuse_actors=alone,
-        ),
-        run_config=RunConfig(
-            name=name,
-            storage_path=files.join(sweep.out, "_ray"),
-            verbose=0,
-            callbacks=[recorder],
-            failure_config=FailureConfig(max_failures=MAX_FAILURES),
-        ),
-    ).fit()
-    # Bookkeeping that nothing reads again, and of a population a checkpoint for every epoch.
-    filesystem, inner = files.filesystem_of(files.join(sweep.out, "_ray", name))
-    filesystem.delete_dir(inner)
-
-
-def _population_point(sweep: Sweep, points: Search, number: int) -> Point:
-    """Where a member of a population stands: at its own point, or where it was saved last."""
-    if number not in sweep.unfinished:
-        point = points.point(number)
-        sweep.begin(number, point)
-        return point
-    state = read_state(sweep.folder(number))
-    return sweep.unfinished[number] if state is None else saved_point(state)

@@ -2,8 +2,9 @@
 
     ROOT/wav/03a01Fa.wav          (or without `wav`; .flac in some copies)
 
-A name is speaker, sentence, emotion, take. The corpus has emotions and no ratings: valence, arousal and dominance are where
-a circumplex puts the emotion, one of many that could be taken. A session is all of an actor, in the order of the names.
+A name is speaker, sentence, emotion, take. The corpus has emotions and no ratings: valence, arousal and dominance are
+where a circumplex puts the emotion, one of many that could be taken. A session is all of an actor, in the order of the
+names.
 
 Source:
     Burkhardt, Paeschke, Rolfes, Sendlmeier and Weiss (2005), A database of German emotional speech, Interspeech.

@@ -23,7 +23,6 @@ import pyarrow.json
 from vaemo import files, scores
 from vaemo.card import write_card
 from vaemo.cluster.executor import OnRay
-from vaemo.cluster.train import train
 from vaemo.config import Config
 from vaemo.demo.corpus import make_corpus, make_recordings
 from vaemo.evaluation.evaluate import evaluate, measure, table_of
@@ -35,6 +34,7 @@ from vaemo.pipeline.extraction import extract
 from vaemo.pipeline.prepare import Request
 from vaemo.pipeline.scoring import score
 from vaemo.pipeline.sources import ManifestSource
+from vaemo.pipeline.training import train
 from vaemo.progress import duration, say
 from vaemo.report.write import write_report
 from vaemo.store import INFO, FeatureStore, write_part
@@ -42,8 +42,11 @@ from vaemo.units import DIMENSIONS
 
 SESSIONS = 84
 SEEDS = (0, 1, 2)
-MODELS: Mapping[str, dict[str, dict[str, Any]]] = {"vaemo": {}, "no-memory": {"model": {"updater": "none"}}}
-"""What is compared: the model, and the same model without a memory."""
+MODELS: Mapping[str, dict[str, dict[str, Any]]] = {
+    "vaemo": {},
+    "no-memory": {"model": {"updater": "none", "speaker_norm": [], "session_norm": []}},
+}
+"""What is compared: the model, and the same model without a memory, which knows nothing of the past."""
 
 METRICS = ("ccc_valence", "ccc_arousal", "ccc_avg", "rmse_avg")
 STEPS = 6
@@ -112,7 +115,7 @@ def _train(out: str, config: Config) -> None:
         for seed in SEEDS:
             say(f"train {model}, seed {seed}")
             changed = config.replace({**changes, "train": {"seed": seed}})
-            train(files.join(out, "store"), _run_of(out, model, seed), changed)
+            train(files.join(out, "store"), _run_of(out, model, seed), changed, OnRay())
 
 
 def _score(out: str, config: Config) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from vaemo.config import Config
 from vaemo.errors import UsageError
 from vaemo.evaluation.pairs import KEYS, Pairs
-from vaemo.model.checkpoint import load_checkpoint
+from vaemo.model.checkpoint import checkpoints_in, load_checkpoint
 from vaemo.scoring.trained_on import read_as_trained
 from vaemo.training.replay import predict_sessions
 from vaemo.units import LabelScale
@@ -25,7 +25,7 @@ def replay_fed(pairs: Pairs, store_path: str, checkpoint_path: str, config: Conf
     Args:
         pairs: Utterances of the store; those without features are left out.
         store_path: Their feature store.
-        checkpoint_path: The model.
+        checkpoint_path: The model, or a run with several seeds, whose mean counts.
         config: `labels`, where the store does not say its own range; `score`, for how sessions are replayed.
 
     Returns:
@@ -35,6 +35,16 @@ def replay_fed(pairs: Pairs, store_path: str, checkpoint_path: str, config: Conf
         UsageError: if the model feeds nothing back.
         FeatureMismatchError: if they are not the features that the model was trained on.
     """
+    found = [_replay_one(pairs, store_path, path, config) for path in checkpoints_in(checkpoint_path)]
+    fed, free = (
+        dataclasses.replace(each[0], prediction=np.mean([pairs.prediction for pairs in each], axis=0))
+        for each in zip(*found, strict=True)
+    )
+    return fed, free
+
+
+def _replay_one(pairs: Pairs, store_path: str, checkpoint_path: str, config: Config) -> tuple[Pairs, Pairs]:
+    """What `replay_fed` gives for one model."""
     checkpoint = load_checkpoint(checkpoint_path)
     model = checkpoint.model
     if not model.has_feedback:

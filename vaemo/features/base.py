@@ -60,11 +60,11 @@ class StandIn:
     """An extractor whose vectors another process computes: its weights are never loaded here.
 
     Attributes:
-        name: This and the next four as of the extractor it stands for.
-        version: Likewise.
-        dim: Likewise.
-        fingerprint: Likewise.
-        uses_gpu: Likewise.
+        name: Of the extractor it stands for, as are the next four.
+        version: Of its code or package.
+        dim: Length of its vectors.
+        fingerprint: Of everything that its vectors depend on.
+        uses_gpu: Whether it runs on a GPU.
         begin: Takes utterances and returns at once, with a function that waits for their vectors; `ExtractorLost`
             where the process has died of them.
     """
@@ -160,6 +160,10 @@ def _load_speaker(config: FeatureConfig, batch_s: float) -> Extractor:
         from vaemo.features.spectral import LongTermSpectrum
 
         return LongTermSpectrum()
+    if config.speaker == "campplus":
+        from vaemo.features.campplus import CampPlus
+
+        return CampPlus()
     from vaemo.features.speaker import SpeakerEncoder
 
     return SpeakerEncoder(config.speaker, revision=config.speaker_revision)

@@ -22,7 +22,7 @@ from typing import Any
 import vaemo
 from vaemo import cli, files
 from vaemo.errors import ExtractorError, OtherRunError, UsageError
-from vaemo.features.base import first_line
+from vaemo.features.base import first_line, needed_version
 from vaemo.progress import say
 
 PROG = "python -m vaemo.features.convert"
@@ -55,7 +55,7 @@ def convert(name: str, out: str, *, revision: str = "main") -> dict[str, Any]:
 
     Args:
         name: Hub name, or folder, of an encoder of transformers or SpeechBrain.
-        out: The folder to write; one in which the same was begun is gone on with.
+        out: The folder to write; a conversion of the same encoder that was begun there is continued.
         revision: Of a hub model.
 
     Raises:
@@ -164,6 +164,7 @@ def write_tensors(path: str, out: Any) -> None:
 def _folder(name: str, revision: str) -> Path:
     if Path(name).is_dir():
         return Path(name)
+    needed_version("huggingface-hub", f"'{name}' is no folder, and is looked for on the hub", "a folder")
     from huggingface_hub import snapshot_download
 
     patterns = [*_KNOWN, _INDEX, "pytorch_model-*.bin", "*.safetensors.index.json", "model.safetensors", *COPIED]

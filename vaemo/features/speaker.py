@@ -98,7 +98,7 @@ def _folder(name: str, revision: str) -> Path:
         except (OSError, ValueError) as error:
             raise ExtractorError(
                 f"features.speaker is '{name}', and no model can be loaded from there ({first_line(error)}). "
-                "Give ltas, none, a folder, or the name of a model on the hub that this machine can reach."
+                "Give ltas, campplus, none, a folder, or the name of a model on the hub that this machine can reach."
             ) from None
     if not (folder / _SETTINGS).is_file():
         raise ExtractorError(f"features.speaker is '{name}', which has no {_SETTINGS}; a SpeechBrain encoder has one.")

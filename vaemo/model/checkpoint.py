@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import glob
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -36,6 +37,9 @@ ERRORS = "error_by_position"
 """In the metrics of a checkpoint, and of an evaluation: what `vaemo.settling.ErrorByPosition.to_dict` gives."""
 
 _OWN = f"./{ENCODER}"
+
+_BEST = "best"
+"""Of a run; see `vaemo.training.run_folder`."""
 
 _RANDOM, _ASIDE = "[0-9a-f]" * 8, ".old"
 """A folder on its way to the name `best` is `.best.` and eight digits; what stood there before is that and `.old`."""
@@ -154,6 +158,64 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         features = dataclasses.replace(features, speech=files.join(path, ENCODER))
         config = dataclasses.replace(config, features=features)
     return Checkpoint(model, config, features, metrics, provenance, fingerprint, bool(own), errors)
+
+
+def checkpoints_in(path: str | Path) -> list[str]:
+    """The checkpoints that a path names: itself, or all seeds of a run, or the one of a run.
+
+    Raises:
+        ReadCheckpointError: if the run has seeds that are not trained yet.
+    """
+    path = str(path)
+    seeds = itertools.takewhile(files.exists, (files.join(path, f"seed-{seed}") for seed in itertools.count()))
+    found, best = [files.join(seed, _BEST) for seed in seeds], files.join(path, _BEST)
+    if found and not files.exists(best):
+        raise ReadCheckpointError(
+            f"'{path}' is a run whose seeds are not all trained; run its training again, which does the rest, or give "
+            "the checkpoints of single seeds."
+        )
+    if found:
+        return found
+    return [best] if not files.exists(files.join(path, WEIGHTS)) and files.exists(files.join(best, WEIGHTS)) else [path]
+
+
+def one_checkpoint(path: str | Path) -> str:
+    """The checkpoint that a path names, where only one is taken.
+
+    Raises:
+        UsageError: if it names several.
+        ReadCheckpointError: as `checkpoints_in`.
+    """
+    found = checkpoints_in(path)
+    if len(found) > 1:
+        raise UsageError(
+            f"'{path}' holds {len(found)} models, one for each seed, and one is taken here: give {found[0]}."
+        )
+    return found[0]
+
+
+def copy_checkpoint(path: str | Path, to: str | Path, **provenance: Any) -> str:
+    """Write a checkpoint once more, in another place, and return its fingerprint.
+
+    Args:
+        path: The folder.
+        to: The other one.
+        provenance: What it says beside its own.
+    """
+    held = load_checkpoint(path)
+    encoder = None
+    if held.has_encoder and held.features:
+        own = dataclasses.replace(held.features, speech=_OWN)
+        encoder = {name.removeprefix(f"{ENCODER}/"): _read(path, name) for name in _encoder_files(own)}
+    return save_checkpoint(
+        to,
+        held.model,
+        held.config,
+        features=held.features,
+        encoder=encoder,
+        metrics=held.metrics,
+        provenance={**held.provenance, **provenance},
+    )
 
 
 def _fingerprint(

@@ -6,10 +6,13 @@ The other form, on a Ray cluster, is `vaemo.cluster.executor`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from vaemo.config import Config
 from vaemo.features import Extractor
+
+if TYPE_CHECKING:
+    from vaemo.training.jobs import Jobs
 
 
 class Worker(Protocol):
@@ -56,6 +59,19 @@ class Executor(Protocol):
         """
         ...
 
+    def train(self, jobs: Jobs, *, workers: int = 1) -> None:
+        """Run jobs of training.
+
+        Args:
+            jobs: What is trained, and who is told of it.
+            workers: Processes that compute one job together.
+
+        Raises:
+            ClusterError: if there is no place for them.
+            StorageError: if a disk is full or refuses.
+        """
+        ...
+
 
 class InProcess:
     """Runs one worker in this process, one shard after the other; starts no Ray and changes no setting.
@@ -83,3 +99,9 @@ class InProcess:
             yield from map(made, shards)
         finally:
             made.close()
+
+    def train(self, jobs: Jobs, *, workers: int = 1) -> None:
+        """Run jobs one after the other; see `Executor.train`."""
+        from vaemo.training.jobs import run_here
+
+        run_here(jobs, workers=workers)

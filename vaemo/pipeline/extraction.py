@@ -24,6 +24,7 @@ from vaemo.pipeline.estimate import estimate
 from vaemo.pipeline.executors import Executor
 from vaemo.pipeline.outcome import make_parts
 from vaemo.pipeline.plan import Again, Plan, n_sessions, plan, write_shard
+from vaemo.pipeline.prepare import require_encoder, voices_section
 from vaemo.pipeline.sources import Listing, Source
 from vaemo.pipeline.stages import Extract
 from vaemo.progress import say
@@ -45,6 +46,7 @@ def extract(
     dry_run: bool = False,
     again: Again = Again(),  # noqa: B008 - frozen
     about: Mapping[str, Any] | None = None,
+    voices_from: str | None = None,
 ) -> Tally:
     """Extract a source into a store; run again, it does what is missing.
 
@@ -57,6 +59,7 @@ def extract(
         dry_run: Only say what would be done.
         again: Which finished sessions are done again.
         about: What else `_vaemo.json` is to say.
+        voices_from: Who speaks when in recordings, a file or folder.
 
     Returns:
         What became of everything in the store.
@@ -64,8 +67,13 @@ def extract(
     Raises:
         VaemoError: for whatever is wrong with the input, the settings, the store, the cluster, or too many failures.
     """
+    if not config.extract.keep_speaker:
+        config = config.replace({"features": {"speaker": "none"}})
     extractors = load_extractors(config.features, batch_s=config.extract.batch_s)
+    require_encoder(config, source)
     listing = source.list()
+    if voices_from:
+        listing = listing.with_turns(voices_from)
     for note in listing.notes:
         say(note)
     listing = _first(listing.without(Tombstones.read(out).erased(listing.session_ids)), limit)
@@ -117,7 +125,8 @@ def claim_store(
         OtherRunError: if it holds something else.
     """
     described = describe(extractors)
-    sections = [name for name in SETTINGS if name != "vad" or source == "recordings"]
+    found = voices_section(config) if source == "recordings" else ()
+    sections = [*(name for name in SETTINGS if name != "vad" or source == "recordings"), *found]
     # How speaker vectors are averaged is decided when sessions are put together, not here.
     decisive = config.replace({"features": {"speaker_aggregation": "utterance"}}).fingerprint(*sections)
     fingerprint = digest(
@@ -129,7 +138,7 @@ def claim_store(
         # Younger than the others: valence and arousal are what was so before.
         *([repr(config.model.targets)] if config.model.targets != DIMENSIONS else []),
     )
-    settings = {name: config.to_dict()[name] for name in SETTINGS} | {"reading": READING}
+    settings = {name: config.to_dict()[name] for name in (*SETTINGS, *found)} | {"reading": READING}
     info = store_info(described, config.model.label_range, config.labels.range, settings, config.model.names)
     claim_folder(out, INFO, fingerprint, {**info, "source": source, **about})
 

@@ -51,7 +51,7 @@ class Plan:
             a finished part that are done again, or empty), and what the listing describes.
         listing: Of the source, with the problems that planning found.
         n_sessions: To be done, those that are done again among them.
-        n_units: Likewise, in the listing's unit.
+        n_units: The same, counted in the listing's unit.
         n_again: Sessions that are done again.
         changed: Sessions that stay as they are although their input has changed, as the folder names them.
         unchecked: Finished sessions of versions that noted nothing to compare.

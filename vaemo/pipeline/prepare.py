@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any
@@ -20,6 +20,7 @@ from vaemo.audio import READING
 from vaemo.config import Config
 from vaemo.errors import FeatureMismatchError, ReadManifestError, UsageError, named, rendered
 from vaemo.features import describe, load_extractors
+from vaemo.features.campplus import CampPlus
 from vaemo.model.checkpoint import ENCODER, Checkpoint, load_checkpoint
 from vaemo.parts.shards import digest
 from vaemo.personalize import PROVENANCE as PERSONAL_PROVENANCE
@@ -35,6 +36,7 @@ from vaemo.scoring.roles import NOT_KNOWN, RoleRules
 from vaemo.scoring.trained_on import check_trained_on
 from vaemo.speakers import Enrolments, say_where_nobody_is_named
 from vaemo.utterances import Problem
+from vaemo.voices.prints import Voiceprints, valid_prints
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ class Request:
         dry_run: Say what would be done.
         exclude: Patterns of recordings to leave out.
         again: Which finished sessions are done again.
+        voices_from: Who speaks when in recordings, a file or folder, or None.
     """
 
     source: str
@@ -66,6 +69,7 @@ class Request:
     dry_run: bool = False
     exclude: tuple[str, ...] = ()
     again: Again = Again()  # noqa: RUF009 - frozen
+    voices_from: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,6 +87,7 @@ class Run:
         extractors: What is known of them, by stream.
         enrolments: Voices of the speakers, or None.
         key: Hides ids, or None.
+        prints: Voices of persons by which roles of voices are told, or None.
     """
 
     request: Request
@@ -95,6 +100,7 @@ class Run:
     extractors: dict[str, dict[str, Any]]
     enrolments: Enrolments | None
     key: IdKey | None
+    prints: Voiceprints | None = None
 
     @property
     def unit(self) -> str:
@@ -107,7 +113,7 @@ class Run:
         sections = ["score", "sessions"]
         sections += ["audio", "vad", "features", "labels"] if self.source.needs_features else []
         personal = self.request.personal
-        decisive = self.config.decisive(*sections)
+        decisive = self.config.decisive(*sections, *voices_section(self.config))
         if self.source.needs_features and self.checkpoints[0].has_encoder:
             # Its fingerprint stands below; where it lies decides nothing.
             decisive["features"]["speech"] = ENCODER
@@ -122,6 +128,18 @@ class Run:
             "roles_unknown": self.rules.score_unknown,
             "id_key": self.key.check if self.key else None,
         }
+
+    def _voices(self) -> dict[str, Any]:
+        """What the provenance says of voices, where any are told apart."""
+        facts: dict[str, Any] = {}
+        if self.request.voices_from:
+            facts["voices_from"] = self.request.voices_from
+        if self.prints is not None:
+            identified = self.config.voices.identification.strip()
+            facts["voices_compared"] = "identification among all" if identified else "verification of agent_id"
+            facts["voices_identification"] = identified or None
+            facts["voices_enrolled"] = len(self.prints.persons)
+        return {"voices": facts} if facts else {}
 
     def provenance(self) -> tuple[str, dict[str, Any]]:
         """The run's fingerprint, and what `_provenance.json` says beside it."""
@@ -144,6 +162,7 @@ class Run:
             "native_range": first.provenance.get("native_range"),
             **targets_said(first.config.model),
             "synthetic": _synthetic(self.checkpoints),
+            **self._voices(),
             **self.rules.provenance(named),
             "versions": {
                 "vaemo": vaemo.__version__,
@@ -153,11 +172,16 @@ class Run:
         }
 
 
+def voices_section(config: Config) -> tuple[str, ...]:
+    """The section `voices` where it says something: what was made before it existed is still the same run."""
+    return ("voices",) if config.decisive("voices")["voices"] else ()
+
+
 def prepare(request: Request, config: Config) -> Run:
     """Check a request; warn of what is unusual in it.
 
     Raises:
-        RolesError: if recordings are to be scored and nobody says who speaks.
+        RolesError: if recordings are to be scored and no roles are given.
         FeatureMismatchError: if the features are not those that the checkpoints were trained on.
         UsageError: if there is nothing to score, or a key for ids is needed and not there.
         VaemoError: if a checkpoint, the source or the table of calls cannot be read.
@@ -170,21 +194,26 @@ def prepare(request: Request, config: Config) -> Run:
     source = open_source(request.source, config, exclude=request.exclude)
     config = _with_checkpoints(config, checkpoints, source, request.source)
     extractors = _check_extractors(checkpoints, source, config)
-    enrolments = _read_enrolments(request.speakers, checkpoints, config)
     calls = read_calls(request.calls, request.source) if request.calls else None
+    prints = _read_prints(request, config, source, calls, extractors)
+    enrolments = _read_enrolments(request.speakers, checkpoints, config, prints)
+    require_encoder(config, source)
     listing = source.list()
+    if request.voices_from:
+        listing = listing.with_turns(request.voices_from)
     for note in listing.notes:
         say(note)
     if calls:
         calls = calls.spelled_as(listing.session_ids)
         listing = _named_only(listing, calls, config, request.calls or "", key)
     known = bool(calls and calls.has_roles and calls.contains(listing.session_ids).any())
-    known |= bool(set(listing.roles) - set(NOT_KNOWN))
+    known |= bool(set(listing.roles) - set(NOT_KNOWN)) or prints is not None
+    known |= any(turn.role for turns in listing.turns.values() for turn in turns)
     rules.require_roles(n_cut=listing.n_cut, known=known, calls=calls is not None)
     listing = listing.without(Tombstones.read(request.out).erased(listing.session_ids))
     if request.limit is not None:
         listing = listing.select(range(min(request.limit, len(listing.session_ids))))
-    run = Run(request, config, checkpoints, source, listing, rules, calls, extractors, enrolments, key)
+    run = Run(request, config, checkpoints, source, listing, rules, calls, extractors, enrolments, key, prints)
     _warn(run)
     return run
 
@@ -228,15 +257,43 @@ def _check_personal(personal: str, checkpoints: Sequence[Checkpoint]) -> None:
     Personal.load(personal, fingerprint=checkpoints[0].fingerprint)
 
 
-def _read_enrolments(path: str | None, checkpoints: Sequence[Checkpoint], config: Config) -> Enrolments | None:
+def require_encoder(config: Config, source: Source) -> None:
+    """Refuse to tell voices apart without the encoder that does; at once, not in a worker.
+
+    Raises:
+        ExtractorError: if it is not installed.
+    """
+    if config.voices.mode != "channel" and source.needs_features and not source.counts_rows:
+        CampPlus()
+
+
+def _read_prints(
+    request: Request, config: Config, source: Source, calls: Calls | None, extractors: Mapping[str, Any]
+) -> Voiceprints | None:
+    """The voices of persons, where roles of voices may follow from them: for agents that calls name, or for all."""
+    named_agents, identified = bool(calls and calls.agent_ids), bool(config.voices.identification.strip())
+    voices = config.voices.mode != "channel" or request.voices_from
+    if isinstance(source, StoreSource):
+        fits = extractors.get("speaker", {}).get("fingerprint") == CampPlus.made_by
+        voices = fits and "voice" in source.store.columns
+    if not (request.speakers and voices and (named_agents or identified)):
+        if identified and not request.speakers:
+            raise UsageError("voices.identification is given without --speakers: there is nobody to compare with.")
+        return None
+    return valid_prints(request.speakers)
+
+
+def _read_enrolments(
+    path: str | None, checkpoints: Sequence[Checkpoint], config: Config, prints: Voiceprints | None
+) -> Enrolments | None:
     """The enrolments that the checkpoints need; refused where they do not, lack them, or were made with others."""
     how, dim = config.features.speaker_aggregation, checkpoints[0].model.dims.get("speaker")
     if how != "enrolled" or dim is None:
-        if path:
+        if path and prints is None:
             raise UsageError(
                 f"--speakers {path} is given, and the checkpoint uses no enrolments "
                 f"({'it has no speaker stream' if dim is None else f'features.speaker_aggregation is {how}'}). "
-                "Leave it out."
+                "Leave it out. To tell the agent's voice by it, give --calls with agent_id, and voices.mode=auto."
             )
         return None
     if path is None:

@@ -88,7 +88,8 @@ def _score_missing(run: Run, work: Plan, index: Index, run_id: str, executor: Ex
         "out": request.out,
         "run_id": run_id,
         "personal": request.personal,
-        "speakers": request.speakers,
+        "speakers": request.speakers if run.enrolments else None,
+        "prints": request.speakers if run.prints else None,
         "key": run.key,
     }
     needs = [files.join(request.out, PROVENANCE), *work.listing.places, *request.checkpoints]
@@ -143,6 +144,7 @@ class ScoreWorker:
         speakers: File of enrolments.
         key: Hides ids.
         ready: Extractors that need not be loaded, by stream.
+        prints: File of voices of persons, from which roles of voices follow.
     """
 
     def __init__(
@@ -157,9 +159,10 @@ class ScoreWorker:
         speakers: str | None = None,
         key: IdKey | None = None,
         ready: Mapping[str, Extractor] | None = None,
+        prints: str | None = None,
     ) -> None:
         settings = Config.from_dict(config)
-        self._extract = Extract(source, settings, rules, ready)
+        self._extract = Extract(source, settings, rules, ready, prints)
         self._replay = Replay(checkpoints, settings, rules, personal, speakers)
         self._targets = settings.model.targets
         self._settings, self._out, self._run_id, self._key = settings.score, out, run_id, key
@@ -201,7 +204,9 @@ def plan_scoring(run: Run, index: Index) -> Plan:
     listing = run.listing
     calls = run.calls.take(listing.session_ids) if run.calls else None
     named = run.calls.contains(listing.session_ids) if run.calls else itertools.repeat(True)
-    said = [calls.roles[name] for name in listing.session_ids] if calls else itertools.repeat(())
+    said = (
+        [_said(calls, name, run.prints is not None) for name in listing.session_ids] if calls else itertools.repeat(())
+    )
     keys = [
         _key(run.key, session_id, content, roles, known)
         for session_id, content, roles, known in zip(listing.session_ids, listing.contents, said, named, strict=False)
@@ -230,6 +235,12 @@ def plan_scoring(run: Run, index: Index) -> Plan:
             "another --out, or --changed redo to score these sessions anew."
         )
     return work
+
+
+def _said(calls: Calls, session_id: str, agents: bool) -> Sequence[str | None]:
+    """What the table of calls says of who speaks: roles of channels, of voices, and who the agent was."""
+    agent = [calls.agent_ids.get(session_id)] if agents else []
+    return [*calls.roles.get(session_id, ()), *calls.voice_roles.get(session_id, ()), *agent]
 
 
 def _key(hidden: IdKey | None, session_id: str, content: str, roles: Sequence[str | None], named: bool) -> str:

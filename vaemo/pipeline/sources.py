@@ -37,6 +37,11 @@ from vaemo.tables import codes, from_bytes, to_bytes, with_column
 from vaemo.targets import Target, label_names, observed_names
 from vaemo.units import DIMENSIONS, STREAMS
 from vaemo.utterances import Problem, extract_recording, extract_utterances, listed_only, unsaid_roles
+from vaemo.voices.channels import Voice
+from vaemo.voices.clustering import unit
+from vaemo.voices.prints import Voiceprints
+from vaemo.voices.roles import UNKNOWN, Evidence, VoiceRole, of_piece, roles_of_voices
+from vaemo.voices.turns import Turn, digest_of, read_voices, turns_of_json, turns_to_json
 
 _DIGESTED = 16
 """Numbers of every vector that a session's digest is made of."""
@@ -61,6 +66,7 @@ class Listing:
         notes: Lines for people.
         files: Of recordings, the file of each.
         places: What every worker must be able to see: some of what is read.
+        turns: By index, who speaks when in a recording, where somebody has brought that.
     """
 
     session_ids: Sequence[str]
@@ -76,6 +82,7 @@ class Listing:
     notes: Sequence[str] = ()
     files: Sequence[Found] = ()
     places: Sequence[str] = ()
+    turns: Mapping[int, Sequence[Turn]] = field(default_factory=dict)
 
     def select(self, indices: Sequence[int]) -> Listing:
         """The sessions at these indices."""
@@ -90,6 +97,7 @@ class Listing:
             still=lambda index, stamps: self.still(indices[index], stamps),
             problems={place[index]: problem for index, problem in self.problems.items() if index in place},
             files=[self.files[index] for index in indices] if self.files else (),
+            turns={place[index]: turns for index, turns in self.turns.items() if index in place},
         )
 
     def without(self, indices: Collection[int]) -> Listing:
@@ -102,20 +110,54 @@ class Listing:
     def described(self, indices: Sequence[int]) -> dict[str, Any]:
         """What a worker is told of these sessions: `pack`, and their problems."""
         known = {self.session_ids[index]: vars(self.problems[index]) for index in indices if index in self.problems}
-        return {**self.pack(indices), "problems": json.dumps(known)}
+        brought = {
+            self.session_ids[index]: turns_to_json(self.turns[index]) for index in indices if index in self.turns
+        }
+        return {
+            **self.pack(indices),
+            "problems": json.dumps(known),
+            **({"turns": json.dumps(brought)} if brought else {}),
+        }
+
+    def with_turns(self, path: str) -> Listing:
+        """The sessions, with who speaks when as `--voices-from` brings it.
+
+        Raises:
+            UsageError: if utterances are not to be found in these sessions.
+            ReadVoicesError: as `read_voices`.
+        """
+        if not self.files:
+            raise UsageError(
+                f"--voices-from {path} tells voices apart in recordings, and the input is none: its utterances were "
+                "found before. Give it when they are extracted."
+            )
+        turns = read_voices(path, self.session_ids)
+        contents = [
+            f"{content},voices {digest_of(turns[number])}" if number in turns else content
+            for number, content in enumerate(self.contents)
+        ]
+        without = len(self.session_ids) - len(turns)
+        note = (
+            [f"--voices-from {path} is of {len(turns):,} recordings, and says nothing of {without:,}"]
+            if without
+            else []
+        )
+        return replace(self, turns=turns, contents=contents, notes=[*self.notes, *note])
 
 
 @dataclass(frozen=True, eq=False)
 class Tools:
     """What a worker needs to compute features: empty for a store.
 
-    `rules` are None where all speech is wanted, whoever speaks.
+    `rules` are None where all speech is wanted, whoever speaks; `prints` are voices of persons, where roles of voices
+    may follow from them.
     """
 
     extractors: Mapping[str, Extractor]
     config: Config
     decoder: Decoder | None
     rules: RoleRules | None
+    prints: Voiceprints | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -261,7 +303,9 @@ class StoreSource:
             table = table.filter(pc.is_in(table["session_id"], pa.array(json.loads(packed["only"]))))
         table = label_ranges(tools.config, self.store).mapped(table, observed_names(targets), self.store.path)
         table = _with_problems(table, packed)
-        return Batch(_with_roles(table, tools.rules, calls) if tools.rules else table, stamps)
+        if tools.rules:
+            table = _with_voice_roles(_with_roles(table, tools.rules, calls), tools, tools.rules, calls)
+        return Batch(table, stamps)
 
 
 @dataclass(frozen=True)
@@ -408,18 +452,24 @@ class RecordingsSource:
     def read(self, packed: Mapping[str, Any], tools: Tools, calls: Calls | None = None) -> Batch:
         """Find the utterances and compute the features of those that may be scored."""
         problems, tables, stamps = _problems_of(packed), [], {}
+        brought = {name: turns_of_json(held) for name, held in json.loads(packed.get("turns", "{}")).items()}
         for name, path in json.loads(packed["recordings"]):
             problem = problems.get(name)
             if problem is None or problem.status == "duplicate":
                 stamps[name] = [Stamp.of(path) or Stamp(0, 0)]
-            said = calls.roles.get(name, ()) if calls else ()
-            tables.append(self._read_one(name, path, tools, said, problem))
+            tables.append(self._read_one(name, path, tools, calls, problem, brought.get(name)))
         return Batch(pa.concat_tables(tables), stamps)
 
     def _read_one(
-        self, name: str, path: str, tools: Tools, said: Sequence[str | None], problem: Problem | None
+        self,
+        name: str,
+        path: str,
+        tools: Tools,
+        calls: Calls | None,
+        problem: Problem | None,
+        turns: Sequence[Turn] | None,
     ) -> pa.Table:
-        rules = tools.rules
+        rules, said = tools.rules, calls.roles.get(name, ()) if calls else ()
         return extract_recording(
             path,
             name,
@@ -429,7 +479,19 @@ class RecordingsSource:
             roles_of=(lambda n_channels: rules.of_channels(n_channels, said)) if rules else unsaid_roles,
             hears=lambda role: rules is None or rules.scores(role, cut=True) or role in rules.context,
             problem=problem,
+            turns=turns,
+            roles_of_voices=lambda voices, roles: roles_of_voices(
+                voices, roles, evidence_of(calls, name), tools.prints, tools.config.voices
+            ),
+            verifies=tools.prints is not None,
         )
+
+
+def evidence_of(calls: Calls | None, session_id: str) -> Evidence:
+    """What a table of calls says of the voices of a session."""
+    if calls is None:
+        return Evidence()
+    return Evidence(calls.voice_roles.get(session_id, ()), calls.agent_ids.get(session_id))
 
 
 def _audio_files(paths: pa.Array | pa.ChunkedArray) -> Sequence[str]:
@@ -510,7 +572,7 @@ def _with_roles(table: pa.Table, rules: RoleRules, calls: Calls | None) -> pa.Ta
     last ones silent all along, fewer are found than the calls name, and none of them gets a role.
     """
     cut = cut_by_vaemo(table)
-    # What extraction wrote for want of a name is no name.
+    # A role that extraction filled in (`mixed`) was not given by anybody.
     unnamed = table["role"].is_null().to_numpy() | (cut & pc.is_in(table["role"], pa.array(NOT_KNOWN)).to_numpy())
     if not unnamed.any() or not (cut.any() or calls or rules.channel_roles):
         return table
@@ -527,6 +589,59 @@ def _with_roles(table: pa.Table, rules: RoleRules, calls: Calls | None) -> pa.Ta
     for row in np.flatnonzero(unnamed):
         roles[row] = _known(by_session[session[row]][channel[row]], cut[row]) if channel[row] >= 0 else None
     return with_column(table, "role", pa.array(roles, pa.string()))
+
+
+def _with_voice_roles(table: pa.Table, tools: Tools, rules: RoleRules, calls: Calls | None) -> pa.Table:
+    """The roles of what is told apart by voice; the channel's alone says nothing of them."""
+    if table["voice"].null_count == table.num_rows:
+        return table
+    held = table.select(
+        ["channel", "n_channels", "voice", "voice_margin", "start_s", "end_s", "role", "role_by"]
+    ).to_pylist()
+    margins = table["role_margin"].to_pylist()
+    starts, session_ids = _runs(table, [table.num_rows])
+    for session_id, (first, stop) in zip(
+        session_ids, itertools.pairwise([*starts.tolist(), table.num_rows]), strict=True
+    ):
+        rows = held[first:stop]
+        if all(row["voice"] is None for row in rows):
+            continue
+        n_channels = max(max(row["n_channels"] or 0, (row["channel"] or 0) + 1) for row in rows)
+        said = rules.of_channels(n_channels, calls.roles.get(session_id, ()) if calls else ())
+        voices = _voices_of(table.slice(first, stop - first), rows, tools)
+        roles = roles_of_voices(voices, said, evidence_of(calls, session_id), tools.prints, tools.config.voices)
+        with_voices = {voice.channel for voice in voices}
+        for number, row in enumerate(rows):
+            if row["channel"] not in with_voices:
+                continue
+            known = roles.get((row["channel"], row["voice"]), VoiceRole(UNKNOWN))
+            decided = of_piece(known, row["voice_margin"], tools.config.voices)
+            row["role"], row["role_by"], margins[first + number] = decided.role, decided.by, decided.margin
+    for name in ("role", "role_by"):
+        table = with_column(table, name, pa.array([row[name] for row in held], pa.string()))
+    return with_column(table, "role_margin", pa.array(margins, pa.float32()))
+
+
+def _voices_of(table: pa.Table, rows: Sequence[Mapping[str, Any]], tools: Tools) -> list[Voice]:
+    """The voices in a session of a store, their vectors from its speaker stream where persons are known by that."""
+    vectors: list[Any] = table["speaker"].to_pylist() if tools.prints else [None] * len(rows)
+    found: dict[tuple[int, int], list[int]] = {}
+    for number, row in enumerate(rows):
+        if row["voice"] is not None:
+            found.setdefault((row["channel"], row["voice"]), []).append(number)
+    voices = []
+    for (channel, voice), numbers in sorted(found.items()):
+        least = tools.config.voices.min_margin
+        own = [
+            np.array(vectors[n])
+            for n in numbers
+            if vectors[n] is not None and (rows[n]["voice_margin"] is None or rows[n]["voice_margin"] >= least)
+        ]
+        brought = [rows[n]["role"] for n in numbers if rows[n]["role_by"] == "voices_from"]
+        speech_s = sum((rows[n]["end_s"] or 0.0) - (rows[n]["start_s"] or 0.0) for n in numbers)
+        vector = unit(np.sum(own, axis=0)) if own else None
+        voices.append(Voice(channel, voice, speech_s, vector, role=brought[0] if brought else None))
+    return voices
 
 
 def _known(role: str, cut: bool) -> str | None:

@@ -25,6 +25,7 @@ from vaemo.scoring.calls import Calls
 from vaemo.scoring.roles import RoleRules
 from vaemo.scoring.score import score_table
 from vaemo.speakers import Enrolments
+from vaemo.voices.prints import valid_prints
 
 
 class Extract:
@@ -35,6 +36,7 @@ class Extract:
         config: Sections audio, vad, features, labels and extract.
         rules: Whose features are computed; None is everybody's.
         ready: Extractors that need not be loaded, by stream.
+        prints: File of voices of persons, from which roles of voices follow, or None.
     """
 
     def __init__(
@@ -43,12 +45,13 @@ class Extract:
         config: Config,
         rules: RoleRules | None = None,
         ready: Mapping[str, Extractor] | None = None,
+        prints: str | None = None,
     ) -> None:
         self._source, self._config = source, config
         needed, extract = source.needs_features, config.extract
         self._decoder = Decoder(extract.decode_timeout_s) if needed else None
         extractors = load_extractors(config.features, batch_s=extract.batch_s, ready=ready) if needed else {}
-        self._tools = Tools(extractors, config, self._decoder, rules)
+        self._tools = Tools(extractors, config, self._decoder, rules, valid_prints(prints) if prints else None)
 
     def __call__(self, shard: Mapping[str, Any], calls: Calls | None = None) -> Batch:
         """The rows that a shard describes, and stamps of what they were made of."""

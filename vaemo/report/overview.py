@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from vaemo import scores
+from vaemo.scoring.roles import NOT_KNOWN
 from vaemo.units import DIMENSIONS, NOT_FAILED, LabelScale
 
 BINS = 24
@@ -177,6 +178,20 @@ def calls_table(sessions: pa.Table, drawn: list[str]) -> dict[str, list[Any]]:
     return table
 
 
+def unscored_calls(sessions: pa.Table, most: int = 500) -> dict[str, Any]:
+    """Calls in which nobody is scored and somebody is of no known role: evidence of who speaks is wanted.
+
+    Returns:
+        `n`, and `session_id` of the first.
+    """
+    unknown = pc.is_in(sessions["role"], pa.array(NOT_KNOWN))
+    by_call = sessions.append_column("unknown", unknown.cast(pa.int32())).group_by("session_id", use_threads=False)
+    calls = by_call.aggregate([("n_scored", "sum"), ("n_failed", "sum"), ("unknown", "max")])
+    left = pc.and_(pc.equal(calls["n_scored_sum"], 0), pc.equal(calls["unknown_max"], 1))
+    found = calls.filter(pc.and_(left, pc.equal(calls["n_failed_sum"], 0)))["session_id"].to_pylist()
+    return {"n": len(found), "session_id": found[:most]}
+
+
 def over_time(sessions: pa.Table, most: int = 60) -> list[dict[str, Any]]:
     """Calls and their mean valence and arousal by day, or by month or year where there are more than `most`."""
     if "date" not in sessions.column_names:
@@ -266,9 +281,9 @@ def _curve(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _who(row: Mapping[str, Any]) -> str:
-    """Who speaks. A role hides the speaker's name, which may be an employee's."""
+    """Who speaks. A role hides the speaker's name, which may be an employee's; voices of one role stay apart."""
     if row["role"]:
-        return row["role"]
+        return row["role"] if row["voice"] is None else f"{row['role']}, voice {row['voice']}"
     if row["speaker_id"]:
         return row["speaker_id"]
     return "speaker" if row["channel"] is None else f"channel {row['channel']}"

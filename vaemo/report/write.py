@@ -18,7 +18,7 @@ from vaemo.errors import ReadScoresError
 from vaemo.evaluation import pictures
 from vaemo.evaluation.evaluate import measure
 from vaemo.evaluation.pairs import choose_split, read_labels, read_pairs
-from vaemo.report.overview import MIN_SCORED, Overview, calls_table, choose_calls, curves, over_time
+from vaemo.report.overview import MIN_SCORED, Overview, calls_table, choose_calls, curves, over_time, unscored_calls
 from vaemo.report.page import build_report
 
 TOP = 500
@@ -76,6 +76,7 @@ def write_report(
         "over_time": over_time(sessions),
         "agreement": _agreement(scored, labels, config) if labels is not None else None,
         "calls": calls,
+        "unscored": unscored_calls(sessions),
         "curves": drawn_curves,
         "audio": links,
     }

@@ -1,7 +1,8 @@
 """The table of calls (`--calls`): per recording or session, who speaks on which channel, and whatever else is known.
 
-Reads Parquet, CSV or JSON Lines. Columns: `session_id` or `path`, `role_ch0`, `role_ch1`, ..., and any others, which
-travel to the scores; a `date` partitions them.
+Reads Parquet, CSV or JSON Lines. Columns: `session_id` or `path`, `role_ch0`, `role_ch1`, ... of its channels,
+`role_v0`, `role_v1`, ... of the voices in its one channel, and any others, which travel to the scores; a `date`
+partitions them, and `agent_id` says whose enrolled voice the agent's must be.
 """
 
 from __future__ import annotations
@@ -29,10 +30,14 @@ from vaemo.store import part_schema
 DATE = "date"
 """Column by which scores are partitioned, as `date=2026-11-23`."""
 
-_ROLE = re.compile(r"role_ch(\d+)")
+AGENT_ID = "agent_id"
+"""Column that names the agent, as `--speakers` does; travels to the scores."""
+
+_ROLE = re.compile(r"role_(ch|v)(\d+)")
 _ID_COLUMNS = ("session_id", "path")
 _MOST = 64
 """Channels of a recording."""
+_ROLE_NAMES = tuple(f"role_{kind}{number}" for kind in ("ch", "v") for number in range(_MOST))
 _SCHEMAS = (UTTERANCE_SCHEMA, SESSION_SCHEMA, SPREAD_SCHEMA, WEIGHT_SCHEMA, part_schema({}))
 _OURS = {name for schema in _SCHEMAS for name in schema.names}
 
@@ -42,7 +47,7 @@ class Calls:
     """What is known of calls, one row each.
 
     Attributes:
-        rows: `session_id`, then `role_ch0` ... as text without gaps, then the columns that travel.
+        rows: `session_id`, then `role_ch0` ... and `role_v0` ... as text without gaps, then the columns that travel.
     """
 
     rows: pa.Table
@@ -97,7 +102,25 @@ class Calls:
     @functools.cached_property
     def roles(self) -> dict[str, tuple[str | None, ...]]:
         """By session, the role of each channel."""
-        columns = [self.rows[name].to_pylist() for name in self._role_columns]
+        return self._roles_of("ch")
+
+    @functools.cached_property
+    def voice_roles(self) -> dict[str, tuple[str | None, ...]]:
+        """By session, the role of each voice in its one channel."""
+        return self._roles_of("v")
+
+    @functools.cached_property
+    def agent_ids(self) -> dict[str, str]:
+        """By session, who the agent was, where that is said."""
+        if AGENT_ID not in self.rows.column_names:
+            return {}
+        agents = _text(self.rows[AGENT_ID], AGENT_ID, "of this run").to_pylist()
+        named_ones = zip(self.rows["session_id"].to_pylist(), agents, strict=True)
+        return {name: agent.strip() for name, agent in named_ones if agent and agent.strip()}
+
+    def _roles_of(self, kind: str) -> dict[str, tuple[str | None, ...]]:
+        names = [name for name in self._role_columns if name.startswith(f"role_{kind}")]
+        columns = [self.rows[name].to_pylist() for name in names]
         roles = zip(*columns, strict=True) if columns else itertools.repeat(())
         return dict(zip(self.rows["session_id"].to_pylist(), roles, strict=False))
 
@@ -146,9 +169,13 @@ def read_calls(path: str, root: str = "") -> Calls:
             f"the table of calls {path} has a column {taken[0]}, which the scores have too. Rename or drop it."
         )
     columns = {"session_id": ids}
-    numbered = {int(match[1]): name for name in others if (match := _ROLE.fullmatch(name))}
-    for channel in range(max(numbered, default=-1) + 1):
-        name = f"role_ch{channel}"
+    numbered = [match for name in others if (match := _ROLE.fullmatch(name))]
+    for kind, channel in (
+        (kind, number)
+        for kind in ("ch", "v")
+        for number in range(max((int(match[2]) for match in numbered if match[1] == kind), default=-1) + 1)
+    ):
+        name = f"role_{kind}{channel}"
         roles = _text(table[name], name, path) if name in others else pa.nulls(len(table), pa.string())
         columns[name] = pc.if_else(pc.equal(pc.utf8_trim_whitespace(roles), ""), pa.scalar(None, pa.string()), roles)
     columns |= {name: table[name] for name in others if name not in columns}
@@ -204,7 +231,7 @@ def _written_so(values: pa.ChunkedArray, texts: pa.ChunkedArray) -> bool:
 
 def _read_json_lines(content: bytes) -> pa.Table:
     """Ids, paths and roles as text, a number among them as it is written."""
-    as_text = pa.schema([(name, pa.string()) for name in (*_ID_COLUMNS, *(f"role_ch{n}" for n in range(_MOST)))])
+    as_text = pa.schema([(name, pa.string()) for name in (*_ID_COLUMNS, *_ROLE_NAMES)])
     options = pyarrow.json.ParseOptions(explicit_schema=as_text)
     try:
         table = pyarrow.json.read_json(pa.BufferReader(content), parse_options=options)

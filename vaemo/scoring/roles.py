@@ -156,12 +156,15 @@ class RoleRules:
         listens = np.array([role is not None and normal_role(role) in self.context for role in roles], np.bool_)
         reasons = pa.array([_why_not(role, in_context) for role, in_context in zip(roles, listens, strict=True)])
         mask = pa.array(refused)
-        for name, value in (("status", pa.scalar("not_scored_role")), ("reason", reasons.take(pa.array(codes)))):
+        # Who listed it, and did not read it, may know more.
+        told = pc.if_else(pc.equal(table["status"], "not_scored_role"), table["reason"], pa.scalar(None, pa.string()))
+        why = pc.coalesce(told, reasons.take(pa.array(codes)))
+        for name, value in (("status", pa.scalar("not_scored_role")), ("reason", why)):
             table = with_column(table, name, pc.if_else(mask, value, table[name]))
         return table, refused & listens[codes] & usable
 
     def require_roles(self, *, n_cut: int, known: bool, calls: bool) -> None:
-        """Refuse recordings of which nobody says who speaks.
+        """Refuse recordings for which no roles are given.
 
         Args:
             n_cut: Sessions with speech that vaemo cut, or will cut, from recordings.

@@ -72,7 +72,8 @@ class TrainingData:
 
         Raises:
             LabelError: if the store lacks the column of a target.
-            UsageError: if scoring could not aggregate the speaker embeddings likewise, or nothing asks for enrolments.
+            UsageError: if scoring could not aggregate the speaker embeddings in the same way, or enrolments are given
+                and not used.
             VaemoError: what `vaemo.splits` and `vaemo.speakers` raise.
         """
         opened = FeatureStore.open(store)
@@ -143,8 +144,12 @@ class TrainingData:
         """Whether the parts hear other voices of the same speakers, so that no one set of sessions serves them all."""
         return self.folds is not None and self.config.features.speaker_aggregation == "enrolled"
 
-    def pack(self, fold: Fold | None = None) -> SplitSessions:
+    def pack(self, fold: Fold | None = None, *, features: bool = True) -> SplitSessions:
         """The sessions that are trained on or judged by, packed: for one fold, or once for all parts.
+
+        Args:
+            fold: Whose voices the sessions hear.
+            features: Whether they are to have any; without, nothing is read.
 
         Raises:
             UsageError: if one set is asked for and `voices_differ`.
@@ -155,11 +160,11 @@ class TrainingData:
                 "sessions serves all folds. Leave --folds away, or take utterance or running_mean."
             )
         parts = self.parts if fold is None else [fold]
-        sessions = self.sessions(parts[0])
+        sessions = self.sessions(parts[0]) if features else self.labelled
         splits = np.stack([split_of(sessions, part) for part in parts])
         used = np.flatnonzero(np.isin(splits, ("train", "dev")).any(axis=0))
         packed = PackedSessions.of([sessions[number] for number in used])
-        return SplitSessions(packed.with_past(self._pasts), splits[:, used])
+        return SplitSessions(packed.with_past(self._pasts) if features else packed, splits[:, used])
 
     @property
     def _pasts(self) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from vaemo import files, scores
 from vaemo.config import ModelConfig
 from vaemo.metrics import Moments
 from vaemo.model.checkpoint import Checkpoint
-from vaemo.sessions import label_ranges, last_rows
+from vaemo.sessions import Session, label_ranges, last_rows
 from vaemo.tables import codes
 from vaemo.training.data import TrainingData
 from vaemo.training.end_to_end import rehear
@@ -23,13 +23,13 @@ from vaemo.windows import PackedSessions
 
 
 def score_held_out(
-    data: TrainingData, models: Mapping[str, Checkpoint], manifest: str | None, out: str, fingerprint: str
+    data: TrainingData, models: Mapping[str, Sequence[Checkpoint]], manifest: str | None, out: str, fingerprint: str
 ) -> dict[str, Any]:
     """Write the scores of all folds' held-out rows to `out`, a folder of scores.
 
     Args:
         data: With folds.
-        models: The checkpoint of every fold, by its name.
+        models: The checkpoints of every fold, by its name: one for each seed, whose mean counts.
         manifest: Of the store, where the checkpoints hold their own speech encoders.
         out: The folder.
         fingerprint: Of the run.
@@ -37,59 +37,76 @@ def score_held_out(
     Returns:
         CCC, CCC within sessions and RMSE: `fold_mean`, `pooled`, and `folds` by name.
     """
-    config, n = data.config, len(data.table)
-    targets, n_fed = config.model.names, len(config.model.utterance_targets)
-    labels, predictions = (np.full((n, len(targets)), np.nan) for _ in range(2))
-    weights = np.full((n, n_fed), np.nan)
+    model, n = data.config.model, len(data.table)
+    labels, predictions, spread = (np.full((n, len(model.names)), np.nan) for _ in range(3))
+    weights = np.full((n, len(model.utterance_targets)), np.nan)
     names, per_fold = np.full(n, None, object), {}
     for session in data.labelled:
         labels[session.rows] = session.labels
     sessions, session_ids = data.read(), codes(data.table["session_id"])
     for fold in data.parts:
         tested = [session for session in data.aggregate(sessions, fold) if fold.held_out[session.rows].any()]
-        checkpoint = models[fold.name]
-        if manifest and checkpoint.has_encoder and checkpoint.features:
-            tested = rehear(tested, checkpoint.features, Waveforms.of_store(data.store, manifest, config))
-        packed = PackedSessions.of(tested, dtype=getattr(torch, config.train.dtype))
-        known = packed.observed if not packed.observed.isnan().all() else None
-        found = replay(checkpoint.model, packed, window=config.train.window, observed=known).prediction
+        found = np.stack([predict(data, checkpoint, tested, manifest) for checkpoint in models[fold.name]])
         rows = np.concatenate([session.rows for session in tested])
         mine = fold.held_out[rows]
-        predictions[rows[mine]] = found[mine]
-        if checkpoint.errors:
-            position = np.arange(len(rows)) - np.repeat(packed.offsets, packed.lengths)
-            weights[rows[mine]] = checkpoint.errors.weights(position)[mine]
+        predictions[rows[mine]] = found.mean(axis=0)[mine]
+        if len(found) > 1:
+            spread[rows[mine]] = found.std(axis=0, ddof=1)[mine]
+        known = [checkpoint.errors for checkpoint in models[fold.name] if checkpoint.errors]
+        if known:
+            position = np.concatenate([np.arange(len(session)) for session in tested])
+            n_models = len(found)
+            summed = np.sum([errors.weights(position) for errors in known], axis=0) + n_models - len(known)
+            weights[rows[mine]] = summed[mine] / n_models
         names[fold.held_out] = fold.name
-        per_fold[fold.name] = _measures(predictions, labels, session_ids, fold.held_out, config.model)
-    _write(data, predictions, weights, names, out, fingerprint)
+        per_fold[fold.name] = _measures(predictions, labels, session_ids, fold.held_out, model)
+    _write(data, predictions, spread, weights, names, out, fingerprint)
     keys = next(iter(per_fold.values()))
     mean = {key: _mean([measures[key] for measures in per_fold.values()]) for key in keys}
     return {
         "fold_mean": mean,
-        "pooled": _measures(predictions, labels, session_ids, np.ones(n, bool), config.model),
+        "pooled": _measures(predictions, labels, session_ids, np.ones(n, bool), model),
         "folds": per_fold,
     }
 
 
+def predict(
+    data: TrainingData, checkpoint: Checkpoint, sessions: Sequence[Session], manifest: str | None = None
+) -> np.ndarray:
+    """What a model predicts of sessions, running free but for what is observed: (utterances, targets)."""
+    config = data.config
+    if manifest and checkpoint.has_encoder and checkpoint.features:
+        sessions = rehear(sessions, checkpoint.features, Waveforms.of_store(data.store, manifest, config))
+    packed = PackedSessions.of(sessions, dtype=getattr(torch, config.train.dtype))
+    known = packed.observed if not packed.observed.isnan().all() else None
+    return replay(checkpoint.model, packed, window=config.train.window, observed=known).prediction
+
+
 def _write(
-    data: TrainingData, predictions: np.ndarray, weights: np.ndarray, names: np.ndarray, out: str, fingerprint: str
+    data: TrainingData,
+    predictions: np.ndarray,
+    spread: np.ndarray,
+    weights: np.ndarray,
+    names: np.ndarray,
+    out: str,
+    fingerprint: str,
 ) -> None:
-    model, ends = data.config.model, last_rows(data.table)
+    model, inside = data.config.model, np.ones(len(names), bool)
+    inside[last_rows(data.table)] = False
+    # What is of the session stands at its last row.
+    n_own = len(model.utterance_targets)
+    predictions[inside, n_own:] = spread[inside, n_own:] = np.nan
     columns = dict(zip(data.table.column_names, data.table.columns, strict=True))
-    for n, name in enumerate(model.names):
-        values = predictions[:, n]
-        if name in model.session_targets:
-            values = np.full(len(values), np.nan)
-            values[ends] = predictions[ends, n]
-        columns[name] = pa.array(values, pa.float32(), from_pandas=True)
+    columns |= _floats(model.names, predictions)
+    if not np.isnan(spread).all():
+        columns |= _floats(scores.spread_names(model.targets), spread)
     columns |= {
         "split": pa.array(["test" if name else None for name in names], pa.string()),
         "fold": pa.array(names, pa.string()),
         "run_id": pa.array([fingerprint[:12]] * len(names)),
     }
     if not np.isnan(weights).all():
-        found = (pa.array(column, pa.float32(), from_pandas=True) for column in weights.T)
-        columns |= dict(zip(scores.weight_names(model.targets), found, strict=True))
+        columns |= _floats(scores.weight_names(model.targets), weights)
     files.write_json(
         files.join(out, scores.PROVENANCE),
         {
@@ -103,6 +120,12 @@ def _write(
     scores.write_part(
         out, f"part-{fingerprint[:16]}.parquet", pa.table(columns), data.config.score, targets=model.targets
     )
+
+
+def _floats(names: Sequence[str], values: np.ndarray) -> dict[str, pa.Array]:
+    return {
+        name: pa.array(column, pa.float32(), from_pandas=True) for name, column in zip(names, values.T, strict=True)
+    }
 
 
 def _measures(

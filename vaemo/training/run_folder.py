@@ -8,6 +8,9 @@
     RUN/used.parquet    utterances of train and dev, for `evaluate --exclude`
     RUN/_state/         what the run needs to go on after its last epochs, a file each
     RUN/summary.json    the last thing that is written: the run is finished
+    RUN/failure.txt     the traceback of one that has failed
+    RUN/fold-K/         with folds, a run each; RUN/oof holds the scores of every held-out row
+    RUN/seed-K/         with several seeds, a run each, here or below each fold; best/ beside them is that of seed 0
 
 A state is one safetensors file with JSON in its header: it is there whole or not at all, also in a bucket, and nothing
 that is read back can run code.
@@ -20,6 +23,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pyarrow.compute as pc
 import torch
@@ -174,6 +178,16 @@ def write_metrics(out: str, history: Sequence[Mapping[str, Any]]) -> None:
     """Write RUN/metrics.jsonl: all lines, so that a run that goes on leaves none twice."""
     lines = "".join(json.dumps(line) + "\n" for line in history)
     files.write_whole(files.join(out, METRICS), lines.encode())
+
+
+def fold_folder(out: str, fold: str) -> str:
+    """Where the run of a fold lies."""
+    return files.join(out, f"fold-{quote(fold, safe='')}")
+
+
+def seed_folders(out: str, seeds: int) -> list[str]:
+    """Where the runs of seeds 0, 1, ... lie: one alone in the folder itself."""
+    return [out] if seeds == 1 else [files.join(out, f"seed-{seed}") for seed in range(seeds)]
 
 
 def finished(out: str) -> dict[str, Any] | None:

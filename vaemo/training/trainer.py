@@ -1,7 +1,7 @@
 """Truncated backpropagation through time over lanes of sessions: one loop, in one process or in many.
 
 Takes sessions and a config, gives a metrics line per epoch, a model to keep, and a state to go on from. Knows no
-folders of runs and no Ray: `cluster.train` adds those. Letters: L lanes over all workers, T steps of a window.
+folders of runs and no Ray: `pipeline.training` adds those. Letters: L lanes over all workers, T steps of a window.
 
 How W workers equal one: every worker computes the lane schedule, the dropout masks and the draws of all lanes, and
 takes lanes r, r + W, ... The sums that make up the loss are added over the workers, and each one's gradient flows

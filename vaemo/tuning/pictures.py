@@ -92,7 +92,7 @@ def slices(space: Space, records: Sequence[Record], importance: Mapping[str, flo
     Args:
         space: What was searched.
         records: At least one of them ran to its end.
-        importance: See `vaemo.tuning.sweep.importance`.
+        importance: See `vaemo.tuning.search.importance`.
     """
     done = [record for record in records if record.status == DONE]
     best = max(done, key=_value)
@@ -105,7 +105,7 @@ def slices(space: Space, records: Sequence[Record], importance: Mapping[str, flo
                 axis.scatter(x, [_value(record) for record in shown], s=size, color=colour, linewidth=0, zorder=3)
             share = importance[parameter.name]
             axis.set_title(parameter.name, fontsize=9)
-            axis.set_xlabel("too few trials to say" if share is None else f"explains {share:.0%} alone", fontsize=9)
+            axis.set_xlabel("too few trials to say" if share is None else f"importance {share:.0%}", fontsize=9)
             axis.tick_params(labelsize=8)
             axis.sharey(axes[0])
         axes[0].set_ylabel("dev CCC")

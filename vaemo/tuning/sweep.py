@@ -5,6 +5,8 @@ SWEEP/trials.parquet           a row per trial that has ended: trial_id, status,
 SWEEP/trials/0003/trial.json   begun: its point
 SWEEP/trials/0003/result.json  ended: a finished trial is never run again
 SWEEP/trials/0003/state.safetensors, best/   to go on from; its checkpoint
+SWEEP/trials/0003/failure.txt  the traceback of one that has failed
+SWEEP/_held_out.json           what no trial learns from or is chosen by, and how often it was looked at
 SWEEP/best.yaml, best/         the best trial: its config, which jobs/train.py --config takes, and its checkpoint
 SWEEP/summary.json, pictures/, index.html
 """
@@ -17,26 +19,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from vaemo import files
 from vaemo.card import write_card
 from vaemo.config import Config
 from vaemo.errors import SweepFailedError
-from vaemo.model.checkpoint import load_checkpoint, save_checkpoint
+from vaemo.model.checkpoint import copy_checkpoint
 from vaemo.training.run_folder import BEST
-from vaemo.tuning.space import Point, Space
+from vaemo.tuning.space import Point
 from vaemo.tuning.trial import METRIC
 
 MARKER, TABLE, BEST_CONFIG, SUMMARY = "_sweep.json", "trials.parquet", "best.yaml", "summary.json"
-_TRIAL, _RESULT, _STATE = "trial.json", "result.json", "state.safetensors"
+_TRIAL, _RESULT = "trial.json", "result.json"
 
 DONE, STOPPED, FAILED = "done", "stopped", "failed"
 """A trial ran to its end, was ended early by the scheduler, or raised an error."""
-
-MIN_GROUPED = 4
-"""Quarters into which the values of a number are put to see whether results differ between them."""
 
 
 @dataclass(frozen=True)
@@ -139,12 +137,8 @@ class Sweep:
             )
         config = Config.from_dict(best.config)
         files.write_whole(files.join(self.out, BEST_CONFIG), config.to_yaml().encode())
-        held = load_checkpoint(files.join(self.folder(best.number), BEST))
-        kept = files.join(self.out, BEST)
-        provenance = {**held.provenance, "sweep": {"trial_id": best.trial_id, "trials": len(self.records)}}
-        save_checkpoint(
-            kept, held.model, held.config, features=held.features, metrics=held.metrics, provenance=provenance
-        )
+        kept, about = files.join(self.out, BEST), {"trial_id": best.trial_id, "trials": len(self.records)}
+        copy_checkpoint(files.join(self.folder(best.number), BEST), kept, sweep=about)
         write_card(kept)
         return best
 
@@ -152,17 +146,6 @@ class Sweep:
 def trial_folder(out: str, number: int) -> str:
     """Where a trial of a sweep keeps its files."""
     return files.join(out, "trials", f"{number:04d}")
-
-
-def read_state(folder: str) -> bytes | None:
-    """What `write_state` left in the folder of a trial; None where it has not come so far."""
-    path = files.join(folder, _STATE)
-    return files.read_bytes(path) if files.exists(path) else None
-
-
-def write_state(folder: str, state: bytes) -> None:
-    """Keep what a trial needs to go on, in place of what was kept before."""
-    files.write_whole(files.join(folder, _STATE), state)
 
 
 def table_of(records: Sequence[Record]) -> pa.Table:
@@ -194,39 +177,3 @@ def _column(name: str, values: list[Any]) -> pa.Array:
     if len(kinds) > 1 or kinds & {list, tuple}:
         return pa.array([None if value is None else json.dumps(value) for value in values], pa.string())
     return pa.array(values, None if kinds else pa.string())
-
-
-def importance(space: Space, records: Sequence[Record]) -> dict[str, float | None]:
-    """How much of the differences between trials a field explains by itself, between 0 and 1.
-
-    The eta squared of the Kruskal-Wallis test, (H - k + 1) / (n - k), over the n trials that ran to their end and in
-    which the field was searched; its k groups are the choices, or quarters of a number's values. It works on ranks, so
-    that one collapsed trial does not decide it, and is corrected for the number of groups: a field without effect has
-    0 on average, and negative values are shown as 0. None where there are too few trials or only one group.
-
-    Source:
-        Tomczak and Tomczak (2014), The need to report effect size estimates revisited, p. 22.
-    """
-    found: dict[str, float | None] = {}
-    for parameter in space.parameters:
-        mine = [r for r in records if r.status == DONE and parameter.name in r.point]
-        values = [record.point[parameter.name] for record in mine]
-        if parameter.kind == "choice":
-            group = np.array([parameter.values.index(v) if v in parameter.values else -1 for v in values], np.int64)
-        else:
-            numbers = np.array(values, np.float64)
-            inner = np.linspace(0, 1, MIN_GROUPED + 1)[1:-1]
-            group = np.searchsorted(np.quantile(numbers, inner), numbers) if len(numbers) else np.zeros(0, np.int64)
-        found[parameter.name] = _eta_squared(np.array([record.value for record in mine], np.float64), group)
-    return found
-
-
-def _eta_squared(values: np.ndarray, group: np.ndarray) -> float | None:
-    n, k = len(values), len(np.unique(group))
-    if k < 2 or n <= k or (values == values[:1]).all():
-        return None
-    ordered = np.sort(values)
-    rank = (np.searchsorted(ordered, values, "left") + np.searchsorted(ordered, values, "right") + 1) / 2
-    between = sum((group == g).sum() * (rank[group == g].mean() - rank.mean()) ** 2 for g in np.unique(group))
-    h = (n - 1) * between / ((rank - rank.mean()) ** 2).sum()
-    return float(max(0.0, (h - k + 1) / (n - k)))

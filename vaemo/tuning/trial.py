@@ -11,20 +11,27 @@ import itertools
 import json
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import load, save
 
+from vaemo import files
 from vaemo.config import Config
 from vaemo.files import safetensors_metadata
 from vaemo.lanes import schedule_lanes
+from vaemo.store import FeatureStore
+from vaemo.training import run_folder
 from vaemo.training.data import SplitSessions
 from vaemo.training.group import Group
+from vaemo.training.jobs import Job, Line, Place
 from vaemo.training.sampling import counts_from
 from vaemo.training.trainer import Trainer
 from vaemo.tuning.space import SCHEDULE, Space
+
+_STATE = "state.safetensors"
 
 METRIC = "dev_ccc_avg"
 """What is searched for: CCC on dev sessions, running free, mean over the targets, and over folds and seeds."""
@@ -69,6 +76,48 @@ def schedule_end(space: Space, steps: float) -> int:
     names = [name for name in space.names if name in SCHEDULE]
     points = (dict(zip(names, values, strict=True)) for values in itertools.product(*ends))
     return max(counts_from(int(steps), space.apply(point)) for point in points)
+
+
+SAVED_EVERY_S = 10.0
+"""How often a trial saves what it needs to go on, besides its end."""
+
+
+@dataclass(frozen=True)
+class Searching:
+    """What a job of a sweep does: a trial.
+
+    Attributes:
+        store: The feature store, opened.
+        origin: What the checkpoints of all trials say of their origin.
+        seeds: Trainings for each fold.
+    """
+
+    store: FeatureStore
+    origin: Mapping[str, Any]
+    seeds: int
+
+    def __call__(self, job: Job, sessions: SplitSessions, place: Place) -> Iterator[Line]:
+        """See `vaemo.training.jobs.Work`."""
+        trial = Trial(sessions, job.config, self.seeds, group=place.group, device=place.device)
+        state = read_state(job.out) if place.saved is None else place.saved
+        if state is not None:
+            trial.restore(state)
+        first, saved_at = trial.first, time.monotonic()
+        provenance = run_folder.provenance_of(self.origin, job.config, first.model, first.device.type)
+        for metrics in trial:
+            if place.group.rank == 0:
+                # With `select: last` every epoch would be kept, for the next to replace it.
+                if first.improved and (job.config.train.select == "best" or first.finished):
+                    errors = first.errors
+                    run_folder.keep(
+                        job.out, first.kept, job.config, self.store, first.history[-1], provenance, errors=errors
+                    )
+                if trial.finished or time.monotonic() - saved_at > SAVED_EVERY_S:
+                    write_state(job.out, trial.save(job.point))
+                    saved_at = time.monotonic()
+            if place.save:
+                place.save(trial.save(job.point))
+            yield {**metrics, "measured": [key for key in metrics if key not in ("curve", "finished")]}
 
 
 class Trial:
@@ -169,3 +218,14 @@ def saved_point(saved: bytes) -> dict[str, Any]:
 
 def _said(saved: bytes) -> dict[str, Any]:
     return json.loads(safetensors_metadata(saved)["trial"])
+
+
+def read_state(folder: str) -> bytes | None:
+    """What `write_state` left in the folder of a trial; None where it has not come so far."""
+    path = files.join(folder, _STATE)
+    return files.read_bytes(path) if files.exists(path) else None
+
+
+def write_state(folder: str, state: bytes) -> None:
+    """Keep what a trial needs to go on, in place of what was kept before."""
+    files.write_whole(files.join(folder, _STATE), state)

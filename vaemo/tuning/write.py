@@ -14,8 +14,10 @@ from vaemo import files
 from vaemo.drawing import write_pictures
 from vaemo.report.page import build_page
 from vaemo.tuning import pictures
+from vaemo.tuning.held_out import HeldOut, told
+from vaemo.tuning.search import importance
 from vaemo.tuning.space import Space
-from vaemo.tuning.sweep import BEST_CONFIG, DONE, FAILED, STOPPED, SUMMARY, Record, Sweep, importance
+from vaemo.tuning.sweep import BEST_CONFIG, DONE, FAILED, STOPPED, SUMMARY, Record, Sweep
 from vaemo.tuning.trial import METRIC
 
 _BODY = """<header class="top"><span class="brand">vaemo</span><p class="subtitle">{subtitle}</p></header>
@@ -23,28 +25,31 @@ _BODY = """<header class="top"><span class="brand">vaemo</span><p class="subtitl
 <div class="tiles">{tiles}</div>
 <div class="grid">{cards}</div>
 </main>
-<footer>vaemo {version}. Dev results chose the best trial, so they flatter it; judge it on the test split.</footer>
+<footer>vaemo {version}. Dev results chose the best trial, so they flatter it. {held_out}.</footer>
 """
 
 
-def write_summary(sweep: Sweep, space: Space) -> dict[str, Any]:
+def write_summary(sweep: Sweep, space: Space, held_out: HeldOut | None = None) -> dict[str, Any]:
     """Write what follows from the trials of a sweep, and return the content of summary.json.
 
     Args:
         sweep: Its trials have all ended.
         space: What was searched.
+        held_out: What the winner is judged by.
 
     Raises:
         SweepFailedError: if no trial ran to its end.
     """
     best = sweep.keep_best()
     records = [record for _, record in sorted(sweep.records.items())]
-    shares = importance(space, records)
+    shares = importance(space, [(r.point, r.value) for r in records if r.status == DONE and r.value is not None])
+    judged = held_out.judge(best) if held_out else None
     summary = {
         "trials": len(records),
         **{status: Counter(record.status for record in records)[status] for status in (DONE, STOPPED, FAILED)},
         "best": {"trial_id": best.trial_id, "point": best.point, **best.metrics},
         "importance": shares,
+        "held_out": judged,
     }
     draw = {
         "history": partial(pictures.history, records),
@@ -52,7 +57,7 @@ def write_summary(sweep: Sweep, space: Space) -> dict[str, Any]:
         "slices": partial(pictures.slices, space, records, shares),
     }
     drawn = write_pictures(files.join(sweep.out, "pictures"), draw)
-    files.write_whole(files.join(sweep.out, "index.html"), sweep_page(space, records, best, shares, drawn))
+    files.write_whole(files.join(sweep.out, "index.html"), sweep_page(space, records, best, shares, drawn, judged))
     files.write_json(files.join(sweep.out, SUMMARY), summary)
     return summary
 
@@ -63,6 +68,7 @@ def sweep_page(
     best: Record,
     shares: Mapping[str, float | None],
     drawn: Mapping[str, bytes],
+    judged: Mapping[str, Any] | None = None,
 ) -> bytes:
     """The page as UTF-8, pictures inside.
 
@@ -72,6 +78,7 @@ def sweep_page(
         best: One of them.
         shares: Importance of each field.
         drawn: PNG pictures `history`, `parallel_coordinates`, `slices`, or none.
+        judged: What `HeldOut.judge` found.
     """
     default = next((record for record in records if record.number == 0), None)
     counts = Counter(record.status for record in records)
@@ -81,6 +88,10 @@ def sweep_page(
         _tile(f"{counts[DONE]}", "trials ran to their end", f"{counts[STOPPED]} ended early, {counts[FAILED]} failed"),
         _tile(f"{best.metrics['step']:,}", "optimiser steps", f"in {best.config['train']['epochs']} epochs"),
     ]
+    if judged:
+        default_was = f", the config itself {_held(judged['default'])}" if judged["default"] else ""
+        looks = f"; winner {judged['looks']} looked at" if judged["looks"] > 1 else ""
+        tiles.insert(1, _tile(_held(judged["best"]), "the best trial, held out", f"CCC{default_was}{looks}"))
     images = {name: base64.b64encode(picture).decode() for name, picture in drawn.items()}
     cards = [
         _card("Best values", f"{BEST_CONFIG} is the whole config; jobs/train.py --config takes it.", _values(best), 5),
@@ -96,13 +107,14 @@ def sweep_page(
         tiles="".join(tiles),
         cards="".join(cards),
         version=vaemo.__version__,
+        held_out=escape(told(judged) if judged else "Nothing was held out"),
     )
     return build_page("vaemo sweep", body)
 
 
 _NOTE = (
-    "Share of the differences between trials that a field explains by itself (Kruskal-Wallis eta squared, ranks; "
-    "0 for a field without effect). A search draws more where results are good, so read the order, not the digits."
+    "How differently a field is spread over the best trials and over all (PED-ANOVA of Optuna; shares sum to 100 %). "
+    "A search draws more where results are good, so read the order, not the digits."
 )
 
 
@@ -157,6 +169,11 @@ def _table(space: Space, records: Sequence[Record], best: Record) -> str:
         )
     head = "".join(f"<th>{escape(name)}</th>" for name in heads)
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+
+
+def _held(of: Mapping[str, Any]) -> str:
+    value = of["avg"]["value"]
+    return "-" if value is None else f"{value:.3f}"
 
 
 def _ccc(record: Record | None) -> str:

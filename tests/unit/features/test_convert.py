@@ -141,7 +141,7 @@ def test_tensors_that_share_memory_or_lie_under_a_name(tmp_path):
         (torch.nn.Linear(2, 2), r"it is a program \(TorchScript\), not weights"),
     ],
 )
-@pytest.mark.filterwarnings("ignore:Sparse")
+@pytest.mark.filterwarnings("ignore:Sparse", "ignore:.torch.jit")
 def test_what_is_not_weights_alone_is_refused(tmp_path, content, says):
     path = tmp_path / "pytorch_model.bin"
     if isinstance(content, bytes):
@@ -208,6 +208,10 @@ def test_a_folder_that_holds_something_else(tmp_path, here, monkeypatch):
     (folder / "model.safetensors").touch()
     with pytest.raises(UsageError, match="holds safetensors already; give it itself"):
         convert.convert(str(folder), str(tmp_path / "new"))
+
+
+def test_a_name_that_the_hub_does_not_have(tmp_path):
+    pytest.importorskip("huggingface_hub", reason="the extra encoders is not installed")
     with pytest.raises(ExtractorError, match="'no/where' is no folder, and nothing can be loaded from the hub"):
         convert.convert("no/where", str(tmp_path / "new"))
 

@@ -110,9 +110,9 @@ class _Evil:
 
 
 def test_what_is_no_encoder_is_refused(tmp_path):
+    folder = write_speaker_model(tmp_path / "a", "ecapa")
     with pytest.raises(ExtractorError, match=r"features.speaker is 'no/where', and no model can be loaded"):
         SpeakerEncoder("no/where")
-    folder = write_speaker_model(tmp_path / "a", "ecapa")
     text = (folder / "hyperparams.yaml").read_text()
     (folder / "hyperparams.yaml").write_text(text.replace("sample_rate: 16000", "sample_rate: 8000"))
     with pytest.raises(ExtractorError, match="was made for 8000 Hz"):

@@ -39,6 +39,16 @@ function ranking(title, note, data, column, format, wanted) {
     items.length ? h("ol", { class: "ranking" }, items) : h("p", { class: "note" }, "There is none."));
 }
 
+// Calls of which nobody knows who speaks: they wait for evidence, and are heard on their own page where it is drawn.
+function unscored(data) {
+  const calls = data.unscored;
+  if (!calls.n) return null;
+  const items = calls.session_id.map((name) => h("li", {}, data.curves[name] ? h("a", { href: callLink(name) }, name) : name));
+  return h("details", { class: "card span-12" }, h("summary", {}, `Nobody scored, since nothing says who speaks (${whole(calls.n)})`),
+    h("p", { class: "note" }, "Say the roles of their channels or voices in the table of calls (role_ch0, role_v0), or enrol the agents."),
+    h("ul", { class: "fails" }, items));
+}
+
 function failures(data) {
   const list = data.overview.failures, most = Math.max(...list.map((f) => f.n), 1);
   const items = list.map((f) => h("li", {},
@@ -94,8 +104,8 @@ function overviewPage(data) {
       chart((width) => overTime(width, data.over_time, o.low, o.high)))
     : null;
   if (time || o.failures.length) page.push(h("div", { class: "grid" }, time, o.failures.length ? failures(data) : null));
-  page.push(callsTable(data));
-  return page;
+  page.push(unscored(data), callsTable(data));
+  return page.filter(Boolean);
 }
 
 function legend(entries) {

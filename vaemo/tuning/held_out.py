@@ -1,0 +1,143 @@
+"""What a sweep is judged by in the end: sessions that no trial learns from or is chosen by, fixed before the first.
+
+The best of many dev results flatters. The winner's result on the test split of the store (of the first fold, where
+there are folds) does not, as long as it is looked at once: a sweep that goes on until another trial wins has looked
+again, and every look is counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from vaemo import files
+from vaemo.evaluation.bootstrap import NAMES, Resampled, SessionSums, defined
+from vaemo.model.checkpoint import load_checkpoint
+from vaemo.parts.shards import digest
+from vaemo.progress import say
+from vaemo.tables import codes
+from vaemo.training.data import TrainingData, split_of
+from vaemo.training.held_out import predict
+from vaemo.training.run_folder import BEST
+from vaemo.tuning.sweep import DONE, Record, Sweep
+
+RECORD = "_held_out.json"
+
+
+class HeldOut:
+    """The held-out part of a sweep.
+
+    Args:
+        sweep: Whose folder records it.
+        data: What the sweep learns from.
+        record: What stands there; `n_sessions` is 0 where nothing is held out.
+    """
+
+    def __init__(self, sweep: Sweep, data: TrainingData, record: dict[str, Any]) -> None:
+        self._sweep, self._data, self._record = sweep, data, record
+
+    @staticmethod
+    def open(sweep: Sweep, data: TrainingData) -> HeldOut:
+        """What is held out, as the sweep's folder says; in a sweep that begins, fixed now.
+
+        Nothing is where the store has no labelled session in the split test, and in a sweep that a version began which
+        held nothing out.
+        """
+        path = files.join(sweep.out, RECORD)
+        if files.exists(path):
+            return HeldOut(sweep, data, files.read_json(path))
+        fresh = not sweep.records and not sweep.unfinished
+        ids = [data.labelled[number].session_id for number in _sessions(data)] if fresh else []
+        record = {"fold": data.parts[0].name, "n_sessions": len(ids), "digest": digest(*ids), "looks": []}
+        files.write_json(path, record)
+        if fresh and not ids:
+            say(
+                "warning: nothing is held out, for no labelled session is in the split 'test'; the best dev result is "
+                "chosen out of many and flatters."
+            )
+        return HeldOut(sweep, data, record)
+
+    def judge(self, best: Record) -> dict[str, Any] | None:
+        """The winner's result beside that of the config itself; None where nothing is held out.
+
+        Returns:
+            `fold`, `n_sessions`, `looks` (winners that have been looked at, this one too), `trial_id`; `best`,
+            `default` (None where trial 0 has not ended) and `difference`: for CCC of valence, arousal and avg `value`
+            and `ci95`, of the difference also `p`.
+        """
+        if not self._record["n_sessions"]:
+            return None
+        looks = self._record["looks"]
+        found = next((look for look in looks if look["trial_id"] == best.trial_id), None)
+        if found is None:
+            found = {"trial_id": best.trial_id, **self._compare(best)}
+            looks.append(found)
+            files.write_json(files.join(self._sweep.out, RECORD), self._record)
+        about = {name: self._record[name] for name in ("fold", "n_sessions")}
+        return {**about, "looks": len(looks), **found}
+
+    def _compare(self, best: Record) -> dict[str, Any]:
+        data, fold = self._data, self._data.parts[0]
+        numbers = set(_sessions(data).tolist())
+        every = data.aggregate(data.read(), fold)
+        tested = [session for number, session in enumerate(every) if number in numbers]
+        kept = fold.held_out[np.concatenate([session.rows for session in tested])]
+        labels = np.concatenate([session.labels for session in tested])[kept]
+        session = codes(np.concatenate([np.full(len(each), each.session_id, object) for each in tested])[kept])
+
+        def resampled(number: int) -> Resampled:
+            checkpoint = load_checkpoint(files.join(self._sweep.folder(number), BEST))
+            predicted = predict(data, checkpoint, tested)[kept]
+            return Resampled.of([SessionSums.of(predicted, labels, session)], data.config.evaluate)
+
+        winner = resampled(best.number)
+        default = self._sweep.records.get(0)
+        if default is None or default.status != DONE:
+            return {"best": _values(winner), "default": None, "difference": None}
+        itself = winner if best.number == 0 else resampled(0)
+        less = winner.less(itself, "ccc")
+        difference = {
+            name: {
+                "value": defined(less.estimate[k]),
+                "ci95": [defined(less.low[k]), defined(less.high[k])],
+                "p": defined(less.p[k]),
+            }
+            for k, name in enumerate(NAMES)
+        }
+        return {"best": _values(winner), "default": _values(itself), "difference": difference}
+
+
+def told(found: Mapping[str, Any]) -> str:
+    """What `HeldOut.judge` found, in a line."""
+    parts = [f"held out ({found['n_sessions']:,} sessions): CCC-avg {_shown(found['best'])}"]
+    if found["default"]:
+        parts += [f"the config itself {_shown(found['default'])}", f"difference {_shown(found['difference'], '+')}"]
+    if found["looks"] > 1:
+        parts.append(f"winner number {found['looks']} that was looked at, so this flatters too")
+    return ", ".join(parts)
+
+
+def _shown(of: Mapping[str, Any], sign: str = "") -> str:
+    value, (low, high) = of["avg"]["value"], of["avg"]["ci95"]
+    interval = "" if low is None or high is None else f" [{low:{sign}.3f}, {high:{sign}.3f}]"
+    return f"{value:{sign}.3f}{interval}" if value is not None else "not defined"
+
+
+def _values(resampled: Resampled) -> dict[str, Any]:
+    low, high = resampled.interval("ccc")
+    return {
+        name: {"value": defined(resampled.estimate["ccc"][k]), "ci95": [defined(low[k]), defined(high[k])]}
+        for k, name in enumerate(NAMES)
+    }
+
+
+def _sessions(data: TrainingData) -> np.ndarray:
+    """Numbers of the sessions that are held out."""
+    fold = data.parts[0]
+    labelled = [
+        bool(fold.held_out[session.rows].any() and not np.isnan(session.labels[fold.held_out[session.rows]]).all())
+        for session in data.labelled
+    ]
+    return np.flatnonzero((split_of(data.labelled, fold) == "test") & np.array(labelled, bool))

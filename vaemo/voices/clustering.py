@@ -1,0 +1,74 @@
+"""How many voices a channel holds, and what each is like: windows of speech as vectors, put into groups.
+
+Letters: N windows, D numbers of a speaker embedding, K voices.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+_ALIKE = 0.81
+"""Two groups whose mean vectors are so much alike (cosine) are one voice. Halves of one calm voice over the telephone
+are 0.85 alike and more, two voices of one language and sex 0.77 and less."""
+
+_EXPLAINS = 0.09
+"""One voice more leaves so much less of the windows' spread, or is none."""
+
+_SHORT_S = 1.0
+"""Shorter windows say too little to found a voice on."""
+
+_LEAST_S = 3.0
+"""Speech that a voice has at least; fewer is somebody's cough, or two who speak at once."""
+
+_MOST_WINDOWS = 2000
+"""Windows that are compared, spread evenly over the recording: memory does not grow with its length."""
+
+_STARTS = 10
+
+
+def find_voices(vectors: np.ndarray, lengths_s: np.ndarray, hop_s: float, most: int) -> np.ndarray:
+    """What each voice is like.
+
+    Voices are the groups of the largest k-means that holds no two groups alike, none of them too small.
+
+    Args:
+        vectors: Speaker embeddings of windows in order, (N, D), of unit length.
+        lengths_s: Of the windows, (N,).
+        hop_s: From one window to the next inside an utterance.
+        most: Voices that are looked for.
+
+    Returns:
+        (K, D), unit length, K from 1 on; none where N is 0.
+    """
+    if not len(vectors):
+        return vectors
+    long = np.flatnonzero(lengths_s >= _SHORT_S)
+    rows = long if len(long) > 1 else np.arange(len(vectors))
+    if len(rows) > _MOST_WINDOWS:
+        rows = rows[np.linspace(0, len(rows) - 1, _MOST_WINDOWS).round().astype(int)]
+    points = vectors[rows]
+    # As many windows as speech of that length gives, where not all of them are taken.
+    least = max(round(_LEAST_S / hop_s * len(points) / max(len(long), 1)), 2)
+    best = unit(points.mean(axis=0, keepdims=True))
+    spread = float(np.square(points - points.mean(axis=0)).sum())
+    for k in range(2, min(most, len(points) // least) + 1):
+        centres, sizes, left = _groups(points, k)
+        if left > spread * (1.0 - _EXPLAINS):
+            break
+        spread, alike = left, centres @ centres.T - 2.0 * np.eye(k)
+        if alike.max() < _ALIKE and sizes.min() >= least:
+            best = centres
+    return best
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    """Vectors (..., D) of length 1, float32."""
+    return (vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)).astype(np.float32)
+
+
+def _groups(points: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray, float]:
+    """Mean vectors of k groups, their sizes, and the squared distances that are left."""
+    from sklearn.cluster import KMeans
+
+    found = KMeans(k, n_init=_STARTS, random_state=0).fit(points)
+    return unit(found.cluster_centers_), np.bincount(found.labels_, minlength=k), float(found.inertia_)
