@@ -15,7 +15,7 @@ from speech_cases import sentence
 from vaemo.config import Config
 from vaemo.errors import UsageError
 from vaemo.export import OneStep, export_onnx
-from vaemo.features.base import describe, load_extractors
+from vaemo.features import describe, load_extractors
 from vaemo.features.spectral import LogMel, LongTermSpectrum
 from vaemo.model.checkpoint import load_checkpoint, save_checkpoint
 from vaemo.model.film import FilmDelta

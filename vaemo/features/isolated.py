@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 
 from vaemo.config import Config
-from vaemo.features.base import Extractor, ExtractorHung, ExtractorLost, StandIn, load_extractor
+from vaemo.features.base import Extractor, ExtractorHung, ExtractorLost, StandIn
+from vaemo.features.load import load_extractor
 from vaemo.features.watch import has_hung, may_end_process, watched
 
 
