@@ -50,8 +50,8 @@ class Calls:
     """What is known of calls, one row each.
 
     Attributes:
-        rows: `session_id`, then `role_ch0` ... and `role_v0` ... as text without gaps, `process` (bool), then the columns
-            that travel.
+        rows: `session_id`, then `role_ch0` ... and `role_v0` ... as text without gaps, `process` (bool), then the
+            columns that travel.
     """
 
     rows: pa.Table
