@@ -178,6 +178,7 @@ def evaluate(argv: Arguments = None, prog: str | None = None) -> None:
     parser.add_argument("--compare", type=path, metavar="SCORES", help="other scores of the same utterances, paired")
     cli.add_checkpoint(parser, "replay it on the store with labels fed, too", required=False)
     parser.add_argument("--card", type=path, metavar="CHECKPOINT", help="put the result into its model card")
+    parser.add_argument("--by", default="", metavar="COLUMN[,COLUMN]", help="results by group, and the largest gap")
     args = parser.parse_args(argv)
 
     if not args.labels and not args.rttm:
@@ -202,6 +203,7 @@ def evaluate(argv: Arguments = None, prog: str | None = None) -> None:
         compare=args.compare,
         checkpoint=args.checkpoint,
         card=args.card,
+        by=[name.strip() for name in args.by.split(",") if name.strip()],
         config=cli.load_config(args),
     )
     print(f"{table_of(result)}\n\nsee {args.out}/metrics.json", flush=True)
