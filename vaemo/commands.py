@@ -249,6 +249,32 @@ def ablate(argv: Arguments = None, prog: str | None = None) -> None:
         ablation.ablate(args.store, args.out, config, OnRay(), seeds=args.seeds, folds=args.folds, only=only)
 
 
+def calibrate(argv: Arguments = None, prog: str | None = None) -> None:
+    """Intervals, and corrections where they help, from labelled calls of your own."""
+    parser = cli.JobParser(calibrate.__doc__, prog)
+    path = cli.data_path
+    parser.add_argument("--scores", type=path, required=True, metavar="SCORES", help="folder that jobs/score.py wrote")
+    parser.add_argument("--labels", type=path, metavar="STORE|MANIFEST", help="labels of some of its calls")
+    cli.add_checkpoint(parser, "what made the scores", required=False, several=True)
+    parser.add_argument(
+        "--out", type=path, metavar="CKPT", help="the calibrated checkpoint; of several 0, 1, ... in it"
+    )
+    parser.add_argument("--suggest", type=cli.count, metavar="N", help="print N calls to label, and do no more")
+    args = parser.parse_args(argv)
+    config = cli.load_config(args)
+
+    from vaemo.trust import own_calls
+
+    if args.suggest:
+        print("\n".join(own_calls.suggest_calls(args.scores, args.suggest)), flush=True)
+        return
+    if not (args.labels and args.checkpoint and args.out):
+        raise UsageError("calibrate needs --labels, --checkpoint and --out; or --suggest N: which calls to label.")
+    with cli.summary(args.out):
+        found, folders = own_calls.calibrate_calls(args.scores, args.labels, args.checkpoint, args.out, config)
+    print(f"{own_calls.table_of(found, config.score.coverage)}\nsee {', '.join(folders)}", flush=True)
+
+
 def personalize(argv: Arguments = None, prog: str | None = None) -> None:
     """A small change of the model for every speaker, learned from the speaker's first labelled utterances."""
     parser = cli.JobParser(personalize.__doc__, prog)
@@ -324,7 +350,7 @@ def erase(argv: Arguments = None, prog: str | None = None) -> None:
 COMMANDS: dict[str, Callable[..., None]] = {
     command.__name__: command
     for command in (
-        *(extract, train, tune, score, evaluate, report, ablate, personalize, config, demo),
+        *(extract, train, tune, score, evaluate, calibrate, report, ablate, personalize, config, demo),
         *(corpora, erase, convert, enrol, export),
     )
 }
