@@ -234,6 +234,7 @@ def evaluate(
     compare: AnyPath | None = None,
     checkpoint: AnyPath | None = None,
     card: AnyPath | None = None,
+    by: Sequence[str] = (),
     config: Config | AnyPath = "default",
     set: Sequence[str] = (),
 ) -> Mapping[str, Any]:
@@ -248,6 +249,7 @@ def evaluate(
         compare: Other scores of the same utterances, compared in pairs.
         checkpoint: Replayed on the store with labels fed, too.
         card: Checkpoint into whose model card the result goes.
+        by: Columns of the labels or the scores by which results are grouped and compared.
         config: Sections evaluate and labels.
         set: Changes of the config.
 
@@ -271,6 +273,7 @@ def evaluate(
             exclude=_path(exclude),
             compare=_path(compare),
             checkpoint=_path(checkpoint),
+            by=by,
         )
         if card is not None:
             write_card(_path(card), result)

@@ -749,6 +749,9 @@ class EvaluateConfig:
     variance: Literal["biased", "unbiased"] = option(
         "biased", "Variances in the CCC: divided by n (ours), or by n - 1 over a biased covariance (AVEC's)."
     )
+    no_employees: tuple[str, ...] = option(
+        (), "Columns of an archive by which results may be grouped (`--by`), since they name no employee.", before=()
+    )
 
 
 @dataclasses.dataclass(frozen=True)

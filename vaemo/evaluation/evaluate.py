@@ -27,6 +27,8 @@ from vaemo.evaluation.pairs import Pairs, choose_split, has_features, in_common,
 from vaemo.metrics import spearman, spearman_interval
 from vaemo.model.checkpoint import ERRORS
 from vaemo.settling import ErrorByPosition, drawn_to_mean
+from vaemo.trust import coverage, groups
+from vaemo.trust.beside import column_of
 from vaemo.units import CALIB, SPLITS
 
 GROUPS = ("session_id", "speaker_id", "role", "split", "fold", "position")
@@ -50,6 +52,7 @@ def evaluate(
     exclude: str | None = None,
     compare: str | None = None,
     checkpoint: str | None = None,
+    by: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Evaluate a folder of scores and write what was found.
 
@@ -64,10 +67,12 @@ def evaluate(
         compare: Another folder of scores, to be compared on the utterances that both have.
         checkpoint: A model, to be replayed over these utterances' sessions with labels fed and running free; the
             labels must be a store that has its features.
+        by: Columns of the labels or the scores by which results are grouped and compared, too.
 
     Returns:
         The content of `metrics.json`; `measure` says what a set of metrics is. `label_fed` is as `compare_pairs` has
-        it, first with labels fed, second running free; `error_by_position` as `ErrorByPosition.to_dict`.
+        it, first with labels fed, second running free; `error_by_position` as `ErrorByPosition.to_dict`; `coverage`
+        as `coverage_of` has it; `by` for each column as `by_group` has it.
 
     Raises:
         LabelError, ReadScoresError: as `read_pairs`, `choose_split`, `leave_out`, `in_common`.
@@ -105,6 +110,15 @@ def evaluate(
     errors = ErrorByPosition.of(*own, tested.sessions(), tested.order_in_session(), tested.names[:n_own])
     result[ERRORS] = errors.to_dict()
     result["extremes_at_start"] = extremes_at_start(tested)
+    divided = {name: _rows_by(tested, name) for name in ("position", "split", "fold", "role")}
+    if (covered := coverage.coverage_of(tested, scored, divided)) is not None:
+        result["coverage"] = covered
+    if by:
+        grouped = {name: column_of(tested, scored, labels, name, config.evaluate) for name in by}
+        result["by"] = {
+            name: groups.by_group(tested, *each, partial(measure, config=config), config.evaluate)
+            for name, each in grouped.items()
+        }
     if compare is not None:
         both = in_common(tested, read_pairs(compare, labels, config, quiet=True))
         result["compare"] = {"scores": str(compare), **compare_pairs(*both, config)}
@@ -277,6 +291,10 @@ def table_of(result: Mapping[str, Any]) -> str:
     if "label_fed" in result:
         fed = result["label_fed"]
         lines += ["", "with the labels of earlier utterances fed, less running free:", *_differences(fed, names)]
+    if "coverage" in result:
+        lines += coverage.table_of(result["coverage"])
+    if "by" in result:
+        lines += groups.table_of(result["by"])
     if result["not_scored"]:
         missing = ", ".join(f"{count:,} {status}" for status, count in result["not_scored"].items())
         lines += ["", f"labelled but without a score: {missing}"]
