@@ -21,7 +21,7 @@ from vaemo.audio.archive import shown
 from vaemo.audio.formats import AUDIO_SUFFIXES as AUDIO_SUFFIXES
 from vaemo.audio.recording import AudioProblem, Decoder, Recording
 from vaemo.audio.vad import UtteranceFinder
-from vaemo.config import Config
+from vaemo.config import Config, VoicesConfig
 from vaemo.errors import ExtractorError
 from vaemo.features import Extractor, ExtractorHung, ExtractorLost, StandIn
 from vaemo.features.watch import watched
@@ -189,7 +189,7 @@ def extract_recording(
                         cutter.push(utterance)
                     else:
                         place = utterance.channel, utterance.start_s, utterance.end_s
-                        take(_Found(*place, role=roles[utterance.channel]), lambda known=utterance.samples: known)
+                        take(_Found(*place, role=roles[utterance.channel]), functools.partial(_same, utterance.samples))
             except AudioProblem as what:
                 if what.whole:
                     raise
@@ -198,7 +198,7 @@ def extract_recording(
                 raise AudioProblem("bad_voices", misfit)
             pieces, voices = cutter.finish()
             known = [role or UNKNOWN for role in roles]
-            decide = roles_of_voices or (lambda *what: evidence.roles_of_voices(*what, Evidence(), None, config.voices))
+            decide = roles_of_voices or functools.partial(_without_evidence, config.voices)
             by_voice = decide(voices, known) if voices else {}
             for piece in pieces:
                 of_voice = by_voice.get((piece.channel, piece.voice), VoiceRole(UNKNOWN))
@@ -271,6 +271,17 @@ def failed_rows(table: pa.Table) -> pa.ChunkedArray:
 def failures(table: pa.Table) -> int:
     """How many rows have no features although they should."""
     return pc.sum(failed_rows(table)).as_py() or 0
+
+
+def _same(samples: np.ndarray) -> np.ndarray:
+    return samples
+
+
+def _without_evidence(
+    config: VoicesConfig, voices: Sequence[Voice], channel_roles: Sequence[str]
+) -> dict[evidence.VoiceKey, VoiceRole]:
+    """The roles of voices where nothing is known of them but their channels' roles."""
+    return evidence.roles_of_voices(voices, channel_roles, Evidence(), None, config)
 
 
 def _utterances(recording: Recording, finder: UtteranceFinder) -> Any:

@@ -241,6 +241,6 @@ def _from_arrays(
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         streams = Streams.of({name: torch.from_numpy(array) for name, array in features.items()})
         tensors: list[Any] = [torch.from_numpy(array) for array in (places, labels, observed)]
-        *rest, error, weights = rest
+        *others, error, weights = rest
         optional = (None if array is None else torch.from_numpy(array) for array in (error, weights))
-        return PackedSessions(streams, *tensors, *rest, *optional)
+        return PackedSessions(streams, *tensors, *others, *optional)

@@ -354,8 +354,8 @@ def _is_one_flac(file: io.BufferedReader, start: int, size: int) -> bool:
         if first is None or first[0] < before:
             return False
         before = first[0]
-    at, n = max([first, *frames])
-    return at + n == total
+    last = max((frame for frame in (first, *frames) if frame), default=(0, 0))
+    return sum(last) == total
 
 
 def _flac_frames(data: bytes, block: int) -> Iterator[tuple[int, int]]:

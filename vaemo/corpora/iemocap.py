@@ -38,7 +38,7 @@ def read(root: Path, label_lag_s: float) -> Corpus:
 
 
 def _dialog(session: Path, path: Path) -> list[dict[str, Any]]:
-    turns = []
+    turns: list[tuple[float, str, float, list[float], dict[str, list[float]]]] = []
     ratings: dict[str, list[float]] = {}
     for place, line in numbered_lines(path, "latin-1"):
         # Lines between those of turns are what single raters said.
@@ -50,8 +50,8 @@ def _dialog(session: Path, path: Path) -> list[dict[str, Any]]:
         if match is None:
             raise ReadCorpusError(f"{place}: '{line.strip()[:80]}' is no line of a turn. Give the file as distributed.")
         # Order in the files: valence, activation, dominance.
-        start_s, end_s, name, *labels = match.groups()
-        numbers = [number(label, place, RANGE) for label in labels]
+        start_s, end_s, name, *said = match.groups()
+        numbers = [number(label, place, RANGE) for label in said]
         ratings = {target: [] for target in _RATED.values()}
         turns.append((number(start_s, place), name, number(end_s, place), numbers, ratings))
     if not turns:

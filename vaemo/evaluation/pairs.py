@@ -143,7 +143,8 @@ def read_pairs(scored: str, labels: str, config: Config, *, quiet: bool = False)
         if name in weights:
             weight[:, k] = np.nan_to_num(_matrix(joined, [name])[:, 0], nan=1.0)
     # A label of the session stands in all of its rows, and counts at the one that has a score of it.
-    session, missing_sessions = codes(joined["session_id"]), {}
+    session = codes(joined["session_id"])
+    missing_sessions: dict[str, int] = {}
     for k in range(n_utterance, len(names)):
         labelled = session[~np.isnan(label[:, k])]
         label[np.isnan(prediction[:, k]), k] = np.nan

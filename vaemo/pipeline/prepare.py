@@ -287,10 +287,10 @@ def _read_prints(
 ) -> Voiceprints | None:
     """The voices of persons, where roles of voices may follow from them: for agents that calls name, or for all."""
     named_agents, identified = bool(calls and calls.agent_ids), bool(config.voices.identification.strip())
-    voices = config.voices.mode != "channel" or request.voices_from
+    voices = config.voices.mode != "channel" or bool(request.voices_from)
     if isinstance(source, StoreSource):
         fits = extractors.get("speaker", {}).get("fingerprint") == CampPlus.made_by
-        voices = fits and "voice" in source.store.columns
+        voices = bool(fits) and "voice" in source.store.columns
     if not (request.speakers and voices and (named_agents or identified)):
         if identified and not request.speakers:
             raise UsageError("voices.identification is given without --speakers: there is nobody to compare with.")

@@ -214,10 +214,10 @@ def _conclude(
             attach(data, models[:1], [files.join(*places.values(), run_folder.BEST)], manifest)
         summaries = [run_folder.finished(folder) or {} for folder in folders]
         return _over_seeds(summaries) if len(folders) > 1 else summaries[0]
-    bests = {fold: [files.join(folder, run_folder.BEST) for folder in folders] for fold, folders in runs.items()}
-    models = {fold: [load_checkpoint(best) for best in of_fold] for fold, of_fold in bests.items()}
-    summary = score_held_out(data, models, manifest, held_out, fingerprint)
-    attach_folds(data, models, bests, read_utterances(held_out))
+    of_folds = {fold: [files.join(folder, run_folder.BEST) for folder in folders] for fold, folders in runs.items()}
+    loaded = {fold: [load_checkpoint(best) for best in of_fold] for fold, of_fold in of_folds.items()}
+    summary = score_held_out(data, loaded, manifest, held_out, fingerprint)
+    attach_folds(data, loaded, of_folds, read_utterances(held_out))
     return summary
 
 

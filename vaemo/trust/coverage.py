@@ -46,7 +46,7 @@ def coverage_of(
 
     def of(rows: np.ndarray) -> dict[str, Any]:
         return {
-            name: _covered(*(each[rows] for each in (label, low, high)), session[rows])
+            name: _covered(label[rows], low[rows], high[rows], session[rows])
             for name, (label, low, high) in known.items()
         }
 

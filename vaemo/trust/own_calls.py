@@ -64,7 +64,8 @@ def calibrate_calls(
     table = _labelled(scored, known)
     made_on, table, dev = _choose(table, bool(provenance.get("held_out")), labels)
     earlier = next(filter(None, map(Calibration.read, checkpoints)), None)
-    corrections, worth = {}, {}
+    corrections: dict[str, Any] = {}
+    worth: dict[str, Any] = {}
     if made_on == OWN_CALLS:
         corrections, table, worth = _corrected(table, scale, config.score.coverage)
     together = tuple(sorted(each.fingerprint for each in loaded))
@@ -179,7 +180,8 @@ def _corrected(
     """The corrections that help, the scores corrected by what other groups say, and what it is worth."""
     rows = utterance_rows(table)
     fold = np.random.default_rng(0).permutation(int(rows.group.max(initial=-1)) + 1)[rows.group] % FOLDS
-    corrections, worth = {}, {}
+    corrections: dict[str, Any] = {}
+    worth: dict[str, Any] = {}
     for name in DIMENSIONS:
         score, label = rows.prediction[name], rows.label[name]
         known = np.isfinite(score) & np.isfinite(label)

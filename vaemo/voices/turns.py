@@ -184,8 +184,8 @@ def _call_analytics(held: Mapping[str, Any], where: str) -> Iterator[Turn | None
         speaker = part.get("ParticipantId") or part["ParticipantRole"]
         role = part.get("ParticipantRole") or said.get(speaker) or speaker
         place = f"{where}, part {number} of 'Transcript'"
-        times = (_seconds(part[name], place) / 1000 for name in ("BeginOffsetMillis", "EndOffsetMillis"))
-        yield _turn(*times, str(speaker), str(role), place)
+        start_s, end_s = (_seconds(part[name], place) / 1000 for name in ("BeginOffsetMillis", "EndOffsetMillis"))
+        yield _turn(start_s, end_s, str(speaker), str(role), place)
 
 
 def _whisperx(held: Mapping[str, Any], where: str) -> Iterator[Turn | None]:
@@ -212,8 +212,8 @@ def _of_words(words: Sequence[Mapping[str, Any]], place: str) -> Turn | None:
 def _speaker_labels(held: Mapping[str, Any], where: str) -> Iterator[Turn | None]:
     for number, part in enumerate(held["results"]["speaker_labels"]["segments"], 1):
         place = f"{where}, part {number} of 'speaker_labels'"
-        times = (_seconds(part[name], place) for name in ("start_time", "end_time"))
-        yield _turn(*times, str(part["speaker_label"]), None, place)
+        start_s, end_s = (_seconds(part[name], place) for name in ("start_time", "end_time"))
+        yield _turn(start_s, end_s, str(part["speaker_label"]), None, place)
 
 
 def _turn(start_s: float, end_s: float, speaker: str, role: str | None, place: str) -> Turn | None:
