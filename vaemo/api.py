@@ -72,15 +72,15 @@ def extract(
     """
     from vaemo.pipeline import extraction
     from vaemo.pipeline.sources import ManifestSource, RecordingsSource, Source
-    from vaemo.sessions import label_range
+    from vaemo.sessions import label_ranges
 
     if (manifest is None) == (input is None):
         raise UsageError("give one of manifest and input: which utterances, or a folder of recordings to find them in.")
     settings, store = _config(config, set), _path(out)
     with summary(store, "extract", dry_run=dry_run) as facts, _executor(executor) as where:
         if manifest is not None:
-            native = label_range(settings).scale
-            source: Source = ManifestSource(_path(manifest), settings.extract.root, (native.low, native.high))
+            native = {name: (held.scale.low, held.scale.high) for name, held in label_ranges(settings).items()}
+            source: Source = ManifestSource(_path(manifest), settings.extract.root, native, settings.model.targets)
         else:
             folder = _path(input or "")
             source = RecordingsSource(folder, settings.audio, tuple(exclude), settings.extract.min_age_s)

@@ -233,7 +233,7 @@ def _are_chunks(file: io.BufferedReader, at: int, size: int, layout: _Layout) ->
     return at <= size + layout.align
 
 
-def mended(path: str) -> Window | str | None:
+def repaired(path: str) -> Window | str | None:
     """A file with the size of its data as it is, where its header has it too small or of no use.
 
     A recorder that dies leaves a size of 0, or that of some seconds ago. What lies behind the data counts as audio

@@ -24,6 +24,7 @@ from ray.data.exceptions import ExecutionTimeoutError
 from vaemo.cluster.address import LOCAL, find_cluster, temporary_folder
 from vaemo.cluster.nodes import capacity, check_visible, driver_node
 from vaemo.errors import ClusterError, StorageError, VaemoError, carried, mistake_of, raise_carried
+from vaemo.features.watch import may_end_process
 from vaemo.progress import say
 
 NO_PROGRESS_S = 900.0
@@ -33,7 +34,7 @@ MAX_ATTEMPTS = 5
 """A shard whose worker has died so often ends the job: Ray would try it again for ever."""
 
 CAREFUL_AFTER = 2
-"""A shard whose worker has died so often is worked on as if it would again; nodes that are lost make that rare."""
+"""After so many deaths of its worker a shard is done carefully, its extractors in a process of their own."""
 
 SILENCE_S = 30.0
 """After so long without a word Ray is said to be waited for."""
@@ -243,6 +244,8 @@ class _ShardWorker:
     """Makes the worker when its first shard comes, and carries a VaemoError home as a row, without Ray's wrapping."""
 
     def __init__(self, worker: type, worker_args: Mapping[str, Any], attempts: Any, most: int) -> None:
+        # Ray starts another one in its place.
+        may_end_process()
         self._make = lambda: worker(**worker_args)
         self._worker: Any = None
         self._attempts, self._most = attempts, most

@@ -55,6 +55,10 @@ class ExtractorLost(Exception):  # noqa: N818 - of an utterance alone it becomes
     """The process that computed vectors for this one has died of it; the message says how."""
 
 
+class ExtractorHung(ExtractorLost):
+    """It was ended, since an utterance took longer than it may; the message says how long."""
+
+
 @dataclass(eq=False)
 class StandIn:
     """An extractor whose vectors another process computes: its weights are never loaded here.

@@ -44,7 +44,7 @@ class Scale:
     Attributes:
         names: Of the signs.
         middle: Of each sign, as transformed.
-        deviation: Likewise.
+        deviation: Of each sign, as transformed.
         weight: Of each standardised sign.
     """
 

@@ -45,7 +45,7 @@ class Piece:
         channel: Where.
         start_s: From.
         end_s: To.
-        voice: Whose; None where nobody says.
+        voice: Whose; None where it is not known.
         margin: How much more it is like that voice than like the next one (cosine), 0 where two speak at once; None
             where there is no other voice.
     """

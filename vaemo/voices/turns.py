@@ -43,7 +43,7 @@ class Turn:
         end_s: Likewise, greater.
         speaker: Any name.
         role: Where it is said.
-        channel: Counted from 0; None where nobody says, of a recording with one channel.
+        channel: Counted from 0; None where it is not given, for a recording with one channel.
     """
 
     start_s: float
