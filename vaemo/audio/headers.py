@@ -346,7 +346,7 @@ def _is_one_flac(file: io.BufferedReader, start: int, size: int) -> bool:
     if not facts.startswith(_FLAC):
         return False
     block, total = int.from_bytes(facts[8:10], "big"), int.from_bytes(facts[18:26], "big") & (1 << 36) - 1
-    length, before = size - start, -1
+    length, before, last = size - start, -1, (0, 0)
     for share in (1 / 64, 1 / 32, 1 / 16, *(eighths / 8 for eighths in range(1, 9)), 1):
         file.seek(start + max(round(share * length) - _PROBE_BYTES, 42))
         frames = _flac_frames(file.read(_PROBE_BYTES), block)
@@ -354,8 +354,9 @@ def _is_one_flac(file: io.BufferedReader, start: int, size: int) -> bool:
         if first is None or first[0] < before:
             return False
         before = first[0]
-    at, n = max([first, *frames])
-    return at + n == total
+        if share == 1:
+            last = max([first, *frames])
+    return sum(last) == total
 
 
 def _flac_frames(data: bytes, block: int) -> Iterator[tuple[int, int]]:

@@ -45,4 +45,4 @@ class Seconds:
 def _count(counter: Counter, n: float, tags: dict[str, str] | None = None) -> None:
     # Ray takes no zero.
     if n > 0:
-        counter.inc(n, tags)
+        counter.inc(n, tags or {})
