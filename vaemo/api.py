@@ -72,15 +72,15 @@ def extract(
     """
     from vaemo.pipeline import extraction
     from vaemo.pipeline.sources import ManifestSource, RecordingsSource, Source
-    from vaemo.sessions import label_range
+    from vaemo.sessions import label_ranges
 
     if (manifest is None) == (input is None):
         raise UsageError("give one of manifest and input: which utterances, or a folder of recordings to find them in.")
     settings, store = _config(config, set), _path(out)
     with summary(store, "extract", dry_run=dry_run) as facts, _executor(executor) as where:
         if manifest is not None:
-            native = label_range(settings).scale
-            source: Source = ManifestSource(_path(manifest), settings.extract.root, (native.low, native.high))
+            native = {name: (held.scale.low, held.scale.high) for name, held in label_ranges(settings).items()}
+            source: Source = ManifestSource(_path(manifest), settings.extract.root, native, settings.model.targets)
         else:
             folder = _path(input or "")
             source = RecordingsSource(folder, settings.audio, tuple(exclude), settings.extract.min_age_s)
@@ -234,6 +234,7 @@ def evaluate(
     compare: AnyPath | None = None,
     checkpoint: AnyPath | None = None,
     card: AnyPath | None = None,
+    by: Sequence[str] = (),
     config: Config | AnyPath = "default",
     set: Sequence[str] = (),
 ) -> Mapping[str, Any]:
@@ -248,6 +249,7 @@ def evaluate(
         compare: Other scores of the same utterances, compared in pairs.
         checkpoint: Replayed on the store with labels fed, too.
         card: Checkpoint into whose model card the result goes.
+        by: Columns of the labels or the scores by which results are grouped and compared.
         config: Sections evaluate and labels.
         set: Changes of the config.
 
@@ -271,6 +273,7 @@ def evaluate(
             exclude=_path(exclude),
             compare=_path(compare),
             checkpoint=_path(checkpoint),
+            by=by,
         )
         if card is not None:
             write_card(_path(card), result)

@@ -172,6 +172,7 @@ def evaluate(argv: Arguments = None, prog: str | None = None) -> None:
     parser.add_argument("--compare", type=path, metavar="SCORES", help="other scores of the same utterances, paired")
     cli.add_checkpoint(parser, "replay it on the store with labels fed, too", required=False)
     parser.add_argument("--card", type=path, metavar="CHECKPOINT", help="put the result into its model card")
+    parser.add_argument("--by", default="", metavar="COLUMN[,COLUMN]", help="results by group, and the largest gap")
     args = parser.parse_args(argv)
 
     if not args.labels and not args.rttm:
@@ -196,6 +197,7 @@ def evaluate(argv: Arguments = None, prog: str | None = None) -> None:
         compare=args.compare,
         checkpoint=args.checkpoint,
         card=args.card,
+        by=[name.strip() for name in args.by.split(",") if name.strip()],
         config=cli.load_config(args),
     )
     print(f"{table_of(result)}\n\nsee {args.out}/metrics.json", flush=True)
@@ -239,6 +241,32 @@ def ablate(argv: Arguments = None, prog: str | None = None) -> None:
     only = args.only.split(",") if args.only else None
     with cli.summary(args.out):
         ablation.ablate(args.store, args.out, config, OnRay(), seeds=args.seeds, folds=args.folds, only=only)
+
+
+def calibrate(argv: Arguments = None, prog: str | None = None) -> None:
+    """Intervals, and corrections where they help, from labelled calls of your own."""
+    parser = cli.JobParser(calibrate.__doc__, prog)
+    path = cli.data_path
+    parser.add_argument("--scores", type=path, required=True, metavar="SCORES", help="folder that jobs/score.py wrote")
+    parser.add_argument("--labels", type=path, metavar="STORE|MANIFEST", help="labels of some of its calls")
+    cli.add_checkpoint(parser, "what made the scores", required=False, several=True)
+    parser.add_argument(
+        "--out", type=path, metavar="CKPT", help="the calibrated checkpoint; of several 0, 1, ... in it"
+    )
+    parser.add_argument("--suggest", type=cli.count, metavar="N", help="print N calls to label, and do no more")
+    args = parser.parse_args(argv)
+    config = cli.load_config(args)
+
+    from vaemo.trust import own_calls
+
+    if args.suggest:
+        print("\n".join(own_calls.suggest_calls(args.scores, args.suggest)), flush=True)
+        return
+    if not (args.labels and args.checkpoint and args.out):
+        raise UsageError("calibrate needs --labels, --checkpoint and --out; or --suggest N: which calls to label.")
+    with cli.summary(args.out):
+        found, folders = own_calls.calibrate_calls(args.scores, args.labels, args.checkpoint, args.out, config)
+    print(f"{own_calls.table_of(found, config.score.coverage)}\nsee {', '.join(folders)}", flush=True)
 
 
 def personalize(argv: Arguments = None, prog: str | None = None) -> None:
@@ -322,7 +350,7 @@ def compact(argv: Arguments = None, prog: str | None = None) -> None:
 COMMANDS: dict[str, Callable[..., None]] = {
     command.__name__: command
     for command in (
-        *(extract, train, tune, score, evaluate, report, ablate, personalize, config, demo),
+        *(extract, train, tune, score, evaluate, calibrate, report, ablate, personalize, config, demo),
         *(corpora, erase, compact, convert, enrol, export),
     )
 }

@@ -21,13 +21,15 @@ from vaemo.audio.archive import shown
 from vaemo.audio.formats import AUDIO_SUFFIXES as AUDIO_SUFFIXES
 from vaemo.audio.recording import AudioProblem, Decoder, Recording
 from vaemo.audio.vad import UtteranceFinder
-from vaemo.config import Config
+from vaemo.config import Config, VoicesConfig
 from vaemo.errors import ExtractorError
 from vaemo.features import Extractor, ExtractorHung, ExtractorLost, StandIn
 from vaemo.features.watch import watched
-from vaemo.sessions import OBSERVED, label_range
+from vaemo.manifest import with_labels
+from vaemo.sessions import label_ranges
 from vaemo.store import part_schema
 from vaemo.tables import with_column
+from vaemo.targets import Target, label_names
 from vaemo.units import DIMENSIONS, NOT_FAILED, SAMPLING_RATE_HZ
 from vaemo.voices import roles as evidence
 from vaemo.voices.channels import Voice, VoiceCutter
@@ -120,7 +122,7 @@ def extract_utterances(
                     # What cannot be opened, or ends its decoder, is not tried again for every utterance in it.
                     lost = problem
     result = work.finish()
-    return _joined(_on_model_scale(rows, config), result, extractors)
+    return _joined(_on_model_scale(rows, config), result, extractors, config.model.targets)
 
 
 def extract_recording(
@@ -187,7 +189,7 @@ def extract_recording(
                         cutter.push(utterance)
                     else:
                         place = utterance.channel, utterance.start_s, utterance.end_s
-                        take(_Found(*place, role=roles[utterance.channel]), lambda known=utterance.samples: known)
+                        take(_Found(*place, role=roles[utterance.channel]), functools.partial(_same, utterance.samples))
             except AudioProblem as what:
                 if what.whole:
                     raise
@@ -196,7 +198,7 @@ def extract_recording(
                 raise AudioProblem("bad_voices", misfit)
             pieces, voices = cutter.finish()
             known = [role or UNKNOWN for role in roles]
-            decide = roles_of_voices or (lambda *what: evidence.roles_of_voices(*what, Evidence(), None, config.voices))
+            decide = roles_of_voices or functools.partial(_without_evidence, config.voices)
             by_voice = decide(voices, known) if voices else {}
             for piece in pieces:
                 of_voice = by_voice.get((piece.channel, piece.voice), VoiceRole(UNKNOWN))
@@ -229,7 +231,7 @@ def extract_recording(
     rows = _found_rows(path, session_id, found, len(roles))
     if problem and problem.duplicate_of:
         rows = rows.append_column("duplicate_of", pa.repeat(problem.duplicate_of, rows.num_rows))
-    return _joined(rows, work.finish(), extractors, by_start=True)
+    return _joined(rows, work.finish(), extractors, config.model.targets, by_start=True)
 
 
 def as_heard(samples: np.ndarray, config: Config) -> np.ndarray:
@@ -258,7 +260,7 @@ def listed_only(rows: pa.Table, *, extractors: Mapping[str, Extractor], config: 
     work = _Work(extractors, config, rows.num_rows)
     for row in range(rows.num_rows):
         work.fail(row, AudioProblem("missing", "it was not read"))
-    return _joined(_on_model_scale(rows, config), work.finish(), extractors)
+    return _joined(_on_model_scale(rows, config), work.finish(), extractors, config.model.targets)
 
 
 def failed_rows(table: pa.Table) -> pa.ChunkedArray:
@@ -269,6 +271,17 @@ def failed_rows(table: pa.Table) -> pa.ChunkedArray:
 def failures(table: pa.Table) -> int:
     """How many rows have no features although they should."""
     return pc.sum(failed_rows(table)).as_py() or 0
+
+
+def _same(samples: np.ndarray) -> np.ndarray:
+    return samples
+
+
+def _without_evidence(
+    config: VoicesConfig, voices: Sequence[Voice], channel_roles: Sequence[str]
+) -> dict[evidence.VoiceKey, VoiceRole]:
+    """The roles of voices where nothing is known of them but their channels' roles."""
+    return evidence.roles_of_voices(voices, channel_roles, Evidence(), None, config)
 
 
 def _utterances(recording: Recording, finder: UtteranceFinder) -> Any:
@@ -459,17 +472,23 @@ class _decoding:  # noqa: N801 - reads as a verb where it is used
 
 
 def _on_model_scale(rows: pa.Table, config: Config) -> pa.Table:
-    labels = label_range(config)
-    for name in (*DIMENSIONS, *OBSERVED):
-        column = rows[name].cast(pa.float64())
-        values = labels.scale.to(labels.model, column.to_numpy())
+    ranges, targets = label_ranges(config), config.model.targets
+    rows = ranges.mapped_spread(with_labels(rows, targets))
+    for name in label_names(targets):
+        column, held = rows[name].cast(pa.float64()), ranges[name.removeprefix("observed_")]
+        values = held.scale.to(held.model, column.to_numpy())
         scaled = pa.array(values, pa.float32(), mask=column.is_null().to_numpy())
         rows = with_column(rows, name, scaled)
     return rows
 
 
 def _joined(
-    rows: pa.Table, result: Mapping[str, pa.Array], extractors: Mapping[str, Extractor], *, by_start: bool = False
+    rows: pa.Table,
+    result: Mapping[str, pa.Array],
+    extractors: Mapping[str, Extractor],
+    targets: Sequence[str | Target] = DIMENSIONS,
+    *,
+    by_start: bool = False,
 ) -> pa.Table:
     """What is known of the rows and what was computed, as the store's contract has it."""
     known = {name: rows[name] for name in rows.column_names}
@@ -480,7 +499,7 @@ def _joined(
         result = {name: column.take(pa.array(order)) for name, column in result.items()}
         known["position"] = pa.array(np.arange(rows.num_rows, dtype=np.int32))
     columns = {**known, **result}
-    schema = part_schema({stream: extractor.dim for stream, extractor in extractors.items()})
+    schema = part_schema({stream: extractor.dim for stream, extractor in extractors.items()}, targets)
     contract = [
         columns[field.name].cast(field.type) if field.name in columns else pa.nulls(rows.num_rows, field.type)
         for field in schema

@@ -1,10 +1,12 @@
 """Trainings side by side on Ray Tune: what a kill costs, what is never read back, and places for all of them."""
 
+import dataclasses
 import json
 import pickle
 import random
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import ray
@@ -13,10 +15,10 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.util import placement_group_table
 from training_cases import train
 
-from vaemo.cluster.jobs import run_jobs
+from vaemo.cluster.jobs import _Run, run_jobs
 from vaemo.cluster.nodes import Nodes, Share
 from vaemo.config import Config
-from vaemo.errors import ClusterError, UsageError
+from vaemo.errors import ClusterError, StorageError, UsageError
 from vaemo.testing import linear_world, write_store
 from vaemo.training.jobs import Job, Jobs
 
@@ -70,19 +72,48 @@ def test_a_share_that_no_cluster_has(monkeypatch, workers, gpus, error, says):
         Share.of(workers, gpus, 5)
 
 
-def epochs_with_a_pause(job, sessions, place):
-    """A job whose workers do as little as may be."""
-    for step in range(job.point.get("epochs", 4)):
-        time.sleep(0.05)
-        yield {"step": step, "where": str(place.device), "sessions": sessions, "finished": False}
-    yield {"step": step + 1, "finished": True}
-
-
 def jobs_of(n, folder, ended, epochs=4):
-    made = [
-        Job(number, f"job {number}", f"{folder}/{number}", Config(), point={"epochs": epochs}) for number in range(n)
-    ]
-    return Jobs(epochs_with_a_pause, made, lambda part: "packed", ended, n, f"{folder}/_ray")
+    """Jobs whose workers do as little as may be."""
+
+    # Within, so that it travels to workers that do not know this file.
+    def work(job, sessions, place):
+        for step in range(epochs):
+            time.sleep(0.05)
+            yield {"step": step, "where": str(place.device), "sessions": sessions, "finished": False}
+        yield {"step": epochs, "finished": True}
+
+    made = [Job(number, f"job {number}", f"{folder}/{number}", Config()) for number in range(n)]
+    return Jobs(work, made, lambda part: "packed", ended, n, f"{folder}/_ray")
+
+
+def a_run(folder, ended, deaths=3):
+    """What becomes of one job that is under way, and the job."""
+    jobs = dataclasses.replace(jobs_of(1, str(folder), ended), deaths=deaths)
+    run = _Run(jobs, SimpleNamespace(hold=lambda part: None, drop=lambda part: None))
+    return run, run.next()
+
+
+def test_a_job_has_failed_when_its_process_has_died_too_often_in_all_rounds(tmp_path):
+    """That Ray Tune gives up a job of a lost node before its time is told by the tests of lost nodes."""
+    failures = []
+    run, job = a_run(tmp_path, lambda job, line, failure: failures.append(failure))
+    for number, _ in enumerate(run.rounds()):
+        assert run.next() is job, "what was given up goes on"
+        run.died(job, 2, None)
+        assert len(failures) == number
+    assert failures[0].text == "its process died 4 times (unknown)"
+    assert "its process died 4 times" in (tmp_path / "0" / "failure.txt").read_text()
+
+
+def test_a_full_disk_of_the_driver_fails_no_job_and_ends_the_run(tmp_path):
+    def full(job, line, failure):
+        raise StorageError("storage failed: No space left on device")
+
+    run, job = a_run(tmp_path, full)
+    run.end(job, {"finished": True}, None)
+    assert run.next() is None
+    with pytest.raises(StorageError, match="No space left on device"):
+        run.raise_held()
 
 
 class Bomb:

@@ -15,7 +15,7 @@ JOBS = sorted((ROOT / "jobs").glob("*.py"))
 
 RANKS = (
     {"errors", "units"},
-    {"fields", "strict_yaml", "suggest", "config", "metrics", "settling", "progress", "extras"},
+    {"fields", "strict_yaml", "suggest", "targets", "config", "metrics", "settling", "progress", "extras"},
     {"files", "cli", "summary", "tables", "drawing"},
     {"manifest"},
     {"audio"},

@@ -233,7 +233,7 @@ def _are_chunks(file: io.BufferedReader, at: int, size: int, layout: _Layout) ->
     return at <= size + layout.align
 
 
-def mended(path: str) -> Window | str | None:
+def repaired(path: str) -> Window | str | None:
     """A file with the size of its data as it is, where its header has it too small or of no use.
 
     A recorder that dies leaves a size of 0, or that of some seconds ago. What lies behind the data counts as audio
@@ -346,7 +346,7 @@ def _is_one_flac(file: io.BufferedReader, start: int, size: int) -> bool:
     if not facts.startswith(_FLAC):
         return False
     block, total = int.from_bytes(facts[8:10], "big"), int.from_bytes(facts[18:26], "big") & (1 << 36) - 1
-    length, before, last = size - start, -1, (0, 0)
+    length, before = size - start, -1
     for share in (1 / 64, 1 / 32, 1 / 16, *(eighths / 8 for eighths in range(1, 9)), 1):
         file.seek(start + max(round(share * length) - _PROBE_BYTES, 42))
         frames = _flac_frames(file.read(_PROBE_BYTES), block)
@@ -354,8 +354,7 @@ def _is_one_flac(file: io.BufferedReader, start: int, size: int) -> bool:
         if first is None or first[0] < before:
             return False
         before = first[0]
-        if share == 1:
-            last = max([first, *frames])
+    last = max((frame for frame in (first, *frames) if frame), default=(0, 0))
     return sum(last) == total
 
 

@@ -36,7 +36,7 @@ MAX_ATTEMPTS = 5
 """A shard whose worker has died so often ends the job: Ray would try it again for ever."""
 
 CAREFUL_AFTER = 2
-"""A shard whose worker has died so often is worked on as if it would again; nodes that are lost make that rare."""
+"""After so many deaths of its worker a shard is done carefully, its extractors in a process of their own."""
 
 SILENCE_S = 30.0
 """After so long without a word Ray is said to be waited for."""

@@ -86,7 +86,7 @@ def error_rates(
         calls.append({"session_id": name, "der": rates[COLLARS_S[-1]], "n_voices": n[0], "n_voices_found": n[1]})
     result: dict[str, Any] = {}
     for collar, metric in metrics.items():
-        held = metric[:]
+        held: Any = metric[:]  # type: ignore[index]  # its stubs know names alone
         parts = {name: float(held[key]) for name, key in _PARTS.items()}
         total = parts.pop("total_s") or 1.0
         shares = {name: value / total for name, value in parts.items()}

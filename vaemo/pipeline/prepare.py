@@ -28,6 +28,7 @@ from vaemo.personalize import Personal
 from vaemo.pipeline.plan import Again
 from vaemo.pipeline.sources import Listing, Source, StoreSource, open_source
 from vaemo.progress import say
+from vaemo.scores import targets_said
 from vaemo.scoring.calls import Calls, read_calls
 from vaemo.scoring.erase import Tombstones
 from vaemo.scoring.ids import IdKey
@@ -163,6 +164,7 @@ class Run:
             "scan": first.model.scan_used("cpu"),
             "label_range": list(first.config.model.label_range),
             "native_range": first.provenance.get("native_range"),
+            **targets_said(first.config.model),
             "synthetic": _synthetic(self.checkpoints),
             "trust": self.judge.provenance if self.judge else None,
             **self._voices(),
@@ -234,13 +236,15 @@ def prepare(request: Request, config: Config) -> Run:
 def _with_checkpoints(config: Config, checkpoints: Sequence[Checkpoint], source: Source, where: str) -> Config:
     first = checkpoints[0]
     for other in checkpoints[1:]:
-        if other.config.model.label_range != first.config.model.label_range or other.features != first.features:
+        if _predicts(other) != _predicts(first) or other.features != first.features:
             raise FeatureMismatchError(
-                "the checkpoints differ in their label range or their features: "
-                f"{list(first.config.model.label_range)} and {list(other.config.model.label_range)}; "
-                f"{first.features} and {other.features}. Score them one by one."
+                "the checkpoints differ in their targets, their label range or their features: "
+                f"{_predicts(first)} and {_predicts(other)}; {first.features} and "
+                f"{other.features}. Score them one by one."
             )
-    sections = {"model": {"label_range": list(first.config.model.label_range)}}
+    # What the settings say of other targets does not belong to these.
+    model = Config().to_dict()["model"] | {"label_range": list(first.config.model.label_range)}
+    sections = {"model": model | {"targets": first.config.model.targets}}
     if first.features is not None:
         trained = first.config.to_dict()
         sections["features"] = trained["features"]
@@ -251,6 +255,13 @@ def _with_checkpoints(config: Config, checkpoints: Sequence[Checkpoint], source:
             f"{where} cannot be computed. Train on a store that jobs/extract.py wrote, or score a store."
         )
     return config.replace(sections)
+
+
+def _predicts(checkpoint: Checkpoint) -> str:
+    """What a checkpoint predicts, and on which range."""
+    model = checkpoint.config.model
+    names = [*model.utterance_targets, *(f"{name} of the session" for name in model.session_targets)]
+    return f"{', '.join(names)} on {list(model.label_range)}"
 
 
 def _check_personal(personal: str, checkpoints: Sequence[Checkpoint]) -> None:
@@ -276,10 +287,10 @@ def _read_prints(
 ) -> Voiceprints | None:
     """The voices of persons, where roles of voices may follow from them: for agents that calls name, or for all."""
     named_agents, identified = bool(calls and calls.agent_ids), bool(config.voices.identification.strip())
-    voices = config.voices.mode != "channel" or request.voices_from
+    voices = config.voices.mode != "channel" or bool(request.voices_from)
     if isinstance(source, StoreSource):
         fits = extractors.get("speaker", {}).get("fingerprint") == CampPlus.made_by
-        voices = fits and "voice" in source.store.columns
+        voices = bool(fits) and "voice" in source.store.columns
     if not (request.speakers and voices and (named_agents or identified)):
         if identified and not request.speakers:
             raise UsageError("voices.identification is given without --speakers: there is nobody to compare with.")

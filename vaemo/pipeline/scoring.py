@@ -171,6 +171,7 @@ class ScoreWorker:
         settings = Config.from_dict(config)
         self._extract = Extract(source, settings, rules, ready, prints)
         self._replay = Replay(checkpoints, settings, rules, personal, speakers)
+        self._targets = settings.model.targets
         self._settings, self._out, self._run_id, self._key = settings.score, out, run_id, key
 
     def __call__(self, shard: Mapping[str, Any]) -> dict[str, Any]:
@@ -193,7 +194,8 @@ class ScoreWorker:
 
         def write(name: str, rows: pa.Table) -> None:
             judge = self._replay.judge
-            write_part(self._out, name, rows, self._settings, travel, judge.sessions if judge else None)
+            further = judge.sessions if judge else None
+            write_part(self._out, name, rows, self._settings, travel, self._targets, further)
 
         return write_shard(files.join(self._out, UTTERANCES), shard, scored, stamps, write)
 

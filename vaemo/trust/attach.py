@@ -107,13 +107,13 @@ def _novelty(
     ]
     split = np.array([fold.split[session.rows[0]] for session in sessions], object)
     measure = next((name for name in measures if (split == name).any()), None)
-    train = np.flatnonzero(split == "train")
-    if not streams or measure is None or not len(train):
+    train = np.flatnonzero(split == "train").tolist()
+    if not streams or measure is None or not train:
         return None
     step = max(1, sum(len(sessions[number]) for number in train) // _TRAIN_ROWS)
     sounds = _sounds(data)
     novelty = Novelty.of(*_of([sessions[number] for number in train[::step]], streams, sounds))
-    measured = [sessions[number] for number in np.flatnonzero(split == measure)]
+    measured = [sessions[number] for number in np.flatnonzero(split == measure).tolist()]
     unusual, _ = novelty.unusual(*_of(measured, streams, sounds))
     rows = np.concatenate([session.rows for session in measured])
     order = np.argsort(rows)

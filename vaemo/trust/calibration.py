@@ -44,7 +44,7 @@ class Scale:
     Attributes:
         names: Of the signs.
         middle: Of each sign, as transformed.
-        deviation: Likewise.
+        deviation: Of each sign, as transformed.
         weight: Of each standardised sign.
     """
 
@@ -210,12 +210,13 @@ class Calibration:
         """What `to_plain` gave; ValueError, KeyError or TypeError for anything else."""
         if plain["version"] != _VERSION:
             raise ValueError(f"version {plain['version']}; known is {_VERSION}")
-        margins = [
+        of_utterances, of_calls = (
             {name: Margin.of_plain(margin) for name, margin in plain[kind].items()} for kind in ("utterances", "calls")
-        ]
+        )
         correction = {name: Correction(**each) for name, each in plain["correction"].items()}
         scale = LabelScale(*plain["label_range"])
-        return Calibration(tuple(plain["checkpoints"]), plain["made_on"], scale, *margins, correction, plain["worth"])
+        made = tuple(plain["checkpoints"]), plain["made_on"], scale
+        return Calibration(*made, of_utterances, of_calls, correction, plain["worth"])
 
     @property
     def digest(self) -> str:
@@ -335,7 +336,9 @@ def calibrate(
                 error = np.abs(other.prediction[name] - other.label[name])
                 scale = Scale.fit(error, _signs_of(other.signs, name), fewest)
             margins[-1][name] = Margin.of(rows, name, scale)
-    return Calibration(tuple(sorted(checkpoints)), made_on, label_range, *margins, correction or {})
+    of_utterances, of_calls = margins
+    made = tuple(sorted(checkpoints)), made_on, label_range
+    return Calibration(*made, of_utterances, of_calls, correction or {})
 
 
 def _with_floats(table: pa.Table, name: str, values: np.ndarray) -> pa.Table:

@@ -19,7 +19,6 @@ from vaemo.tuning.search import importance
 from vaemo.tuning.space import Space
 from vaemo.tuning.sweep import BEST_CONFIG, DONE, FAILED, STOPPED, SUMMARY, Record, Sweep
 from vaemo.tuning.trial import METRIC
-from vaemo.units import DIMENSIONS
 
 _BODY = """<header class="top"><span class="brand">vaemo</span><p class="subtitle">{subtitle}</p></header>
 <main>
@@ -152,9 +151,10 @@ def _importance(space: Space, shares: Mapping[str, float | None]) -> str:
 
 
 def _table(space: Space, records: Sequence[Record], best: Record) -> str:
-    errors = [f"RMSE {name}" for name in DIMENSIONS]
-    heads = ["trial", "status", "dev CCC", *DIMENSIONS, *errors, "steps", *space.names]
-    metrics = (METRIC, *(f"dev_{metric}_{name}" for metric in ("ccc", "rmse") for name in DIMENSIONS))
+    prefix = "dev_rmse_"
+    names = [name.removeprefix(prefix) for name in best.metrics if name.startswith(prefix)]
+    heads = ["trial", "status", "dev CCC", *names, *(f"RMSE {name}" for name in names), "steps", *space.names]
+    metrics = (METRIC, *(f"dev_ccc_{name}" for name in names), *(f"{prefix}{name}" for name in names))
     rows = []
     for record in sorted(records, key=lambda record: (record.value is None, -(record.value or 0.0), record.number)):
         cells = [record.trial_id, record.status if record.error is None else f"failed: {record.error}"]

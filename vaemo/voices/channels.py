@@ -10,6 +10,7 @@ import dataclasses
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -24,8 +25,8 @@ _FRAME_S = 0.02
 _HOPS = 3
 """Windows that begin within the length of one."""
 
-_CHANGE = 0.15
-"""What a change of voice from one window to the next costs, in likeness: one window alone changes little."""
+_CHANGE = 0.05
+"""What a change of voice from one window to the next costs, in likeness."""
 
 _SNAP_S = 0.25
 """A change of voice is put where it is quietest within so much of where voices are equally alike."""
@@ -45,7 +46,7 @@ class Piece:
         channel: Where.
         start_s: From.
         end_s: To.
-        voice: Whose; None where nobody says.
+        voice: Whose; None where it is not known.
         margin: How much more it is like that voice than like the next one (cosine), 0 where two speak at once; None
             where there is no other voice.
     """
@@ -194,7 +195,7 @@ class VoiceCutter:
         pieces = []
         for start_s, end_s, voice in _long_enough(edges, voices, self._vad.min_utterance_s):
             inside = (middles >= start_s) & (middles < end_s)
-            nearest = inside if inside.any() else np.abs(middles - (start_s + end_s) / 2).argmin()[None]
+            nearest = inside if inside.any() else np.abs(middles - (start_s + end_s) / 2).argmin().reshape(1)
             others = np.delete(likeness[nearest], voice, axis=1).max(axis=1)
             margin = float(np.mean(likeness[nearest, voice] - others))
             pieces.append(
@@ -291,9 +292,9 @@ def _smooth(likeness: np.ndarray) -> np.ndarray:
 
 def _long_enough(edges: Sequence[float], labels: Sequence[int], least_s: float) -> list[tuple[float, float, int]]:
     """Spans between edges, neighbours of one label joined, and those too short joined to the longer neighbour."""
-    spans = [[start, end, label] for start, end, label in zip(edges[:-1], edges[1:], labels, strict=True)]
+    spans: list[list[Any]] = [list(span) for span in zip(edges[:-1], edges[1:], labels, strict=True)]
     while True:
-        joined: list[list] = []
+        joined: list[list[Any]] = []
         for span in spans:
             if joined and joined[-1][2] == span[2]:
                 joined[-1][1] = span[1]

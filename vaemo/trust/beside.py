@@ -1,0 +1,148 @@
+"""Further columns of scores and labels, row for row beside the pairs of an evaluation."""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import re
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from vaemo import files, scores
+from vaemo.config import EvaluateConfig
+from vaemo.errors import LabelError, UsageError
+from vaemo.evaluation.pairs import KEYS, Pairs, has_features
+from vaemo.manifest import read_manifest
+from vaemo.scoring.roles import cut_by_vaemo
+from vaemo.store import FeatureStore
+from vaemo.units import STREAMS
+
+OF_CUSTOMERS = frozenset(
+    {
+        *(
+            "sex",
+            "gender",
+            "age",
+            "age_band",
+            "age_group",
+            "language",
+            "lang",
+            "dialect",
+            "accent",
+            "country",
+            "region",
+        ),
+        *("codec", "device", "bandwidth", "bandwidth_hz", "n_channels", "channel", "corpus", "domain", "direction"),
+        *("date", "year", "month", "split", "fold", "role", "status", "position", "duration_s", "novelty_of"),
+    }
+)
+"""Columns that by their name tell customers, calls or lines apart, and no employee."""
+
+_EMPLOYEES = re.compile(
+    r"(^|_)(agent|employee|staff|operator|advisor|worker|supervisor|rep|handler|team|teller)s?(_|$)"
+)
+MOST_GROUPS = 50
+_BANDS = 4
+
+
+def beside(pairs: Pairs, table: pa.Table, name: str) -> pa.Array:
+    """A column of a table with `session_id` and `utt_id`, for each row of the pairs; null where it lacks the row."""
+    mine, theirs = (
+        pc.binary_join_element_wise(*(each[key].cast(pa.string()) for key in KEYS), "\0").combine_chunks()
+        for each in (pairs.place, table)
+    )
+    return table[name].combine_chunks().take(pc.index_in(mine, value_set=theirs))
+
+
+def column_of(
+    pairs: Pairs, scored: str, labels: str, name: str, config: EvaluateConfig
+) -> tuple[np.ndarray, list[str]]:
+    """The group of every row by a column of the labels or of the scores, -1 for null, and the groups' names.
+
+    Numbers that are many become four bands with about as many rows each.
+
+    Raises:
+        UsageError: if nobody has the column, it tells too many groups apart, or it may name employees of an archive.
+    """
+    refuse_employees(scored, name, config)
+    table, known = _with_column(scored, labels, name)
+    if table is None:
+        near = difflib.get_close_matches(name, known, 1)
+        close = f"; did you mean {near[0]}?" if near else "."
+        raise UsageError(f"--by {name}: neither {labels} nor {scored} has such a column{close}")
+    return _grouped(beside(pairs, table, name), name)
+
+
+def refuse_employees(scored: str, name: str, config: EvaluateConfig) -> None:
+    """Refuse a column by which employees could be told apart.
+
+    Results by employee are an evaluation of employees by their emotions or those that they meet with. In an archive
+    any column is refused of which it is not known that it names none.
+    """
+    plain = name.strip().lower()
+    if _EMPLOYEES.search(plain):
+        raise UsageError(
+            f"--by {name}: the column names employees, and results are never grouped by employee. Group by what tells "
+            "customers or lines apart, such as gender, language or codec."
+        )
+    if plain in OF_CUSTOMERS or name in config.no_employees or not _is_archive(scored):
+        return
+    raise UsageError(
+        f"--by {name}: these are scores of an archive, and the column may name employees. If it does not, say so: "
+        f"--set evaluate.no_employees=[{name}]."
+    )
+
+
+def _is_archive(scored: str) -> bool:
+    """Whether utterances were cut from recordings, or columns of a table of calls travel with the scores."""
+    ours = {*scores.UTTERANCE_SCHEMA.names, *scores.SPREAD_SCHEMA.names, *scores.TRUST_SCHEMA.names}
+    ours |= {*scores.WEIGHT_SCHEMA.names}
+    return any(
+        bool(set(part.column_names) - ours) or cut_by_vaemo(part).any() for part in scores.scan_utterances(scored)
+    )
+
+
+def _with_column(scored: str, labels: str, name: str) -> tuple[pa.Table | None, list[str]]:
+    """A table that has the column, the labels' before the scores'; and all names that were found."""
+    found: list[str] = []
+    for table in (_labels(labels), scores.read_utterances(scored)):
+        if name in table.column_names and table[name].null_count < len(table):
+            return table, found
+        found += table.column_names
+    return None, sorted(set(found) - set(KEYS))
+
+
+def _labels(labels: str) -> pa.Table:
+    """All columns of a store but its streams, or of a manifest."""
+    if not has_features(labels):
+        return read_manifest(labels)
+    parts = [files.read_parquet(path) for path in FeatureStore.open(labels).parts]
+    tables = [part.drop_columns([name for name in STREAMS if name in part.column_names]) for part in parts]
+    return pa.concat_tables(tables, promote_options="permissive")
+
+
+def _grouped(column: pa.Array, name: str) -> tuple[np.ndarray, list[str]]:
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    distinct = pc.count_distinct(column).as_py()
+    if pa.types.is_floating(column.type) or (pa.types.is_integer(column.type) and distinct > 12):
+        return _bands(column.cast(pa.float64()).to_numpy(zero_copy_only=False))
+    try:
+        encoded = column.cast(pa.string()).dictionary_encode()
+    except pa.ArrowException:
+        raise UsageError(f"--by {name}: the column is {column.type}; text or numbers make groups.") from None
+    if distinct > MOST_GROUPS:
+        raise UsageError(f"--by {name}: the column has {distinct:,} values; at most {MOST_GROUPS} groups are compared.")
+    return encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64), encoded.dictionary.to_pylist()
+
+
+def _bands(values: np.ndarray) -> tuple[np.ndarray, list[str]]:
+    known = np.isfinite(values)
+    if not known.any():
+        raise LabelError("the column of --by has no number for any utterance with score and label.")
+    edges = np.unique(np.quantile(values[known], np.linspace(0, 1, _BANDS + 1)))
+    inner = edges[1:-1]
+    names = [f"{low:g} to {high:g}" for low, high in itertools.pairwise(edges)] or [f"{edges[0]:g}"]
+    return np.where(known, np.searchsorted(inner, values, side="right"), -1), names

@@ -1,0 +1,249 @@
+"""A user's own labelled calls: intervals for her archive, what bias and spread to correct, and what that is worth.
+
+Reads a folder of scores and labels for some of its calls; writes the checkpoint once more, with `calibration.json`.
+Nothing is trained. Corrections are kept only where cross-validation over groups of calls says that they help.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from vaemo import files, scores
+from vaemo.card import write_card
+from vaemo.config import Config
+from vaemo.errors import LabelError, UsageError
+from vaemo.evaluation.pairs import KEYS, read_labels
+from vaemo.metrics import Moments
+from vaemo.model.checkpoint import copy_checkpoint, load_checkpoint
+from vaemo.tables import with_column
+from vaemo.trust import conformal
+from vaemo.trust.calibration import CALIB_SPLIT, HELD_OUT, OWN_CALLS, Calibration, Correction, calibrate
+from vaemo.trust.novelty import NOVELTY
+from vaemo.trust.rows import floats, utterance_rows
+from vaemo.units import CALIB, DIMENSIONS, LabelScale
+
+FOLDS = 10
+SLOPES = (0.2, 5.0)
+_FEWEST = 10
+"""Groups from which a correction is learned."""
+
+
+def calibrate_calls(
+    scored: str, labels: str, checkpoints: Sequence[str], out: str, config: Config
+) -> tuple[Calibration, tuple[str, ...]]:
+    """Calibrate checkpoints on labelled sessions of their scores, and write them once more.
+
+    Sessions of the split `calib` are taken where there are any, the scale of the error being learned on `dev`; else
+    held-out rows of folds; else all labelled sessions outside of `train` and `dev`, and then corrections are learned.
+
+    Args:
+        scored: The folder of scores that these checkpoints made.
+        labels: A store or a manifest.
+        checkpoints: One, or several that were scored together.
+        out: The folder of the calibrated checkpoint; of several it holds `0`, `1`, ...
+        config: `labels`, and `score.coverage` for what is said of the worth.
+
+    Returns:
+        The calibration, and the folders written.
+
+    Raises:
+        UsageError: if the scores are of other checkpoints, or corrected already.
+        LabelError: if no labelled session may be calibrated on.
+    """
+    scale, _ = scores.read_scales(scored)
+    loaded = [load_checkpoint(path) for path in checkpoints]
+    provenance = scores.read_provenance(scored)
+    _check_made_by(provenance, scored, [each.fingerprint for each in loaded])
+    known, _ = read_labels(labels, config, scale)
+    table = _labelled(scored, known)
+    made_on, table, dev = _choose(table, bool(provenance.get("held_out")), labels)
+    earlier = next(filter(None, map(Calibration.read, checkpoints)), None)
+    corrections: dict[str, Any] = {}
+    worth: dict[str, Any] = {}
+    if made_on == OWN_CALLS:
+        corrections, table, worth = _corrected(table, scale, config.score.coverage)
+    together = tuple(sorted(each.fingerprint for each in loaded))
+    scales_of = earlier if earlier and earlier.checkpoints == together else None
+    folders = (out,) if len(checkpoints) == 1 else tuple(files.join(out, str(n)) for n in range(len(checkpoints)))
+    written = [
+        each.fingerprint if path == folder else copy_checkpoint(path, folder)
+        for each, path, folder in zip(loaded, checkpoints, folders, strict=True)
+    ]
+    calibration = calibrate(table, dev, written, made_on, scale, scales_of=scales_of, correction=corrections)
+    calibration = dataclasses.replace(calibration, worth=worth)
+    for path, folder in zip(checkpoints, folders, strict=True):
+        calibration.write(folder)
+        if path != folder and files.exists(files.join(path, NOVELTY)):
+            files.write_whole(files.join(folder, NOVELTY), files.read_bytes(files.join(path, NOVELTY)))
+        write_card(folder)
+    return calibration, folders
+
+
+def suggest_calls(scored: str, n: int, seed: int = 0) -> list[str]:
+    """Calls to label: spread over novelty and scores, each call with the same chance.
+
+    Calls are put in order of how unusual they are, then of their mean valence and arousal, and every k-th is taken
+    from a random start on. So the calls are spread, and still a random sample of the archive, as intervals need it.
+
+    Args:
+        scored: The folder of scores.
+        n: How many.
+        seed: Of the start.
+    """
+    sessions = scores.read_sessions(scored, None)
+    sessions = sessions.filter(pc.is_valid(sessions[f"{DIMENSIONS[0]}_mean"]))
+    first = np.unique(sessions["session_id"].to_numpy(zero_copy_only=False).astype(str), return_index=True)[1]
+    sessions = sessions.take(pa.array(np.sort(first)))
+    if sessions.num_rows <= n:
+        return sessions["session_id"].to_pylist()
+    bands = [
+        _band(floats(sessions, "novelty"), 4),
+        *(_band(floats(sessions, f"{name}_mean"), 4) for name in DIMENSIONS),
+    ]
+    order = np.lexsort((np.random.default_rng(seed).random(sessions.num_rows), *bands[::-1]))
+    step = sessions.num_rows / n
+    start = np.random.default_rng(seed + 1).random() * step
+    return sessions["session_id"].take(pa.array(order[(start + step * np.arange(n)).astype(int)])).to_pylist()
+
+
+def table_of(calibration: Calibration, coverage: float) -> str:
+    """What a person reads of a calibration, as lines."""
+    lines = [calibration.says(coverage)]
+    for name, worth in calibration.worth.items():
+        correction = calibration.correction.get(name)
+        kept = f"score -> {correction.offset:+.3f} {correction.slope:+.3f} * score" if correction else "none helps"
+        lines.append(
+            f"{name}: correction {kept}; by cross-validation over {worth['n_groups']} groups: "
+            f"bias {worth['bias'][0]:+.3f} -> {worth['bias'][1]:+.3f}, "
+            f"RMSE {worth['rmse'][0]:.3f} -> {worth['rmse'][1]:.3f}, CCC {worth['ccc'][0]:.3f} -> {worth['ccc'][1]:.3f}"
+            + (f", covered {100 * worth['covered']:.1f} %" if worth["covered"] is not None else "")
+        )
+    return "\n".join(lines)
+
+
+def _check_made_by(provenance: Mapping[str, Any], scored: str, fingerprints: Sequence[str]) -> None:
+    made_by = [each["fingerprint"] for each in provenance.get("checkpoints", [])]
+    if made_by and sorted(made_by) != sorted(fingerprints):
+        raise UsageError(
+            f"{scored} was scored by the checkpoints {', '.join(name[:12] for name in made_by)}, and those given are "
+            f"{', '.join(name[:12] for name in fingerprints)}. Give the checkpoints that made the scores."
+        )
+    if (provenance.get("trust") or {}).get("corrected"):
+        raise UsageError(
+            f"the scores of {scored} are corrected already, by a calibration on other calls. Score with the checkpoint "
+            "as it was trained, and calibrate those scores."
+        )
+
+
+def _labelled(scored: str, known: pa.Table) -> pa.Table:
+    """The scores of all sessions that have labels, in session order, with `label_NAME`."""
+    table = scores.read_utterances(scored, sessions=known["session_id"].unique().to_pylist())
+    if not table.num_rows:
+        raise LabelError(
+            f"no labelled session is among those of {scored}; give the labels that belong to these scores."
+        )
+    mine, theirs = (
+        pc.binary_join_element_wise(*(each[key].cast(pa.string()) for key in KEYS), "\0").combine_chunks()
+        for each in (table, known)
+    )
+    row = pc.index_in(mine, value_set=theirs)
+    for name in DIMENSIONS:
+        table = table.append_column(f"label_{name}", known[name].combine_chunks().take(row))
+    return table
+
+
+def _choose(table: pa.Table, held_out: bool, labels: str) -> tuple[str, pa.Table, pa.Table | None]:
+    """What is calibrated on, its rows, and those that the scale of the error is learned on."""
+    split = table["split"].to_numpy(zero_copy_only=False)
+    if (split == CALIB).any():
+        return CALIB_SPLIT, table.filter(pa.array(split == CALIB)), table.filter(pa.array(split == "dev"))
+    if held_out:
+        return HELD_OUT, table, None
+    unseen = ~np.isin(split.astype(object), ("train", "dev"))
+    if not unseen.any():
+        raise LabelError(
+            f"all labelled sessions of {labels} are in train or dev: the model knows them, and its errors there say "
+            "nothing. Label other calls, or keep a split calib (splits.calib_fraction)."
+        )
+    return OWN_CALLS, table.filter(pa.array(unseen)), None
+
+
+def _corrected(
+    table: pa.Table, scale: LabelScale, coverage: float
+) -> tuple[dict[str, Correction], pa.Table, dict[str, Any]]:
+    """The corrections that help, the scores corrected by what other groups say, and what it is worth."""
+    rows = utterance_rows(table)
+    fold = np.random.default_rng(0).permutation(int(rows.group.max(initial=-1)) + 1)[rows.group] % FOLDS
+    corrections: dict[str, Any] = {}
+    worth: dict[str, Any] = {}
+    for name in DIMENSIONS:
+        score, label = rows.prediction[name], rows.label[name]
+        known = np.isfinite(score) & np.isfinite(label)
+        if not known.any():
+            continue
+        n_groups, chosen, best = len(np.unique(rows.group[known])), score, _mse(score, label, rows.group)
+        if n_groups >= _FEWEST:
+            for slopes in (False, True):
+                tried = np.full(len(score), np.nan)
+                for number in range(FOLDS):
+                    others, mine = known & (fold != number), fold == number
+                    if others.any():
+                        tried[mine] = _fit(score[others], label[others], rows.group[others], slopes)(score[mine], scale)
+                if (mse := _mse(tried, label, rows.group)) < best:
+                    best, chosen = mse, tried
+                    corrections[name] = _fit(score[known], label[known], rows.group[known], slopes)
+        worth[name] = {
+            "n_groups": n_groups,
+            "bias": [float((each - label)[known].mean()) for each in (score, chosen)],
+            "rmse": [float(np.sqrt(((each - label)[known] ** 2).mean())) for each in (score, chosen)],
+            "ccc": [float(Moments.of(each[known, None], label[known, None]).ccc()[0]) for each in (score, chosen)],
+            "covered": _covered(np.abs(chosen - label), rows.group, fold, coverage),
+        }
+        if chosen is not score:
+            table = with_column(table, name, pa.array(chosen, pa.float32(), from_pandas=True))
+    return corrections, table, worth
+
+
+def _fit(score: np.ndarray, label: np.ndarray, group: np.ndarray, slopes: bool) -> Correction:
+    """Least squares with every group counting the same."""
+    weight = conformal.weights(group)
+    weight /= weight.sum()
+    x, y = weight @ score, weight @ label
+    variance = weight @ (score - x) ** 2
+    slope = float(np.clip(weight @ ((score - x) * (label - y)) / variance, *SLOPES)) if slopes and variance > 0 else 1.0
+    return Correction(float(y - slope * x), slope)
+
+
+def _mse(score: np.ndarray, label: np.ndarray, group: np.ndarray) -> float:
+    known = np.isfinite(score) & np.isfinite(label)
+    weight = conformal.weights(group[known])
+    return float(weight @ (score - label)[known] ** 2 / weight.sum())
+
+
+def _covered(residual: np.ndarray, group: np.ndarray, fold: np.ndarray, coverage: float) -> float | None:
+    """The share of labels inside intervals calibrated on other groups, each group counting the same."""
+    inside = np.full(len(residual), np.nan)
+    for number in range(FOLDS):
+        others, mine = fold != number, (fold == number) & np.isfinite(residual)
+        reach = conformal.quantiles(residual[others], group[others], np.array([coverage]))[0]
+        if mine.any() and not np.isfinite(reach):
+            return None
+        inside[mine] = residual[mine] <= reach
+    known = np.isfinite(inside)
+    weight = conformal.weights(group[known])
+    return float(weight @ inside[known] / weight.sum())
+
+
+def _band(values: np.ndarray, n: int) -> np.ndarray:
+    """Which of n equal parts of its distribution each value lies in; 0 where it is not known."""
+    known = np.isfinite(values)
+    if not known.any():
+        return np.zeros(len(values), np.int64)
+    edges = np.quantile(values[known], np.linspace(0, 1, n + 1)[1:-1])
+    return np.where(known, np.searchsorted(edges, values, side="right"), 0)
