@@ -23,6 +23,7 @@ import ray
 import torch
 from ray.exceptions import RayActorError
 
+from vaemo.cluster.metrics import Seconds
 from vaemo.cluster.nodes import driver_node, total
 from vaemo.config import Config
 from vaemo.errors import ClusterError, ExtractorError, VaemoError, carried, raise_carried
@@ -170,6 +171,7 @@ class _Encoder:
         may_end_process()
         self._config = Config.from_dict(config)
         self._extractors: dict[str, Extractor] = {}
+        self._spent = Seconds("vaemo_encoding_seconds", "Seconds that encoders have computed.")
 
     def node(self) -> str:
         """Where it runs."""
@@ -180,8 +182,11 @@ class _Encoder:
         try:
             # What comes from Ray's memory cannot be written to, which torch does not take.
             extractor = self._extractor(stream)
+            begun = time.monotonic()
             with watched(self._config.extract.features_timeout_s):
-                return extractor([samples.copy() for samples in utterances])
+                vectors = extractor([samples.copy() for samples in utterances])
+            self._spent.add(time.monotonic() - begun)
+            return vectors
         except torch.OutOfMemoryError as error:
             short = str(error).partition(".")[0]
             return carried(

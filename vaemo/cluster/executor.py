@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from vaemo.cluster.encoders import encoder_stage
+from vaemo.cluster.metrics import JobMetrics
 from vaemo.cluster.runtime import connect, fit_pool, run_shards
 from vaemo.config import Config
 from vaemo.features import Extractor
@@ -42,7 +43,10 @@ class OnRay:
         """
         connect()
         with encoder_stage(extractors, config, len(shards)) as encoders:
-            yield from run_shards(worker, {**arguments, "ready": encoders}, shards, needs=needs)
+            metrics = JobMetrics()
+            for made in run_shards(worker, {**arguments, "ready": encoders}, shards, needs=needs):
+                metrics.add(made)
+                yield made
 
     def train(self, jobs: Jobs, *, workers: int = 1) -> None:
         """Run jobs of training side by side: see `vaemo.cluster.jobs`."""

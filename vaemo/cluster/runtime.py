@@ -10,6 +10,7 @@ import os
 import sys
 import tempfile
 import threading
+import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -22,6 +23,7 @@ from ray.data import ActorPoolStrategy, DataContext
 from ray.data.exceptions import ExecutionTimeoutError
 
 from vaemo.cluster.address import LOCAL, find_cluster, temporary_folder
+from vaemo.cluster.metrics import Seconds
 from vaemo.cluster.nodes import capacity, check_visible, driver_node
 from vaemo.errors import ClusterError, StorageError, VaemoError, carried, mistake_of, raise_carried
 from vaemo.features.watch import may_end_process
@@ -249,6 +251,7 @@ class _ShardWorker:
         self._make = lambda: worker(**worker_args)
         self._worker: Any = None
         self._attempts, self._most = attempts, most
+        self._spent = Seconds("vaemo_worker_seconds", "Seconds that workers have decoded and computed.")
 
     def __call__(self, shard: dict[str, Any]) -> Mapping[str, str | None]:
         number = shard.pop(_NUMBER)
@@ -262,7 +265,10 @@ class _ShardWorker:
                 )
             self._worker = self._worker or self._make()
             careful = {"careful": True} if attempt > CAREFUL_AFTER else {}
-            return {"error": None, "message": json.dumps(self._worker({**shard, **careful}))}
+            begun = time.monotonic()
+            message = json.dumps(self._worker({**shard, **careful}))
+            self._spent.add(time.monotonic() - begun)
+            return {"error": None, "message": message}
         except (VaemoError, OSError) as error:
             return carried(error)
 
