@@ -1,16 +1,20 @@
 """What lies in a folder of recordings is listed once, under a name that can be written, with what is wrong with it."""
 
+import gzip
 import os
 import socket
 import time
 
 import boto3
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from vaemo import files
-from vaemo.audio.archive import Stamp, is_still, list_recordings
+from vaemo.audio.archive import Stamp, is_still, is_table_of_paths, list_recordings
 from vaemo.config import AudioConfig
 from vaemo.errors import ReadRecordingsError
+from vaemo.files import Found
 
 
 def make(folder, *names, content=b"x"):
@@ -203,3 +207,52 @@ def test_a_restored_object_is_read():
     )
     assert files._cold("GLACIER", {"RestoreExpiryDate": "2026-12-01"}) is None
     assert files._cold(None, {}) is None
+
+
+def write_table(path, text):
+    path.write_text(text)
+    return str(path)
+
+
+def test_a_table_of_paths_is_taken_instead_of_a_folder(tmp_path):
+    table = write_table(tmp_path / "calls.csv", "session_id,path,size\n007,in/a.wav,10\n,s3://b/c d.mp3,\n")
+    listed = list_recordings(table)
+    assert listed.recordings == [
+        Found("007", f"{tmp_path}/in/a.wav", 10),
+        Found("s3://b/c d.mp3", "s3://b/c d.mp3"),
+    ]
+    parquet = str(tmp_path / "calls.parquet")
+    pq.write_table(pa.table({"path": ["/x/a.flac", "b.txt"]}), parquet)
+    listed = list_recordings(parquet)
+    assert [item.path for item in listed.recordings] == ["/x/a.flac"]
+    assert "1 .txt" in listed.notes[0]
+    assert is_table_of_paths(table)
+    assert is_table_of_paths(parquet)
+    assert not is_table_of_paths(str(tmp_path / "m.jsonl"))
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_an_inventory_of_s3_is_one(tmp_path, packed):
+    times = ("2026-11-23T10:00:00.000Z", "2026-11-23T10:00:01.000Z")
+    text = f'"calls","2026/a%20b%2Bc.wav","123","{times[0]}"\n"calls","2026/d.wav","7","{times[1]}"\n'
+    path = tmp_path / ("inventory.csv.gz" if packed else "inventory.csv")
+    path.write_bytes(gzip.compress(text.encode()) if packed else text.encode())
+    first, second = list_recordings(str(path)).recordings
+    assert (first.name, first.path, first.size) == ("2026/a b+c.wav", "s3://calls/2026/a b+c.wav", 123)
+    assert second.mtime_ns - first.mtime_ns == 10**9
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("path,size\na.wav,1\n,2\n", "row 2: it names no recording"),
+        ("path\na.wav\na.wav\n", "row 2: 'a.wav' stands there already"),
+        ("session_id,path\nx,a.wav\nx,b.wav\n", "row 2: 'x' stands there already"),
+        ('path\n"a.wav\n', "cannot be read|names no recording|holds no recordings"),
+        ("", "cannot be read"),
+    ],
+)
+def test_a_table_that_is_none_is_refused_in_one_line(tmp_path, text, message):
+    with pytest.raises(ReadRecordingsError, match=message) as refused:
+        list_recordings(write_table(tmp_path / "calls.csv", text))
+    assert "\n" not in str(refused.value)

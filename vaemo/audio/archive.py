@@ -6,20 +6,25 @@ Knows no audio beyond the ends of names (`vaemo.audio.formats`).
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import functools
+import gzip
 import hashlib
 import itertools
 import posixpath
 import re
 import time
+import urllib.parse
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 import pyarrow as pa
+import pyarrow.csv
 
 from vaemo import files
 from vaemo.audio.formats import foreign_reason, kind_of
@@ -51,27 +56,29 @@ class Listing:
 def list_recordings(
     folder: str, audio: AudioConfig | None = None, *, exclude: Sequence[str] = (), min_age_s: float = 0.0
 ) -> Listing:
-    """Every file below a folder whose name ends as a recording's does.
+    """Every file below a folder, or in a table of paths, whose name ends as a recording's does.
 
     Args:
-        folder: A path or URI.
+        folder: A path or URI; a file is a table as `read_paths` takes it, and no folder is listed then.
         audio: Says whether headerless files are read; None is the default.
         exclude: Patterns (`fnmatch`) of names to leave out: relative paths, or their last part.
         min_age_s: Files that were written less than so many seconds ago wait for the next run.
 
     Raises:
-        ReadRecordingsError: if there is none.
+        ReadRecordingsError: if there is none, or the table cannot be read.
     """
     found, notes = [], []
     others: Counter[str] = Counter()
     n_excluded = n_young = 0
     youngest_ns = time.time_ns() - int(min_age_s * 1e9)
     kind_by_suffix = functools.cache(lambda suffixes: kind_of(f"_.{suffixes}", audio or AudioConfig()))
-    for item in _named(files.walk(folder)):
+    table = files.is_file(folder)
+    for item in _named(read_paths(folder) if table else files.walk(folder)):
         # A folder that cannot be listed ends in "/".
-        kind = "folder" if item.name[-1] == "/" else kind_by_suffix(".".join(item.name.rsplit(".", 2)[1:]))
+        file = item.path if table else item.name
+        kind = "folder" if file[-1] == "/" else kind_by_suffix(".".join(file.rsplit(".", 2)[1:]))
         if kind == "other":
-            others[posixpath.splitext(item.name)[1].lower() or "without a suffix"] += 1
+            others[posixpath.splitext(file)[1].lower() or "without a suffix"] += 1
         elif any(fnmatch.fnmatchcase(name, glob) for glob in exclude for name in (item.name, _last(item.name))):
             n_excluded += 1
         elif min_age_s and item.mtime_ns > youngest_ns:
@@ -95,6 +102,92 @@ def list_recordings(
         hint = "; ".join(notes) or "files are taken whose names end as a recording's, such as .wav, .flac or .mp3"
         raise ReadRecordingsError(f"{folder} {state}: {hint}.")
     return Listing(sorted(found, key=lambda item: item.name), notes)
+
+
+_INVENTORY = ("bucket", "key", "size", "last_modified_date")
+"""The first columns of an S3 inventory, whose CSV files have no header."""
+
+
+def is_table_of_paths(path: str) -> bool:
+    """Whether a file is a table of paths by its columns: a CSV, or a Parquet file without `utt_id`."""
+    if path.lower().endswith((".csv", ".csv.gz")):
+        return True
+    if not path.lower().endswith(".parquet"):
+        return False
+    names = set(files.read_parquet_schema(path).names)
+    return "utt_id" not in names and bool(names & {"path", "key"})
+
+
+def read_paths(path: str) -> Iterator[Found]:
+    """The recordings that a table names, unseen: nothing is listed or opened.
+
+    Args:
+        path: Parquet or CSV. `path` is relative to the table, absolute or a URI; or `bucket` and `key` as in an S3
+            inventory, whose CSV needs no header. Where they are there: `session_id` (else the path as it stands, or
+            the key), `size` in bytes, and `last_modified_date`.
+
+    Raises:
+        ReadRecordingsError: if it has none of these columns, a row without a path, or two rows of one id.
+    """
+    table = _table_of_paths(path)
+    keys = table.get("key")
+    if keys is not None:
+        buckets = table.get("bucket") or [""] * len(keys)
+        several = len(set(buckets)) > 1
+        # Inventories write keys as URLs do.
+        keys = [urllib.parse.unquote_plus(key or "") for key in keys]
+        places = [f"s3://{bucket}/{key}" if key else "" for bucket, key in zip(buckets, keys, strict=True)]
+        names = [f"{bucket}/{key}" if several else key for bucket, key in zip(buckets, keys, strict=True)]
+    else:
+        root = posixpath.dirname(path)
+        names = [place or "" for place in table["path"]]
+        places = [
+            place if not place or files.is_uri(place) or posixpath.isabs(place) else files.join(root, place)
+            for place in names
+        ]
+    ids = [name or place for name, place in zip(table.get("session_id") or names, names, strict=True)]
+    seen: set[str] = set()
+    for row, (name, place) in enumerate(zip(ids, places, strict=True), 1):
+        if not place:
+            raise ReadRecordingsError(f"{path}, row {row}: it names no recording. Every row needs a path.")
+        if name in seen:
+            raise ReadRecordingsError(f"{path}, row {row}: '{name}' stands there already. Every row needs its own id.")
+        seen.add(name)
+    sizes = table.get("size") or [0] * len(ids)
+    times = table.get("last_modified_date") or [None] * len(ids)
+    for name, place, size, time_ in zip(ids, places, sizes, times, strict=True):
+        yield Found(name, place, int(size or 0), _as_ns(time_))
+
+
+def _table_of_paths(path: str) -> dict[str, list[Any]]:
+    try:
+        if path.lower().endswith(".parquet"):
+            table = files.read_parquet(path)
+        else:
+            data = files.read_bytes(path)
+            data = gzip.decompress(data) if data.startswith(b"\x1f\x8b") else data
+            header = {name.strip().strip('"') for name in data.partition(b"\n")[0].decode("utf-8-sig").split(",")}
+            names = None if header & {"path", "key"} else [*_INVENTORY, *map(str, range(4, len(header)))]
+            read = pa.csv.ReadOptions(column_names=names and names[: len(header)])
+            wanted = dict.fromkeys(("path", "key", "bucket", "session_id", "last_modified_date"), pa.string())
+            convert = pa.csv.ConvertOptions(column_types=wanted, strings_can_be_null=True)
+            table = pa.csv.read_csv(pa.BufferReader(data), read_options=read, convert_options=convert)
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise ReadRecordingsError(f"the table of paths {path} cannot be read: {error}") from None
+    if not {"path", "key"} & set(table.column_names):
+        found = ", ".join(table.column_names)
+        raise ReadRecordingsError(f"the table of paths {path} has neither 'path' nor 'key'; it has {found}.")
+    return {name: table[name].to_pylist() for name in table.column_names}
+
+
+def _as_ns(when: Any) -> int:
+    """A time as ns since 1970; 0 where there is none."""
+    if isinstance(when, str):
+        with contextlib.suppress(ValueError):
+            when = datetime.fromisoformat(when.replace("Z", "+00:00"))
+    if not isinstance(when, datetime):
+        return 0
+    return int((when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp() * 1e9)
 
 
 def _last(name: str) -> str:

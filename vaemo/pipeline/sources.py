@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from vaemo import files
-from vaemo.audio.archive import Stamp, is_still, list_recordings
+from vaemo.audio.archive import Stamp, is_still, is_table_of_paths, list_recordings
 from vaemo.audio.formats import kind_of
 from vaemo.audio.recording import Decoder
 from vaemo.config import AudioConfig, Config
@@ -199,6 +199,8 @@ class Source(Protocol):
 def open_source(path: str, config: Config, *, exclude: Sequence[str] = ()) -> Source:
     """The source that a path names: a feature store (see `vaemo.store.is_store`), a manifest, or recordings.
 
+    Recordings are those of a folder, or those that a table of paths names (`vaemo.audio.archive.read_paths`).
+
     Args:
         path: What `--input` names.
         config: Sections audio and extract.
@@ -216,6 +218,8 @@ def open_source(path: str, config: Config, *, exclude: Sequence[str] = ()) -> So
     elif files.is_file(path):
         if kind_of(path, config.audio) == "audio":
             raise UsageError(f"--input {path} is a recording; give the folder that it lies in.")
+        if is_table_of_paths(path):
+            return RecordingsSource(path, config.audio, tuple(exclude), config.extract.min_age_s)
         source = ManifestSource(path, config.extract.root)
     elif parts and all(kind_of(item.name, config.audio) == "other" for item in files.walk(path)):
         # Tables may lie beside recordings. Alone they were meant as a store: this says what they lack.
@@ -405,7 +409,7 @@ class RecordingsSource:
     """A folder of recordings: utterances are found in each, channel by channel.
 
     Attributes:
-        path: The folder.
+        path: The folder, or a table of paths.
         audio: How headerless files are read; None is the default.
         exclude: Patterns of names to leave out.
         min_age_s: Files that are younger wait for the next run.
@@ -431,7 +435,12 @@ class RecordingsSource:
 
         def still(index: int, stamps: Sequence[Sequence[Any]]) -> bool:
             item = found[index]
-            return bool(item.problem) or all(is_still(item.path, item.size, item.mtime_ns, stamp) for stamp in stamps)
+            # Of what a table names the size may be unknown.
+            return (
+                bool(item.problem)
+                or not item.size
+                or all(is_still(item.path, item.size, item.mtime_ns, stamp) for stamp in stamps)
+            )
 
         return Listing(
             session_ids=[item.name for item in found],
@@ -445,7 +454,7 @@ class RecordingsSource:
             roles=(),
             problems={index: Problem(*item.problem) for index, item in enumerate(found) if item.problem},
             notes=listed.notes,
-            files=found,
+            files=found if all(item.size or item.problem for item in found) else (),
             places=[self.path, *itertools.islice((item.path for item in found if not item.problem), 1)],
         )
 
