@@ -101,12 +101,12 @@ def test_a_flag_tells_labels_from_predictions(solver):
     case = make_case("mamba-2-layers", "model", parallel_feedback=solver)
     lengths = torch.full((LANES,), STEPS)
     prediction, _ = case.run(lengths=lengths)
-    told, _ = case.run(lengths=lengths, observed=prediction.detach())
+    told, _ = case.run(lengths=lengths, observed=prediction[..., : case.model.n_fed].detach())
     assert (told[:, 1:] != prediction[:, 1:]).any()
     with torch.no_grad():
         case.model.updater.input.weight[:, -2:] = 0
     prediction, _ = case.run(lengths=lengths)
-    told, _ = case.run(lengths=lengths, observed=prediction.detach())
+    told, _ = case.run(lengths=lengths, observed=prediction[..., : case.model.n_fed].detach())
     assert_close(told, prediction)
 
 
@@ -151,14 +151,15 @@ def test_set_statistics_standardises_by_the_training_split(updater):
     case, shift = make_case(updater, "scheduled"), 3.0
     before, _ = case.run()
     moved = {name: (part.mean + shift, part.deviation) for name, part in case.model.standardize.items()}
-    case.model.set_statistics(moved, torch.tensor([0.125, 0.25]))
+    deviation = torch.tensor([0.125, 0.25, 0.5, 1.0, 2.0])[: len(case.model.targets)]
+    case.model.set_statistics(moved, deviation)
     features = {name: x + shift for name, x in case.features.items()}
     # A past is a sum of as many numbers as it says.
     for name, past in case.features.past.items():
         total, count = past[..., :-1], past[..., -1:]
         features[name] = torch.cat([total + shift * count, count], -1)
     assert_close(case.run(features=Streams.of(features))[0], before)
-    assert case.model.label_deviation.tolist() == [0.125, 0.25]
+    assert case.model.label_deviation.tolist() == deviation.tolist()
 
 
 def test_set_statistics_refuses_what_does_not_fit(case):
