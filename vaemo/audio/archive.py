@@ -78,7 +78,7 @@ def list_recordings(
         file = item.path if table else item.name
         kind = "folder" if file[-1] == "/" else kind_by_suffix(".".join(file.rsplit(".", 2)[1:]))
         if kind == "other":
-            others[posixpath.splitext(file)[1].lower() or "without a suffix"] += 1
+            others[shown(posixpath.splitext(file)[1].lower()) or "without a suffix"] += 1
         elif any(fnmatch.fnmatchcase(name, glob) for glob in exclude for name in (item.name, _last(item.name))):
             n_excluded += 1
         elif min_age_s and item.mtime_ns > youngest_ns:

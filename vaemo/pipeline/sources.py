@@ -436,11 +436,8 @@ class RecordingsSource:
         def still(index: int, stamps: Sequence[Sequence[Any]]) -> bool:
             item = found[index]
             # Of what a table names the size may be unknown.
-            return (
-                bool(item.problem)
-                or not item.size
-                or all(is_still(item.path, item.size, item.mtime_ns, stamp) for stamp in stamps)
-            )
+            known = item.size and not item.problem
+            return not known or all(is_still(item.path, item.size, item.mtime_ns, stamp) for stamp in stamps)
 
         return Listing(
             session_ids=[item.name for item in found],
