@@ -256,3 +256,9 @@ def test_a_table_that_is_none_is_refused_in_one_line(tmp_path, text, message):
     with pytest.raises(ReadRecordingsError, match=message) as refused:
         list_recordings(write_table(tmp_path / "calls.csv", text))
     assert "\n" not in str(refused.value)
+
+
+def test_a_single_recording_is_no_table(tmp_path):
+    make(tmp_path, "a.wav")
+    with pytest.raises(ReadRecordingsError, match=r"a\.wav is a single file\. Give the folder that it lies in"):
+        list_recordings(str(tmp_path / "a.wav"))

@@ -160,6 +160,10 @@ def read_paths(path: str) -> Iterator[Found]:
 
 
 def _table_of_paths(path: str) -> dict[str, list[Any]]:
+    if not path.lower().endswith((".csv", ".csv.gz", ".parquet")):
+        raise ReadRecordingsError(
+            f"{path} is a single file. Give the folder that it lies in, or a table of paths (.csv, .parquet)."
+        )
     try:
         if path.lower().endswith(".parquet"):
             table = files.read_parquet(path)
