@@ -31,7 +31,7 @@ class Seconds:
 
     Args:
         name: Of the counter.
-        description: Likewise.
+        description: What it counts.
     """
 
     def __init__(self, name: str, description: str) -> None:

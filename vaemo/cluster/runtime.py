@@ -12,7 +12,6 @@ import tempfile
 import threading
 import time
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +22,7 @@ from ray.data import ActorPoolStrategy, DataContext
 from ray.data.exceptions import ExecutionTimeoutError
 
 from vaemo.cluster.address import LOCAL, find_cluster, temporary_folder
+from vaemo.cluster.attempts import Attempts
 from vaemo.cluster.metrics import Seconds
 from vaemo.cluster.nodes import capacity, check_visible, driver_node
 from vaemo.errors import ClusterError, StorageError, VaemoError, carried, mistake_of, raise_carried
@@ -220,7 +220,7 @@ def run_shards(
         return
     pool = fit_pool()
     check_visible(needs)
-    attempts: Any = ray.remote(num_cpus=0)(_Attempts).options(scheduling_strategy=driver_node()).remote()
+    attempts: Any = ray.remote(num_cpus=0)(Attempts).options(scheduling_strategy=driver_node()).remote()
     numbered = [{**shard, _NUMBER: number} for number, shard in enumerate(shards)]
     made_of = {"worker": worker, "worker_args": dict(worker_args), "attempts": attempts, "most": MAX_ATTEMPTS}
     dataset = ray.data.from_items(numbered, override_num_blocks=len(shards)).map(
@@ -271,15 +271,3 @@ class _ShardWorker:
             return {"error": None, "message": message}
         except (VaemoError, OSError) as error:
             return carried(error)
-
-
-class _Attempts:
-    """Counts how often work on each shard has begun, on the job's own node: workers die, and forget."""
-
-    def __init__(self) -> None:
-        self._begun: Counter[int] = Counter()
-
-    def begin(self, number: int) -> int:
-        """Count once more; how often, this time included."""
-        self._begun[number] += 1
-        return self._begun[number]
