@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from vaemo import files
+from vaemo.audio.acoustics import bandwidth_hz
 from vaemo.audio.recording import AudioProblem, Resampler
 from vaemo.audio.scale import Scale
 from vaemo.config import Config
@@ -29,7 +30,8 @@ from vaemo.model.state import TENSOR_FIELDS, SessionState
 from vaemo.model.streams import Streams
 from vaemo.scoring.trained_on import check_trained_on
 from vaemo.speakers import unit
-from vaemo.units import SAMPLING_RATE_HZ, SAMPLING_RATES_HZ
+from vaemo.trust.judge import Judge
+from vaemo.units import DIMENSIONS, SAMPLING_RATE_HZ, SAMPLING_RATES_HZ
 from vaemo.utterances import as_heard, measured
 
 if TYPE_CHECKING:
@@ -48,6 +50,9 @@ class Prediction:
         channel: Where it was found; None for an utterance that was pushed.
         start_s: Since the first packet; None for an utterance that was pushed.
         end_s: Since the first packet; None for an utterance that was pushed.
+        intervals: By dimension, low and high of the interval that holds its label at the rate `score.coverage`; empty
+            where the checkpoint is not calibrated.
+        novelty: The share of calibration utterances that are less unusual; None where the checkpoint knows of none.
     """
 
     valence: float | None
@@ -57,6 +62,8 @@ class Prediction:
     channel: int | None = None
     start_s: float | None = None
     end_s: float | None = None
+    intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    novelty: float | None = None
 
 
 class Stream:
@@ -88,6 +95,7 @@ class Stream:
     ) -> None:
         checkpoint = load_checkpoint(model) if isinstance(model, (str, Path)) else model
         trained_on: Mapping[str, str | None] = {}
+        self._judge: Judge | None = None
         if isinstance(checkpoint, Checkpoint):
             config = config or checkpoint.config
             trained_on = checkpoint.provenance.get("feature_fingerprints", {})
@@ -97,6 +105,9 @@ class Stream:
             raise FeatureMismatchError(
                 "the model does not say which extractors its features come from; give them: Stream(model, extractors)."
             )
+        if isinstance(checkpoint, Checkpoint) and isinstance(model, (str, Path)):
+            score = (config or Config()).score
+            self._judge = Judge.of([str(model)], [checkpoint.fingerprint], score.coverage, score.max_novelty)
         self._model = (checkpoint.model if isinstance(checkpoint, Checkpoint) else checkpoint).eval()
         self._config = config or Config()
         described = describe(dict(extractors))
@@ -110,6 +121,7 @@ class Stream:
             )
         self._extractors = {stream: extractors[stream] for stream in self._model.dims}
         self._personal = personal
+        self._n_scored = 0
         self._states: dict[str, SessionState] = {}
         self._sums: dict[str, np.ndarray] = {}
         self._pasts: dict[tuple[str, str], np.ndarray] = {}
@@ -139,9 +151,10 @@ class Stream:
         """
         name = speaker or ""
         try:
-            vectors = self._features(_resampled(samples, sampling_rate), name)
+            heard, sounds = self._features(_resampled(samples, sampling_rate))
         except AudioProblem as problem:
             return Prediction(None, None, problem.status, problem.reason)
+        vectors = self._aggregated(heard, name)
         key = name if self._config.sessions.sequence_by == "speaker" else ""
         pasts = {past: (past, name if past.startswith("speaker.") else key) for past in self._model.pasts}
         features = self._with_past(vectors, pasts)
@@ -157,8 +170,7 @@ class Stream:
         for past, owned in pasts.items():
             vector = vectors[past.partition(".")[2]]
             self._pasts[owned] = self._pasts.get(owned, 0.0) + np.append(vector.astype(np.float64), 1)
-        valence, arousal = prediction[0].tolist()
-        return Prediction(valence, arousal)
+        return self._judged(dict(zip(DIMENSIONS, prediction[0].tolist(), strict=True)), heard, sounds)
 
     def save(self, path: str | Path) -> None:
         """Write the memory as safetensors: states, sums of features, the checkpoint's fingerprint; no audio."""
@@ -172,13 +184,31 @@ class Stream:
         """
         self.restore(*read_memory(path))
 
-    def _features(self, samples: np.ndarray, speaker: str) -> dict[str, np.ndarray]:
-        """Features of an utterance, (D,) each; AudioProblem where it has none."""
+    def _judged(
+        self, values: Mapping[str, float], heard: Mapping[str, np.ndarray], sounds: Mapping[str, float]
+    ) -> Prediction:
+        """The prediction, with what the checkpoint says of the trust that it deserves."""
+        if self._judge is None:
+            return Prediction(**values)
+        found, bounds, novelty = self._judge.one(values, heard, sounds, self._n_scored)
+        self._n_scored += 1
+        if self._judge.is_unfit(novelty):
+            return Prediction(None, None, "unfit", self._judge.unfit_reason, novelty=novelty)
+        return Prediction(**found, intervals=bounds, novelty=novelty)
+
+    def _features(self, samples: np.ndarray) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+        """Features of an utterance, (D,) each, and how it sounds; AudioProblem where it has none."""
         heard, seconds = as_heard(samples, self._config), len(samples) / SAMPLING_RATE_HZ
         vectors = {
             stream: measured(extractor([heard])[0], extractor, seconds)
             for stream, extractor in self._extractors.items()
         }
+        known = self._judge.novelty.sounds if self._judge and self._judge.novelty else ()
+        return vectors, {"bandwidth_hz": bandwidth_hz(heard)} if "bandwidth_hz" in known else {}
+
+    def _aggregated(self, heard: Mapping[str, np.ndarray], speaker: str) -> dict[str, np.ndarray]:
+        """The features as the model takes them."""
+        vectors = dict(heard)
         if "speaker" in vectors and self._config.features.speaker_aggregation == "running_mean":
             self._sums[speaker] = self._sums.get(speaker, 0.0) + vectors["speaker"].astype(np.float64)
             vectors["speaker"] = unit(self._sums[speaker])
@@ -204,7 +234,8 @@ class Stream:
         tensors = {f"state.{name}": tensor for name, tensor in states.tensors().items()}
         tensors |= {f"sum.{number}": torch.from_numpy(total) for number, total in enumerate(self._sums.values())}
         tensors |= {f"past.{number}": torch.from_numpy(past) for number, past in enumerate(self._pasts.values())}
-        names = {"states": list(self._states), "sums": list(self._sums), "pasts": list(self._pasts)}
+        names: dict[str, Any] = {"states": list(self._states), "sums": list(self._sums), "pasts": list(self._pasts)}
+        names["n_scored"] = self._n_scored
         return tensors, {"names": json.dumps(names), "fingerprint": fresh.fingerprint}
 
     def restore(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
@@ -222,6 +253,7 @@ class Stream:
         names = json.loads(metadata["names"])
         self._states = {name: states.select([number]) for number, name in enumerate(names["states"])}
         self._sums = {name: tensors[f"sum.{number}"].numpy() for number, name in enumerate(names["sums"])}
+        self._n_scored = names.get("n_scored", 0)
         # Memories of before have no pasts, and belong to models that need none.
         pasts = enumerate(names.get("pasts", ()))
         self._pasts = {(name, owner): tensors[f"past.{number}"].numpy() for number, (name, owner) in pasts}

@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from scoring_cases import SMALL, make_checkpoint, rows_of, run
+from stream_cases import EXTRACTORS, RATE, utterances
 from trust_cases import make_store, trained
 
 from vaemo import files
@@ -13,6 +14,7 @@ from vaemo.config import Config
 from vaemo.errors import OtherRunError, ReadCheckpointError, UsageError
 from vaemo.model.checkpoint import load_checkpoint
 from vaemo.scores import read_provenance, read_sessions
+from vaemo.stream import Stream
 from vaemo.tables import with_column
 from vaemo.training.data import TrainingData
 from vaemo.trust.attach import attach
@@ -49,6 +51,10 @@ def test_scores_have_intervals_that_cover_what_they_were_calibrated_on(tmp_path)
     novelty = {row["session_id"]: row["novelty"] for row in sessions.to_pylist()}
     assert novelty["s0033"] == 1.0
     assert np.mean([value for name, value in novelty.items() if name != "s0033"]) < 0.8
+    fit = files.read_json(str(tmp_path / "scores" / "_fit.json"))
+    assert fit["n_calls"] == 34
+    assert "s0033" in fit["most"]
+    assert fit["differs_in"]["speech"] >= 1
     trust = read_provenance(str(tmp_path / "scores"))["trust"]
     assert trust["coverage"] == 0.9
     assert trust["n_groups"] == 12
@@ -187,3 +193,35 @@ def test_a_scale_ignores_signs_that_say_nothing():
     assert scale.names == ("position",)
     assert scale(signs, 1000) == pytest.approx(np.ones(1000), abs=0.15)
     assert Scale.fit(np.ones(100), signs, 200) is None
+
+
+def test_a_stream_gives_the_intervals_and_the_novelty_of_the_batch(tmp_path):
+    samples = {f"s{k:02d}": utterances(6, seed=k) for k in range(22)}
+    splits = ["train"] * 6 + ["dev"] * 4 + ["calib"] * 11 + ["test"]
+    random, rows = np.random.default_rng(0), []
+    for (session, heard), split in zip(samples.items(), splits, strict=True):
+        vectors = {name: extractor(heard) for name, extractor in EXTRACTORS.items()}
+        for k in range(len(heard)):
+            labels = dict(zip(DIMENSIONS, random.uniform(0, 1, 2), strict=True))
+            features = {name: list(map(float, x[k])) for name, x in vectors.items()}
+            rows.append({"session_id": session, "utt_id": f"{session}-{k}", "split": split, **labels, **features})
+    store = tmp_path / "store"
+    files.write_parquet_whole(str(store / "part-0.parquet"), pa.Table.from_pylist(rows))
+    checkpoint = make_checkpoint(tmp_path / "c", dims={"speech": 6, "speaker": 4})
+    attach(TrainingData.open(str(store), Config().replace(SMALL)), [load_checkpoint(checkpoint)], [checkpoint])
+    expected = [
+        row for row in run(str(store), checkpoint, str(tmp_path / "scores")).to_pylist() if row["split"] == "test"
+    ]
+    stream = Stream(checkpoint, EXTRACTORS)
+    found = []
+    for number, heard in enumerate(samples["s21"]):
+        if number == 3:
+            stream.save(tmp_path / "memory.safetensors")
+            stream = Stream(checkpoint, EXTRACTORS)
+            stream.load(tmp_path / "memory.safetensors")
+        found.append(stream.push(heard, RATE))
+    for prediction, row in zip(found, expected, strict=True):
+        assert prediction.novelty == pytest.approx(row["novelty"], abs=0.002)
+        for name in DIMENSIONS:
+            assert prediction.intervals[name] == pytest.approx((row[f"{name}_low"], row[f"{name}_high"]), abs=1e-4)
+    assert Stream(load_checkpoint(checkpoint), EXTRACTORS).push(samples["s21"][0], RATE).intervals == {}
