@@ -1,6 +1,6 @@
 # `make demo` and `make test` are all that a fresh machine with Python 3.11 and git needs.
 .DEFAULT_GOAL := help
-.PHONY: help venv demo check test test-all test-light test-light-short bench lint clean
+.PHONY: help venv demo check test test-all test-light test-light-short bench lint docs clean
 
 PYTHON ?= python3
 OUT ?= demo
@@ -82,5 +82,8 @@ lint: $(STAMP)  ## ruff, mypy, codespell
 	$(BIN)/mypy
 	$(BIN)/codespell
 
+docs: $(STAMP)  ## The pages and the reference as HTML, in .docs; fails on any warning
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs .docs
+
 clean:  ## Remove .venv and caches
-	rm -rf $(VENV) $(LIGHT) .mypy_cache .pytest_cache .ruff_cache *.egg-info
+	rm -rf $(VENV) .docs $(LIGHT) .mypy_cache .pytest_cache .ruff_cache *.egg-info

@@ -9,6 +9,7 @@ from vaemo.config import ModelConfig, UpdaterConfig
 from vaemo.model.regressor import SessionRegressor
 from vaemo.model.state import SessionState
 from vaemo.model.streams import Streams
+from vaemo.targets import Target
 
 FLOAT64 = 1e-10
 """Two orders of the same sums in float64: rounding of some hundred operations, far below any real difference."""
@@ -22,16 +23,26 @@ LANES, STEPS = 3, 11
 PASTS = {"speaker_norm": ("prosody", "speech"), "session_norm": ("prosody",), "speaker_norm_weight": 1.5}
 """Compared with every kind of past."""
 
+THREE = ("valence", "arousal", Target("csat", "session"))
+FIVE = ("effort", "valence", "arousal", "dominance", "hidden")
+"""Other targets than the two, some of the session."""
+
 UPDATERS = {
     "mamba": ({"updater": "mamba"}, {}),
     "mamba-2-layers": (
-        {"updater": "mamba", "feedback_flag": True, **PASTS, "speech_mlp": "before_film"},
+        {"updater": "mamba", "feedback_flag": True, **PASTS, "speech_mlp": "before_film", "targets": THREE},
         {"layers": 2, "d_conv": 2},
     ),
     "mamba-forgetful": ({"updater": "mamba", "ema": "learned", "speech_mlp": "after_film"}, {"carry": False}),
     "mamba2": ({"updater": "mamba2", "alpha_arousal": 0.6}, {}),
-    "mamba2-2-layers": ({"updater": "mamba2", "ema": "none", "label_range": (-1.0, 1.0)}, {"layers": 2}),
-    "gru": ({"updater": "gru", "film": "concat", "norm_z": True, **PASTS, "speech_mlp": "after_film"}, {"layers": 2}),
+    "mamba2-2-layers": (
+        {"updater": "mamba2", "ema": "none", "label_range": (-1.0, 1.0), "targets": ("valence",)},
+        {"layers": 2},
+    ),
+    "gru": (
+        {"updater": "gru", "film": "concat", "norm_z": True, **PASTS, "speech_mlp": "after_film", "targets": FIVE},
+        {"layers": 2},
+    ),
     "none": ({"updater": "none", **PASTS}, {}),
 }
 
@@ -73,7 +84,7 @@ def make_model(model=None, updater=None, *, dims=DIMS, seed=0, dtype=torch.float
         if regressor.has_feedback:
             regressor.updater.input.weight[:, regressor.updater.z_dim :] *= 4
     statistics = {name: (torch.randn(dim), torch.rand(dim) + 0.5) for name, dim in dims.items()}
-    regressor.set_statistics(statistics, torch.rand(2) + 0.1)
+    regressor.set_statistics(statistics, torch.rand(len(regressor.targets)) + 0.1)
     return regressor
 
 
@@ -89,14 +100,14 @@ def make_features(lanes=LANES, steps=STEPS, *, dims=DIMS, seed=1, dtype=torch.fl
     return Streams.of(tensors)
 
 
-def make_observed(feedback: str, lanes=LANES, steps=STEPS, *, seed=2, dtype=torch.float64) -> Tensor | None:
+def make_observed(feedback: str, lanes=LANES, steps=STEPS, *, n_fed=2, seed=2, dtype=torch.float64) -> Tensor | None:
     """What training feeds: every label, some (missing anywhere, also in one dimension alone), or none."""
     if feedback in ("none", "model"):
         return None
     generator = torch.Generator().manual_seed(seed)
-    labels = torch.rand(lanes, steps, 2, generator=generator, dtype=dtype)
+    labels = torch.rand(lanes, steps, n_fed, generator=generator, dtype=dtype)
     if feedback in ("scheduled", "observed"):
-        labels[torch.rand(lanes, steps, 2, generator=generator) < 0.5] = torch.nan
+        labels[torch.rand(lanes, steps, n_fed, generator=generator) < 0.5] = torch.nan
     return labels
 
 
@@ -110,9 +121,11 @@ def make_case(updater: str, feedback: str, *, dtype=torch.float64, **changes) ->
             make_features(seed=3, dtype=dtype),
             model.fresh_state(LANES),
             torch.tensor([STEPS, 5, 2]),
-            observed=make_observed(feedback, seed=4, dtype=dtype),
+            observed=make_observed(feedback, n_fed=model.n_fed, seed=4, dtype=dtype),
         )
-    return Case(model, make_features(dtype=dtype), lengths, make_observed(feedback, dtype=dtype), state)
+    return Case(
+        model, make_features(dtype=dtype), lengths, make_observed(feedback, n_fed=model.n_fed, dtype=dtype), state
+    )
 
 
 def step_by_step(case: Case, features=None, state=None) -> tuple[Tensor, SessionState]:
@@ -126,7 +139,7 @@ def step_by_step(case: Case, features=None, state=None) -> tuple[Tensor, Session
             observed = None if case.observed is None else case.observed[[lane], t]
             prediction, own = case.model.step(features.select([lane]).step(t), own, observed=observed)
             lane_predictions.append(prediction[0])
-        padding = [torch.zeros(2, dtype=case.model.label_deviation.dtype)] * (steps - length)
+        padding = [torch.zeros(len(case.model.targets), dtype=case.model.label_deviation.dtype)] * (steps - length)
         predictions.append(torch.stack([*lane_predictions, *padding]))
         states.append(own)
     return torch.stack(predictions), SessionState.stack(states)

@@ -21,6 +21,7 @@ _PUBLIC = {
     "evaluate": "vaemo.api",
     "extract": "vaemo.api",
     "score": "vaemo.api",
+    "train": "vaemo.api",
 }
 
 __all__ = [*_PUBLIC, "__version__"]

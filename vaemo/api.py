@@ -1,4 +1,4 @@
-"""The jobs as functions: `vaemo.extract`, `vaemo.score`, `vaemo.evaluate`.
+"""The jobs as functions: `vaemo.extract`, `vaemo.train`, `vaemo.score`, `vaemo.evaluate`.
 
 Their keyword arguments are the options of the commands. Paths may be relative. `config` is what `--config` takes, or a
 `Config`; `set` is what `--set` takes, repeated. Each leaves `summary.json` in its output folder, as the commands do.
@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from vaemo import cli
 from vaemo.config import Config
@@ -23,6 +23,9 @@ from vaemo.pipeline.executors import Executor, InProcess
 from vaemo.pipeline.outcome import Outcome
 from vaemo.pipeline.plan import Again
 from vaemo.summary import summary
+
+if TYPE_CHECKING:
+    from vaemo.pipeline.training import Trained
 
 Where = Literal["ray", "process"]
 AnyPath = str | os.PathLike[str]
@@ -69,15 +72,15 @@ def extract(
     """
     from vaemo.pipeline import extraction
     from vaemo.pipeline.sources import ManifestSource, RecordingsSource, Source
-    from vaemo.sessions import label_range
+    from vaemo.sessions import label_ranges
 
     if (manifest is None) == (input is None):
         raise UsageError("give one of manifest and input: which utterances, or a folder of recordings to find them in.")
     settings, store = _config(config, set), _path(out)
     with summary(store, "extract", dry_run=dry_run) as facts, _executor(executor) as where:
         if manifest is not None:
-            native = label_range(settings).scale
-            source: Source = ManifestSource(_path(manifest), settings.extract.root, (native.low, native.high))
+            native = {name: (held.scale.low, held.scale.high) for name, held in label_ranges(settings).items()}
+            source: Source = ManifestSource(_path(manifest), settings.extract.root, native, settings.model.targets)
         else:
             folder = _path(input or "")
             source = RecordingsSource(folder, settings.audio, tuple(exclude), settings.extract.min_age_s)
@@ -167,6 +170,58 @@ def score(
         tally = scoring.score(request, settings, where)
         facts |= tally.to_dict()
     return Outcome.of(request.out, tally)
+
+
+def train(
+    *,
+    store: AnyPath,
+    out: AnyPath,
+    workers: int = 1,
+    folds: str | None = None,
+    seeds: int = 1,
+    manifest: AnyPath | None = None,
+    speakers: AnyPath | None = None,
+    config: Config | AnyPath = "default",
+    set: Sequence[str] = (),
+    executor: Where | Executor = "ray",
+) -> Trained:
+    """Train a session model on a feature store, or go on with a run that was interrupted.
+
+    Args:
+        store: The feature store, with labels.
+        out: The run folder; `out/best` is the checkpoint.
+        workers: Processes that train one model together; divides `train.lanes`. One in this process.
+        folds: `by=fold`, `by=speaker` or `k=N`: hold out one part at a time; None trains on the splits.
+        seeds: Trainings, from `train.seed` on: an ensemble.
+        manifest: From which the store was extracted, to train its speech encoder too (`train.encoder`).
+        speakers: File of enrolments: `speaker_id`, `speaker`.
+        config: All sections that decide a training.
+        set: Changes of the config, such as `["train.epochs=5"]`.
+        executor: `ray`, `process`, or one of one's own.
+
+    Returns:
+        The run folder, its results, and its checkpoints.
+
+    Raises:
+        OtherRunError: if `out` holds a run with other settings or data, or another process is writing it.
+        VaemoError: for whatever else is wrong with the store, the settings or the cluster.
+    """
+    from vaemo.parts.lease import lease
+    from vaemo.pipeline import training
+
+    settings, run = _config(config, set), _path(out)
+    with summary(run, "train"), _executor(executor) as where, lease(run):
+        return training.train(
+            _path(store),
+            run,
+            settings,
+            where,
+            workers=workers,
+            folds=folds,
+            seeds=seeds,
+            manifest=_path(manifest),
+            speakers=_path(speakers),
+        )
 
 
 def evaluate(

@@ -11,6 +11,7 @@ from typing import Any
 from vaemo import files, strict_yaml
 from vaemo.errors import ReadCheckpointError, StorageError
 from vaemo.features.prosody import FEATURE_SETS
+from vaemo.targets import names_of, session_names, targets_of, utterance_names
 from vaemo.units import DIMENSIONS
 
 CARD = "README.md"
@@ -81,7 +82,7 @@ def card_of(
     lines = [
         "# vaemo session model",
         "",
-        "Valence and arousal of every utterance of a conversation, online, with a memory of the conversation.",
+        f"{_predicted(model)}, online, with a memory of the conversation.",
         "",
     ]
     if provenance.get("synthetic"):
@@ -108,7 +109,12 @@ def card_of(
         "",
         "## Results",
         "",
-        *_results(metrics, evaluation, chosen=config["train"]["select"] == "best"),
+        *_results(
+            metrics,
+            evaluation,
+            names_of(targets_of(model.get("targets", DIMENSIONS))),
+            chosen=config["train"]["select"] == "best",
+        ),
         "",
         "## Trust",
         "",
@@ -140,24 +146,39 @@ def _compared(pasts: Sequence[str], model: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _results(metrics: Mapping[str, Any], evaluation: Mapping[str, Any] | None, *, chosen: bool) -> list[str]:
-    lines = ["| | valence | arousal | average |", "|---|---|---|---|"]
+def _predicted(model: Mapping[str, Any]) -> str:
+    """What is predicted, of an utterance and of the whole conversation."""
+    targets = targets_of(model.get("targets", DIMENSIONS))
+    of = ((utterance_names(targets), "every utterance of a conversation"), (session_names(targets), "the whole of it"))
+    parts = [f"{_listed(names)} of {what}" for names, what in of if names]
+    return " and ".join(parts).capitalize()
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+
+
+def _results(
+    metrics: Mapping[str, Any], evaluation: Mapping[str, Any] | None, targets: Sequence[str], *, chosen: bool
+) -> list[str]:
+    names = (*targets, "avg")
+    lines = [f"| | {' | '.join(targets)} | average |", "|---" * (len(names) + 1) + "|"]
     if evaluation is not None:
         pooled = evaluation["pooled"]
         for title, metric in _SHOWN:
             # Evaluations of older versions know no CCC within sessions.
             if f"{metric}_avg" not in pooled:
                 continue
-            cells = (_cell(pooled, f"{metric}_{name}") for name in (*DIMENSIONS, "avg"))
+            cells = (_cell(pooled, f"{metric}_{name}") for name in names)
             lines.append(f"| {title}, {evaluation['split']} | {' | '.join(cells)} |")
-    on_dev = (_number(metrics.get(f"dev_ccc_{name}")) for name in (*DIMENSIONS, "avg"))
+    on_dev = (_number(metrics.get(f"dev_ccc_{name}")) for name in names)
     lines.append(f"| CCC, dev{' (the model was chosen by it)' if chosen else ''} | {' | '.join(on_dev)} |")
     if "dev_within_ccc_avg" in metrics:
-        on_dev = (_number(metrics[f"dev_within_ccc_{name}"]) for name in (*DIMENSIONS, "avg"))
+        on_dev = (_number(metrics.get(f"dev_within_ccc_{name}")) for name in names)
         lines.append(f"| CCC within sessions, dev | {' | '.join(on_dev)} |")
-    for name, title in _RIVALS:
-        if rival := metrics.get("rivals", {}).get(name):
-            cells = (_number(rival[f"dev_ccc_{dimension}"]) for dimension in (*DIMENSIONS, "avg"))
+    for key, title in _RIVALS:
+        if rival := metrics.get("rivals", {}).get(key):
+            cells = (_number(rival.get(f"dev_ccc_{name}")) for name in names)
             lines.append(f"| CCC, dev, {title} | {' | '.join(cells)} |")
     lines += ["", "CCC is over all utterances, which rewards knowing the session too; within sessions predictions and "]
     lines[-1] += "labels are taken less their means over the session."
@@ -192,10 +213,13 @@ def _trust(evaluation: Mapping[str, Any] | None, calibration: Mapping[str, Any] 
                     f"- {title}, {name}: {100 * found['covered_of_sessions']:.1f} % inside, width {found['width']:.3f}"
                 )
     for column, found in (evaluation or {}).get("by", {}).items():
-        lines += ["", f"| {column} | speakers | CCC average | bias valence | bias arousal | MAE average |"]
-        lines += ["|---|---|---|---|---|---|"]
+        first = next(iter(found["groups"].values()), {})
+        biases = (key for key in first if key.startswith("bias_") and key != "bias_avg")
+        keys = ["ccc_avg", *biases, "mae_avg"]
+        lines += ["", f"| {column} | speakers | {' | '.join(key.replace('_', ' ') for key in keys)} |"]
+        lines += ["|---" * (2 + len(keys)) + "|"]
         for group, each in found["groups"].items():
-            cells = (_cell(each, key) for key in ("ccc_avg", "bias_valence", "bias_arousal", "mae_avg"))
+            cells = (_cell(each, key) for key in keys)
             few = " (few)" if each["small"] else ""
             lines.append(f"| {group} | {each['n_speakers']}{few} | {' | '.join(cells)} |")
         for metric, gap in (found["largest_gap"] or {}).items():
@@ -206,7 +230,7 @@ def _trust(evaluation: Mapping[str, Any] | None, calibration: Mapping[str, Any] 
 
 def _cell(pooled: Mapping[str, Any], name: str) -> str:
     bounds = pooled.get("ci95", {}).get(name)
-    text = _number(pooled[name])
+    text = _number(pooled.get(name))
     return text if bounds is None else f"{text} [{_number(bounds[0])}, {_number(bounds[1])}]"
 
 

@@ -60,23 +60,17 @@ def train(argv: Arguments = None, prog: str | None = None) -> None:
     parser.add_argument("--manifest", type=path, metavar="FILE", help="of which the store is; to train its encoder too")
     parser.add_argument("--speakers", type=path, metavar="FILE", help="enrolments: speaker_id, speaker")
     args = parser.parse_args(argv)
-    config = cli.load_config(args)
 
-    from vaemo.cluster.executor import OnRay
-    from vaemo.pipeline import training
-
-    with cli.summary(args.out):
-        training.train(
-            args.store,
-            args.out,
-            config,
-            OnRay(),
-            workers=args.workers,
-            folds=args.folds,
-            seeds=args.seeds,
-            manifest=args.manifest,
-            speakers=args.speakers,
-        )
+    vaemo.train(
+        store=args.store,
+        out=args.out,
+        workers=args.workers,
+        folds=args.folds,
+        seeds=args.seeds,
+        manifest=args.manifest,
+        speakers=args.speakers,
+        config=cli.load_config(args),
+    )
 
 
 def tune(argv: Arguments = None, prog: str | None = None) -> None:
@@ -342,16 +336,22 @@ def convert(argv: Arguments = None, prog: str | None = None) -> None:
 
 
 def erase(argv: Arguments = None, prog: str | None = None) -> None:
-    """Remove a call from scores, stores, reports and personal deltas, and leave a tombstone."""
+    """Remove calls from whatever holds a trace of them, and leave tombstones."""
     given = sys.argv[1:] if argv is None else argv
-    importlib.import_module("vaemo.scoring.erase").main(["erase", *given], "vaemo")
+    importlib.import_module("vaemo.scoring.tend").main(["erase", *given], "vaemo")
+
+
+def compact(argv: Arguments = None, prog: str | None = None) -> None:
+    """Join small parts of scores into few files."""
+    given = sys.argv[1:] if argv is None else argv
+    importlib.import_module("vaemo.scoring.tend").main(["compact", *given], "vaemo")
 
 
 COMMANDS: dict[str, Callable[..., None]] = {
     command.__name__: command
     for command in (
         *(extract, train, tune, score, evaluate, calibrate, report, ablate, personalize, config, demo),
-        *(corpora, erase, convert, enrol, export),
+        *(corpora, erase, compact, convert, enrol, export),
     )
 }
 """By name; the docstring of each is what `vaemo --help` says."""

@@ -20,7 +20,8 @@ from typing import Any, Literal
 from vaemo import strict_yaml, suggest
 from vaemo.errors import ConfigValueError, UnknownConfigKeyError, UsageError
 from vaemo.fields import explain, fields_of, fit, option, shown, younger
-from vaemo.units import SAMPLING_RATES_HZ
+from vaemo.targets import Target, check_targets, names_of, session_names, utterance_names
+from vaemo.units import DIMENSIONS, SAMPLING_RATES_HZ
 
 PRESETS = ("default", "seed")
 
@@ -56,12 +57,42 @@ class Headerless:
         return Headerless(codec, rate, channels)
 
 
+_LOW = 0.4
+"""What `score.low` is of a target that it does not name."""
+
 TOGETHER = (
     ("train.sampling_hold_fraction", "train.sampling_end_fraction"),
     ("train.encoder", "train.encoder_from_epoch", "train.epochs"),
     ("model.updater", "updater.headdim", "updater.expand", "updater.d_model"),
+    ("model.targets", "model.alphas", "model.alpha_arousal", "train.target_weights"),
+    ("score.low", "score.low_valence", "score.low_arousal"),
 )
 """Fields that are checked together: each may be possible, and all of them not."""
+
+
+def _by_target(
+    field: str, given: Mapping[str, float] | None, also: Mapping[str, tuple[str, float | None, float | None]]
+) -> dict[str, float]:
+    """What a mapping field says of targets, and what older fields of single targets say beside it.
+
+    Args:
+        field: The mapping's name, `section.key`.
+        given: Its value.
+        also: By target the older field's key, its value, and its default, which says nothing.
+
+    Raises:
+        ConfigValueError: where both speak of a target and differ.
+    """
+    found = dict(given or {})
+    for target, (key, value, default) in also.items():
+        if value is None or value == default:
+            continue
+        if found.setdefault(target, value) != value:
+            name = f"{field.partition('.')[0]}.{key}"
+            raise ConfigValueError(
+                f"{field} says {found[target]:g} for {target}, and {name} says {value:g}; leave one of them out."
+            )
+    return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,12 +172,12 @@ class VoicesConfig:
         "campplus", "Speaker encoder that compares voices (extra `diarize`).", before="campplus"
     )
     min_margin: float = option(
-        0.1,
+        0.15,
         "Speech whose voice is less certain (voice_margin: how much more alike it is to its voice than to the next) is "
         "not scored where roles follow voices.",
         low=0,
         high=1,
-        before=0.1,
+        before=0.15,
     )
     verification: float = option(
         0.8,
@@ -226,15 +257,35 @@ class FeatureConfig:
 class LabelConfig:
     """What the corpus's labels mean."""
 
-    range: tuple[float, float] | None = option(
-        None, "Native range of valence and arousal, such as [1, 7]; null when they are on model.label_range."
+    range: tuple[float, float] | Mapping[str, tuple[float, float]] | None = option(
+        None,
+        "Native range of the labels, such as [1, 7], or one for each target, such as {valence: [1, 7], csat: [0, 10]}; "
+        "null when they are on model.label_range.",
     )
 
     def __post_init__(self) -> None:
-        if self.range and not self.range[0] < self.range[1]:
+        ranges = self.range if isinstance(self.range, Mapping) else {"": self.range} if self.range else {}
+        for name, (low, high) in ranges.items():
+            if not low < high:
+                of = f" of {name}" if name else ""
+                raise ConfigValueError(
+                    f"labels.range{of} is {[low, high]}; give the lowest and the highest label, such as [1, 7]."
+                )
+
+    def range_of(self, target: str) -> tuple[float, float] | None:
+        """The native range of a target; None where nothing is said of any.
+
+        Raises:
+            ConfigValueError: where others have a range and this one has none.
+        """
+        if not isinstance(self.range, Mapping):
+            return self.range
+        if target not in self.range:
             raise ConfigValueError(
-                f"labels.range is {list(self.range)}; give the lowest and the highest label, such as [1, 7]."
+                f"labels.range has no range for '{target}'; it has {', '.join(self.range) or 'none'}. Give one to "
+                "every target in model.targets."
             )
+        return self.range[target]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -267,16 +318,23 @@ class SplitConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """The session model: what is combined, remembered and fed back."""
+    """The session model: what is predicted, combined, remembered and fed back."""
 
     updater: Literal["mamba", "mamba2", "gru", "none"] = option(
         "mamba",
         "The recurrent part; `none` predicts from the utterance alone, and from what speaker_norm and session_norm "
         "compare it with.",
     )
+    targets: tuple[str | Target, ...] = option(
+        DIMENSIONS,
+        "What is predicted: names of columns of manifests and stores, such as [valence, arousal, dominance]. A target "
+        "of the whole session is written {name: csat, level: session}: its label may stand in any row of the session, "
+        "and counts once.",
+        before=DIMENSIONS,
+    )
     feedback: Literal["none", "observed", "label", "scheduled", "model"] = option(
         "observed",
-        "What the updater gets as the previous valence and arousal: nothing; observed values, where somebody knows "
+        "What the updater gets as the previous values of the targets: nothing; observed values, where somebody knows "
         "them, and else nothing; or, in training, labels, labels with a falling probability, or the model's own "
         "predictions, and at inference observed values and else predictions.",
     )
@@ -285,7 +343,7 @@ class ModelConfig:
         0.0, "Noise on labels that are fed, in deviations of the training labels.", low=0, high=10
     )
     feedback_flag: bool = option(
-        False, "Tell the updater, for either dimension, whether the value fed back is a label or a prediction."
+        False, "Tell the updater, for every target, whether the value fed back is a label or a prediction."
     )
     d_c: int = option(64, "Width of the session state c.", low=1, high=4096)
     ema: Literal["none", "fixed", "learned"] = option(
@@ -298,7 +356,15 @@ class ModelConfig:
         high=0.999,
     )
     alpha_arousal: float | None = option(
-        None, "Its own coefficient for the second (arousal) half of c; null uses alpha.", low=0, high=0.999
+        None, "Arousal's own coefficient, as alphas: {arousal: ...} says it; null uses alpha.", low=0, high=0.999
+    )
+    alphas: Mapping[str, float] | None = option(
+        None,
+        "Coefficients of single targets, such as {arousal: 0.3}; the others have alpha. c is then cut into equal "
+        "parts, one for each target. null cuts nothing.",
+        low=0,
+        high=0.999,
+        before=None,
     )
     film: Literal["film", "concat", "off"] = option(
         "film", "How the speaker embedding acts: scaling and shifting the speech embedding, beside it, or not."
@@ -356,6 +422,35 @@ class ModelConfig:
                 f"model.label_range is {list(self.label_range)}; allowed are [0, 1] and [-1, 1]. "
                 "Say the corpus's own range in labels.range."
             )
+        check_targets(self.targets)
+        own = _by_target("model.alphas", self.alphas, {"arousal": ("alpha_arousal", self.alpha_arousal, None)})
+        for name in own:
+            if name not in self.names:
+                given = "alphas" if name in (self.alphas or {}) else f"alpha_{name}"
+                raise ConfigValueError(
+                    f"model.{given} gives '{name}' a coefficient, and model.targets are {', '.join(self.names)}."
+                )
+
+    @property
+    def coefficients(self) -> tuple[float, ...]:
+        """The session EMA's: one for all of c, or one for each target's part of it, in the order of `names`."""
+        own = _by_target("model.alphas", self.alphas, {"arousal": ("alpha_arousal", self.alpha_arousal, None)})
+        return tuple(own.get(name, self.alpha) for name in self.names) if own else (self.alpha,)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The targets: those of utterances, then those of sessions; their order on every axis."""
+        return names_of(self.targets)
+
+    @property
+    def utterance_targets(self) -> tuple[str, ...]:
+        """The targets that every utterance has; these are fed back."""
+        return utterance_names(self.targets)
+
+    @property
+    def session_targets(self) -> tuple[str, ...]:
+        """The targets that a session has one of."""
+        return session_names(self.targets)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -396,7 +491,29 @@ class TrainConfig:
     clip: float = option(1.0, "Largest norm of the gradient.", low=1e-6)
     loss: Literal["ccc_mse", "mse"] = option("ccc_mse", "1 - mean CCC + mse_weight * MSE, or MSE alone.")
     mse_weight: float = option(0.1, "Weight of the summed MSE in ccc_mse.", low=0)
-    min_labelled: int = option(64, "A window with fewer labelled steps in all uses MSE alone.", low=2)
+    target_weights: Mapping[str, float] | None = option(
+        None,
+        "Weight of single targets in the loss, such as {dominance: 0.5}; 1 for a target that is not named.",
+        low=0,
+        before=None,
+    )
+    label_weight: Literal["none", "raters"] = option(
+        "none",
+        "`raters`: a label counts more in the loss the smaller the standard error of its mean is, by NAME_rater_sd and "
+        "NAME_raters of the store. Weights average 1 over the training split.",
+        before="none",
+    )
+    label_weight_floor: float = option(
+        0.2,
+        "Least standard error that label_weight takes for a label, as a share of the labels' deviation: raters who "
+        "agree by chance, or a single one, do not outweigh the rest.",
+        low=0.01,
+        high=10,
+        before=0.2,
+    )
+    min_labelled: int = option(
+        64, "A target with fewer labelled steps in a window has its MSE alone in the loss there.", low=2
+    )
     sampling_hold_fraction: float = option(
         0.3, "Share of the optimiser steps at the start in which only labels are fed (scheduled).", low=0, high=1
     )
@@ -504,6 +621,14 @@ class ExtractConfig:
     decode_timeout_s: float = option(
         120.0, "A decode that takes longer becomes a row with status timeout.", low=0.1, runtime=True
     )
+    features_timeout_s: float = option(
+        180.0,
+        "An utterance, or a batch of an encoder, on which an extractor takes longer ends the worker; the utterance "
+        "becomes a row with status timeout. In this process alone nothing is ended.",
+        low=0.1,
+        runtime=True,
+        before=180.0,
+    )
     batch_s: float = option(
         60.0,
         "Seconds of speech in one batch of an encoder, less on a CPU. More suit a GPU of much memory.",
@@ -542,8 +667,16 @@ class ScoreConfig:
     )
     lanes: int = option(32, "Sessions replayed side by side, always exactly so many.", low=1)
     chunk: int = option(64, "Steps of one replayed chunk.", low=1)
-    low_valence: float = option(0.4, "valence_below_s counts speech scored under this (model scale).", low=-1, high=1)
-    low_arousal: float = option(0.4, "arousal_below_s counts speech scored under this (model scale).", low=-1, high=1)
+    low: Mapping[str, float] | None = option(
+        None,
+        "NAME_below_s counts speech scored under this (model scale), by target, such as {dominance: 0.3}; 0.4 for a "
+        "target that is not named.",
+        low=-1,
+        high=1,
+        before=None,
+    )
+    low_valence: float = option(0.4, "The same for valence alone, as low: {valence: ...} says it.", low=-1, high=1)
+    low_arousal: float = option(0.4, "The same for arousal alone, as low: {arousal: ...} says it.", low=-1, high=1)
     end_half_life_s: float = option(60.0, "Half-life, back from the end of the call, of *_end_weighted.", low=1)
     max_failed_fraction: float = option(
         0.05, "Failed share above which the job ends with exit code 1.", low=0, high=1, runtime=True
@@ -579,6 +712,15 @@ class ScoreConfig:
         high=1.0,
         before=1.0,
     )
+
+    def __post_init__(self) -> None:
+        self.low_of(())
+
+    def low_of(self, targets: Iterable[str]) -> dict[str, float]:
+        """Under what the speech of each target counts as low."""
+        both = {name: (f"low_{name}", getattr(self, f"low_{name}"), _LOW) for name in DIMENSIONS}
+        own = _by_target("score.low", self.low, both)
+        return {name: own.get(name, _LOW) for name in targets}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -632,6 +774,12 @@ class Config:
     evaluate: EvaluateConfig = EvaluateConfig()
 
     def __post_init__(self) -> None:
+        for name in self.train.target_weights or {}:
+            if name not in self.model.names:
+                raise ConfigValueError(
+                    f"train.target_weights gives '{name}' a weight, and model.targets are "
+                    f"{', '.join(self.model.names)}."
+                )
         inner, headdim = self.updater.expand * self.updater.d_model, self.updater.headdim
         if self.model.updater == "mamba2" and inner % headdim:
             raise ConfigValueError(

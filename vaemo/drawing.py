@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator, Mapping
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,15 @@ if TYPE_CHECKING:
 
 COLOURS = {"valence": "#2a7f9e", "arousal": "#d9662b"}
 """Told apart by the colour-blind too; the web pages use the same."""
+
+_FURTHER = ("#5a8a1f", "#8a5cd1", "#b8860b", "#b4479a", "#1f4e9a")
+
+
+def colours_of(targets: Sequence[str]) -> dict[str, str]:
+    """A colour for each target; those beyond valence and arousal take the rest of the palette in turn."""
+    others = itertools.cycle(_FURTHER)
+    return {name: COLOURS.get(name) or next(others) for name in targets}
+
 
 PLAIN, MARKED, GREY = COLOURS["valence"], COLOURS["arousal"], "#8a8f98"
 """Where colour tells nothing of valence and arousal: what is shown, what stands out of it, and what lies behind."""

@@ -120,7 +120,7 @@ class NonFiniteFeatureError(VaemoError):
     Attributes:
         stream: Which one.
         lane: Where in the chunk, so that who knows the ids can name the utterance.
-        step: Likewise.
+        step: Where in the lane.
     """
 
     def __init__(self, stream: str, lane: int, step: int, utterance: str = ""):

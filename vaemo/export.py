@@ -36,7 +36,6 @@ from vaemo.model.regressor import SessionRegressor
 from vaemo.model.state import TENSOR_FIELDS, SessionState
 from vaemo.model.streams import Streams
 from vaemo.progress import say
-from vaemo.units import DIMENSIONS
 
 _LANES = 3
 """Of the example that is traced: any number of which nothing is taken for a constant."""
@@ -61,11 +60,11 @@ class OneStep(nn.Module):
         self.model = model
         fresh = model.fresh_state(1)
         self.fields = tuple(name for name, tensor in fresh.tensors().items() if tensor.numel())
-        self.targets = DIMENSIONS
+        self.targets = model.targets
         self.shapes: dict[str, tuple[int, ...]] = {name: (dim,) for name, dim in model.dims.items()}
         for past in model.pasts:
             self.shapes |= {f"{past}.sum": self.shapes[past.partition(".")[2]], f"{past}.count": ()}
-        self.shapes["observed"] = (len(self.targets),)
+        self.shapes["observed"] = (model.n_fed,)
         self.deltas = tuple(model.film.state_dict()) if film_delta else ()
         self.shapes |= {f"film.{name}": tuple(model.film.get_parameter(name).shape) for name in self.deltas}
         self.shapes |= {f"state.{name}": tuple(getattr(fresh, name).shape[1:]) for name in self.fields}
@@ -78,7 +77,7 @@ class OneStep(nn.Module):
         """Inputs of a first utterance: features of zero, nothing known."""
         state = self.model.fresh_state(lanes).tensors()
         given = {name: torch.zeros(lanes, *shape) for name, shape in self.shapes.items()}
-        known = {"observed": torch.full((lanes, len(self.targets)), torch.nan)}
+        known = {"observed": torch.full((lanes, self.model.n_fed), torch.nan)}
         return {**given, **known, **{f"state.{name}": state[name] for name in self.fields}}
 
     def forward(self, inputs: list[Tensor]) -> list[Tensor]:

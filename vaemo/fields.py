@@ -11,6 +11,7 @@ import math
 import re
 import types
 import typing
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from vaemo.errors import ConfigValueError
@@ -21,6 +22,13 @@ _SHOWN = 200
 
 ALWAYS = object()
 """`before` of a field that has been there since the first version."""
+
+
+class Named(dict):
+    """Values by name, as a field holds a mapping; never modified, so that a section can be hashed."""
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(tuple(sorted(self.items())))
 
 
 def option(
@@ -82,10 +90,13 @@ def fit(section: type, name: str, value: Any) -> Any:
         quotes = " Put it in quotes." if allowed.startswith("text") and isinstance(value, (int, float)) else ""
         raise ConfigValueError(f"{name} is {shown(value)}; allowed is {allowed}.{quotes}") from None
     low, high = field.metadata["low"], field.metadata["high"]
-    if isinstance(converted, (int, float)) and not isinstance(converted, bool):
-        if low is not None and converted < low:
+    numbers = converted.values() if isinstance(converted, Named) else [converted]
+    for each in numbers:
+        if not isinstance(each, (int, float)) or isinstance(each, bool):
+            continue
+        if low is not None and each < low:
             raise ConfigValueError(f"{name} is {shown(value)}; it must be at least {low}.")
-        if high is not None and converted > high:
+        if high is not None and each > high:
             raise ConfigValueError(f"{name} is {shown(value)}; it must be at most {high}.")
     return converted
 
@@ -149,6 +160,15 @@ def _convert(hint: Any, value: Any) -> Any:
             raise ValueError
         members = [args[0]] * len(value) if args[-1] is Ellipsis else args
         return tuple(_convert(member, item) for member, item in zip(members, value, strict=True))
+    if origin is Mapping:
+        if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+            raise TypeError
+        return Named({key: _convert(args[1], item) for key, item in value.items()})
+    if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
+        hints = _type_hints(typing.cast(type, hint))
+        if value.keys() != hints.keys():
+            raise LookupError
+        return typing.cast(Any, hint)(**{key: _convert(hints[key], item) for key, item in value.items()})
     if hint is float:
         # YAML reads 1e-3 as text.
         return number(value)
@@ -169,6 +189,14 @@ def _describe(hint: Any) -> str:
     if origin is tuple:
         if typing.get_origin(args[0]) is Literal:
             return _describe(args[0]).replace("one of", "a list of any of")
+        if args[-1] is Ellipsis and typing.get_origin(args[0]) in (typing.Union, types.UnionType):
+            return f"a list, each {_describe(args[0])}"
         length = "" if args[-1] is Ellipsis else f"{len(args)} "
         return f"a list of {length}{_describe(args[0]).removeprefix('a ')}s"
+    if origin is Mapping:
+        return f"a mapping of names, to {_describe(args[1])} each"
+    if dataclasses.is_dataclass(hint):
+        hints = _type_hints(typing.cast(type, hint)).items()
+        held = (f"{key}: {_describe(each).removeprefix('one of ')}" for key, each in hints)
+        return "{" + ", ".join(held) + "}"
     return {type(None): "null", bool: "true or false", int: "a whole number", float: "a number", str: "text"}[hint]

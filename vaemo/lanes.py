@@ -49,7 +49,13 @@ class LaneSchedule:
 
 
 def schedule_lanes(
-    lengths: np.ndarray, lanes: int, window: int, *, seed: int | None = None, epoch: int = 0
+    lengths: np.ndarray,
+    lanes: int,
+    window: int,
+    *,
+    seed: int | None = None,
+    epoch: int = 0,
+    whole_at_end: bool = False,
 ) -> LaneSchedule:
     """Spread sessions over lanes so that little is padded; shuffled by (seed, epoch), by length where seed is None.
 
@@ -63,6 +69,7 @@ def schedule_lanes(
         window: Most steps of a window (T).
         seed: Of the shuffling; None shuffles nothing.
         epoch: Every epoch is shuffled anew.
+        whole_at_end: A session that does not fill its windows has its short one at its beginning, not at its end.
     """
     lengths = np.asarray(lengths, np.int64)
     random = None if seed is None else np.random.default_rng([seed, epoch])
@@ -70,10 +77,20 @@ def schedule_lanes(
     if random is not None:
         keys *= 1 + random.uniform(-LENGTH_JITTER, LENGTH_JITTER, len(lengths))
     longest_first = np.argsort(-keys, kind="stable")
-    return min(
-        (order(lengths, longest_first, lanes, window, random) for order in (_side_by_side, _end_to_end)),
-        key=lambda schedule: schedule.padded_share,
-    )
+    schedules = (order(lengths, longest_first, lanes, window, random) for order in (_side_by_side, _end_to_end))
+    if whole_at_end:
+        schedules = (_from_the_end(schedule, lengths, window) for schedule in schedules)
+    return min(schedules, key=lambda schedule: schedule.padded_share)
+
+
+def _from_the_end(schedule: LaneSchedule, lengths: np.ndarray, window: int) -> LaneSchedule:
+    """The same windows of the same sessions, cut from their ends on."""
+    busy = schedule.session >= 0
+    of_session = np.where(busy, lengths[schedule.session], 0)
+    later = -(-of_session // window) - schedule.start // window - 1
+    end = of_session - later * window
+    start = np.where(busy, np.maximum(end - window, 0), 0)
+    return LaneSchedule(schedule.session, start, np.where(busy, end - start, 0))
 
 
 def _side_by_side(

@@ -6,7 +6,7 @@ Letters: C channels, n samples.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
 from dataclasses import replace
 from numbers import Integral
 from pathlib import Path
@@ -38,6 +38,8 @@ class LiveSession:
         listen: Channels that are heard; None is all. The others serve to tell crosstalk.
         speakers: Name of the speaker on each channel, no two alike; None is `c0`, `c1`, ...
         vad: How utterances are found; None is the default.
+        speaker: Says who speaks in a stream of one channel, given when an utterance starts and ends (seconds): a name,
+            or None to leave the utterance out, such as an agent's. Nothing here tells voices apart.
 
     Raises:
         UsageError: for a rate that is not heard, and for channels or speakers that cannot be meant.
@@ -52,6 +54,7 @@ class LiveSession:
         listen: Sequence[int] | None = None,
         speakers: Sequence[str] | None = None,
         vad: VadConfig | None = None,
+        speaker: Callable[[float, float], str | None] | None = None,
     ) -> None:
         self._resampler = _LiveResampler(sampling_rate, _checked_channels(channels))
         self._stream, self._rate, self._channels = stream, float(sampling_rate), channels
@@ -61,8 +64,13 @@ class LiveSession:
         self._finder = _Finder(channels, vad or VadConfig())
         self._waiting: list[Utterance] = []
         self._finished = False
+        self._ask = speaker
+        if speaker is not None:
+            self._require_one_channel()
+        self._said: list[list[Any]] = []
+        self._taken_s = 0.0
 
-    def push(self, packet: np.ndarray) -> list[Prediction]:
+    def push(self, packet: np.ndarray, *, speaker: str | None = None) -> list[Prediction]:
         """Take the next packet; gives what it ends.
 
         Where a packet holds NaN or infinities, the detector is given silence in their place. An utterance that reaches
@@ -70,14 +78,23 @@ class LiveSession:
 
         Args:
             packet: (C, n), or with one channel (n,) or (n, 1), of a kind that `vaemo.stream.as_float32` takes.
+            speaker: Who speaks in this packet, of a stream of one channel. An utterance is of who speaks most of it; it
+                is not cut where the speaker changes. None says nothing.
 
         Raises:
             ShapeError: for another number of channels, and for samples of another kind, or on another scale. The
                 packet is not taken then; the session goes on with the next.
-            UsageError: after `finish`.
+            UsageError: after `finish`, and for a speaker in a session of several channels.
         """
         self._refuse_finished()
         block = self._block(packet)
+        if speaker is not None:
+            self._require_one_channel()
+        start_s, self._taken_s = self._taken_s, self._taken_s + block.shape[1] / self._rate
+        if speaker is not None and self._said and self._said[-1][1:] == [start_s, speaker]:
+            self._said[-1][1] = self._taken_s
+        elif speaker is not None:
+            self._said.append([start_s, self._taken_s, speaker])
         return self._hear(self._finder.push(self._resampler.push(block)), self._finder.earliest_s(self._listen))
 
     def finish(self) -> list[Prediction]:
@@ -100,6 +117,8 @@ class LiveSession:
             "waiting": list(map(vars, self._waiting)),
             "sampling_rate": self._rate,
             "finished": self._finished,
+            "said": self._said,
+            "taken_s": self._taken_s,
         }
         tree = _flatten(live, "live", tensors)
         files.write_safetensors(path, tensors, {**metadata, "live": json.dumps(tree)})
@@ -131,6 +150,14 @@ class LiveSession:
         self._resampler.restore(live["tail"])
         self._waiting = [Utterance(**facts) for facts in live["waiting"]]
         self._finished = live.get("finished", False)
+        self._said, self._taken_s = live.get("said", []), live.get("taken_s", 0.0)
+
+    def _require_one_channel(self) -> None:
+        if self._channels > 1:
+            raise UsageError(
+                f"speaker is given, and the session has {self._channels} channels, which tell speakers apart: name "
+                "them by speakers, or open a session for each channel."
+            )
 
     def _refuse_finished(self) -> None:
         if self._finished:
@@ -158,10 +185,23 @@ class LiveSession:
         waiting.sort(key=lambda utterance: (utterance.start_s, utterance.channel))
         ready = [utterance for utterance in waiting if utterance.start_s < earliest_s]
         self._waiting = waiting[len(ready) :]
-        return [self._predict(utterance) for utterance in ready]
+        heard = [(utterance, self._who(utterance)) for utterance in ready]
+        kept_s = min([earliest_s, *(utterance.start_s for utterance in self._waiting)])
+        self._said = [said for said in self._said if said[1] > kept_s]
+        return [self._predict(utterance, speaker) for utterance, speaker in heard if speaker is not None]
 
-    def _predict(self, utterance: Utterance) -> Prediction:
-        speaker = self._speakers[utterance.channel]
+    def _who(self, utterance: Utterance) -> str | None:
+        """Who speaks; None where the utterance is left out."""
+        if self._ask is not None:
+            return self._ask(utterance.start_s, utterance.end_s)
+        spoken: dict[str, float] = {}
+        for start_s, end_s, name in self._said:
+            shared = min(end_s, utterance.end_s) - max(start_s, utterance.start_s)
+            if shared > 0:
+                spoken[name] = spoken.get(name, 0.0) + shared
+        return max(spoken, key=lambda name: spoken[name]) if spoken else self._speakers[utterance.channel]
+
+    def _predict(self, utterance: Utterance, speaker: str) -> Prediction:
         prediction = self._stream.push(utterance.samples, SAMPLING_RATE_HZ, speaker=speaker)
         return replace(prediction, channel=utterance.channel, start_s=utterance.start_s, end_s=utterance.end_s)
 

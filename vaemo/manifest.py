@@ -36,6 +36,7 @@ from vaemo.tables import (
     typed,
     with_column,
 )
+from vaemo.targets import Target, label_names, rater_columns
 from vaemo.units import CALIB, DIMENSIONS, SPLITS, STREAMS
 
 COLUMNS = {
@@ -110,7 +111,13 @@ def embedded(path: str) -> tuple[str, int] | None:
     return match[1], int(match[2])
 
 
-def read_manifest(path: str | Path, *, label_range: Sequence[float] | None = None, root: str | None = None) -> pa.Table:
+def read_manifest(
+    path: str | Path,
+    *,
+    label_range: Sequence[float] | Mapping[str, Sequence[float]] | None = None,
+    root: str | None = None,
+    targets: Sequence[str | Target] = DIMENSIONS,
+) -> pa.Table:
     """The utterances of a manifest, typed, checked, sessions contiguous and in order.
 
     Sessions come in the order of their first line, utterances inside one by `vaemo.tables.session_order`.
@@ -119,13 +126,14 @@ def read_manifest(path: str | Path, *, label_range: Sequence[float] | None = Non
 
     Args:
         path: A Parquet file, or anything else as JSON Lines; local or a URI.
-        label_range: Closed native range that labels must lie in; None does not check them.
+        label_range: Closed native range that labels must lie in, or that of each target; None does not check them.
         root: Folder or URI below which all audio must lie, symbolic links followed; None does not check it.
+        targets: Whose labels and observed values are read.
 
     Returns:
-        All of `COLUMNS` (null where the manifest has nothing), typed by `vaemo.tables.typed`, then the manifest's
-        other columns as they are, but for those that are named as a stream. `position` is filled. Where JSON Lines
-        hold several types under one key that is not ours, all are text, what was no text as its JSON.
+        All of `COLUMNS` and the labels (null where the manifest has nothing), typed by `vaemo.tables.typed`, then the
+        manifest's other columns as they are, but for those that are named as a stream. `position` is filled. Where JSON
+        Lines hold several types under one key that is not ours, all are text, what was no text as its JSON.
 
     Raises:
         ReadManifestError: if the file is missing, empty or unreadable, a line lacks a required key or holds a value
@@ -143,7 +151,8 @@ def read_manifest(path: str | Path, *, label_range: Sequence[float] | None = Non
     if not table.num_rows:
         raise ReadManifestError(f"manifest {text} is empty; it needs one utterance a line.")
     with places.named():
-        _check(table, places, label_range)
+        table = with_labels(table, targets)
+        _check(table, places, label_range, targets)
         table = _resolved(table, text)
         if root is not None:
             _check_root(table["audio_path"], text, root)
@@ -330,7 +339,28 @@ def _filled(columns: Mapping[str, Any], n: int) -> pa.Table:
     return pa.table({**known, **rest})
 
 
-def _check(table: pa.Table, places: _Places, label_range: Sequence[float] | None) -> None:
+def with_labels(table: pa.Table, targets: Sequence[str | Target]) -> pa.Table:
+    """The table with labels, observed values and what is said of raters as numbers; labels are null where it has none.
+
+    Raises:
+        ColumnError: if there is something else.
+    """
+    for name in (*label_names(targets), *rater_columns(targets)):
+        if name not in table.column_names:
+            if name not in label_names(targets):
+                continue
+            table = table.append_column(name, pa.nulls(table.num_rows, pa.float64()))
+        elif table[name].type != pa.float64():
+            table = with_column(table, name, typed(table[name], name, pa.float64()))
+    return table
+
+
+def _check(
+    table: pa.Table,
+    places: _Places,
+    label_range: Sequence[float] | Mapping[str, Sequence[float]] | None,
+    targets: Sequence[str | Target],
+) -> None:
     for name in REQUIRED:
         _check_text(table[name], name)
     start_s, end_s, split = (table[name] for name in ("start_s", "end_s", "split"))
@@ -347,8 +377,10 @@ def _check(table: pa.Table, places: _Places, label_range: Sequence[float] | None
         lambda row: f"split is {shown(split[row].as_py())}; allowed are {', '.join((*SPLITS, CALIB))}",
     )
     if label_range:
-        for name in [*DIMENSIONS, *(f"observed_{name}" for name in DIMENSIONS)]:
-            _check_range(table[name], name, *map(float, label_range))
+        for name in label_names(targets):
+            target = name.removeprefix("observed_")
+            low, high = label_range[target] if isinstance(label_range, Mapping) else label_range
+            _check_range(table[name], name, float(low), float(high))
     _check_unique(table["utt_id"], places)
 
 

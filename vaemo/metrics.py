@@ -1,4 +1,4 @@
-"""Agreement of predictions with labels: CCC, Pearson's r, RMSE, MAE; one definition for every stage.
+"""Agreement of predictions with labels: CCC, Pearson's r, Spearman's rho, RMSE, MAE; one definition for every stage.
 
 The concordance correlation coefficient of n pairs (x, y) is
 2 cov(x, y) / (var(x) + var(y) + (mean(x) - mean(y))^2), variances and covariance divided by n (biased).
@@ -172,6 +172,29 @@ def mae(prediction: np.ndarray, label: np.ndarray) -> np.ndarray:
     error = np.abs(np.asarray(prediction, np.float64) - np.asarray(label, np.float64))
     known = ~np.isnan(error)
     return _ratio(np.where(known, error, 0).sum(axis=0), known.sum(axis=0))
+
+
+def spearman(prediction: np.ndarray, label: np.ndarray) -> float:
+    """Spearman's rank correlation of (n,) and (n,) without NaN, equal values sharing their mean rank."""
+    return float(pearson(_ranks(prediction), _ranks(label)))
+
+
+def spearman_interval(rho: float, n: int) -> tuple[float, float]:
+    """The 95 % interval of Spearman's rho of n independent pairs, on Fisher's scale; NaN under four.
+
+    Source:
+        Bonett and Wright (2000), Sample size requirements for estimating Pearson, Kendall and Spearman correlations,
+        Psychometrika 65.
+    """
+    if n < 4 or not np.isfinite(rho):
+        return np.nan, np.nan
+    middle, reach = np.arctanh(np.clip(rho, -1 + 1e-12, 1 - 1e-12)), 1.96 * np.sqrt((1 + rho**2 / 2) / (n - 3))
+    return float(np.tanh(middle - reach)), float(np.tanh(middle + reach))
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts - 1) / 2)[inverse]
 
 
 def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:

@@ -145,7 +145,7 @@ def personalize(
             f"the model's speaker embedding acts by '{model.film_kind}'; personalisation changes FiLM. "
             "Train with model.film=film on a store with speech and speaker streams."
         )
-    everyone = _first_labelled(sessions, config.utterances)
+    everyone = _first_labelled(sessions, config.utterances, model.n_fed)
     speakers = [speaker for speaker in everyone if speaker.n_used >= FEWEST_UTTERANCES]
     if not speakers:
         raise LabelError(
@@ -199,7 +199,8 @@ def personalize_store(store_path: str, checkpoint_path: str, out: str, config: C
     checkpoint = load_checkpoint(one_checkpoint(checkpoint_path))
     sessions = read_as_trained(store_path, checkpoint, config)
     labelled = [session for session in sessions if not np.isnan(session.labels).all()]
-    content = np.concatenate([session.labels for session in labelled] or [np.empty((0, 2), np.float32)])
+    nothing = np.empty((0, len(checkpoint.model.targets)), np.float32)
+    content = np.concatenate([session.labels for session in labelled] or [nothing])
     utt_ids = [utt_id for session in labelled for utt_id in session.utt_ids]
     settings = {"checkpoint": checkpoint.fingerprint, **config.decisive("personalize")}
     data = digest(*utt_ids, hashlib.sha256(content.tobytes()).hexdigest())
@@ -212,12 +213,12 @@ def personalize_store(store_path: str, checkpoint_path: str, out: str, config: C
     return speakers
 
 
-def _first_labelled(sessions: Sequence[Session], n: int) -> list[_Speaker]:
-    """Every speaker with the steps of the first `n` utterances that are labelled in both dimensions."""
+def _first_labelled(sessions: Sequence[Session], n: int, n_fed: int) -> list[_Speaker]:
+    """Every speaker with the steps of the first `n` utterances that have all labels of utterances."""
     parts: dict[str, list[tuple[Session, np.ndarray]]] = {}
     left: dict[str, int] = {}
     for session in sessions:
-        labelled = ~np.isnan(session.labels).any(axis=1)
+        labelled = ~np.isnan(session.labels[:, :n_fed]).any(axis=1)
         for speaker in dict.fromkeys(session.speaker_ids[labelled]):
             room = left.get(speaker, n)
             steps = np.flatnonzero(labelled & (session.speaker_ids == speaker))[:room]
@@ -260,10 +261,10 @@ class _Lanes:
     Attributes:
         features: (L, T, D) each, and what was heard before.
         lengths: (L,).
-        observed: (L, T, 2).
+        observed: (L, T, F).
         owner: Row of the fit's parameters where the utterance is the speaker's own, else -1, (L, T).
         fit: That row, for every lane, (L,).
-        learned: Labels that the fit learns from, (L, T, 2), NaN elsewhere.
+        learned: Labels that the fit learns from, (L, T, K), NaN elsewhere.
         held_out: Labels that it is judged by.
     """
 
@@ -299,7 +300,7 @@ def _lanes(speakers: Sequence[_Speaker], model: SessionRegressor) -> _Lanes:
 
     def picked(session: Session, steps: np.ndarray) -> np.ndarray:
         labels = np.full_like(session.labels, np.nan)
-        labels[steps] = session.labels[steps]
+        labels[steps, : model.n_fed] = session.labels[steps, : model.n_fed]
         return labels
 
     sessions = [session for session, *_ in lanes]

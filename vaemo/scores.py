@@ -1,7 +1,7 @@
 """The folder of scores: what its two tables hold, how they are written and read, and the sum of each session.
 
-    SCORES/utterances/part-*.parquet   one row per utterance (`UTTERANCE_SCHEMA`)
-    SCORES/sessions/part-*.parquet     one row per session and role (`SESSION_SCHEMA`)
+    SCORES/utterances/part-*.parquet   one row per utterance (`utterance_schema`)
+    SCORES/sessions/part-*.parquet     one row per session and role (`session_schema`)
     SCORES/_provenance.json            what made them
 
 Parts hold whole sessions, so a part of sessions follows from the part of utterances with the same name. Scores are on
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -20,106 +21,120 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from vaemo import files
-from vaemo.config import ScoreConfig
+from vaemo.config import ModelConfig, ScoreConfig
 from vaemo.errors import ColumnError, ReadScoresError
 from vaemo.settling import drawn_to_mean
 from vaemo.tables import codes, typed, with_column
+from vaemo.targets import SUMMARY, Target, names_of, session_names, targets_of, utterance_names
 from vaemo.units import DIMENSIONS, NOT_FAILED, LabelScale
 
-UTTERANCE_SCHEMA = pa.schema(
-    [
-        ("session_id", pa.string()),
-        ("utt_id", pa.string()),
-        ("speaker_id", pa.string()),
-        ("channel", pa.int32()),
-        ("role", pa.string()),
-        ("position", pa.int32()),
-        ("split", pa.string()),
-        ("fold", pa.string()),
-        ("start_s", pa.float64()),
-        ("end_s", pa.float64()),
-        ("valence", pa.float32()),
-        ("arousal", pa.float32()),
-        ("status", pa.string()),
-        ("reason", pa.string()),
-        ("run_id", pa.string()),
-        ("lost_s", pa.float64()),
-        ("duplicate_of", pa.string()),
-        ("voice", pa.int32()),
-        ("voice_margin", pa.float32()),
-        ("role_by", pa.string()),
-        ("role_margin", pa.float32()),
-    ]
+
+def utterance_schema(targets: Sequence[str | Target] = DIMENSIONS) -> pa.Schema:
+    """Columns of the utterances.
+
+    A target (`valence`, `arousal`, ...) is null unless `status` is `ok`, and one of the session also but at its last
+    utterance with a score; several checkpoints add `valence_sd` and `arousal_sd`, and most of them `valence_weight` and
+    `arousal_weight`. A recording that cannot be read is one row with null times. `lost_s` is how much of the utterance
+    its file does not hold, null where no audio was read. A recording whose bytes were scored under another name
+    (`duplicate`) names that in `duplicate_of`. Where voices tell speakers apart, `voice` is which of the channel's
+    speaks and `voice_margin` how certain that is, `role_by` what decided its role (`calls`, `voices_from`, `verified`,
+    `identified`, `channel`) and `role_margin` by how much a voice was verified; all null elsewhere.
+    """
+    return pa.schema(
+        [
+            ("session_id", pa.string()),
+            ("utt_id", pa.string()),
+            ("speaker_id", pa.string()),
+            ("channel", pa.int32()),
+            ("role", pa.string()),
+            ("position", pa.int32()),
+            ("split", pa.string()),
+            ("fold", pa.string()),
+            ("start_s", pa.float64()),
+            ("end_s", pa.float64()),
+            *((name, pa.float32()) for name in names_of(targets)),
+            ("status", pa.string()),
+            ("reason", pa.string()),
+            ("run_id", pa.string()),
+            ("lost_s", pa.float64()),
+            ("duplicate_of", pa.string()),
+            ("voice", pa.int32()),
+            ("voice_margin", pa.float32()),
+            ("role_by", pa.string()),
+            ("role_margin", pa.float32()),
+        ]
+    )
+
+
+def spread_names(targets: Sequence[str | Target] = DIMENSIONS) -> list[str]:
+    """Columns that scoring with several checkpoints adds: the deviation over the models."""
+    return [f"{name}_sd" for name in names_of(targets)]
+
+
+def weight_names(targets: Sequence[str | Target] = DIMENSIONS) -> list[str]:
+    """Columns that a checkpoint adds which knows its error by position.
+
+    They are how much an utterance counts where the lowest score and the slope of a session are looked for
+    (`vaemo.settling`). Without them all count alike.
+    """
+    return [f"{name}_weight" for name in utterance_names(targets)]
+
+
+def session_schema(targets: Sequence[str | Target] = DIMENSIONS) -> pa.Schema:
+    """Columns of the sessions; `summarise_sessions` says what each is."""
+    kinds = {summary: pa.float64() if summary.endswith("_s") else pa.float32() for summary in SUMMARY}
+    return pa.schema(
+        [
+            ("session_id", pa.string()),
+            ("role", pa.string()),
+            ("n_utterances", pa.int32()),
+            ("n_scored", pa.int32()),
+            ("n_failed", pa.int32()),
+            ("talk_s", pa.float64()),
+            *((f"{name}_{summary}", kind) for name in utterance_names(targets) for summary, kind in kinds.items()),
+            *((name, pa.float32()) for name in session_names(targets)),
+            ("run_id", pa.string()),
+            ("role_by", pa.string()),
+            ("role_margin", pa.float32()),
+        ]
+    )
+
+
+UTTERANCE_SCHEMA, SESSION_SCHEMA = utterance_schema(), session_schema()
+SPREAD_SCHEMA, WEIGHT_SCHEMA = (
+    pa.schema([(name, pa.float32()) for name in names()]) for names in (spread_names, weight_names)
 )
-"""Columns of the utterances. `valence` and `arousal` are null unless `status` is `ok`; several checkpoints add
-`valence_sd` and `arousal_sd`, and most of them `valence_weight` and `arousal_weight`; a recording that cannot be read
-is one row with null times. `lost_s` is how much of the utterance its file does not hold, null where no audio was read.
-A recording whose bytes were scored under another name (`duplicate`) names that in `duplicate_of`. Where voices tell
-speakers apart, `voice` is which of the channel's speaks and `voice_margin` how certain that is, `role_by` what decided
-its role (`calls`, `voices_from`, `verified`, `identified`, `channel`) and `role_margin` by how much a voice was
-verified; all null elsewhere."""
+"""Of scores of valence and arousal."""
 
-SPREAD_SCHEMA = pa.schema([(f"{dimension}_sd", pa.float32()) for dimension in DIMENSIONS])
-"""Columns that scoring with several checkpoints adds: the deviation over the models."""
 
-TRUST_SCHEMA = pa.schema(
-    [
-        ("novelty", pa.float32()),
-        ("novelty_of", pa.string()),
-        *(
-            (f"{dimension}{of}_{end}", pa.float32())
-            for dimension in DIMENSIONS
-            for of in ("", "_mean")
-            for end in ("low", "high")
-        ),
-    ]
-)
-"""Columns that a checkpoint adds which knows how far it errs and what it was trained on: bounds of utterances and of
-the means of sessions; in both tables how unusual the features are, and which of them."""
+def trust_schema(targets: Sequence[str | Target] = DIMENSIONS) -> pa.Schema:
+    """Columns that a checkpoint adds which knows how far it errs and what it was trained on.
 
-WEIGHT_SCHEMA = pa.schema([(f"{dimension}_weight", pa.float32()) for dimension in DIMENSIONS])
-"""Columns that a checkpoint adds which knows its error by position: how much an utterance counts where the lowest score
-and the slope of a session are looked for (`vaemo.settling`). Without them all count alike."""
+    They are bounds of utterances and of the means of sessions, and, in both tables, how unusual the features are, and
+    which of them.
+    """
+    bounds = (
+        f"{name}{of}_{end}" for name in utterance_names(targets) for of in ("", "_mean") for end in ("low", "high")
+    )
+    return pa.schema(
+        [("novelty", pa.float32()), ("novelty_of", pa.string()), *((name, pa.float32()) for name in bounds)]
+    )
 
-SESSION_SCHEMA = pa.schema(
-    [
-        ("session_id", pa.string()),
-        ("role", pa.string()),
-        ("n_utterances", pa.int32()),
-        ("n_scored", pa.int32()),
-        ("n_failed", pa.int32()),
-        ("talk_s", pa.float64()),
-        *(
-            (f"{dimension}_{name}", kind)
-            for dimension in DIMENSIONS
-            for name, kind in (
-                ("mean", pa.float32()),
-                ("min", pa.float32()),
-                ("min_at_s", pa.float64()),
-                ("slope_per_min", pa.float32()),
-                ("below_s", pa.float64()),
-                ("end_weighted", pa.float32()),
-            )
-        ),
-        ("run_id", pa.string()),
-        ("role_by", pa.string()),
-        ("role_margin", pa.float32()),
-    ]
-)
-"""Columns of the sessions; `summarise_sessions` says what each is."""
+
+TRUST_SCHEMA = trust_schema()
+"""Of scores of valence and arousal."""
 
 UTTERANCES, SESSIONS = "utterances", "sessions"
 """The folders of the two tables."""
 
 PROVENANCE = "_provenance.json"
 """The file that says what made the scores and guards the folder. `label_range` ([low, high] of the scores) and
-`native_range` (of the corpus trained on, or null) are read back by `read_scales`."""
+`native_range` (of the corpus trained on, or null) are read back by `read_scales`, `targets` by
+`read_targets`."""
 
-_REQUIRED = {
-    "utterances": ("session_id", "utt_id", *DIMENSIONS),
-    "sessions": ("session_id", "n_scored"),
-}
-_SCHEMAS = {"utterances": UTTERANCE_SCHEMA, "sessions": SESSION_SCHEMA}
+JOINING = "_joining.json"
+"""The file that says which parts are being joined to which other one (`vaemo.scoring.compact`)."""
+
 _READERS = 16
 
 
@@ -142,6 +157,7 @@ def write_part(
     utterances: pa.Table,
     score: ScoreConfig,
     travel: Sequence[str] = (),
+    targets: Sequence[str | Target] = DIMENSIONS,
     further: Callable[[pa.Table, pa.Table], pa.Table] | None = None,
 ) -> None:
     """Write one part of whole sessions: `sessions/NAME`, then `utterances/NAME`.
@@ -152,13 +168,14 @@ def write_part(
     Args:
         folder: The folder of scores.
         name: File name of the part, `part-....parquet`, below a `date=.../` where the archive is partitioned.
-        utterances: Rows of `UTTERANCE_SCHEMA`, all utterances of the part's sessions in session order.
+        utterances: Rows of `utterance_schema`, all utterances of the part's sessions in session order.
         score: What counts as low, and the half-life of the weighted end.
         travel: Columns of a call, which its sessions keep too.
+        targets: What was predicted.
         further: Adds columns to the sessions, given the utterances and them.
     """
-    utterances = conform(utterances)
-    sessions = summarise_sessions(utterances, score, travel)
+    utterances = conform(utterances, utterance_schema(targets))
+    sessions = summarise_sessions(utterances, score, travel, targets)
     sessions = further(utterances, sessions) if further else sessions
     files.write_parquet_whole(files.join(folder, SESSIONS, name), sessions)
     files.write_parquet_whole(files.join(folder, UTTERANCES, name), utterances)
@@ -182,8 +199,9 @@ def read_utterances(
 
 def scan_utterances(folder: str, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
     """The utterances of a folder of scores, one part at a time: archives do not fit in memory."""
+    targets = read_targets(folder)
     for part in _parts(folder, UTTERANCES):
-        yield _read_part(part, UTTERANCES, columns)
+        yield _read_part(part, UTTERANCES, columns, targets)
 
 
 def read_sessions(folder: str, columns: Sequence[str] | None = None) -> pa.Table:
@@ -197,37 +215,59 @@ def read_provenance(folder: str) -> dict[str, Any]:
     return files.read_json(path) if files.exists(path) else {}
 
 
-def read_scales(folder: str) -> tuple[LabelScale, LabelScale | None]:
-    """The range that the scores are on ([0, 1] when nothing says), and the native range of the corpus trained on."""
+def read_targets(folder: str) -> tuple[str | Target, ...]:
+    """What these scores are of: valence and arousal where nothing says."""
+    return targets_of(read_provenance(folder).get("targets", DIMENSIONS))
+
+
+def targets_said(model: ModelConfig) -> dict[str, Any]:
+    """What `PROVENANCE` says of the targets."""
+    return {"targets": [target if isinstance(target, str) else asdict(target) for target in model.targets]}
+
+
+def read_scales(folder: str) -> tuple[LabelScale, LabelScale | dict[str, LabelScale] | None]:
+    """The range that the scores are on ([0, 1] when nothing says), and the native one of the corpus trained on.
+
+    Where its targets have ranges of their own, the second are these.
+    """
     provenance = read_provenance(folder)
-    native = provenance.get("native_range")
-    return LabelScale(*provenance.get("label_range", (0.0, 1.0))), LabelScale(*native) if native else None
+    native, on = provenance.get("native_range"), LabelScale(*provenance.get("label_range", (0.0, 1.0)))
+    if isinstance(native, Mapping):
+        return on, {name: LabelScale(*ends) for name, ends in native.items()}
+    return on, LabelScale(*native) if native else None
 
 
-def summarise_sessions(utterances: pa.Table, score: ScoreConfig, travel: Sequence[str] = ()) -> pa.Table:
+def summarise_sessions(
+    utterances: pa.Table,
+    score: ScoreConfig,
+    travel: Sequence[str] = (),
+    targets: Sequence[str | Target] = DIMENSIONS,
+) -> pa.Table:
     """One row per session and role, in the order of their first utterances.
 
     Only utterances with a score count, except in `n_utterances`, `n_failed` (a status other than `ok` and
-    `not_scored_role`) and `talk_s` (the summed length of all utterances that have times). For either dimension:
+    `not_scored_role`) and `talk_s` (the summed length of all utterances that have times). A target of the session
+    stands in its one column; for every other one:
 
     - `mean`: weighted by the utterances' lengths; plain where one of them has no times.
     - `min`, `min_at_s`: the lowest score, and the start of the first utterance that has it. Where utterances have
-      weights (`WEIGHT_SCHEMA`), the lowest is looked for after each score was drawn to the mean by its weight, and
+      weights (`weight_names`), the lowest is looked for after each score was drawn to the mean by its weight, and
       given as it was scored: a memory that has just begun to listen errs more.
     - `slope_per_min`: least-squares slope over the utterances' middles, weighted by length, and by their weights
       where they have any; null when all scored speech is at one time.
-    - `below_s`: length of the speech scored below `score.low_valence`, `score.low_arousal`.
+    - `below_s`: length of the speech scored below what `score.low` says.
     - `end_weighted`: mean weighted by length and by 2^(-age / `score.end_half_life_s`), the age reaching from the
       utterance's end to the end of the last utterance of the session, whoever speaks it.
 
     What needs times is null where a scored utterance has none, and every score is null where nothing is scored.
 
     Args:
-        utterances: Rows of `UTTERANCE_SCHEMA`; the sessions must be whole.
+        utterances: Rows of `utterance_schema`; the sessions must be whole.
         score: What counts as low, and the half-life.
         travel: Further columns to keep; the first value of each session and role.
+        targets: What was predicted.
     """
-    utterances = conform(utterances)
+    utterances = conform(utterances, utterance_schema(targets))
     session = codes(utterances["session_id"])
     role = codes(utterances["role"])
     key = session * (role.max(initial=0) + 1) + role
@@ -243,8 +283,10 @@ def summarise_sessions(utterances: pa.Table, score: ScoreConfig, travel: Sequenc
     np.maximum.at(last_s, session[timed], end_s[timed])
     recency = np.exp2((end_s - last_s[session]) / score.end_half_life_s)
 
-    values = {dimension: _floats(utterances[dimension]) for dimension in DIMENSIONS}
-    scored = np.isfinite(np.stack(list(values.values()))).all(axis=0)
+    values = {name: _floats(utterances[name]) for name in utterance_names(targets)}
+    scored = pc.equal(status, "ok").to_numpy(zero_copy_only=False)
+    if values:
+        scored = np.isfinite(np.stack(list(values.values()))).all(axis=0)
     columns: dict[str, Any] = {
         "session_id": utterances["session_id"].take(first),
         "role": utterances["role"].take(first),
@@ -253,10 +295,15 @@ def summarise_sessions(utterances: pa.Table, score: ScoreConfig, travel: Sequenc
         "n_failed": groups.count(failed),
         "talk_s": np.where(groups.count(timed) > 0, groups.sum(np.where(timed, length_s, 0.0)), np.nan),
     }
-    for dimension, low in zip(DIMENSIONS, (score.low_valence, score.low_arousal), strict=True):
-        weight = _weights(utterances, dimension)
-        summary = _summarise(groups, values[dimension], scored, timed, start_s, length_s, recency, low, weight)
-        columns |= {f"{dimension}_{name}": column for name, column in summary.items()}
+    for target, low in score.low_of(values).items():
+        weight = _weights(utterances, target)
+        summary = _summarise(groups, values[target], scored, timed, start_s, length_s, recency, low, weight)
+        columns |= {f"{target}_{name}": column for name, column in summary.items()}
+    for target in session_names(targets):
+        of_row = _floats(utterances[target])
+        of_session = np.full(session.max(initial=-1) + 1, np.nan)
+        of_session[session[np.isfinite(of_row)]] = of_row[np.isfinite(of_row)]
+        columns[target] = np.where(columns["n_scored"] > 0, of_session[session[first]], np.nan)
     columns |= {name: utterances[name].take(first) for name in ("run_id", "role_by", "role_margin", *travel)}
     return conform(
         pa.table(
@@ -266,7 +313,7 @@ def summarise_sessions(utterances: pa.Table, score: ScoreConfig, travel: Sequenc
                 for name, column in columns.items()
             }
         ),
-        SESSION_SCHEMA,
+        session_schema(targets),
     )
 
 
@@ -385,40 +432,63 @@ def _read(folder: str, kind: str, columns: Sequence[str] | None, sessions: Itera
         if sessions is None
         else pc.field("session_id").cast(pa.string()).isin(pa.array(list(sessions), pa.string()))
     )
+    targets = read_targets(folder)
     with ThreadPoolExecutor(_READERS) as pool:
-        tables = list(pool.map(lambda part: _read_part(part, kind, columns, wanted), _parts(folder, kind)))
+        tables = list(pool.map(lambda part: _read_part(part, kind, columns, targets, wanted), _parts(folder, kind)))
     return pa.concat_tables(tables, promote_options="permissive")
+
+
+def superseded(folder: str) -> set[str]:
+    """Names of parts whose rows stand in another part too: while parts are joined, or where that was killed.
+
+    The joined part counts as soon as its utterances are there; until then it is the one that does not.
+    """
+    path = files.join(folder, JOINING)
+    if not files.exists(path):
+        return set()
+    held = files.read_json(path)
+    return set(held["of"]) if files.exists(files.join(folder, UTTERANCES, held["part"])) else {held["part"]}
 
 
 def _parts(folder: str, kind: str) -> list[str]:
     parts = files.list_files(files.join(folder, kind), ".parquet", recursive=True)
+    gone = {files.join(folder, kind, name) for name in superseded(folder)}
+    parts = [part for part in parts if part not in gone]
     if not parts:
         raise ReadScoresError(f"'{folder}' has no {kind}/part-*.parquet; give a folder that jobs/score.py wrote.")
     return parts
 
 
-def _read_part(part: str, kind: str, columns: Sequence[str] | None, wanted: pc.Expression | None = None) -> pa.Table:
+def _read_part(
+    part: str,
+    kind: str,
+    columns: Sequence[str] | None,
+    targets: Sequence[str | Target],
+    wanted: pc.Expression | None = None,
+) -> pa.Table:
+    schema = (utterance_schema if kind == UTTERANCES else session_schema)(targets)
+    required = ("session_id", "utt_id", *names_of(targets)) if kind == UTTERANCES else ("session_id", "n_scored")
     filesystem, path = files.filesystem_of(part)
     try:
         table = pq.read_table(path, filesystem=filesystem, filters=wanted, partitioning=None)
     except (OSError, pa.ArrowInvalid) as error:
         raise ReadScoresError(f"'{part}' cannot be read: {' '.join(str(error).split())}") from None
-    missing = [name for name in _REQUIRED[kind] if name not in table.column_names]
+    missing = [name for name in required if name not in table.column_names]
     if missing:
-        raise ReadScoresError(f"'{part}' has no column {', '.join(missing)}; scores need {', '.join(_REQUIRED[kind])}.")
+        raise ReadScoresError(f"'{part}' has no column {', '.join(missing)}; scores need {', '.join(required)}.")
     try:
-        for name, type_ in zip(_SCHEMAS[kind].names, _SCHEMAS[kind].types, strict=True):
+        for name, type_ in zip(schema.names, schema.types, strict=True):
             # Somebody else's program may have written them: NaN for null, whole numbers as ids.
             if name in table.column_names and (table[name].type != type_ or pa.types.is_floating(type_)):
                 table = with_column(table, name, typed(table[name], name, type_))
     except ColumnError as error:
         raise ReadScoresError(f"'{part}': {error}.") from None
-    table = conform(table, _SCHEMAS[kind])
+    table = conform(table, schema)
     return table if columns is None else table.select(columns)
 
 
 if __name__ == "__main__":
     import runpy
 
-    # The command `erase` stands below this module, which only lends it its name.
-    runpy.run_module("vaemo.scoring.erase", run_name="__main__")
+    # The commands stand below this module, which only lends them its name.
+    runpy.run_module("vaemo.scoring.tend", run_name="__main__")

@@ -2,13 +2,14 @@
 
 Reads a table as `FeatureStore.read` returns it, writes nothing. One session is one sequence of the model; what a
 sequence is (the whole session, or one speaker of it) is `sessions.sequence_by`. Letters: T steps (utterances of
-the session), D features.
+the session), D features, K targets,
+F of them of utterances.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,10 +21,8 @@ from vaemo.config import Config
 from vaemo.errors import LabelError, NonFiniteFeatureError, named
 from vaemo.store import FeatureStore, part_schema
 from vaemo.tables import codes, length_of_vectors, session_order, typed, vectors, with_column
+from vaemo.targets import Target, label_names, names_of, observed_names, rater_columns, session_names, utterance_names
 from vaemo.units import DIMENSIONS, STREAMS, LabelScale
-
-OBSERVED = tuple(f"observed_{name}" for name in DIMENSIONS)
-"""Columns of the values that somebody knows while a session runs."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,9 +37,12 @@ class Session:
         split: `train`, `dev` or `test`; None where there is none or the rows disagree (training refuses those).
         fold: The fold, as text; None where there is none or the rows disagree.
         streams: Features by stream, (T, D), float32, finite, not standardised.
-        labels: Valence and arousal on the model's label range, (T, 2), float32, NaN = unlabelled.
-        observed: Values known when the session is replayed, (T, 2), float32, NaN = unknown.
+        labels: Of the targets on the model's label range, (T, K), float32, NaN = unlabelled; a target of the session
+            has its label at the session's last utterance.
+        observed: Values known when the session is replayed, (T, F), float32, NaN = unknown.
         start_s: Start in the recording in seconds, (T,), float64, NaN = unknown.
+        label_error: Standard errors of the labels, as means of their raters, (T, K), float32, NaN = unknown; None where
+            the table says nothing of raters.
     """
 
     session_id: str
@@ -53,6 +55,7 @@ class Session:
     labels: np.ndarray
     observed: np.ndarray
     start_s: np.ndarray
+    label_error: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -60,7 +63,7 @@ class Session:
 
 @dataclass(frozen=True)
 class LabelRange:
-    """The range that labels and observed values are on, as they are read.
+    """The range that a target's labels and observed values are on, as they are read.
 
     Attributes:
         scale: That range.
@@ -74,57 +77,94 @@ class LabelRange:
     model: LabelScale
     cure: str
 
+
+class LabelRanges(dict[str, LabelRange]):
+    """The range of each target."""
+
     def mapped(self, table: pa.Table, names: Sequence[str], where: str) -> pa.Table:
         """The table with some of its columns on the model's range, each in its type.
 
         Args:
             table: Columns `utt_id` and those that are named.
-            names: Of labels and observed values.
+            names: Of labels and observed values of these targets.
             where: Where the table comes from, for messages.
 
         Raises:
             LabelError: if a value is outside the range.
         """
         for name in names:
+            held = self[name.removeprefix("observed_")]
+            scale, model = held.scale, held.model
             values = table[name].cast(pa.float64()).to_numpy(zero_copy_only=False)
             # As far as a float32 can tell: a store's labels are no more exact.
-            slack = 1e-6 * max(abs(self.scale.low), abs(self.scale.high))
-            outside = np.flatnonzero((values < self.scale.low - slack) | (values > self.scale.high + slack))
+            slack = 1e-6 * max(abs(scale.low), abs(scale.high))
+            outside = np.flatnonzero((values < scale.low - slack) | (values > scale.high + slack))
             if len(outside):
                 row = int(outside[0])
                 raise LabelError(
                     f"{name} of utterance {named(table['utt_id'][row])} in {where} is {values[row]:g}, outside "
-                    f"[{self.scale.low:g}, {self.scale.high:g}]{self.cure}"
+                    f"[{scale.low:g}, {scale.high:g}]{held.cure}"
                 )
-            if self.scale != self.model:
-                values = self.scale.to(self.model, values)
-            values = values.clip(self.model.low, self.model.high)
+            if scale != model:
+                values = scale.to(model, values)
+            values = values.clip(model.low, model.high)
             table = with_column(table, name, pa.array(values, table[name].type, from_pandas=True))
         return table
 
+    def mapped_spread(self, table: pa.Table) -> pa.Table:
+        """The table with the raters' deviations, where it has any, on the model's range too."""
+        for name, held in self.items():
+            column = f"{name}_rater_sd"
+            if column in table.column_names:
+                values = table[column].cast(pa.float64()).to_numpy(zero_copy_only=False)
+                values = values * (held.model.width / held.scale.width)
+                table = with_column(table, column, pa.array(values, pa.float32(), from_pandas=True))
+        return table
 
-def label_range(config: Config, store: FeatureStore | None = None, model: LabelScale | None = None) -> LabelRange:
-    """The range that labels are on: one rule for all jobs, for stores and manifests.
+    @property
+    def native(self) -> list[float] | dict[str, list[float]] | None:
+        """The corpus's own ranges, fit for JSON: one where all are alike; None where all are the model's."""
+        native = {name: [held.native.low, held.native.high] for name, held in self.items()}
+        if all(held.native == held.model for held in self.values()):
+            return None
+        first, *others = native.values()
+        return native if any(other != first for other in others) else first
 
-    A store that says it is believed; else it is `labels.range`, and where that is null the model's range.
+
+def label_ranges(
+    config: Config, store: FeatureStore | None = None, model: LabelScale | None = None, names: Sequence[str] = ()
+) -> LabelRanges:
+    """The range that the labels of each target are on: one rule for all jobs, for stores and manifests.
+
+    A store that says it of a target is believed; else it is `labels.range`, and where that is null the model's range.
 
     Args:
         config: Sections `labels` and `model`.
         store: Whose labels they are; None for a manifest's.
         model: The model's range, where the config is not the model's.
+        names: Of the targets; none are those of the config.
+
+    Raises:
+        ConfigValueError: if `labels.range` has ranges of other targets alone.
     """
-    info = store.info if store else {}
     model = model or LabelScale(*config.model.label_range)
-    if held := info.get("label_range"):
+    return LabelRanges({name: _label_range(config, store, model, name) for name in names or config.model.names})
+
+
+def _label_range(config: Config, store: FeatureStore | None, model: LabelScale, name: str) -> LabelRange:
+    info = store.info if store else {}
+    native = None
+    if (held := info.get("label_range")) and name in info.get("targets", DIMENSIONS):
         scale = LabelScale(*held)
+        native = info.get("native_range")
+        native = native.get(name) if isinstance(native, Mapping) else native
         cure = ", as the store says in its _vaemo.json. Mend the label, or extract the store anew."
-    elif config.labels.range:
-        scale = LabelScale(*config.labels.range)
+    elif own := config.labels.range_of(name):
+        scale = LabelScale(*own)
         cure = ", which is labels.range. Mend the label, or labels.range."
     else:
         scale = model
         cure = ". Say the corpus's own range, such as --set labels.range=[1,7], or correct the label."
-    native = info.get("native_range")
     return LabelRange(scale, LabelScale(*native) if native else scale, model, cure)
 
 
@@ -136,7 +176,7 @@ def read_sessions(
     split: np.ndarray | None = None,
     streams: Sequence[str] = STREAMS,
 ) -> list[Session]:
-    """The sessions of a store, labels and observed values on the model's label range (see `label_range`).
+    """The sessions of a store, labels and observed values on the model's label range (see `label_ranges`).
 
     Args:
         store: Opened.
@@ -150,15 +190,23 @@ def read_sessions(
         LabelError: if a label or an observed value is outside the range that it is on.
         NonFiniteFeatureError: if a feature is NaN or infinite.
     """
-    columns = [name for name in part_schema(store.dims).names if name not in STREAMS or name in streams]
-    table = label_range(config, store).mapped(store.read(columns, parts), [*DIMENSIONS, *OBSERVED], store.path)
+    targets = config.model.targets
+    columns = [name for name in part_schema(store.dims, targets).names if name not in STREAMS or name in streams]
+    columns += [name for name in rater_columns(targets) if name in store.columns]
+    ranges = label_ranges(config, store)
+    table = ranges.mapped(store.read(columns, parts), label_names(targets), store.path)
+    table = ranges.mapped_spread(table)
     if split is not None:
         table = with_column(table, "split", pa.array(split, pa.string()))
-    return assemble_sessions(table, sequence_by=config.sessions.sequence_by, streams=streams)
+    return assemble_sessions(table, sequence_by=config.sessions.sequence_by, streams=streams, targets=targets)
 
 
 def assemble_sessions(
-    table: pa.Table, *, sequence_by: Literal["session", "speaker"] = "session", streams: Sequence[str] = STREAMS
+    table: pa.Table,
+    *,
+    sequence_by: Literal["session", "speaker"] = "session",
+    streams: Sequence[str] = STREAMS,
+    targets: Sequence[str | Target] = DIMENSIONS,
 ) -> list[Session]:
     """Cut a table into sessions, in order of first appearance, their rows by `vaemo.tables.session_order`.
 
@@ -171,8 +219,11 @@ def assemble_sessions(
             `position` is missing, `start_s` orders a session.
         sequence_by: One sequence for a session, or one for each speaker of it.
         streams: The streams to take along.
+        targets: The columns of labels. The label of a target of the session may stand in any of its rows, whatever
+            their status, and goes to its last utterance.
 
     Raises:
+        LabelError: if a target of the session has two values in one.
         NonFiniteFeatureError: if a feature is NaN or infinite.
         ColumnError: if the features are no vectors of one dimension, or some rows of a session have a position, or
             else a time, and others none.
@@ -184,9 +235,11 @@ def assemble_sessions(
     speaker_ids = _texts(table, "speaker_id" if "speaker_id" in table.column_names else "session_id", rows)
     session_ids = _texts(table, "session_id", rows)
     features = {name: _vectors(table, name, rows, utt_ids) for name in streams if name in table.column_names}
-    labels = np.stack([_numbers(table, name, rows, np.float32) for name in DIMENSIONS], axis=1)
-    observed = np.stack([_numbers(table, f"observed_{name}", rows, np.float32) for name in DIMENSIONS], axis=1)
+    of_session = [session_labels(table, name)[rows].astype(np.float32) for name in session_names(targets)]
+    labels = _stacked([_numbers(table, name, rows, np.float32) for name in utterance_names(targets)] + of_session, rows)
+    observed = _stacked([_numbers(table, name, rows, np.float32) for name in observed_names(targets)], rows)
     start_s = _numbers(table, "start_s", rows, np.float64)
+    error = _label_errors(table, rows, names_of(targets)) if _has_raters(table, targets) else None
     split, fold = _texts(table, "split", rows), _texts(table, "fold", rows)
 
     starts_new = session_ids[1:] != session_ids[:-1]
@@ -205,9 +258,85 @@ def assemble_sessions(
             labels=labels[a:b],
             observed=observed[a:b],
             start_s=start_s[a:b],
+            label_error=None if error is None else error[a:b],
         )
         for a, b in itertools.pairwise(edges)
     ]
+
+
+def session_labels(table: pa.Table, name: str) -> np.ndarray:
+    """The labels of a target of the session, (rows,), at the last row with status ok of each session, else NaN.
+
+    Raises:
+        LabelError: if a session has two values.
+    """
+    placed, everywhere, last = np.full(len(table), np.nan), spread_labels(table, name), last_rows(table)
+    placed[last] = everywhere[last]
+    return placed
+
+
+def spread_labels(table: pa.Table, name: str) -> np.ndarray:
+    """The label of a target of the session, (rows,), in all rows of each session that has one in any, else NaN.
+
+    Raises:
+        LabelError: if a session has two values.
+    """
+    if name not in table.column_names:
+        return np.full(len(table), np.nan)
+    values = table[name].cast(pa.float64()).to_numpy()
+    session, known = codes(table["session_id"]), np.flatnonzero(~np.isnan(values))
+    of_session = np.full(int(session.max(initial=-1)) + 1, np.nan)
+    of_session[session[known]] = values[known]
+    other = known[values[known] != of_session[session[known]]]
+    if len(other):
+        row = int(other[0])
+        raise LabelError(
+            f"{name} of session {named(table['session_id'][row])} is {values[row]:g} and "
+            f"{of_session[session[row]]:g} in two of its rows; a target of the session has one value. Mend the labels, "
+            "or make it a target of utterances."
+        )
+    return of_session[session]
+
+
+def last_rows(table: pa.Table, without: np.ndarray | None = None) -> np.ndarray:
+    """The last row with status ok of each session that has one: where a target of the session is read.
+
+    Args:
+        table: As `assemble_sessions` takes it.
+        without: Rows (bool) that are passed over.
+    """
+    rows = _rows_in_order(table, "session")
+    if without is not None:
+        rows = rows[~without[rows]]
+    ids = codes(table["session_id"])[rows]
+    return rows[np.r_[ids[1:] != ids[:-1], True]] if len(rows) else rows
+
+
+def lost_labels(table: pa.Table, targets: Sequence[str | Target]) -> dict[str, int]:
+    """Of each target of the session, how many sessions have a label and no row with status ok to learn it at."""
+    lost = {}
+    for name in session_names(targets):
+        if name in table.column_names:
+            labelled = pc.count_distinct(table["session_id"].filter(pc.is_valid(table[name]))).as_py()
+            lost[name] = labelled - int((~np.isnan(session_labels(table, name))).sum())
+    return {name: count for name, count in lost.items() if count}
+
+
+def _has_raters(table: pa.Table, targets: Sequence[str | Target]) -> bool:
+    return any({f"{name}_rater_sd", f"{name}_raters"} <= set(table.column_names) for name in names_of(targets))
+
+
+def _label_errors(table: pa.Table, rows: np.ndarray, names: Sequence[str]) -> np.ndarray:
+    """Standard errors of the labels at these rows, (rows, K), NaN where it is not known what the raters said."""
+    spread, count = (
+        _stacked([_numbers(table, f"{name}_{form}", rows, np.float32) for name in names], rows)
+        for form in ("rater_sd", "raters")
+    )
+    return spread / np.sqrt(np.where(count > 1, count, np.nan))
+
+
+def _stacked(columns: list[np.ndarray], rows: np.ndarray) -> np.ndarray:
+    return np.stack(columns, axis=1) if columns else np.zeros((len(rows), 0), np.float32)
 
 
 def _rows_in_order(table: pa.Table, sequence_by: str) -> np.ndarray:

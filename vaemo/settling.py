@@ -3,7 +3,8 @@
 A memory that starts empty has to find out how this session sounds, and its first predictions drift from the mean of
 the training split to where the session is. So the lowest and the highest score of a session, and its slope, would often
 say where it began and not what happened. What counts there is the error *within* sessions: of a prediction less its
-session's mean error, for a mean that is off moves no extreme. Letters: U utterances, R ranges of positions.
+session's mean error, for a mean that is off moves no extreme. Letters: U utterances, R ranges of positions,
+F targets of utterances.
 """
 
 from __future__ import annotations
@@ -32,30 +33,39 @@ class ErrorByPosition:
 
     Attributes:
         starts: Positions, from 0, at which the ranges begin, (R,).
-        n: Labelled utterances of sessions with two or more, (R, 2).
-        mse: Mean squared error, (R, 2); NaN where n is 0.
+        n: Labelled utterances of sessions with two or more, (R, F).
+        mse: Mean squared error, (R, F); NaN where n is 0.
         within_mse: The same of errors less their mean over the session.
+        names: The targets, F.
     """
 
     starts: np.ndarray
     n: np.ndarray
     mse: np.ndarray
     within_mse: np.ndarray
+    names: tuple[str, ...] = DIMENSIONS
 
     @staticmethod
-    def of(prediction: np.ndarray, label: np.ndarray, session: np.ndarray, position: np.ndarray) -> ErrorByPosition:
+    def of(
+        prediction: np.ndarray,
+        label: np.ndarray,
+        session: np.ndarray,
+        position: np.ndarray,
+        names: tuple[str, ...] = DIMENSIONS,
+    ) -> ErrorByPosition:
         """What predictions show.
 
         Args:
-            prediction: (U, 2).
-            label: (U, 2), NaN = unlabelled.
+            prediction: (U, F).
+            label: (U, F), NaN = unlabelled.
             session: (U,) whole numbers from 0.
             position: (U,) whole numbers from 0, of all utterances that move the memory.
+            names: The targets, F.
         """
         error = np.asarray(prediction, np.float64) - label
         place = np.searchsorted(STARTS, position, side="right") - 1
-        n, mse, within_mse = (np.zeros((len(STARTS), len(DIMENSIONS))) for _ in range(3))
-        for k in range(len(DIMENSIONS)):
+        n, mse, within_mse = (np.zeros((len(STARTS), len(names))) for _ in range(3))
+        for k in range(len(names)):
             known = ~np.isnan(error[:, k])
             known &= (np.bincount(session[known], minlength=session.max(initial=-1) + 1) > 1)[session]
             own, where, of = error[known, k], place[known], session[known]
@@ -64,10 +74,10 @@ class ErrorByPosition:
             for found, values in ((mse, own), (within_mse, centred)):
                 sums = np.bincount(where, values**2, minlength=len(STARTS))
                 found[:, k] = np.divide(sums, n[:, k], out=np.full(len(STARTS), np.nan), where=n[:, k] > 0)
-        return ErrorByPosition(np.array(STARTS), n, mse, within_mse)
+        return ErrorByPosition(np.array(STARTS), n, mse, within_mse, names)
 
     def weights(self, position: np.ndarray) -> np.ndarray:
-        """How much utterances count, (U, 2), in (0, 1]: the squared error within sessions, once settled, over theirs.
+        """How much utterances count, (U, F), in (0, 1]: the squared error within sessions, once settled, over theirs.
 
         The error is taken to fall with the position and never to rise (isotonic regression), so that few labels do
         not make a weight of chance; all count alike where there is too little to say.
@@ -76,22 +86,22 @@ class ErrorByPosition:
             position: As for `of`.
         """
         place = np.searchsorted(self.starts, position, side="right") - 1
-        columns = [_settled_share(self.within_mse[:, k], self.n[:, k])[place] for k in range(len(DIMENSIONS))]
-        return np.stack(columns, axis=1)
+        shares = [_settled_share(mse, n)[place] for mse, n in zip(self.within_mse.T, self.n.T, strict=True)]
+        return np.stack(shares, axis=1) if shares else np.ones((len(place), 0))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values: `from` (positions from 1), and by dimension `n`, `rmse` and `within_rmse`, None where none."""
+        """Plain values: `from` (positions from 1), and by target `n`, `rmse` and `within_rmse`, None where none."""
 
         def plain(values: np.ndarray) -> dict[str, list[float | None]]:
             roots = np.sqrt(values).T.tolist()
             return {
                 name: [None if root != root else root for root in column]
-                for name, column in zip(DIMENSIONS, roots, strict=True)
+                for name, column in zip(self.names, roots, strict=True)
             }
 
         return {
             "from": (self.starts + 1).tolist(),
-            "n": dict(zip(DIMENSIONS, self.n.astype(int).T.tolist(), strict=True)),
+            "n": dict(zip(self.names, self.n.astype(int).T.tolist(), strict=True)),
             "rmse": plain(self.mse),
             "within_rmse": plain(self.within_mse),
         }
@@ -101,16 +111,18 @@ class ErrorByPosition:
         """What `to_dict` gave; ValueError for anything else."""
         try:
             starts = np.array(plain["from"], np.int64) - 1
+            names = tuple(plain["n"])
             n, rmse, within = (
-                np.array([plain[key][name] for name in DIMENSIONS], np.float64).T
+                np.array([plain[key][name] for name in names], np.float64).reshape(len(names), -1).T
                 for key in ("n", "rmse", "within_rmse")
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(f"no errors by position ({type(error).__name__}: {error})") from None
-        fits = len(starts) and starts[0] == 0 and (np.diff(starts) > 0).all() and (n >= 0).all()
-        if not fits or not n.shape == rmse.shape == within.shape == (len(starts), len(DIMENSIONS)):
+        alike = all(tuple(plain[key]) == names for key in ("rmse", "within_rmse"))
+        fits = alike and len(starts) and starts[0] == 0 and (np.diff(starts) > 0).all() and (n >= 0).all()
+        if not fits or not n.shape == rmse.shape == within.shape == (len(starts), len(names)):
             raise ValueError("errors by position that do not fit together")
-        return ErrorByPosition(starts, n, rmse**2, within**2)
+        return ErrorByPosition(starts, n, rmse**2, within**2, names)
 
 
 def _settled_share(mse: np.ndarray, n: np.ndarray) -> np.ndarray:

@@ -31,7 +31,8 @@ from vaemo.tables import (
     typed,
     vectors,
 )
-from vaemo.units import STATUSES, STREAMS
+from vaemo.targets import Target, label_names
+from vaemo.units import DIMENSIONS, STATUSES, STREAMS
 
 SCHEMA_VERSION = 1
 INFO = "_vaemo.json"
@@ -52,10 +53,8 @@ _COLUMNS = {
     "bandwidth_hz": pa.float32(),
     "status": pa.string(),
     "reason": pa.string(),
-    "valence": pa.float32(),
-    "arousal": pa.float32(),
-    "observed_valence": pa.float32(),
-    "observed_arousal": pa.float32(),
+}
+_AFTER = {
     "duplicate_of": pa.string(),
     "lost_s": pa.float64(),
     "voice": pa.int32(),
@@ -63,6 +62,7 @@ _COLUMNS = {
     "role_by": pa.string(),
     "role_margin": pa.float32(),
 }
+"""Columns whose place in a part is after the labels and the observed values, which are float32."""
 _IDS = ("session_id", "utt_id")
 _DECISIVE = (*_IDS, "position", "start_s", "end_s", "status")
 
@@ -74,10 +74,11 @@ _TABLES = (".csv", ".tsv", ".json", ".jsonl", ".pkl", ".pickle", ".feather", ".a
 """Ends of the names of what people keep features in, beside Parquet."""
 
 
-def part_schema(dims: Mapping[str, int]) -> pa.Schema:
+def part_schema(dims: Mapping[str, int], targets: Sequence[str | Target] = DIMENSIONS) -> pa.Schema:
     """The columns of a part, in order: ids, place, status, labels, then one fixed-size list of float32 per stream."""
+    labels = [(name, pa.float32()) for name in label_names(targets)]
     streams = [(stream, pa.list_(pa.float32(), dims[stream])) for stream in STREAMS if stream in dims]
-    return pa.schema([*_COLUMNS.items(), *streams])
+    return pa.schema([*_COLUMNS.items(), *labels, *_AFTER.items(), *streams])
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,8 @@ class FeatureStore:
         """Rows with every column of the contract, defaults filled in, sessions contiguous and in order.
 
         Args:
-            columns: Only these; streams are read only where they are asked for. None is all.
+            columns: Only these, others than the contract's being numbers, such as labels of further targets; streams
+                are read only where they are asked for. None is all of the contract.
             parts: Only these files; None is all.
 
         Raises:
@@ -211,24 +213,31 @@ def write_part(folder: str, name: str, table: pa.Table) -> None:
 def store_info(
     extractors: Mapping[str, Mapping[str, Any]],
     label_range: Sequence[float],
-    native_range: Sequence[float] | None,
+    native_range: Sequence[float] | Mapping[str, Sequence[float]] | None,
     settings: Mapping[str, Any],
+    targets: Sequence[str] = DIMENSIONS,
 ) -> dict[str, Any]:
     """What `_vaemo.json` says beside the fingerprint.
 
     Args:
         extractors: Per stream its `name`, `version`, `dim` and `fingerprint`.
         label_range: The scale of the labels in the store.
-        native_range: The scale that they came on, null where it is the same.
+        native_range: The scale that they came on, or that of each target; null where it is the same.
         settings: The config's sections that decide what the features are.
+        targets: Whose labels are on that scale; those of others are as they came.
     """
     return {
         "schema_version": SCHEMA_VERSION,
         "extractors": dict(extractors),
         "label_range": list(label_range),
-        "native_range": list(native_range) if native_range else None,
+        "native_range": _plain_range(native_range) if native_range else None,
+        "targets": list(targets),
         "settings": dict(settings),
     }
+
+
+def _plain_range(native: Sequence[float] | Mapping[str, Sequence[float]]) -> Any:
+    return {name: list(ends) for name, ends in native.items()} if isinstance(native, Mapping) else list(native)
 
 
 @dataclass(frozen=True)
@@ -362,10 +371,11 @@ def _normalise(table: pa.Table, wanted: Sequence[str], dims: Mapping[str, int]) 
     n = table.num_rows
 
     def column(name: str) -> pa.Array:
-        type_ = _COLUMNS[name]
+        type_ = {**_COLUMNS, **_AFTER}.get(name, pa.float32())
         return typed(table[name], name, type_) if name in table.column_names else pa.nulls(n, type_)
 
-    columns: dict[str, Any] = {name: column(name) for name in _COLUMNS if name in {*wanted, *_DECISIVE}}
+    held = dict.fromkeys([*_DECISIVE, *wanted])
+    columns: dict[str, Any] = {name: column(name) for name in held if name not in dims}
     for name in _IDS:
         absent = pc.index(columns[name].is_null(), True).as_py()
         if absent >= 0:

@@ -1,4 +1,4 @@
-"""One conversation, utterance by utterance: samples in, valence and arousal out, a memory that can be saved.
+"""One conversation, utterance by utterance: samples in, the model's targets out, a memory that can be saved.
 
 The scores are those that the batch job gives for the same utterances. `vaemo.live` finds the utterances too.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,7 +31,7 @@ from vaemo.model.streams import Streams
 from vaemo.scoring.trained_on import check_trained_on
 from vaemo.speakers import unit
 from vaemo.trust.judge import Judge
-from vaemo.units import DIMENSIONS, SAMPLING_RATE_HZ, SAMPLING_RATES_HZ
+from vaemo.units import SAMPLING_RATE_HZ, SAMPLING_RATES_HZ
 from vaemo.utterances import as_heard, measured
 
 if TYPE_CHECKING:
@@ -43,13 +43,15 @@ class Prediction:
     """What was heard in an utterance.
 
     Attributes:
-        valence: On the model's label range; None unless `status` is `ok`.
-        arousal: On the model's label range; None unless `status` is `ok`.
+        valence: On the model's label range; None unless `status` is `ok`, and where the model does not predict it.
+        arousal: On the model's label range; None unless `status` is `ok`, and where the model does not predict it.
         status: `ok`, or why there is no prediction (`vaemo.units.STATUSES`).
         reason: What was found, where there is none.
         channel: Where it was found; None for an utterance that was pushed.
         start_s: Since the first packet; None for an utterance that was pushed.
         end_s: Since the first packet; None for an utterance that was pushed.
+        values: All that the model predicts, by target, None unless `status` is `ok`. A target of the session is what
+            it would be if the session ended here.
         intervals: By dimension, low and high of the interval that holds its label at the rate `score.coverage`; empty
             where the checkpoint is not calibrated.
         novelty: The share of calibration utterances that are less unusual; None where the checkpoint knows of none.
@@ -62,6 +64,13 @@ class Prediction:
     channel: int | None = None
     start_s: float | None = None
     end_s: float | None = None
+    values: Mapping[str, float | None] = field(default_factory=dict)
+
+    @staticmethod
+    def of(values: Mapping[str, float | None], status: str = "ok", reason: str | None = None) -> Prediction:
+        """The prediction of some targets."""
+        return Prediction(values.get("valence"), values.get("arousal"), status, reason, values=values)
+
     intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     novelty: float | None = None
 
@@ -107,7 +116,9 @@ class Stream:
             )
         if isinstance(checkpoint, Checkpoint) and isinstance(model, (str, Path)):
             score = (config or Config()).score
-            self._judge = Judge.of([str(model)], [checkpoint.fingerprint], score.coverage, score.max_novelty)
+            self._judge = Judge.of(
+                [str(model)], [checkpoint.fingerprint], score.coverage, score.max_novelty, checkpoint.model.targets
+            )
         self._model = (checkpoint.model if isinstance(checkpoint, Checkpoint) else checkpoint).eval()
         self._config = config or Config()
         described = describe(dict(extractors))
@@ -132,7 +143,7 @@ class Stream:
         sampling_rate: float,
         *,
         speaker: str | None = None,
-        observed: Sequence[float | None] | None = None,
+        observed: Sequence[float | None] | Mapping[str, float | None] | None = None,
     ) -> Prediction:
         """Hear the next utterance.
 
@@ -142,23 +153,24 @@ class Stream:
             samples: Mono, (n,), (1, n) or (n, 1), of a kind that `as_float32` takes.
             sampling_rate: Of the samples, in Hz.
             speaker: Who speaks; tells memories, speaker means and pasts apart where these are kept per speaker.
-            observed: Valence and arousal of this utterance on the model's label range where somebody knows them, None
-                where not; they act from the next utterance on.
+            observed: Values of this utterance on the model's label range where somebody knows them, None where not, in
+                the order of the targets of utterances, or by name; they act from the next utterance on.
 
         Raises:
             ShapeError: for samples of more than one channel, of another kind, or on another scale.
-            UsageError: for a sampling rate that is no number, or that no recording has.
+            UsageError: for a sampling rate that is no number, or that no recording has, and for observed values of
+                something else than the targets of utterances.
         """
+        known = self._known(observed)
         name = speaker or ""
         try:
             heard, sounds = self._features(_resampled(samples, sampling_rate))
         except AudioProblem as problem:
-            return Prediction(None, None, problem.status, problem.reason)
+            return Prediction.of(dict.fromkeys(self._model.targets), problem.status, problem.reason)
         vectors = self._aggregated(heard, name)
         key = name if self._config.sessions.sequence_by == "speaker" else ""
         pasts = {past: (past, name if past.startswith("speaker.") else key) for past in self._model.pasts}
         features = self._with_past(vectors, pasts)
-        known = [np.nan if value is None else float(value) for value in observed or (None, None)]
         like = self._model.label_deviation
         with torch.inference_mode():
             prediction, self._states[key] = self._model.step(
@@ -170,7 +182,23 @@ class Stream:
         for past, owned in pasts.items():
             vector = vectors[past.partition(".")[2]]
             self._pasts[owned] = self._pasts.get(owned, 0.0) + np.append(vector.astype(np.float64), 1)
-        return self._judged(dict(zip(DIMENSIONS, prediction[0].tolist(), strict=True)), heard, sounds)
+        return self._judged(dict(zip(self._model.targets, prediction[0].tolist(), strict=True)), heard, sounds)
+
+    def _known(self, observed: Sequence[float | None] | Mapping[str, float | None] | None) -> list[float]:
+        """The observed values of one utterance in the order of the targets, NaN = unknown."""
+        names = self._model.targets[: self._model.n_fed]
+        if observed is None:
+            return [np.nan] * len(names)
+        if isinstance(observed, Mapping):
+            other = next((name for name in observed if name not in names), None)
+            if other is not None:
+                raise UsageError(f"observed has a value for '{other}'; it may have some for {', '.join(names)}.")
+            observed = [observed.get(name) for name in names]
+        if len(observed) != len(names):
+            raise UsageError(
+                f"observed has {len(observed)} values; the model takes {', '.join(names)}, None where unknown."
+            )
+        return [np.nan if value is None else float(value) for value in observed]
 
     def save(self, path: str | Path) -> None:
         """Write the memory as safetensors: states, sums of features, the checkpoint's fingerprint; no audio."""
@@ -189,12 +217,13 @@ class Stream:
     ) -> Prediction:
         """The prediction, with what the checkpoint says of the trust that it deserves."""
         if self._judge is None:
-            return Prediction(**values)
+            return Prediction.of(values)
         found, bounds, novelty = self._judge.one(values, heard, sounds, self._n_scored)
         self._n_scored += 1
         if self._judge.is_unfit(novelty):
-            return Prediction(None, None, "unfit", self._judge.unfit_reason, novelty=novelty)
-        return Prediction(**found, intervals=bounds, novelty=novelty)
+            nothing = Prediction.of(dict.fromkeys(values), "unfit", self._judge.unfit_reason)
+            return replace(nothing, novelty=novelty)
+        return replace(Prediction.of(found), intervals=bounds, novelty=novelty)
 
     def _features(self, samples: np.ndarray) -> tuple[dict[str, np.ndarray], dict[str, float]]:
         """Features of an utterance, (D,) each, and how it sounds; AudioProblem where it has none."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 DIMENSIONS = ("valence", "arousal")
-"""The two predicted dimensions; this is their order on every axis of size two."""
+"""The targets where `model.targets` names no others."""
 
 STREAMS = ("speech", "prosody", "speaker")
 """The three feature streams of an utterance; any of them may be absent from a store."""

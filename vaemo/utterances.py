@@ -23,10 +23,13 @@ from vaemo.audio.recording import AudioProblem, Decoder, Recording
 from vaemo.audio.vad import UtteranceFinder
 from vaemo.config import Config
 from vaemo.errors import ExtractorError
-from vaemo.features import Extractor, ExtractorLost, StandIn
-from vaemo.sessions import OBSERVED, label_range
+from vaemo.features import Extractor, ExtractorHung, ExtractorLost, StandIn
+from vaemo.features.watch import watched
+from vaemo.manifest import with_labels
+from vaemo.sessions import label_ranges
 from vaemo.store import part_schema
 from vaemo.tables import with_column
+from vaemo.targets import Target, label_names
 from vaemo.units import DIMENSIONS, NOT_FAILED, SAMPLING_RATE_HZ
 from vaemo.voices import roles as evidence
 from vaemo.voices.channels import Voice, VoiceCutter
@@ -119,7 +122,7 @@ def extract_utterances(
                     # What cannot be opened, or ends its decoder, is not tried again for every utterance in it.
                     lost = problem
     result = work.finish()
-    return _joined(_on_model_scale(rows, config), result, extractors)
+    return _joined(_on_model_scale(rows, config), result, extractors, config.model.targets)
 
 
 def extract_recording(
@@ -228,7 +231,7 @@ def extract_recording(
     rows = _found_rows(path, session_id, found, len(roles))
     if problem and problem.duplicate_of:
         rows = rows.append_column("duplicate_of", pa.repeat(problem.duplicate_of, rows.num_rows))
-    return _joined(rows, work.finish(), extractors, by_start=True)
+    return _joined(rows, work.finish(), extractors, config.model.targets, by_start=True)
 
 
 def as_heard(samples: np.ndarray, config: Config) -> np.ndarray:
@@ -257,7 +260,7 @@ def listed_only(rows: pa.Table, *, extractors: Mapping[str, Extractor], config: 
     work = _Work(extractors, config, rows.num_rows)
     for row in range(rows.num_rows):
         work.fail(row, AudioProblem("missing", "it was not read"))
-    return _joined(_on_model_scale(rows, config), work.finish(), extractors)
+    return _joined(_on_model_scale(rows, config), work.finish(), extractors, config.model.targets)
 
 
 def failed_rows(table: pa.Table) -> pa.ChunkedArray:
@@ -397,7 +400,8 @@ class _Work:
                 self._begun.append((stream, rows, utterances, extractor.begin(utterances)))
         for stream, extractor in self._extractors.items():
             if not isinstance(extractor, StandIn):
-                self._keep(stream, rows, extractor(utterances))
+                with watched(self._config.extract.features_timeout_s):
+                    self._keep(stream, rows, extractor(utterances))
 
     def _collect(self) -> None:
         """Take the vectors of what was begun elsewhere."""
@@ -415,7 +419,10 @@ class _Work:
             try:
                 self._keep(stream, [row], extractor([samples]))
             except ExtractorLost as lost:
-                self.fail(row, AudioProblem("undecodable", f"{extractor.name} ended its process on it ({lost})"))
+                if isinstance(lost, ExtractorHung):
+                    self.fail(row, AudioProblem("timeout", f"{extractor.name} took longer than {lost} for it"))
+                else:
+                    self.fail(row, AudioProblem("undecodable", f"{extractor.name} ended its process on it ({lost})"))
                 n_lost += 1
                 if n_lost == number == _HOPELESS:
                     raise ExtractorError(
@@ -454,17 +461,23 @@ class _decoding:  # noqa: N801 - reads as a verb where it is used
 
 
 def _on_model_scale(rows: pa.Table, config: Config) -> pa.Table:
-    labels = label_range(config)
-    for name in (*DIMENSIONS, *OBSERVED):
-        column = rows[name].cast(pa.float64())
-        values = labels.scale.to(labels.model, column.to_numpy())
+    ranges, targets = label_ranges(config), config.model.targets
+    rows = ranges.mapped_spread(with_labels(rows, targets))
+    for name in label_names(targets):
+        column, held = rows[name].cast(pa.float64()), ranges[name.removeprefix("observed_")]
+        values = held.scale.to(held.model, column.to_numpy())
         scaled = pa.array(values, pa.float32(), mask=column.is_null().to_numpy())
         rows = with_column(rows, name, scaled)
     return rows
 
 
 def _joined(
-    rows: pa.Table, result: Mapping[str, pa.Array], extractors: Mapping[str, Extractor], *, by_start: bool = False
+    rows: pa.Table,
+    result: Mapping[str, pa.Array],
+    extractors: Mapping[str, Extractor],
+    targets: Sequence[str | Target] = DIMENSIONS,
+    *,
+    by_start: bool = False,
 ) -> pa.Table:
     """What is known of the rows and what was computed, as the store's contract has it."""
     known = {name: rows[name] for name in rows.column_names}
@@ -475,7 +488,7 @@ def _joined(
         result = {name: column.take(pa.array(order)) for name, column in result.items()}
         known["position"] = pa.array(np.arange(rows.num_rows, dtype=np.int32))
     columns = {**known, **result}
-    schema = part_schema({stream: extractor.dim for stream, extractor in extractors.items()})
+    schema = part_schema({stream: extractor.dim for stream, extractor in extractors.items()}, targets)
     contract = [
         columns[field.name].cast(field.type) if field.name in columns else pa.nulls(rows.num_rows, field.type)
         for field in schema

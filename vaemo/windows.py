@@ -2,7 +2,7 @@
 
 Takes sessions and a schedule, gives what the model reads. The utterances of all sessions lie end to end in one
 tensor per stream, and a window is gathered from it by index. Letters: U utterances of all sessions, L lanes, T steps,
-D features, F utterances whose features lie there, of these sessions and perhaps of others.
+K targets, D features, F utterances whose features lie there, of these sessions and perhaps of others.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from vaemo.model.streams import Streams
 from vaemo.sessions import Session
 from vaemo.speakers import past_of
 from vaemo.tables import codes
-from vaemo.units import DIMENSIONS
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,10 +30,11 @@ class Window:
 
     Attributes:
         features: (L, T, D) each; beyond `lengths` whatever.
-        labels: (L, T, 2), NaN where there is no label or no step.
+        labels: (L, T, K), NaN where there is no label or no step.
         lengths: Steps of each lane, (L,), int64.
         fresh: Lanes in which a session begins, (L,), bool.
         index: Row of each step in the packed tensors, (L, T); 0 beyond `lengths`.
+        weights: Of the labels in the loss, (L, T, K); None where all are alike.
     """
 
     features: Streams
@@ -42,6 +42,7 @@ class Window:
     lengths: Tensor
     fresh: Tensor
     index: Tensor
+    weights: Tensor | None = None
 
     @property
     def valid(self) -> Tensor:
@@ -58,13 +59,15 @@ class PackedSessions:
     Attributes:
         features: (F, D) each, and the pasts that were asked for; never written to.
         places: Row of `features` in which each utterance's stand, (U,), int64.
-        labels: (U, 2), NaN = unlabelled.
-        observed: (U, 2), NaN = unknown.
+        labels: (U, K), NaN = unlabelled.
+        observed: (U, targets that are observed), NaN = unknown.
         speakers: Who speaks, as numbers from 0, (U,), int64.
         lengths: Utterances of each session, (sessions,).
         offsets: Row at which each session begins, (sessions,).
         session_ids: One per session.
         utt_ids: (U,), objects.
+        label_error: Standard errors of the labels, (U, K), NaN = unknown; None where nothing is known of any.
+        weights: Of the labels in the loss, (U, K); None where all are alike.
     """
 
     features: Streams
@@ -76,6 +79,8 @@ class PackedSessions:
     offsets: np.ndarray
     session_ids: list[str]
     utt_ids: np.ndarray
+    label_error: Tensor | None = None
+    weights: Tensor | None = None
 
     @staticmethod
     def of(
@@ -83,22 +88,25 @@ class PackedSessions:
     ) -> PackedSessions:
         """Pack sessions that have the same streams."""
         lengths = np.array([len(session) for session in sessions], np.int64)
-        blank, none = np.zeros((0, len(DIMENSIONS)), np.float32), np.zeros(0, object)
+        none = np.zeros(0, object)
+        blank = [np.zeros((0, 0), np.float32)] if not sessions else []
 
         def joined(arrays: list[np.ndarray]) -> Tensor:
             return torch.from_numpy(np.concatenate(arrays)).to(device, dtype)
 
         names = sessions[0].streams if sessions else ()
+        errors = [session.label_error for session in sessions if session.label_error is not None]
         return PackedSessions(
             features=Streams.of({name: joined([session.streams[name] for session in sessions]) for name in names}),
             places=torch.arange(int(lengths.sum()), device=device),
-            labels=joined([blank, *(session.labels for session in sessions)]),
-            observed=joined([blank, *(session.observed for session in sessions)]),
+            labels=joined(blank + [session.labels for session in sessions]),
+            observed=joined(blank + [session.observed for session in sessions]),
             speakers=codes(pa.array(np.concatenate([none, *(s.speaker_ids for s in sessions)]), pa.string())),
             lengths=lengths,
             offsets=np.cumsum(lengths) - lengths,
             session_ids=[session.session_id for session in sessions],
             utt_ids=np.concatenate([none, *(session.utt_ids for session in sessions)]),
+            label_error=joined(errors) if len(errors) == len(sessions) > 0 else None,
         )
 
     def select(self, numbers: Sequence[int] | np.ndarray) -> PackedSessions:
@@ -118,6 +126,8 @@ class PackedSessions:
             offsets=offsets,
             session_ids=[self.session_ids[number] for number in numbers],
             utt_ids=self.utt_ids[index],
+            label_error=None if self.label_error is None else self.label_error[picked],
+            weights=None if self.weights is None else self.weights[picked],
         )
 
     def with_past(self, names: Sequence[str], apart: np.ndarray | None = None) -> PackedSessions:
@@ -174,6 +184,8 @@ class PackedSessions:
             places=own.places.to(device),
             labels=own.labels.to(device, dtype),
             observed=own.observed.to(device, dtype),
+            label_error=None if own.label_error is None else own.label_error.to(device, dtype),
+            weights=None if own.weights is None else own.weights.to(device, dtype),
         )
 
     def windows(self, schedule: LaneSchedule, lanes: Sequence[int] | np.ndarray | None = None) -> Iterator[Window]:
@@ -200,6 +212,7 @@ class PackedSessions:
                 lengths=torch.from_numpy(lengths).to(device),
                 fresh=torch.from_numpy(start == 0).to(device),
                 index=row,
+                weights=None if self.weights is None else self.weights[row],
             )
 
     def statistics(self) -> dict[str, tuple[Tensor, Tensor]]:
@@ -216,7 +229,8 @@ class PackedSessions:
         arrays = {name: tensor.cpu().numpy() for name, tensor in self.features.tensors().items()}
         tensors = (self.places, self.labels, self.observed)
         rest = (self.speakers, self.lengths, self.offsets, self.session_ids, self.utt_ids)
-        return _from_arrays, (arrays, *(tensor.cpu().numpy() for tensor in tensors), *rest)
+        optional = (None if tensor is None else tensor.cpu().numpy() for tensor in (self.label_error, self.weights))
+        return _from_arrays, (arrays, *(tensor.cpu().numpy() for tensor in tensors), *rest, *optional)
 
 
 def _from_arrays(
@@ -227,4 +241,6 @@ def _from_arrays(
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         streams = Streams.of({name: torch.from_numpy(array) for name, array in features.items()})
         tensors: list[Any] = [torch.from_numpy(array) for array in (places, labels, observed)]
-        return PackedSessions(streams, *tensors, *rest)
+        *rest, error, weights = rest
+        optional = (None if array is None else torch.from_numpy(array) for array in (error, weights))
+        return PackedSessions(streams, *tensors, *rest, *optional)

@@ -25,7 +25,7 @@ import vaemo
 from vaemo.cluster import encoders, runtime
 from vaemo.config import FeatureConfig
 from vaemo.errors import ClusterError, ExtractorError, StorageError
-from vaemo.features import load_extractors
+from vaemo.features import ExtractorHung, ExtractorLost, load_extractors
 from vaemo.features.speaker import SpeakerEncoder
 from vaemo.features.speech import SpeechEncoder
 from vaemo.pipeline import extraction
@@ -247,7 +247,7 @@ def dispatch(handles, asked):
     """What a dispatcher returns to those who ask at once, each for something and from a node."""
 
     async def ask():
-        dispatcher = encoders._Dispatcher(handles)
+        dispatcher = encoders._Dispatcher(handles, 180.0)
         return await asyncio.gather(*(dispatcher.encode("speech", [what], node) for what, node in asked))
 
     return asyncio.run(ask())
@@ -265,7 +265,7 @@ def test_an_encoder_does_one_thing_at_a_time_for_its_own_node_first():
 def test_what_ends_its_encoder_is_tried_once_more_and_harms_nobody_else():
     once, twice = Answers("a", deadly=["x"]), Answers("a", deadly=["x", "x"])
     assert dispatch([once], [("x", "a"), ("y", "a")]) == ["x on a", "y on a"]
-    assert dispatch([twice], [("x", "a"), ("y", "a")]) == [None, "y on a"]
+    assert dispatch([twice], [("x", "a"), ("y", "a")]) == [encoders._DIED, "y on a"]
     assert sorted(twice.work) == ["x", "x", "y"]
 
 
@@ -289,7 +289,15 @@ def test_an_encoders_mistake_is_raised_where_its_vectors_are_waited_for(monkeypa
     encoder._extractors["speech"] = fail
     monkeypatch.setattr(ray, "get", lambda answer: answer)
     with pytest.raises(kind, match=message):
-        encoders._receive(encoder.encode("speech", [np.zeros(16000, np.float32)]))
+        encoders._receive(encoder.encode("speech", [np.zeros(16000, np.float32)]), 180.0)
+
+
+def test_how_encoders_ended_is_told_apart(monkeypatch):
+    monkeypatch.setattr(ray, "get", lambda answer: answer)
+    for answer, kind in ((encoders._DIED, ExtractorLost), (encoders._HUNG, ExtractorHung)):
+        with pytest.raises(ExtractorLost) as caught:
+            encoders._receive(answer, 180.0)
+        assert type(caught.value) is kind
 
 
 def test_a_dispatcher_that_is_lost_is_one_clear_error(monkeypatch):
@@ -298,7 +306,7 @@ def test_a_dispatcher_that_is_lost_is_one_clear_error(monkeypatch):
 
     monkeypatch.setattr(ray, "get", lost)
     with pytest.raises(ClusterError, match=r"hands speech to the encoders has died .* run the same command again"):
-        encoders._receive(None)
+        encoders._receive(encoders._DIED, 180.0)
 
 
 def test_an_encoder_computes_as_its_extractor_does():

@@ -18,6 +18,7 @@ from ray.cluster_utils import Cluster
 from vaemo.cluster import nodes as cluster_nodes
 from vaemo.cluster import runtime
 from vaemo.errors import ClusterError, LabelError, StorageError
+from vaemo.features import watch
 
 pytestmark = pytest.mark.ray
 
@@ -47,6 +48,20 @@ def deadly():
             return {"n": shard["n"]}
 
     return Deadly
+
+
+def hanging():
+    """A worker that one shard hangs, as native code would, unless it is careful."""
+
+    class Hanging:
+        def __call__(self, shard):
+            with watch.watched(1.0):
+                watch.begin_utterance()
+                if shard["n"] == 1 and "careful" not in shard:
+                    time.sleep(600)
+            return {"n": shard["n"]}
+
+    return Hanging
 
 
 def asleep():
@@ -180,6 +195,12 @@ def test_a_shard_that_kills_its_worker_each_time_ends_the_job(local_ray, monkeyp
     shards = [{"n": n, "name": f"part-{n}.parquet"} for n in range(3)]
     with pytest.raises(ClusterError, match=r"part part-1.parquet has ended its worker 2 times: .*Run the same"):
         list(runtime.run_shards(deadly(), {}, shards))
+
+
+def test_a_worker_that_hangs_is_ended_and_its_shard_done_with_care(local_ray):
+    runtime.connect()
+    shards = [{"n": n, "name": f"part-{n}.parquet"} for n in range(3)]
+    assert sorted(done["n"] for done in runtime.run_shards(hanging(), {}, shards)) == [0, 1, 2]
 
 
 def test_storage_that_refuses_a_worker_is_a_mistake_that_comes_home(local_ray):

@@ -15,12 +15,12 @@ JOBS = sorted((ROOT / "jobs").glob("*.py"))
 
 RANKS = (
     {"errors", "units"},
-    {"fields", "strict_yaml", "suggest", "config", "metrics", "settling", "progress", "extras"},
+    {"fields", "strict_yaml", "suggest", "targets", "config", "metrics", "settling", "progress", "extras"},
     {"files", "cli", "summary", "tables", "drawing"},
     {"manifest"},
     {"audio"},
     {"features", "parts", "store"},
-    {"sessions", "speakers", "splits", "lanes", "model"},
+    {"sessions", "speakers", "splits", "lanes", "model", "voices"},
     {"windows", "utterances", "scores", "corpora", "card"},
     {"training"},
     {"trust", "scoring", "personalize", "evaluation", "report", "ablation", "tuning"},
@@ -80,6 +80,110 @@ def test_imports_go_one_way(path):
             more = {"checkpoint.py": {"files", "strict_yaml", "settling"}, "state.py": {"files"}}
             allowed |= more.get(path.name, set())
             assert name.split(".")[1] in allowed, f"{path.name} imports {name}"
+
+
+LAZY = {
+    "vaemo.api": "the package is as light as its config until something is asked of it",
+    "vaemo.commands": "a command loads what it needs: `--help` of all takes no second",
+    "vaemo.cluster.executor": "Ray Tune takes a second to import, which extraction and scoring do not need",
+    "vaemo.pipeline.executors": "training needs torch, which extraction of some features does not",
+    "vaemo.features.load": "an extractor is imported when a config asks for it: each has packages of its own",
+    "vaemo.model.regressor": "two methods are short for functions of `vaemo.model.checkpoint`, which loads regressors",
+    "vaemo.model.feedback": "for types alone: its functions are parts of the regressor",
+    "vaemo.scoring.score": "for types alone: personal deltas are trained with what stands here",
+    "vaemo.stream": "for types alone: personal deltas are trained, which a stream does not do",
+    "vaemo.evaluation.pictures": "only one of the pictures needs it",
+}
+"""Modules that import others of vaemo inside a function, or for types alone; and why."""
+
+PACKAGES = {
+    "av": "the process that decodes opens most files without it, and starts faster",
+    "soundfile": "likewise",
+    "boto3": "an extra",
+    "botocore": "comes with it",
+    "espeakng_loader": "an extra",
+    "fcntl": "is not there on every system",
+    "fsspec": "for storage that pyarrow does not know",
+    "huggingface_hub": "an extra",
+    "matplotlib": "takes a second to import",
+    "onnx": "an extra",
+    "opensmile": "an extra",
+    "optuna": "an extra",
+    "parselmouth": "an extra",
+    "pyannote": "an extra",
+    "resource": "is not there on every system",
+    "sklearn": "takes a second to import",
+    "torch": "takes seconds to import",
+    "transformers": "an extra, and takes seconds to import",
+}
+"""What is not vaemo's and may be imported where it is used; and why."""
+
+
+def eager(body):
+    """The imports that run when a module is imported, those in its `if` and `try` among them."""
+    for node in body:
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            yield node
+        elif isinstance(node, ast.If) and "TYPE_CHECKING" not in ast.dump(node.test):
+            yield from eager([*node.body, *node.orelse])
+        elif isinstance(node, ast.Try | ast.With):
+            yield from eager(
+                [*node.body, *(line for handler in getattr(node, "handlers", ()) for line in handler.body)]
+            )
+
+
+def dotted(path):
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+@pytest.fixture(scope="module")
+def imported():
+    """By module: what it imports when it is imported itself, and what it imports later or for types alone."""
+    known = {dotted(path): ast.parse(path.read_text()) for path in modules()}
+
+    def names(node):
+        if isinstance(node, ast.Import):
+            return [alias.name for alias in node.names]
+        # `from package import module` names a module, `from module import thing` does not.
+        return [whole if (whole := f"{node.module}.{alias.name}") in known else node.module for alias in node.names]
+
+    found = {}
+    for module, tree in known.items():
+        first = list(eager(tree.body))
+        later = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom) and node not in first]
+        found[module] = tuple({name for node in nodes for name in names(node)} - {module} for nodes in (first, later))
+    return found
+
+
+def circle(graph):
+    """Modules of which each imports the next, and the last the first; empty where there are none."""
+    done = set()
+
+    def walk(module, above):
+        if module in above:
+            return [*above[above.index(module) :], module]
+        if module in done:
+            return []
+        found = next(filter(None, (walk(other, [*above, module]) for other in sorted(graph.get(module, ())))), [])
+        done.add(module)
+        return found
+
+    return next(filter(None, (walk(module, []) for module in sorted(graph))), [])
+
+
+def test_no_module_imports_itself_by_way_of_others(imported):
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": set()}) == ["b", "c", "b"]
+    assert circle({"a": {"b", "c"}, "b": {"d"}, "c": {"d"}}) == []
+    assert circle({module: first for module, (first, _) in imported.items()}) == []
+
+
+def test_what_is_imported_late_has_a_reason(imported):
+    ours, others = set(), set()
+    for module, (_, later) in imported.items():
+        ours |= {module} if any(name.startswith("vaemo.") for name in later) else set()
+        others |= {name.partition(".")[0] for name in later} - {"vaemo"}
+    assert ours - {"vaemo.testing"} == set(LAZY)
+    assert others == set(PACKAGES)
 
 
 @pytest.mark.parametrize("name", ["vaemo", "vaemo.config", "vaemo.cli", "vaemo.files", "vaemo.store", "vaemo.manifest"])

@@ -1,8 +1,9 @@
-"""Stands in for openSMILE where this folder is on the path, and crashes as native code does: on loud speech."""
+"""Stands in for openSMILE where this folder is on the path: crashes on loud speech, as native code does, or hangs."""
 
 import enum
 import os
 import signal
+import time
 
 import numpy as np
 
@@ -19,4 +20,6 @@ class Smile:
     def __call__(self, samples, sampling_rate):
         if np.abs(samples).max() > 0.9:
             os.kill(os.getpid(), signal.SIGKILL)
+        if np.abs(samples).max() > 0.7:
+            time.sleep(600)
         return samples[:88]

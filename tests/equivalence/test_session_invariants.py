@@ -111,7 +111,7 @@ def test_s5_lanes_are_independent(updater, feedback):
         expected, expected_state = case.run(lengths=lengths)
         others = make_features(seed=9, dtype=torch.float32)
         mixed = Streams.cat([case.features.select([0]), others.select(slice(1, None))])
-        noise = torch.rand(LANES, STEPS, 2)
+        noise = torch.rand(LANES, STEPS, case.model.n_fed)
         observed = None if case.observed is None else torch.cat([case.observed[:1], noise[1:]])
         changed, changed_state = case.run(features=mixed, lengths=torch.tensor([STEPS, 9, 0]), observed=observed)
         assert torch.equal(changed[0], expected[0])
@@ -278,7 +278,7 @@ def test_s12_scores_do_not_depend_on_company_or_cuts(updater):
     case = make_case(updater, "scheduled", dtype=torch.float32)
     lanes, published = 8, 1e-5
     features = make_features(lanes, seed=6, dtype=torch.float32)
-    observed = make_observed("scheduled", lanes, seed=7, dtype=torch.float32)
+    observed = make_observed("scheduled", lanes, n_fed=case.model.n_fed, seed=7, dtype=torch.float32)
 
     def score(features, lengths, cuts):
         state, predictions = case.model.fresh_state(lanes), []

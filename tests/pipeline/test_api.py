@@ -16,8 +16,9 @@ from scoring_cases import SMALL, make_audio_checkpoint, rows_of
 
 import vaemo
 from vaemo.config import Config, FeatureConfig
-from vaemo.errors import ConfigValueError, UsageError
+from vaemo.errors import ConfigValueError, OtherRunError, UsageError
 from vaemo.store import FeatureStore
+from vaemo.testing import linear_world, write_store
 
 CONFIG = Config().replace({**SMALL, "features": {"prosody": "none"}})
 
@@ -87,6 +88,18 @@ def test_from_recordings_to_numbers(archive, checkpoint, tmp_path):
     assert (tmp_path / "numbers" / "summary.json").exists()
 
 
+def test_a_training_in_this_process(tmp_path):
+    store = write_store(linear_world(0, sessions=(6, 3, 3), lengths=(10, 20), features=6), str(tmp_path / "store"))
+    settings = ["train.epochs=1", "train.lanes=4", "model.d_c=8", "updater.d_model=16"]
+    trained = vaemo.train(store=store, out=tmp_path / "run", set=settings, executor="process")
+    assert trained.checkpoints == (str(tmp_path / "run" / "best"),)
+    again = vaemo.train(store=store, out=tmp_path / "run", set=settings, executor="process")
+    assert again.summary == trained.summary
+    assert not (tmp_path / "run" / "_lease.json").exists()
+    with pytest.raises(OtherRunError, match=r"train.epochs was 1, is now 2"):
+        vaemo.train(store=store, out=tmp_path / "run", set=[*settings, "train.epochs=2"], executor="process")
+
+
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
@@ -110,5 +123,5 @@ def test_no_module_has_the_name_of_a_public_function():
     for module in pkgutil.walk_packages(vaemo.__path__, "vaemo."):
         if not module.name.startswith(("vaemo.cluster", "vaemo.presets")):
             importlib.import_module(module.name)
-    for name in ("extract", "score", "evaluate"):
+    for name in ("extract", "train", "score", "evaluate"):
         assert callable(getattr(vaemo, name))

@@ -21,7 +21,7 @@ from vaemo.model.checkpoint import load_checkpoint
 from vaemo.parts.shards import read_keys
 from vaemo.personalize import PROVENANCE, SPEAKERS, USED, Personal
 from vaemo.scores import read_sessions
-from vaemo.scoring import erase
+from vaemo.scoring import tend
 from vaemo.scoring.erase import Tombstones, erase_session
 from vaemo.scoring.ids import VARIABLE, IdKey
 from vaemo.scoring.score import score_table
@@ -104,7 +104,7 @@ def test_an_erased_call_is_gone_and_stays_away(store, checkpoint, tmp_path, opti
     name = IdKey(KEY).hash("s0005") if options else "s0005"
     n = pc.sum(pc.equal(whole["session_id"], name)).as_py()
     removed = erase_session("s0005", IdKey(KEY), scores=str(out), stores=[store])
-    assert removed == {"utterances": n, "sessions": 1, "stores": n, "reports": 0, "deltas": 0}
+    assert {kind: count for kind, count in removed.items() if count} == {"utterances": n, "sessions": 1, "stores": n}
     for folder in (out, tmp_path / "store"):
         text = everything_in(folder)
         assert "s0005" not in text
@@ -177,13 +177,13 @@ def test_the_command_erases_reports_and_deltas_too(checkpoint, store, tmp_path, 
         (tmp_path / "report" / name).write_text("s0005")
     speakers = set(pq.read_table(deltas + "/speakers.parquet")["speaker_id"].to_pylist())
     arguments = ["erase", "--session", "s0005", "--scores", str(out), "--report", str(tmp_path / "report")]
-    erase.main([*arguments, "--personal", deltas])
+    tend.main([*arguments, "--personal", deltas])
     assert "1 from sessions" in capsys.readouterr().out
     assert [path.name for path in (tmp_path / "report").rglob("*") if path.is_file()] == ["mine.txt"]
     left = set(pq.read_table(deltas + "/speakers.parquet")["speaker_id"].to_pylist())
     assert speakers - left == {"p0005"}
     assert "p0005" not in Personal.load(deltas, fingerprint=load_checkpoint(tmp_path / "film").fingerprint).index
-    erase.main(["erase", "--session", "s0055", "--scores", str(out)])
+    tend.main(["erase", "--session", "s0055", "--scores", str(out)])
     assert "warning: no row is of a call 's0055'" in capsys.readouterr().out
 
 
@@ -193,7 +193,7 @@ def test_a_folder_that_is_not_there_is_not_made_by_erasing(checkpoint, store, tm
     run(store, checkpoint, out)
     before = everything_in(out)
     with pytest.raises(UsageError, match="none does not exist, so that nothing was erased anywhere"):
-        erase.main(["erase", "--session", "s0005", "--scores", str(out), option, str(tmp_path / "none")])
+        tend.main(["erase", "--session", "s0005", "--scores", str(out), option, str(tmp_path / "none")])
     assert everything_in(out) == before
     assert not (tmp_path / "none").exists()
 

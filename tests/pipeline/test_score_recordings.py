@@ -17,6 +17,7 @@ from scoring_cases import (
     write_calls,
 )
 
+from vaemo.audio.decoder import Decoder
 from vaemo.config import Config, FeatureConfig
 from vaemo.errors import (
     FeatureMismatchError,
@@ -119,6 +120,31 @@ def test_a_table_of_calls_says_it_call_by_call(recordings, checkpoint, scored, t
         ReadManifestError, match=r"called such as 'call0\.wav', those in the table such as 'elsewhere\.wav'"
     ):
         run(folder, checkpoint, tmp_path / "out2", calls=str(nothing))
+
+
+def test_a_call_that_may_not_be_processed_is_not_decoded(recordings, checkpoint, tmp_path, monkeypatch):
+    folder, names, _ = recordings
+    opened, path = [], tmp_path / "calls.csv"
+    monkeypatch.setattr(Decoder, "open", lambda *given, real=Decoder.open: opened.append(given[1]) or real(*given))
+    path.write_text("path,role_ch0,role_ch1,process\n" + "".join(f"{name},customer,agent,No\n" for name in names[:2]))
+    with open(path, "a") as file:
+        file.write(f"{names[2]},customer,agent,\n")
+    rows = run(folder, checkpoint, tmp_path / "out", calls=str(path))
+    assert {name.rpartition("/")[2] for name in opened} == {names[2]}
+    assert "process" not in rows.column_names
+    status = {name: rows.filter(pc.equal(rows["session_id"], name))["status"].to_pylist() for name in names}
+    assert [status[name] for name in names[:2]] == [["withheld"], ["withheld"]]
+    assert "ok" in status[names[2]]
+    # Once it may be, the same command scores it; what has been scored stays, for `erase` to take it.
+    path.write_text(path.read_text().replace(f"{names[0]},customer,agent,No", f"{names[0]},customer,agent,yes"))
+    path.write_text(path.read_text().replace(f"{names[2]},customer,agent,", f"{names[2]},customer,agent,false"))
+    again = run(folder, checkpoint, tmp_path / "out", calls=str(path))
+    for name, known in zip(names, (None, ["withheld"], status[names[2]]), strict=True):
+        found = again.filter(pc.equal(again["session_id"], name))["status"].to_pylist()
+        assert ("ok" in found) if known is None else (found == known)
+    path.write_text(f"path,role_ch0,process\n{names[0]},customer,perhaps\n")
+    with pytest.raises(ReadManifestError, match="column process says 'perhaps' of a call; it must be true or false"):
+        run(folder, checkpoint, tmp_path / "out", calls=str(path))
 
 
 def test_roles_unknown_scores_every_channel(recordings, checkpoint, tmp_path):

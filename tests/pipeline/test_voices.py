@@ -103,7 +103,7 @@ def test_found_voices_and_the_agent_who_is_verified(calls, tmp_path):
         (0, "customer", "verified", "ok"),
         (1, "agent", "verified", "not_scored_role"),
     }
-    assert min(row["voice_margin"] for row in rows) > 0.1
+    assert min(row["voice_margin"] for row in rows) > 0.15
     assert min(row["role_margin"] for row in rows) > 0.15
     # One voice, of which nothing is known.
     assert {(row["voice"], row["voice_margin"], row["role"], row["role_by"]) for row in voicemail} == {

@@ -89,7 +89,7 @@ def test_overrides_are_converted_to_the_field_type():
         ("train.lanes=true", ConfigValueError, r"train\.lanes is True; allowed is a whole number"),
         ("train.lr=.nan", ConfigValueError, r"train\.lr is nan; allowed is a number"),
         ("model.updater=lstm", ConfigValueError, r"'lstm'; allowed is one of mamba, mamba2, gru, none"),
-        ("labels.range=[1, 7, 9]", ConfigValueError, r"allowed is a list of 2 numbers or null"),
+        ("labels.range=[1, 7, 9]", ConfigValueError, r"allowed is a list of 2 numbers or a mapping of names, to"),
         ("labels.range=[7, 1]", ConfigValueError, r"labels\.range is \[7\.0, 1\.0\]; give the lowest and the highest"),
         ("model.speaker_norm=prosody", ConfigValueError, r"allowed is a list of any of speech, prosody"),
         (

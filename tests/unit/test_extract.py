@@ -6,7 +6,7 @@ from extract_cases import CONFIG, write_corpus
 from vaemo import utterances
 from vaemo.audio.acoustics import bandwidth_hz
 from vaemo.errors import ExtractorError
-from vaemo.features import ExtractorLost, StandIn, load_extractors
+from vaemo.features import ExtractorHung, ExtractorLost, StandIn, load_extractors
 from vaemo.manifest import read_manifest
 from vaemo.utterances import extract_utterances
 
@@ -26,8 +26,8 @@ class Elsewhere:
         course: What happened: `begin` and `end` of buffers, with their size, and `heard`.
     """
 
-    def __init__(self, extractor, lost=()):
-        self._extractor, self._lost = extractor, lost
+    def __init__(self, extractor, lost=(), how=None):
+        self._extractor, self._lost, self._how = extractor, lost, how or ExtractorLost("SIGSEGV")
         self._numbers = {}
         self.heard, self.course = 0, []
 
@@ -44,15 +44,15 @@ class Elsewhere:
     def _end(self, utterances):
         self.course.append(("end", len(utterances), self.heard))
         if any(self._numbers[samples.tobytes()] in self._lost for samples in utterances):
-            raise ExtractorLost("SIGSEGV")
+            raise self._how
         return self._extractor(utterances)
 
 
-def extracted(rows, monkeypatch, lost=(), buffer_s=600.0):
+def extracted(rows, monkeypatch, lost=(), buffer_s=600.0, how=None):
     """The table with speech computed elsewhere, and the course of that."""
     monkeypatch.setattr(utterances, "_BUFFER_S", buffer_s)
     extractors = load_extractors(CONFIG.features)
-    elsewhere = Elsewhere(extractors["speech"], lost)
+    elsewhere = Elsewhere(extractors["speech"], lost, how)
     monkeypatch.setattr(utterances, "bandwidth_hz", elsewhere.hear)
     extractors["speech"] = StandIn.of(extractors["speech"], elsewhere)
     return extract_utterances(rows, extractors=extractors, config=CONFIG), elsewhere.course
@@ -82,6 +82,12 @@ def test_the_utterance_that_ends_the_process_fails_and_no_other(rows, monkeypatc
         else:
             assert row == wanted
     assert [n for what, n, _ in course if what == "end"] == [N] + N * [1]
+
+
+def test_an_utterance_that_takes_too_long_is_a_timeout(rows, monkeypatch):
+    table, _ = extracted(rows, monkeypatch, lost=(3,), how=ExtractorHung("180 s"))
+    assert table["status"].to_pylist() == ["ok"] * 3 + ["timeout"] + ["ok"] * (N - 4)
+    assert table["reason"][3].as_py() == "logmel took longer than 180 s for it"
 
 
 def test_an_extractor_that_ends_its_process_on_everything_is_not_blamed_on_the_speech(rows, monkeypatch):

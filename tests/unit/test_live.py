@@ -267,6 +267,63 @@ def test_arguments_may_come_from_numpy(opened):
     opened(np.int64(8000), channels=np.int64(2), listen=np.array([1]), speakers=("a", "b")).push(np.zeros((2, 160)))
 
 
+def heard_speakers(live):
+    """The names that a session gives its stream, as they come."""
+    names, push = [], live._stream.push
+
+    def listening(*args, speaker=None, **options):
+        names.append(speaker)
+        return push(*args, speaker=speaker, **options)
+
+    live._stream.push = listening
+    return names
+
+
+def mono_call():
+    both, turns = call(4)
+    return both.sum(axis=0)[None], [(start_s, end_s, ("ann", "bob")[who]) for who, start_s, end_s in turns]
+
+
+@pytest.mark.parametrize("cut", [None, 12.0])
+def test_a_mono_stream_is_told_who_speaks_packet_by_packet(opened, tmp_path, cut):
+    samples, turns = mono_call()
+    size = RATE // 10
+    live = opened(channels=1)
+    names = heard_speakers(live)
+    for at in range(0, samples.shape[1], size):
+        if cut is not None and at == round(cut * RATE):
+            live.save(tmp_path / "m.safetensors")
+            live = opened(channels=1)
+            live.load(tmp_path / "m.safetensors")
+            before, names = names, heard_speakers(live)
+        middle = at / RATE + 0.05
+        who = next((name for start_s, end_s, name in turns if start_s - 0.3 < middle < end_s + 0.3), None)
+        live.push(samples[:, at : at + size], speaker=who)
+    live.finish()
+    assert ([*before, *names] if cut is not None else names) == ["ann", "bob", "ann", "bob"]
+
+
+def test_a_callback_says_who_speaks_and_who_is_left_out(opened):
+    samples, turns = mono_call()
+
+    def who(start_s, end_s):
+        name = next(name for a, b, name in turns if a < (start_s + end_s) / 2 < b)
+        return None if name == "bob" else name
+
+    live = opened(channels=1, speaker=who)
+    names = heard_speakers(live)
+    heard = pushed(live, samples) + live.finish()
+    assert names == ["ann", "ann"]
+    assert [round(p.start_s) for p in heard] == [round(a - 0.1) for a, _, name in turns if name == "ann"]
+
+
+def test_channels_tell_speakers_apart_where_there_are_several(opened):
+    with pytest.raises(UsageError, match="has 2 channels"):
+        opened(speaker=lambda start_s, end_s: "ann")
+    with pytest.raises(UsageError, match="has 2 channels"):
+        opened().push(np.zeros((2, 800), np.float32), speaker="ann")
+
+
 def test_nothing_follows_the_end(opened, tmp_path):
     live = opened()
     live.push(np.zeros((2, 160)))

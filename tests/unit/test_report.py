@@ -9,11 +9,12 @@ import pyarrow as pa
 import pytest
 
 from vaemo import files, scores
-from vaemo.config import Config, ScoreConfig
+from vaemo.config import Config, ModelConfig, ScoreConfig
 from vaemo.errors import ReadScoresError
 from vaemo.report.overview import BINS, MIN_SCORED, Overview, calls_table, choose_calls, curves, over_time
 from vaemo.report.page import build_report
 from vaemo.report.write import write_report
+from vaemo.targets import Target
 from vaemo.units import LabelScale
 
 
@@ -334,3 +335,28 @@ def test_pictures_are_drawn(tmp_path):
     ):
         assert png.startswith(b"\x89PNG")
         assert len(png) > 5000
+
+
+def test_a_report_shows_the_targets_that_were_scored(tmp_path):
+    """Any names, and one of the whole call; nothing of valence where none was scored."""
+    targets = ("effort", "dominance", "ease", Target("csat", "session"))
+    table, random = make_scores(n_sessions=3).drop_columns(["valence", "arousal"]), np.random.default_rng(0)
+    scored = table["status"].to_numpy(zero_copy_only=False) == "ok"
+    for name in ("effort", "dominance", "ease", "csat"):
+        table = table.append_column(name, pa.array(random.uniform(0, 1, len(table)), pa.float32(), mask=~scored))
+    folder = tmp_path / "scores"
+    scores.write_part(str(folder), "part-0.parquet", table, ScoreConfig(), targets=targets)
+    files.write_json(folder / scores.PROVENANCE, scores.targets_said(ModelConfig(targets=targets)))
+    config = Config().replace({"score": {"low": {"effort": 0.25}}})
+    assert write_report(str(folder), str(tmp_path / "out"), config)["calls"] > 2
+    data = data_of(tmp_path / "out" / "index.html")
+    assert list(data["targets"]) == ["effort", "dominance", "ease"]
+    assert len(set(data["targets"].values())) == 3
+    assert data["low_at"] == {"effort": 0.25, "dominance": 0.4, "ease": 0.4}
+    assert data["session_targets"] == ["csat"]
+    assert len(data["calls"]["csat"]) == len(data["calls"]["effort_mean"])
+    planes = data["overview"]["planes"]
+    assert set(planes) == {f"{a},{b}" for a in data["targets"] for b in data["targets"] if a != b}
+    assert np.array_equal(planes["ease,effort"], np.transpose(planes["effort,ease"]))
+    assert np.sum(planes["effort,ease"]) == data["overview"]["n_scored"] == scored.sum()
+    assert (tmp_path / "out" / "pictures" / "plane.png").exists()

@@ -7,7 +7,7 @@ import pytest
 from vaemo import files
 from vaemo.config import Config
 from vaemo.errors import ColumnError, LabelError, NonFiniteFeatureError
-from vaemo.sessions import assemble_sessions, label_range, read_sessions
+from vaemo.sessions import assemble_sessions, label_ranges, read_sessions
 from vaemo.store import FeatureStore
 from vaemo.testing import linear_world, write_store
 
@@ -93,7 +93,7 @@ def test_without_positions_time_orders_and_what_is_there_in_part_is_refused():
 def test_every_label_of_a_range_fits_into_the_model_range(native):
     config = Config().replace({"labels": {"range": list(native)}})
     labels = pa.array(np.linspace(*native, 50), pa.float32())
-    mapped = label_range(config).mapped(pa.table({"utt_id": ["u"] * 50, "valence": labels}), ["valence"], "here")
+    mapped = label_ranges(config).mapped(pa.table({"utt_id": ["u"] * 50, "valence": labels}), ["valence"], "here")
     np.testing.assert_allclose(mapped["valence"].to_numpy(), np.linspace(0, 1, 50), atol=1e-6)
     assert 0 <= mapped["valence"].to_numpy().min() < mapped["valence"].to_numpy().max() <= 1
 
@@ -102,7 +102,7 @@ def test_labels_on_the_models_own_range_stay_as_they_are():
     values = np.random.default_rng(0).uniform(-1, 1, 100).astype(np.float32)
     config = Config().replace({"model": {"label_range": [-1, 1]}})
     rows = pa.table({"utt_id": ["u"] * 100, "valence": values})
-    assert label_range(config).mapped(rows, ["valence"], "here").equals(rows)
+    assert label_ranges(config).mapped(rows, ["valence"], "here").equals(rows)
 
 
 @pytest.mark.parametrize("name", ["valence", "observed_arousal"])

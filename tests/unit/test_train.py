@@ -28,6 +28,8 @@ FLOAT64 = 1e-9
 FLOAT32 = 1e-5
 """The same in float32."""
 
+SPREAD = {"valence": 0.16, "arousal": 0.16}
+
 SMALL = {
     "model": {"d_c": 8, "head_hidden": 12, "feedback": "scheduled", "feedback_flag": True, "dropout": 0.2},
     "updater": {"d_model": 8, "d_state": 4},
@@ -331,8 +333,8 @@ def healthy():
     ],
 )
 def test_signs_of_collapse(change, text):
-    assert signs_of_collapse(healthy(), [0.16, 0.16]) == []
-    (sign,) = signs_of_collapse(healthy() | change, [0.16, 0.16])
+    assert signs_of_collapse(healthy(), SPREAD) == []
+    (sign,) = signs_of_collapse(healthy() | change, SPREAD)
     import re
 
     assert re.search(text, sign)

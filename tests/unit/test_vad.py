@@ -56,7 +56,7 @@ def original():
     if spec is None:
         pytest.skip("silero-vad, where the weights come from, is not installed")
     file = Path(spec.submodule_search_locations[0]) / "data" / "silero_vad.jit"
-    with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
+    with warnings.catch_warnings(action="ignore"):
         return torch.jit.load(file), file
 
 
@@ -64,7 +64,7 @@ def test_the_detector_gives_the_originals_probabilities(original):
     samples, _ = call(4, seed=1)
     n = samples.shape[1] // FRAME * FRAME
     signal = torch.from_numpy(samples[:, :n])
-    with torch.no_grad(), warnings.catch_warnings(action="ignore", category=DeprecationWarning):
+    with torch.no_grad(), warnings.catch_warnings(action="ignore"):
         frames = [original[0](frame.contiguous(), SAMPLING_RATE_HZ) for frame in signal.split(FRAME, dim=1)]
     found, _, _ = SpeechDetector()(torch.nn.functional.pad(signal, (64, 0)))
     torch.testing.assert_close(found, torch.cat(frames, 1), atol=PROBABILITY, rtol=0)

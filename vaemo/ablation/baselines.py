@@ -43,13 +43,13 @@ class Heard(Protocol):
 
     @property
     def labels(self) -> np.ndarray:
-        """(T, 2), NaN = unlabelled."""
+        """(T, K), NaN = unlabelled."""
 
     def __len__(self) -> int: ...
 
 
 Baseline = Callable[[Sequence[Heard], Sequence[Heard], Sequence[Heard], Sequence[str]], list[np.ndarray]]
-"""From training, dev and test sessions and the streams to use: (T, 2) for every test session."""
+"""From training, dev and test sessions and the streams to use: (T, K) for every test session."""
 
 
 def mean_of_labels(
@@ -90,9 +90,9 @@ def ridge_with_memory(
 
     Args:
         train: As for every baseline.
-        dev: Likewise.
-        test: Likewise.
-        streams: Likewise.
+        dev: Sessions that choose the penalty.
+        test: Sessions to predict.
+        streams: Features to take.
         match: Stretch the predictions around the mean of the training labels so that on dev they vary as much as the
             labels: least squares shrinks what it predicts, and CCC punishes that.
         memories: Sets of coefficients to choose from; None is `MEMORIES`.
@@ -105,7 +105,9 @@ def ridge_with_memory(
     return _best_on_dev(fits, dev, test)
 
 
-def rivals(train: PackedSessions, dev: PackedSessions, streams: Sequence[str]) -> dict[str, dict[str, float]] | None:
+def rivals(
+    train: PackedSessions, dev: PackedSessions, streams: Sequence[str], targets: Sequence[str] = DIMENSIONS
+) -> dict[str, dict[str, float]] | None:
     """What the two cheapest ways to predict give on dev: a model that is trained for longer should be above them.
 
     Both are ridge regression, spread matched, by its closed form: `ridge` on the features of the utterance, and
@@ -116,9 +118,10 @@ def rivals(train: PackedSessions, dev: PackedSessions, streams: Sequence[str]) -
         train: Sessions to learn from.
         dev: Sessions to predict.
         streams: The streams that the model uses.
+        targets: Their names.
 
     Returns:
-        For each of the two `dev_ccc_valence`, `dev_ccc_arousal`, `dev_ccc_avg`; None where train or dev has fewer than
+        For each of the two `dev_ccc_NAME` of every target and `dev_ccc_avg`; None where train or dev has fewer than
         `RIVAL_LABELS` labels in a dimension.
     """
     learnt, judged = _some(train, streams), _some(dev, streams)
@@ -131,7 +134,7 @@ def rivals(train: PackedSessions, dev: PackedSessions, streams: Sequence[str]) -
         predicted = ridge_with_memory(learnt, judged, judged, streams, memories=memories)
         agreement = ccc(np.concatenate(predicted), _labels(judged))
         values = np.nan_to_num([*agreement, agreement.mean()])
-        found[name] = {f"dev_ccc_{key}": float(value) for key, value in zip((*DIMENSIONS, "avg"), values, strict=True)}
+        found[name] = {f"dev_ccc_{key}": float(value) for key, value in zip((*targets, "avg"), values, strict=True)}
     return found
 
 
@@ -169,7 +172,7 @@ def _ridge_fits(
     streams: Sequence[str],
     memory: Sequence[float],
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Predictions of all dev and all test utterances, (U, 2) each, one pair for each penalty."""
+    """Predictions of all dev and all test utterances, (U, K) each, one pair for each penalty."""
     statistics = _statistics(np.concatenate([_side_by_side(session, streams) for session in train]))
     x, x_dev, x_test = (
         np.concatenate([_with_emas(_standardised(_side_by_side(s, streams), statistics), memory) for s in part])

@@ -26,11 +26,9 @@ from vaemo.splits import Fold
 from vaemo.training.data import split_of
 from vaemo.training.replay import replay
 from vaemo.training.trainer import Trainer, check_labels
-from vaemo.units import DIMENSIONS, SPLITS, LabelScale
+from vaemo.units import SPLITS, LabelScale
 from vaemo.windows import PackedSessions
 
-FED = tuple(f"fed_{name}" for name in DIMENSIONS)
-LABELS = tuple(f"label_{name}" for name in DIMENSIONS)
 _FACTS = b"vaemo.cell"
 
 
@@ -43,7 +41,7 @@ def check_fold(sessions: Sequence[Session], fold: Fold, config: Config) -> None:
                 "no utterance is in the split 'test', so that nothing is held out to compare the models on. Fill the "
                 "column 'split', leave it out to have it made, or give --folds."
             )
-        check_labels(packed.select(part), name, LabelScale(*config.model.label_range))
+        check_labels(packed.select(part), name, LabelScale(*config.model.label_range), config.model.names)
 
 
 def run_cell(
@@ -68,9 +66,8 @@ def run_cell(
         say: Where the progress within long epochs is shown.
 
     Returns:
-        table: The held-out utterances: `session_id`, `utt_id`, `valence`, `arousal` (running free), `fed_valence`,
-            `fed_arousal` (with the label of every earlier utterance fed; null for a model without feedback),
-            `label_valence`, `label_arousal`.
+        table: The held-out utterances: `session_id`, `utt_id`, each target (running free), `fed_NAME` (with the labels
+            of every earlier utterance fed; null for a model without feedback), `label_NAME`.
         facts: `variant`, `seed`, `fold`, CCC of the held-out utterances, `dev_ccc_avg`, `epochs`, `seconds`.
 
     Raises:
@@ -91,11 +88,13 @@ def run_cell(
         known = None if held.observed.isnan().all() else held.observed
         predicted = replay(model, held, window=config.train.window, observed=known).prediction
         if model.has_feedback:
-            fed = replay(model, held, window=config.train.window, observed=held.labels).prediction
+            fed = replay(model, held, window=config.train.window, observed=held.labels[:, : model.n_fed]).prediction
         facts |= {"dev_ccc_avg": summary["dev_ccc_avg"], "epochs": summary["epochs"]}
-    table = _table([sessions[number] for number in parts[2]], fold, predicted, fed)
-    found = ccc(matrix(table, DIMENSIONS), matrix(table, LABELS))
-    facts |= {f"ccc_{name}": float(value) for name, value in zip(DIMENSIONS, found, strict=True)}
+    names = config.model.names
+    table = _table([sessions[number] for number in parts[2]], fold, names, predicted, fed)
+    found = ccc(matrix(table, names), matrix(table, named("label", names)))
+    facts |= {f"ccc_{name}": float(value) for name, value in zip(names, found, strict=True)}
+    facts |= {"n_session": len(config.model.session_targets)} if config.model.session_targets else {}
     return table, facts | {"ccc_avg": float(found.mean()), "seconds": time.perf_counter() - started}
 
 
@@ -108,6 +107,16 @@ def read_result(path: str) -> tuple[pa.Table, dict[str, Any]]:
     """What `write_result` kept."""
     table = files.read_parquet(path)
     return table, json.loads(table.schema.metadata[_FACTS])
+
+
+def named(what: str, targets: Sequence[str]) -> list[str]:
+    """The columns of a result beside the targets' own: `fed`, or `label`."""
+    return [f"{what}_{name}" for name in targets]
+
+
+def targets_of(table: pa.Table) -> list[str]:
+    """The targets that a result has."""
+    return [name.removeprefix("label_") for name in table.column_names if name.startswith("label_")]
 
 
 def matrix(table: pa.Table, names: Sequence[str]) -> np.ndarray:
@@ -142,7 +151,9 @@ def _with_features(session: Session, packed: PackedSessions, number: int) -> Ses
     return dataclasses.replace(session, streams={name: x.numpy() for name, x in features.items()})
 
 
-def _table(test: Sequence[Session], fold: Fold, predicted: np.ndarray, fed: np.ndarray | None) -> pa.Table:
+def _table(
+    test: Sequence[Session], fold: Fold, targets: Sequence[str], predicted: np.ndarray, fed: np.ndarray | None
+) -> pa.Table:
     kept = fold.held_out[np.concatenate([session.rows for session in test])]
     session_ids = np.concatenate([np.full(len(session), session.session_id, object) for session in test])
     columns: dict[str, Any] = {
@@ -150,7 +161,7 @@ def _table(test: Sequence[Session], fold: Fold, predicted: np.ndarray, fed: np.n
         "utt_id": pa.array(np.concatenate([session.utt_ids for session in test])[kept], pa.string()),
     }
     labels = np.concatenate([session.labels for session in test])
-    for names, values in ((DIMENSIONS, predicted), (FED, fed), (LABELS, labels)):
+    for names, values in ((targets, predicted), (named("fed", targets), fed), (named("label", targets), labels)):
         for number, name in enumerate(names):
             column = np.full(len(kept), np.nan) if values is None else values[:, number]
             columns[name] = pa.array(column[kept], pa.float32(), from_pandas=True)

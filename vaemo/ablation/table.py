@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from vaemo.ablation.cell import FED, LABELS, matrix
+from vaemo.ablation.cell import matrix, named, targets_of
 from vaemo.ablation.grid import FULL, Cell, Variant
 from vaemo.config import EvaluateConfig
-from vaemo.evaluation.bootstrap import NAMES, Resampled, SessionSums, defined, holm, metrics_of
+from vaemo.evaluation.bootstrap import Resampled, SessionSums, defined, holm, metrics_of
 from vaemo.tables import codes
 from vaemo.units import DIMENSIONS
 
@@ -43,23 +43,25 @@ def summarise(
     Returns:
         `variant`, `title`, `n_seeds`, `n_sessions`, `n`; `ccc_NAME` (mean over seeds), `ccc_NAME_sd` (over seeds),
         `ccc_NAME_low`, `ccc_NAME_high`, `ccc_NAME_seeds` (a list), `within_ccc_NAME` (of predictions and labels less
-        their means over the session; mean over seeds) and `rmse_NAME` for valence, arousal and avg;
+        their means over the session; mean over seeds) and `rmse_NAME` for every target and avg;
         `fed_ccc_avg` (labels of earlier utterances fed; null without feedback); `difference_NAME` with `_low` and
         `_high` (of CCC, variant less full model), `p` and `p_holm` (of `difference_avg`; null for the full model);
         `seconds` (of a seed's trainings, one after the other).
     """
     runs = {variant: _runs(results, variant, folds) for variant in variants}
     resampled = {
-        variant: Resampled.of([_sums(run, DIMENSIONS) for run in of_seeds], config)
+        variant: Resampled.of([_sums(run) for run in of_seeds], config)
         for variant, of_seeds in runs.items()
         if of_seeds
     }
-    rows = [_row(variant, runs[variant], resampled.get(variant), config) for variant in variants]
+    some = next((table for table, _ in results.values()), None)
+    names = (*(DIMENSIONS if some is None else targets_of(some)), "avg")
+    rows = [_row(variant, runs[variant], resampled.get(variant), names, config) for variant in variants]
     if FULL in resampled:
         compared = [(row, variant) for row, variant in zip(rows, variants, strict=True) if variant in resampled]
         for row, variant in compared:
             if variant != FULL:
-                row.update(_comparison(resampled[variant], resampled[FULL]))
+                row.update(_comparison(resampled[variant], resampled[FULL], names))
         tested = [row for row in rows if row["p"] is not None]
         for row, p in zip(tested, holm([row["p"] for row in tested]), strict=True):
             row["p_holm"] = p
@@ -73,17 +75,25 @@ def _runs(results: Mapping[Cell, Result], variant: Variant, folds: Sequence[str]
     return [[results[cell] for cell in of_seed] for of_seed in cells if all(cell in results for cell in of_seed)]
 
 
-def _sums(run: Sequence[Result], predicted: Sequence[str]) -> SessionSums:
+def _sums(run: Sequence[Result], what: str = "") -> SessionSums:
     """The sums of a seed, over all folds; the cells of all variants hold the same utterances in the same order."""
     table = pa.concat_tables([table.replace_schema_metadata() for table, _ in run]).combine_chunks()
-    return SessionSums.of(matrix(table, predicted), matrix(table, LABELS), codes(table["session_id"]))
+    targets, n_session = targets_of(table), run[0][1].get("n_session", 0)
+    predicted = matrix(table, named(what, targets) if what else targets)
+    return SessionSums.of(predicted, matrix(table, named("label", targets)), codes(table["session_id"]), n_session)
 
 
-def _row(variant: Variant, runs: Sequence[list[Result]], resampled: Resampled | None, config: EvaluateConfig) -> Row:
+def _row(
+    variant: Variant,
+    runs: Sequence[list[Result]],
+    resampled: Resampled | None,
+    names: Sequence[str],
+    config: EvaluateConfig,
+) -> Row:
     row: Row = {"variant": variant.name, "title": variant.title, "n_seeds": len(runs), "n_sessions": 0, "n": 0}
-    per_seed = [metrics_of(_sums(run, DIMENSIONS).total(), config.variance)["ccc"] for run in runs]
+    per_seed = [metrics_of(_sums(run).total(), config.variance)["ccc"] for run in runs]
     low, high = resampled.interval("ccc") if resampled else (None, None)
-    for k, name in enumerate(NAMES):
+    for k, name in enumerate(names):
         values = [float(value[k]) for value in per_seed]
         row |= {
             f"ccc_{name}": float(np.mean(values)) if values else None,
@@ -97,18 +107,18 @@ def _row(variant: Variant, runs: Sequence[list[Result]], resampled: Resampled | 
         }
     row |= {"p": None, "p_holm": None, "fed_ccc_avg": None, "seconds": None}
     if runs:
-        held_out = _sums(runs[0], DIMENSIONS).values
+        held_out = _sums(runs[0]).values
         row |= {"n_sessions": len(held_out), "n": int(held_out[..., 0].sum(axis=0).max())}
         row["seconds"] = float(np.mean([sum(facts["seconds"] for _, facts in run) for run in runs]))
-        fed = [metrics_of(_sums(run, FED).total(), config.variance)["ccc"][2] for run in runs]
+        fed = [metrics_of(_sums(run, "fed").total(), config.variance)["ccc"][-1] for run in runs]
         row["fed_ccc_avg"] = defined(np.mean(fed))
     return row
 
 
-def _comparison(variant: Resampled, full: Resampled) -> Row:
+def _comparison(variant: Resampled, full: Resampled, names: Sequence[str]) -> Row:
     difference = variant.less(full, "ccc")
-    row: Row = {"p": defined(difference.p[2])}
-    for k, name in enumerate(NAMES):
+    row: Row = {"p": defined(difference.p[-1])}
+    for k, name in enumerate(names):
         for suffix, values in (("", difference.estimate), ("_low", difference.low), ("_high", difference.high)):
             row[f"difference_{name}{suffix}"] = defined(values[k])
     return row
@@ -119,15 +129,11 @@ def to_parquet(rows: Sequence[Row]) -> pa.Table:
     columns = {name: [row[name] for row in rows] for name in rows[0]}
     texts, counts = ("variant", "title"), ("n_seeds", "n_sessions", "n")
     kinds = {name: pa.string() for name in texts} | {name: pa.int64() for name in counts}
-    kinds |= {f"ccc_{name}_seeds": pa.list_(pa.float64()) for name in NAMES}
+    kinds |= {name: pa.list_(pa.float64()) for name in columns if name.endswith("_seeds") and name != "n_seeds"}
     return pa.table({name: pa.array(values, kinds.get(name, pa.float64())) for name, values in columns.items()})
 
 
 _HEADINGS = (
-    "",
-    "CCC valence",
-    "CCC arousal",
-    "CCC average",
     "95 % interval",
     "within sessions",
     "labels fed",
@@ -139,18 +145,20 @@ _HEADINGS = (
 
 def to_markdown(rows: Sequence[Row], notes: Sequence[str]) -> str:
     """The table for a README or an issue, with what its numbers are, and `notes` below it."""
-    lines = [f"| {' | '.join(_HEADINGS)} |", "|---" * len(_HEADINGS) + "|"]
+    headings = _headings(rows)
+    lines = [f"| {' | '.join(headings)} |", "|---" * len(headings) + "|"]
     lines += [f"| {' | '.join(_cells(row))} |" for row in rows]
     return "\n".join([*lines, "", _legend(rows), *(f"\n{note}" for note in notes), ""])
 
 
 def to_latex(rows: Sequence[Row]) -> str:
     """The table for a paper; needs the package booktabs."""
+    headings = _headings(rows)
     lines = [
         f"% {_legend(rows)}".replace("\n", " "),
-        rf"\begin{{tabular}}{{l{'r' * (len(_HEADINGS) - 1)}}}",
+        rf"\begin{{tabular}}{{l{'r' * (len(headings) - 1)}}}",
         r"\toprule",
-        f"{' & '.join(map(_escape, _HEADINGS))} \\\\",
+        f"{' & '.join(map(_escape, headings))} \\\\",
         r"\midrule",
         *(f"{' & '.join(map(_escape, _cells(row)))} \\\\" for row in rows),
         r"\bottomrule",
@@ -161,8 +169,8 @@ def to_latex(rows: Sequence[Row]) -> str:
 
 def _cells(row: Row) -> list[str]:
     if not row["n_seeds"]:
-        return [row["title"], *["failed"] * 3, *["-"] * (len(_HEADINGS) - 4)]
-    means = [f"{row[f'ccc_{name}']:z.3f}" + _spread(row[f"ccc_{name}_sd"]) for name in NAMES]
+        return [row["title"], *["failed"] * len(_names(row)), *["-"] * len(_HEADINGS)]
+    means = [f"{row[f'ccc_{name}']:z.3f}" + _spread(row[f"ccc_{name}_sd"]) for name in _names(row)]
     return [
         row["title"],
         *means,
@@ -172,6 +180,18 @@ def _cells(row: Row) -> list[str]:
         _decimal(row["difference_avg"], "+z.3f"),
         _interval(row["difference_avg_low"], row["difference_avg_high"], "+z.3f"),
         _p(row["p_holm"]),
+    ]
+
+
+def _headings(rows: Sequence[Row]) -> list[str]:
+    names = [*_names(rows[0])[:-1], "average"] if rows else []
+    return ["", *(f"CCC {name}" for name in names), *_HEADINGS]
+
+
+def _names(row: Row) -> list[str]:
+    """The targets of a row, and their mean."""
+    return [
+        key.removeprefix("ccc_").removesuffix("_seeds") for key in row if key.endswith("_seeds") and key != "n_seeds"
     ]
 
 

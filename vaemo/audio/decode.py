@@ -219,7 +219,7 @@ def _open_link(path: str, head: bytes, stop: int | None) -> Any:
     file: Any = path if stop is None else headers.Window(path, 0, stop)
     if head.startswith(_SOUNDFILE):
         if stop is None:
-            whole = headers.mended(path)
+            whole = headers.repaired(path)
             if isinstance(whole, str):
                 raise DecodeError(whole)
             file = whole or path

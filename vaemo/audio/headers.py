@@ -233,7 +233,7 @@ def _are_chunks(file: io.BufferedReader, at: int, size: int, layout: _Layout) ->
     return at <= size + layout.align
 
 
-def mended(path: str) -> Window | str | None:
+def repaired(path: str) -> Window | str | None:
     """A file with the size of its data as it is, where its header has it too small or of no use.
 
     A recorder that dies leaves a size of 0, or that of some seconds ago. What lies behind the data counts as audio
@@ -350,11 +350,12 @@ def _is_one_flac(file: io.BufferedReader, start: int, size: int) -> bool:
     for share in (1 / 64, 1 / 32, 1 / 16, *(eighths / 8 for eighths in range(1, 9)), 1):
         file.seek(start + max(round(share * length) - _PROBE_BYTES, 42))
         frames = _flac_frames(file.read(_PROBE_BYTES), block)
-        frame = next(frames, None)
-        if frame is None or frame[0] < before:
+        first = next(frames, None)
+        if first is None or first[0] < before:
             return False
-        before = frame[0]
-    return sum(max(frames, default=frame)) == total
+        before = first[0]
+    at, n = max([first, *frames])
+    return at + n == total
 
 
 def _flac_frames(data: bytes, block: int) -> Iterator[tuple[int, int]]:
@@ -442,7 +443,7 @@ def is_plain_ogg(path: str) -> bool:
     stamp is compared with the lengths of its packets, which their first bytes tell (Vorbis I, 4.3.1; RFC 6716, 3.1).
     More than two channels, which FFmpeg orders otherwise, Opus with a gain, and what is odd are not plain.
     """
-    tables, begins, granules = [], [], []
+    tables, begins, granules = list[bytes](), list[int](), list[bytes]()
     with open(path, "rb") as file:
         content = file.read()
     at, size, serial = 0, len(content), content[14:18]
@@ -509,7 +510,7 @@ def _lengths_of_opus(heads: np.ndarray, second: np.ndarray) -> np.ndarray:
 def _lengths_of_vorbis(short: int, long: int, setup: bytes) -> _Lengths | None:
     """By the table of modes at the end of the setup header, read backwards: it alone tells a packet's block size."""
     tail = int.from_bytes(setup[-400:], "little")
-    top, flags, found = tail.bit_length() - 1, [], 0
+    top, flags, found = tail.bit_length() - 1, list[int](), 0
     while top >= 41 + 6 and len(flags) < 64:
         mode = tail >> (top - 41) & (1 << 41) - 1
         if mode >> 33 > 63 or mode >> 1 & 0xFFFFFFFF:

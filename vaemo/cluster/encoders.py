@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,10 +26,13 @@ from ray.exceptions import RayActorError
 from vaemo.cluster.nodes import driver_node, total
 from vaemo.config import Config
 from vaemo.errors import ClusterError, ExtractorError, VaemoError, carried, raise_carried
-from vaemo.features import Extractor, ExtractorLost, StandIn, load_extractor
+from vaemo.features import Extractor, ExtractorHung, ExtractorLost, StandIn, load_extractor
+from vaemo.features.watch import EXIT_CODE, has_hung, may_end_process, watched
 
 _ATTEMPTS = 2
 """Speech that has ended so many encoders is given back: a machine may fail once."""
+
+_DIED, _HUNG = f"{_ATTEMPTS} encoders died", "hung"
 
 
 @contextlib.contextmanager
@@ -50,11 +54,16 @@ def encoder_stage(extractors: Mapping[str, Extractor], config: Config, most: int
     if not n:
         yield {}
         return
+    limit_s = config.extract.features_timeout_s
     encoder = ray.remote(num_cpus=0, num_gpus=1, max_restarts=-1)(_Encoder)
     encoders: list[Any] = [encoder.remote(config.to_dict()) for _ in range(n)]
-    dispatcher: Any = ray.remote(num_cpus=0)(_Dispatcher).options(scheduling_strategy=driver_node()).remote(encoders)
+    dispatcher: Any = (
+        ray.remote(num_cpus=0)(_Dispatcher).options(scheduling_strategy=driver_node()).remote(encoders, limit_s)
+    )
     try:
-        yield {stream: StandIn.of(extractor, _Sender(dispatcher, stream)) for stream, extractor in using.items()}
+        yield {
+            stream: StandIn.of(extractor, _Sender(dispatcher, stream, limit_s)) for stream, extractor in using.items()
+        }
     finally:
         for actor in (dispatcher, *encoders):
             ray.kill(actor)
@@ -66,15 +75,16 @@ class _Sender:
 
     dispatcher: Any
     stream: str
+    limit_s: float
 
     def __call__(self, utterances: Sequence[np.ndarray]) -> Callable[[], np.ndarray]:
         # As an object of its own the speech goes from here to the encoder, and not by way of the dispatcher.
         speech = ray.put(list(utterances))
         node = ray.get_runtime_context().get_node_id()
-        return functools.partial(_receive, self.dispatcher.encode.remote(self.stream, [speech], node))
+        return functools.partial(_receive, self.dispatcher.encode.remote(self.stream, [speech], node), self.limit_s)
 
 
-def _receive(answer: Any) -> np.ndarray:
+def _receive(answer: Any, limit_s: float) -> np.ndarray:
     try:
         vectors = ray.get(answer)
     except RayActorError as error:
@@ -82,8 +92,8 @@ def _receive(answer: Any) -> np.ndarray:
             "the actor that hands speech to the encoders has died on the job's own node, where memory may be short. "
             "What is finished is kept; run the same command again to do the rest."
         ) from error
-    if vectors is None:
-        raise ExtractorLost(f"{_ATTEMPTS} encoders died")
+    if isinstance(vectors, str):
+        raise ExtractorHung(f"{limit_s:g} s") if vectors == _HUNG else ExtractorLost(vectors)
     if isinstance(vectors, dict):
         raise_carried(vectors)
     return vectors
@@ -97,32 +107,35 @@ class _Dispatcher:
 
     Args:
         encoders: Actors of `_Encoder`.
+        limit_s: Seconds after which one of them is ended by its own watch.
     """
 
-    def __init__(self, encoders: Sequence[Any]) -> None:
+    def __init__(self, encoders: Sequence[Any], limit_s: float) -> None:
         self._away = list(encoders)
         self._free: list[tuple[Any, str]] = []
+        self._limit_s = limit_s
         self._changed = asyncio.Condition()
         self._asking: set[asyncio.Task] = set()
 
     async def encode(self, stream: str, speech: Sequence[Any], node: str) -> Any:
-        """What an encoder answers; None if `_ATTEMPTS` of them have died of it.
+        """What an encoder answers; if `_ATTEMPTS` of them have died of it, how, as text.
 
         Args:
             stream: Which extractor.
             speech: A reference to utterances, wrapped so that they are not fetched here.
             node: Where they are.
         """
+        hung = 0
         for _ in range(_ATTEMPTS):
-            encoder = await self._take(node)
+            encoder, begun = await self._take(node), time.monotonic()
             try:
                 return await encoder.encode.remote(stream, speech[0])
             except RayActorError:
-                continue
+                hung += has_hung(EXIT_CODE, time.monotonic() - begun, self._limit_s)
             finally:
                 self._away.append(encoder)
                 self._call_back()
-        return None
+        return _HUNG if hung == _ATTEMPTS else _DIED
 
     async def _take(self, node: str) -> Any:
         self._call_back()
@@ -154,6 +167,7 @@ class _Encoder:
     """
 
     def __init__(self, config: Mapping[str, Any]) -> None:
+        may_end_process()
         self._config = Config.from_dict(config)
         self._extractors: dict[str, Extractor] = {}
 
@@ -165,7 +179,9 @@ class _Encoder:
         """Vectors of utterances; for a mistake, what `raise_carried` raises."""
         try:
             # What comes from Ray's memory cannot be written to, which torch does not take.
-            return self._extractor(stream)([samples.copy() for samples in utterances])
+            extractor = self._extractor(stream)
+            with watched(self._config.extract.features_timeout_s):
+                return extractor([samples.copy() for samples in utterances])
         except torch.OutOfMemoryError as error:
             short = str(error).partition(".")[0]
             return carried(

@@ -143,7 +143,7 @@ class _Run:
 
     def end(self, job: Job, line: Line, failure: Failure | None) -> None:
         """A job has ended."""
-        if self._held is not None:
+        if self._held is not None or job.number not in self.begun:
             return
         try:
             self.jobs.end(job, line, failure)

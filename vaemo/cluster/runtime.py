@@ -24,6 +24,7 @@ from ray.data.exceptions import ExecutionTimeoutError
 from vaemo.cluster.address import LOCAL, find_cluster, temporary_folder
 from vaemo.cluster.nodes import capacity, check_visible, driver_node
 from vaemo.errors import ClusterError, StorageError, VaemoError, carried, mistake_of, raise_carried
+from vaemo.features.watch import may_end_process
 from vaemo.progress import say
 
 NO_PROGRESS_S = 900.0
@@ -33,7 +34,7 @@ MAX_ATTEMPTS = 5
 """A shard whose worker has died so often ends the job: Ray would try it again for ever."""
 
 CAREFUL_AFTER = 2
-"""A shard whose worker has died so often is worked on as if it would again; nodes that are lost make that rare."""
+"""After so many deaths of its worker a shard is done carefully, its extractors in a process of their own."""
 
 SILENCE_S = 30.0
 """After so long without a word Ray is said to be waited for."""
@@ -54,7 +55,7 @@ _SAID = 300
 @contextlib.contextmanager
 def restored_settings() -> Iterator[None]:
     """Put back, when the block ends, what this package sets in the process: variables, log levels, warning filters."""
-    environment, data = dict(os.environ), DataContext.get_current()
+    environment, data = dict(os.environ), _data_context()
     levels = {name: logging.getLogger(name).level for name in _LOGGERS}
     shown = {name: getattr(data, name) for name in _DATA}
     try:
@@ -67,6 +68,13 @@ def restored_settings() -> Iterator[None]:
             logging.getLogger(name).setLevel(level)
         for name, value in shown.items():
             setattr(data, name, value)
+
+
+def _data_context() -> DataContext:
+    """Ray Data's settings; making them, Ray warns of fields of its own that will go."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return DataContext.get_current()
 
 
 def connect() -> None:
@@ -89,7 +97,7 @@ def connect() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
     if not ray.is_initialized():
         _init(find_cluster())
-    context = DataContext.get_current()
+    context = _data_context()
     for name, value in zip(_DATA, (False, False, NO_PROGRESS_S), strict=True):
         setattr(context, name, value)
 
@@ -236,6 +244,8 @@ class _ShardWorker:
     """Makes the worker when its first shard comes, and carries a VaemoError home as a row, without Ray's wrapping."""
 
     def __init__(self, worker: type, worker_args: Mapping[str, Any], attempts: Any, most: int) -> None:
+        # Ray starts another one in its place.
+        may_end_process()
         self._make = lambda: worker(**worker_args)
         self._worker: Any = None
         self._attempts, self._most = attempts, most

@@ -38,7 +38,7 @@ from vaemo.tuning.trial import METRIC, Searching, equal_steps, read_state, saved
 from vaemo.tuning.write import write_summary
 
 TRIALS = 20
-"""Trials of a sweep, where nobody says how many."""
+"""Trials of a sweep by default."""
 
 SHOWN_EVERY_S = 10.0
 

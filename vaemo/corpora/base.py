@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import re
+import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -159,12 +160,25 @@ def clip_labels(rows: Iterable[dict[str, Any]], label_range: tuple[float, float]
     low, high = label_range
     n_clipped = 0
     for row in rows:
-        for name in DIMENSIONS:
+        for name in (*DIMENSIONS, "dominance"):
             value = row.get(name)
             if value is not None and not low <= value <= high:
                 row[name] = min(max(value, low), high)
                 n_clipped += 1
     return [f"{n_clipped} labels outside [{low:g}, {high:g}] were clipped to it"] if n_clipped else []
+
+
+def rater_facts(ratings: Mapping[str, Sequence[float]]) -> dict[str, float | int | None]:
+    """What single ratings say of labels: `NAME_raters`, and from two on `NAME_rater_sd`, their deviation (n - 1).
+
+    Args:
+        ratings: By target.
+    """
+    facts: dict[str, float | int | None] = {}
+    for name, values in ratings.items():
+        facts[f"{name}_raters"] = len(values) or None
+        facts[f"{name}_rater_sd"] = statistics.stdev(values) if len(values) > 1 else None
+    return facts
 
 
 def find_one(root: Path, *candidates: str, what: str) -> Path:

@@ -2,8 +2,9 @@
 
     ROOT/wav/03a01Fa.wav          (or without `wav`; .flac in some copies)
 
-A name is speaker, sentence, emotion, take. The corpus has emotions and no ratings: valence and arousal are where a
-circumplex puts the emotion, one of many that could be taken. A session is all of an actor, in the order of the names.
+A name is speaker, sentence, emotion, take. The corpus has emotions and no ratings: valence, arousal and dominance are
+where a circumplex puts the emotion, one of many that could be taken. A session is all of an actor, in the order of the
+names.
 
 Source:
     Burkhardt, Paeschke, Rolfes, Sendlmeier and Weiss (2005), A database of German emotional speech, Interspeech.
@@ -21,15 +22,15 @@ from vaemo.errors import ReadCorpusError
 RANGE = (0.0, 1.0)
 
 EMOTIONS = {
-    "W": ("anger", 0.15, 0.85),
-    "L": ("boredom", 0.35, 0.20),
-    "E": ("disgust", 0.15, 0.55),
-    "A": ("fear", 0.20, 0.80),
-    "F": ("joy", 0.90, 0.80),
-    "T": ("sadness", 0.15, 0.15),
-    "N": ("neutral", 0.50, 0.40),
+    "W": ("anger", 0.15, 0.85, 0.80),
+    "L": ("boredom", 0.35, 0.20, 0.35),
+    "E": ("disgust", 0.15, 0.55, 0.55),
+    "A": ("fear", 0.20, 0.80, 0.20),
+    "F": ("joy", 0.90, 0.80, 0.70),
+    "T": ("sadness", 0.15, 0.15, 0.20),
+    "N": ("neutral", 0.50, 0.40, 0.50),
 }
-"""Emotion, valence and arousal by the letter in a name, which is that of the German word."""
+"""Emotion, valence, arousal and dominance by the letter in a name, which is that of the German word."""
 
 SPEAKERS = {
     "03": ("male", 31),
@@ -60,7 +61,7 @@ def read(root: Path, label_lag_s: float) -> Corpus:
         speaker, sentence, letter, take = _parts(path)
         if rows and rows[-1]["utt_id"] == path.stem:
             raise ReadCorpusError(f"{folder} holds {path.stem} twice, {rows[-1]['audio_path']} and {path}; keep one.")
-        emotion, valence, arousal = EMOTIONS[letter]
+        emotion, valence, arousal, dominance = EMOTIONS[letter]
         gender, age = SPEAKERS[speaker]
         position[speaker] = position.get(speaker, -1) + 1
         rows.append(
@@ -71,6 +72,7 @@ def read(root: Path, label_lag_s: float) -> Corpus:
                 "audio_path": str(path),
                 "valence": valence,
                 "arousal": arousal,
+                "dominance": dominance,
                 "position": position[speaker],
                 "emotion": emotion,
                 "sentence": sentence,
@@ -98,6 +100,6 @@ def _parts(path: Path) -> tuple[str, str, str, str]:
     if speaker not in SPEAKERS:
         raise ReadCorpusError(f"{path} is of the speaker '{speaker}'; those of emodb are {', '.join(SPEAKERS)}.")
     if letter not in EMOTIONS:
-        known = ", ".join(f"{key} ({name})" for key, (name, _, _) in EMOTIONS.items())
+        known = ", ".join(f"{key} ({name})" for key, (name, *_) in EMOTIONS.items())
         raise ReadCorpusError(f"{path} has the emotion '{letter}'; those of emodb are {known}.")
     return speaker, match["sentence"], letter, match["take"]

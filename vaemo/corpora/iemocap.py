@@ -4,7 +4,9 @@
     ROOT/Session1/sentences/wav/Ses01F_impro01/Ses01F_impro01_F000.wav
 
 A session is a dialog. The speaker is the letter of the *last* field of a turn's name; that of the first field says
-who wore the markers. The recording session is the fold; there is no official split.
+who wore the markers. The recording session is the fold; there is no official split. Labels are the mean of the raters
+`A-E...`, whose deviation and number stand beside them; what an actor said of themselves (`A-F...`, `A-M...`) is no part
+of it. Dominance is 5 where the speaker is strong.
 """
 
 from __future__ import annotations
@@ -13,12 +15,14 @@ import re
 from pathlib import Path
 from typing import Any
 
-from vaemo.corpora.base import Corpus, clip_labels, find_one, number, numbered_lines
+from vaemo.corpora.base import Corpus, clip_labels, find_one, number, numbered_lines, rater_facts
 from vaemo.errors import ReadCorpusError
 
 RANGE = (1.0, 5.0)
 
 _TURN = re.compile(r"\[(\S+) - (\S+)\]\t(\S+)\t\w+\t\[(\S+), (\S+), (\S+)\]")
+_RATER = re.compile(r"A-E\d+:\s*(.*)")
+_RATED = {"val": "valence", "act": "arousal", "dom": "dominance"}
 
 
 def read(root: Path, label_lag_s: float) -> Corpus:
@@ -35,8 +39,11 @@ def read(root: Path, label_lag_s: float) -> Corpus:
 
 def _dialog(session: Path, path: Path) -> list[dict[str, Any]]:
     turns = []
+    ratings: dict[str, list[float]] = {}
     for place, line in numbered_lines(path, "latin-1"):
         # Lines between those of turns are what single raters said.
+        if (rater := _RATER.match(line)) and turns:
+            _rate(ratings, rater[1], place)
         if not line.startswith("[") and f"{path.stem}_" not in line:
             continue
         match = _TURN.match(line)
@@ -44,12 +51,13 @@ def _dialog(session: Path, path: Path) -> list[dict[str, Any]]:
             raise ReadCorpusError(f"{place}: '{line.strip()[:80]}' is no line of a turn. Give the file as distributed.")
         # Order in the files: valence, activation, dominance.
         start_s, end_s, name, *labels = match.groups()
-        valence, arousal, _ = (number(label, place, RANGE) for label in labels)
-        turns.append((number(start_s, place), name, number(end_s, place), valence, arousal))
+        numbers = [number(label, place, RANGE) for label in labels]
+        ratings = {target: [] for target in _RATED.values()}
+        turns.append((number(start_s, place), name, number(end_s, place), numbers, ratings))
     if not turns:
         raise ReadCorpusError(f"{path} has no line of a turn. Give the file as it is distributed.")
     rows = []
-    for position, (start_s, name, end_s, valence, arousal) in enumerate(sorted(turns)):
+    for position, (start_s, name, end_s, labels, ratings) in enumerate(sorted(turns, key=lambda turn: turn[:2])):
         dialog, _, last = name.rpartition("_")
         rows.append(
             {
@@ -57,8 +65,8 @@ def _dialog(session: Path, path: Path) -> list[dict[str, Any]]:
                 "session_id": dialog,
                 "speaker_id": f"{name[:5]}_{last[0]}",
                 "audio_path": str(session / "sentences" / "wav" / dialog / f"{name}.wav"),
-                "valence": valence,
-                "arousal": arousal,
+                **dict(zip(_RATED.values(), labels, strict=True)),
+                **rater_facts(ratings),
                 "position": position,
                 "fold": session.name.removeprefix("Session"),
                 "dialog_start_s": start_s,
@@ -66,3 +74,11 @@ def _dialog(session: Path, path: Path) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def _rate(ratings: dict[str, list[float]], text: str, place: str) -> None:
+    """Add what one rater said of a turn: `val 3; act 2; dom  2;`, some of it left blank perhaps."""
+    for field in text.split(";"):
+        name, *value = field.split() or [""]
+        if name in _RATED and value:
+            ratings[_RATED[name]].append(number(value[0], place, RANGE))

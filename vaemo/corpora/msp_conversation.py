@@ -1,7 +1,7 @@
 """MSP-Conversation: long conversations out of podcasts, annotated in parts, traces from -100 to 100.
 
     ROOT/Audio/MSP-Conversation_0001.wav
-    ROOT/Annotations/{Valence,Arousal}/MSP-Conversation_0047_2_001.csv        conversation, part, annotator
+    ROOT/Annotations/{Valence,Arousal,Dominance}/MSP-Conversation_0047_2_001.csv        conversation, part, annotator
     ROOT/Time_Labels/{conversations,conversation_parts}.txt                    name;start;end in the original podcast
     ROOT/partitions.txt                                                        name;Train|Validation|Test
 
@@ -46,7 +46,7 @@ def read(root: Path, label_lag_s: float) -> Corpus:
             if not traces:
                 n_unannotated += 1
                 continue
-            n_half += len(traces) < len(DIMENSIONS)
+            n_half += any(name not in traces for name in DIMENSIONS)
             if conversation not in audio:
                 raise ReadCorpusError(f"{root} has annotations of {part} and no {conversation}.wav below Audio.")
             if conversation not in spans:
@@ -109,7 +109,7 @@ def _traces(folder: Path, part: str) -> dict[str, Trace]:
     """Gold traces of a part; without a dimension that has no annotator."""
     found = {
         name: [_read(path) for path in sorted((folder / name.capitalize()).glob(f"{part}_*.csv"))]
-        for name in DIMENSIONS
+        for name in (*DIMENSIONS, "dominance")
     }
     return {name: gold(traces) for name, traces in found.items() if traces}
 

@@ -4,7 +4,8 @@
     ROOT/Audio/session1/S01A/S/MSP-IMPROV-S01A-F01-S-FM01.wav     (or without `Audio`)
 
 A name is scenario, speaker, kind of recording, turn. A session is one scenario played by one pair in one kind of
-recording; the pair is the fold. Arousal was asked from 1 = *very active* to 5 and is turned round here.
+recording; the pair is the fold. Arousal was asked from 1 = *very active* to 5 and is turned round here; valence and
+dominance were not: 5 is positive, and strong.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ RANGE = (1.0, 5.0)
 _PREFIX = "UTD-IMPROV-"
 _LINE = re.compile(
     r"UTD-IMPROV-(?P<scenario>\w+)-(?P<speaker>[FM]0\d)-(?P<kind>\w)-(?P<turn>[A-Z]+(?P<number>\d+))\.avi;[^;]*;"
-    r"\s*A:(?P<arousal>[^;]+);\s*V:(?P<valence>[^;]+);"
+    r"\s*A:(?P<arousal>[^;]+);\s*V:(?P<valence>[^;]+);(?:\s*D:(?P<dominance>[^;]+);)?"
 )
 
 
@@ -49,6 +50,7 @@ def read(root: Path, label_lag_s: float) -> Corpus:
                 "audio_path": str(audio / f"session{pair}" / match["scenario"] / match["kind"] / f"{name}.wav"),
                 "valence": number(match["valence"], place, RANGE),
                 "arousal": sum(RANGE) - number(match["arousal"], place, RANGE),
+                "dominance": number(match["dominance"], place, RANGE) if match["dominance"] else None,
                 "position": int(match["number"]),
                 "fold": pair,
             }

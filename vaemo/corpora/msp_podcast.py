@@ -1,6 +1,7 @@
 """MSP-Podcast: emotional turns out of podcasts, labels from 1 to 7, official splits.
 
     ROOT/Labels/labels_consensus.csv      (`labels_concensus` in older releases; JSON in some)
+    ROOT/Labels/labels.txt                (what single raters said; some releases lack it)
     ROOT/Audios/MSP-PODCAST_0001_0008.wav
 
 A session is what one podcast has in one split, in the order of the file, with gaps: turns were picked for emotion. The
@@ -14,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from vaemo.corpora.base import Corpus, clip_labels, find_one, number, numbered_lines, read_cells
+from vaemo.corpora.base import Corpus, clip_labels, find_one, number, numbered_lines, rater_facts, read_cells
 from vaemo.errors import ReadCorpusError
 
 RANGE = (1.0, 7.0)
@@ -28,6 +29,7 @@ _SPLITS = {
     "Test3": "test",
 }
 _HIDDEN, _ABSENT = ("Test3",), ("", "nan", "na", "n/a", "none", "null")
+_RATED = {"V": "valence", "A": "arousal", "D": "dominance"}
 _COLUMNS = ("EmoVal", "EmoAct", "SpkrID", "Split_Set")
 
 
@@ -38,6 +40,8 @@ def read(root: Path, label_lag_s: float) -> Corpus:
     audio = find_one(root, "Audios", "Audio", what="folder of audio")
     rows: list[dict[str, Any]] = []
     n_unknown = 0
+    single = labels / "labels.txt"
+    ratings = _ratings(single) if single.exists() else {}
     for place, file, entry in _entries(find_one(labels, *names, what="labels")):
         name = file.removesuffix(".wav")
         podcast, _, turn = name.rpartition("_")
@@ -54,6 +58,9 @@ def read(root: Path, label_lag_s: float) -> Corpus:
                 "audio_path": str(audio / file),
                 "valence": _label(entry, "EmoVal", place),
                 "arousal": _label(entry, "EmoAct", place),
+                # By its name: releases, and models made of them, differ in the order.
+                "dominance": _label(entry, "EmoDom", place) if "EmoDom" in entry else None,
+                **rater_facts(ratings.get(file, {})),
                 "position": int(number(turn, place)),
                 "split": _SPLITS[split_set],
                 "split_set": split_set,
@@ -62,6 +69,23 @@ def read(root: Path, label_lag_s: float) -> Corpus:
     rows.sort(key=lambda row: (row["session_id"], row["position"]))
     notes = [f"{n_unknown} turns have no known speaker; each podcast's count as one"] if n_unknown else []
     return Corpus(rows, RANGE, [*notes, *clip_labels(rows, RANGE)])
+
+
+def _ratings(path: Path) -> dict[str, dict[str, list[float]]]:
+    """What every rater said, by file and target: a line for the file, then one for each rater, as `A:3.0; V:2.0;`."""
+    found: dict[str, dict[str, list[float]]] = {}
+    current: dict[str, list[float]] | None = None
+    for place, line in numbered_lines(path):
+        first, *fields = (field.strip() for field in line.split(";"))
+        if first.endswith(".wav"):
+            # The numbers of this line are the means.
+            current = found.setdefault(first, {target: [] for target in _RATED.values()})
+        elif first.startswith("WORKER") and current is not None:
+            for field in fields:
+                letter, colon, value = field.partition(":")
+                if colon and letter in _RATED and value.strip().lower() not in _ABSENT:
+                    current[_RATED[letter]].append(number(value, place, RANGE))
+    return found
 
 
 def _entries(path: Path) -> Iterator[tuple[str, str, dict[str, Any]]]:

@@ -4,7 +4,7 @@ Every metric of `METRICS` follows from a few sums, and sums add up. So each sess
 draw of sessions is a weighted sum of those, and thousands of draws are one matrix product: the same numbers as
 drawing the utterances themselves, at a cost that does not depend on how many there are.
 
-Letters: S sessions, B draws.
+Letters: S sessions, B draws, K targets.
 
 Source:
     Efron and Tibshirani (1993), An Introduction to the Bootstrap, chapters 8 (what to resample), 11 and 13.
@@ -21,13 +21,10 @@ import numpy as np
 
 from vaemo.config import EvaluateConfig
 from vaemo.metrics import Moments, Variance, within_sums
-from vaemo.units import DIMENSIONS
 
 METRICS = ("ccc", "within_ccc", "pearson", "rmse", "mae", "bias")
-NAMES = (*DIMENSIONS, "avg")
-"""What each metric is given for: the last axis of everything here, `avg` the mean of the two."""
+"""Each is given for every target and, last, for their mean."""
 
-_N_SUMS = 11
 _BLOCK = 1 << 24
 _ROUNDING = 1e-12
 _ANGLES = 20_001
@@ -38,34 +35,38 @@ class SessionSums:
     """What each session adds to the metrics.
 
     Attributes:
-        values: (S, 2, 11) for valence and arousal: n, then the sums of x, y, x^2, y^2, xy and |x - y|, x the prediction
+        values: (S, K, 11) for the targets: n, then the sums of x, y, x^2, y^2, xy and |x - y|, x the prediction
             and y the label, both less the middle of all labels so that no digits are lost; then, both less their
             means over the session, n and the sums of x^2, y^2 and xy, all 0 where the session has one pair.
+        n_session: How many of the targets, the last ones, are of sessions: there is no agreement within one.
     """
 
     values: np.ndarray
+    n_session: int = 0
 
     @staticmethod
-    def of(prediction: np.ndarray, label: np.ndarray, session: np.ndarray) -> SessionSums:
+    def of(prediction: np.ndarray, label: np.ndarray, session: np.ndarray, n_session: int = 0) -> SessionSums:
         """The sums of every session.
 
         Args:
-            prediction: (n, 2), NaN = missing.
-            label: (n, 2), NaN = missing.
+            prediction: (n, K), NaN = missing.
+            label: (n, K), NaN = missing.
             session: (n,) whole numbers from 0; every one of them is a session, also where it has no pair.
+            n_session: As above.
         """
         known = ~(np.isnan(prediction) | np.isnan(label))
-        middle = np.array([label[known[:, k], k].mean() if known[:, k].any() else 0.0 for k in range(2)])
+        n_targets = label.shape[1]
+        middle = np.array([label[known[:, k], k].mean() if known[:, k].any() else 0.0 for k in range(n_targets)])
         x, y = np.where(known, prediction - middle, 0.0), np.where(known, label - middle, 0.0)
         parts = np.stack([known.astype(float), x, y, x * x, y * y, x * y, np.abs(x - y)], axis=-1)
         n_sessions = int(session.max(initial=-1)) + 1
-        flat = parts.reshape(len(session), 14)
+        flat = parts.reshape(len(session), 7 * n_targets)
         summed = [np.bincount(session, weights=flat[:, i], minlength=n_sessions) for i in range(flat.shape[1])]
-        plain = np.stack(summed, axis=-1).reshape(n_sessions, 2, 7)
-        return SessionSums(np.concatenate([plain, within_sums(prediction, label, session)], axis=-1))
+        plain = np.stack(summed, axis=-1).reshape(n_sessions, n_targets, 7)
+        return SessionSums(np.concatenate([plain, within_sums(prediction, label, session)], axis=-1), n_session)
 
     def of_groups(self, group: np.ndarray) -> np.ndarray:
-        """(G, 2, 11): sums over groups of sessions.
+        """(G, K, 11): sums over groups of sessions.
 
         Args:
             group: (S,) whole numbers from 0, the group of each session.
@@ -75,15 +76,15 @@ class SessionSums:
         return summed
 
     def total(self) -> np.ndarray:
-        """(2, 11): all sessions together."""
+        """(K, 11): all sessions together."""
         return self.values.sum(axis=0)
 
     def leave_one_out(self) -> np.ndarray:
-        """(S, 2, 11): all sessions but one."""
+        """(S, K, 11): all sessions but one."""
         return self.total() - self.values
 
     def resample(self, draws: int, seed: int) -> np.ndarray:
-        """(B, 2, 11): as many sessions as there are, drawn with replacement; the same seed draws the same ones."""
+        """(B, K, 11): as many sessions as there are, drawn with replacement; the same seed draws the same ones."""
         n_sessions = len(self.values)
         flat = self.values.reshape(n_sessions, -1)
         rng = np.random.default_rng(seed)
@@ -94,7 +95,7 @@ class SessionSums:
             drawn = rng.integers(n_sessions, size=(rows, n_sessions)) + n_sessions * np.arange(rows)[:, None]
             times = np.bincount(drawn.ravel(), minlength=rows * n_sessions).reshape(rows, n_sessions)
             resampled.append(times @ flat)
-        return np.concatenate(resampled).reshape(draws, 2, _N_SUMS)
+        return np.concatenate(resampled).reshape(draws, *self.values.shape[1:])
 
 
 def defined(value: Any) -> float | None:
@@ -102,15 +103,16 @@ def defined(value: Any) -> float | None:
     return float(value) if np.isfinite(value) else None
 
 
-def metrics_of(sums: np.ndarray, variance: Variance = "biased") -> dict[str, np.ndarray]:
+def metrics_of(sums: np.ndarray, variance: Variance = "biased", n_session: int = 0) -> dict[str, np.ndarray]:
     """Every metric from sums.
 
     Args:
-        sums: (..., 2, 11) as in `SessionSums`.
+        sums: (..., K, 11) as in `SessionSums`.
         variance: Which CCC is meant; see `Moments.ccc`.
+        n_session: How many of the targets are of sessions; `within_ccc` has its mean over the others.
 
     Returns:
-        Per metric (..., 3): valence, arousal and their mean (`avg`); NaN where it is not defined. `bias` is the mean
+        Per metric (..., K + 1): the targets and their mean; NaN where it is not defined. `bias` is the mean
         of prediction less label; `within_ccc` is CCC of predictions and labels less their means over the session.
     """
     n, x, y, xx, yy, xy, absolute, *centred = np.moveaxis(sums, -1, 0)
@@ -127,7 +129,12 @@ def metrics_of(sums: np.ndarray, variance: Variance = "biased") -> dict[str, np.
         "mae": absolute / some + absent,
         "bias": (x - y) / some + absent,
     }
-    return {name: np.concatenate([value, value.mean(axis=-1, keepdims=True)], axis=-1) for name, value in named.items()}
+    means = {name: value.mean(axis=-1, keepdims=True) for name, value in named.items()}
+    if n_session:
+        within_utterance = named["within_ccc"][..., :-n_session]
+        absent = np.full_like(means["within_ccc"], np.nan)
+        means["within_ccc"] = within_utterance.mean(axis=-1, keepdims=True) if within_utterance.shape[-1] else absent
+    return {name: np.concatenate([value, means[name]], axis=-1) for name, value in named.items()}
 
 
 @dataclass(frozen=True)
@@ -138,9 +145,9 @@ class Resampled:
     interval then says what other sessions would have given these runs, not what other seeds would have.
 
     Attributes:
-        estimate: Per metric (3,): valence, arousal, avg.
-        draws: Per metric (B, 3).
-        left_out: Per metric (S, 3).
+        estimate: Per metric (K + 1,): the targets and their mean.
+        draws: Per metric (B, K + 1).
+        left_out: Per metric (S, K + 1).
     """
 
     estimate: dict[str, np.ndarray]
@@ -157,7 +164,7 @@ class Resampled:
         """
         return Resampled(
             *(
-                _mean([metrics_of(sums, config.variance) for sums in parts])
+                _mean([metrics_of(sums, config.variance, runs[0].n_session) for sums in parts])
                 for parts in (
                     [run.total() for run in runs],
                     [run.resample(config.bootstrap, config.seed) for run in runs],
@@ -167,7 +174,7 @@ class Resampled:
         )
 
     def interval(self, metric: str) -> tuple[np.ndarray, np.ndarray]:
-        """Low and high, (3,) each, of the 95 % interval; see `interval`."""
+        """Low and high, (K + 1,) each, of the 95 % interval; see `interval`."""
         return interval(metric, self.estimate[metric], self.draws[metric], self.left_out[metric])
 
     def less(self, other: Resampled, metric: str) -> Difference:
@@ -193,7 +200,7 @@ class Resampled:
 
 @dataclass(frozen=True)
 class Difference:
-    """A difference of a metric between two models, with interval and p: (3,) each, for valence, arousal, avg."""
+    """A difference of a metric between two models, with interval and p: (K + 1,) each."""
 
     estimate: np.ndarray
     low: np.ndarray

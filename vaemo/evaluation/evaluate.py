@@ -21,14 +21,15 @@ from vaemo.config import Config
 from vaemo.drawing import write_pictures
 from vaemo.errors import UsageError
 from vaemo.evaluation import pictures
-from vaemo.evaluation.bootstrap import METRICS, NAMES, Resampled, SessionSums, defined, metrics_of
+from vaemo.evaluation.bootstrap import METRICS, Resampled, SessionSums, defined, metrics_of
 from vaemo.evaluation.fed import replay_fed
 from vaemo.evaluation.pairs import Pairs, choose_split, has_features, in_common, leave_out, read_pairs
+from vaemo.metrics import spearman, spearman_interval
 from vaemo.model.checkpoint import ERRORS
 from vaemo.settling import ErrorByPosition, drawn_to_mean
 from vaemo.trust import coverage, groups
 from vaemo.trust.beside import column_of
-from vaemo.units import CALIB, DIMENSIONS, SPLITS
+from vaemo.units import CALIB, SPLITS
 
 GROUPS = ("session_id", "speaker_id", "role", "split", "fold", "position")
 POSITIONS = (0, 5, 10, 20, 40)
@@ -91,8 +92,11 @@ def evaluate(
         "split": chosen,
         "variance": config.evaluate.variance,
         "label_range": [pairs.scale.low, pairs.scale.high],
-        "native_range": [pairs.native.low, pairs.native.high] if pairs.native else None,
+        "native_range": _native_range(pairs),
+        "targets": list(pairs.names),
+        "session_targets": list(session_names_of(pairs)),
         "not_scored": pairs.not_scored,
+        "sessions_not_scored": pairs.sessions_not_scored,
         "pooled": measure(tested, config),
         "per_session": _over_sessions(tested, config),
         "fold_mean": _mean_of(per_fold),
@@ -101,7 +105,9 @@ def evaluate(
         "per_role": per_group(tested, "role", config),
         "per_position": per_group(tested, "position", config),
     }
-    errors = ErrorByPosition.of(tested.prediction, tested.label, tested.sessions(), tested.order_in_session())
+    n_own = len(tested.names) - tested.n_session
+    own = tested.prediction[:, :n_own], tested.label[:, :n_own]
+    errors = ErrorByPosition.of(*own, tested.sessions(), tested.order_in_session(), tested.names[:n_own])
     result[ERRORS] = errors.to_dict()
     result["extremes_at_start"] = extremes_at_start(tested)
     divided = {name: _rows_by(tested, name) for name in ("position", "split", "fold", "role")}
@@ -114,19 +120,21 @@ def evaluate(
             for name, each in grouped.items()
         }
     if compare is not None:
-        both = in_common(tested, read_pairs(compare, labels, config))
+        both = in_common(tested, read_pairs(compare, labels, config, quiet=True))
         result["compare"] = {"scores": str(compare), **compare_pairs(*both, config)}
     at, unit = tested.time_in_session()
     drawn = {
-        "calibration": partial(pictures.calibration, tested.prediction, tested.label, tested.scale),
-        "error_over_session": partial(pictures.error_over_session, tested.prediction, tested.label, at, unit),
+        "calibration": partial(pictures.calibration, tested.prediction, tested.label, tested.scale, tested.names),
+        "error_over_session": partial(
+            pictures.error_over_session, tested.prediction, tested.label, at, unit, tested.names
+        ),
         "error_by_position": partial(pictures.error_by_position, errors),
     }
     if checkpoint is not None:
         fed, free = replay_fed(tested, labels, checkpoint, config)
         result["label_fed"] = {"checkpoint": str(checkpoint), **compare_pairs(fed, free, config)}
         drawn["label_fed"] = partial(
-            pictures.label_fed, fed.prediction, free.prediction, free.label, *free.time_in_session()
+            pictures.label_fed, fed.prediction, free.prediction, free.label, *free.time_in_session(), free.names
         )
     files.write_json(files.join(out, "metrics.json"), result)
     tables = [_group_table(tested, by, config) for by in GROUPS]
@@ -139,8 +147,9 @@ def measure(pairs: Pairs, config: Config) -> dict[str, Any]:
     """Every metric of these utterances.
 
     Returns:
-        `n`, `n_sessions`, and for each metric (those of `METRICS`) `ccc_valence`, `ccc_arousal`
-        and their mean `ccc_avg`; RMSE also as `rmse_native_valence`, ... where the corpus has a range of its own.
+        `n`, `n_sessions`, and for each metric (those of `METRICS`) `ccc_valence`, `ccc_arousal`, whatever the targets
+        are, and their mean `ccc_avg`; RMSE also as `rmse_native_valence`, ... where the corpus has a range of its own.
+        A target of the session, one pair a session, has `spearman_NAME` too: such labels are ordinal and skewed.
         `ci95`: [low, high] of each, where there are two sessions or more. What is not defined is None.
     """
     sums = sums_of(pairs)
@@ -155,12 +164,23 @@ def measure(pairs: Pairs, config: Config) -> dict[str, Any]:
         low = _named({name: bound[0] for name, bound in bounds.items()}, pairs)
         high = _named({name: bound[1] for name, bound in bounds.items()}, pairs)
         result["ci95"] = {name: [low[name], high[name]] for name in low}
+    for k, name in enumerate(session_names_of(pairs), len(pairs.names) - pairs.n_session):
+        known = ~(np.isnan(pairs.prediction[:, k]) | np.isnan(pairs.label[:, k]))
+        rho = spearman(pairs.prediction[known, k], pairs.label[known, k])
+        result[f"n_{name}"], result[f"spearman_{name}"] = int(known.sum()), defined(rho)
+        if "ci95" in result:
+            result["ci95"][f"spearman_{name}"] = [defined(end) for end in spearman_interval(rho, int(known.sum()))]
     return result
+
+
+def session_names_of(pairs: Pairs) -> tuple[str, ...]:
+    """The targets of sessions among those of the pairs."""
+    return pairs.names[len(pairs.names) - pairs.n_session :]
 
 
 def sums_of(pairs: Pairs) -> SessionSums:
     """What each session of these utterances adds to the metrics."""
-    return SessionSums.of(pairs.prediction, pairs.label, pairs.sessions())
+    return SessionSums.of(pairs.prediction, pairs.label, pairs.sessions(), pairs.n_session)
 
 
 def per_group(pairs: Pairs, by: str, config: Config) -> dict[str, dict[str, Any]]:
@@ -180,7 +200,7 @@ def compare_pairs(first: Pairs, second: Pairs, config: Config) -> dict[str, Any]
     result: dict[str, Any] = {"n": len(first), "n_sessions": len(sums[0].values)}
     for metric in METRICS:
         difference = one.less(other, metric)
-        for k, name in enumerate(NAMES):
+        for k, name in enumerate((*first.names, "avg")):
             result[f"{metric}_{name}"] = {
                 "first": defined(one.estimate[metric][k]),
                 "second": defined(other.estimate[metric][k]),
@@ -195,22 +215,23 @@ def extremes_at_start(pairs: Pairs, first: int = FIRST) -> dict[str, Any]:
     """How often the lowest or the highest value of a session falls on its first utterances.
 
     Args:
-        pairs: Whole sessions; those with fewer than `MIN_PER_SESSION` utterances that have both labels are left out.
+        pairs: Whole sessions; those with fewer than `MIN_PER_SESSION` utterances that have all labels are left out.
         first: How many utterances.
 
     Returns:
-        `utterances`, `n_sessions`, and for `valence` and `arousal` the shares for `scores`, for scores that were drawn
-        to the mean by their weights, as the sessions' table does it (`weighed`), and for `labels`; None without
+        `utterances`, `n_sessions`, and for every target of utterances the shares for `scores`, for scores that were
+        drawn to the mean by their weights, as the sessions' table does it (`weighed`), and for `labels`; None without
         sessions. An extreme that several utterances have counts by the share of them.
     """
-    known = ~np.isnan(pairs.label).any(axis=1)
+    n_own = len(pairs.names) - pairs.n_session
+    known = ~np.isnan(pairs.label[:, :n_own]).any(axis=1)
     kept = pairs.select(known)
     session, early = kept.sessions(), pairs.order_in_session()[known] < first
     long = (np.bincount(session) >= MIN_PER_SESSION)[session]
     kept, early = kept.select(long), early[long]
     session = kept.sessions()
     result: dict[str, Any] = {"utterances": first, "n_sessions": int(session.max(initial=-1)) + 1}
-    for k, name in enumerate(DIMENSIONS):
+    for k, name in enumerate(pairs.names[:n_own]):
         score, weight = kept.prediction[:, k], kept.weight[:, k]
         n = np.bincount(session, weight)
         mean = (np.bincount(session, weight * score) / n)[session] if len(session) else score
@@ -234,12 +255,12 @@ def _share_early(values: np.ndarray, session: np.ndarray, early: np.ndarray) -> 
 
 def table_of(result: Mapping[str, Any]) -> str:
     """What a person reads first: the pooled metrics with intervals, the splits, the comparison, as lines of text."""
-    pooled = result["pooled"]
+    pooled, names = result["pooled"], result["targets"]
     lines = [
         f"{pooled['n']:,} utterances of {pooled['n_sessions']:,} sessions, split: {result['split']} "
         f"(CCC on {result['variance']} variances; 95 % intervals over sessions)",
         "",
-        " " * 22 + "".join(f"{name:<26}" for name in ("valence", "arousal", "average")),
+        " " * 22 + "".join(f"{name:<26}" for name in (*names, "average")),
     ]
     shown = {
         "CCC": "ccc",
@@ -250,19 +271,26 @@ def table_of(result: Mapping[str, Any]) -> str:
         "bias": "bias",
     }
     if result["native_range"]:
-        low, high = result["native_range"]
-        shown[f"RMSE on [{low:g}, {high:g}]"] = "rmse_native"
-    lines += [_line(title, pooled, metric) for title, metric in shown.items()]
+        native = result["native_range"]
+        title = "RMSE, native ranges" if isinstance(native, Mapping) else f"RMSE on [{native[0]:g}, {native[1]:g}]"
+        shown[title] = "rmse_native"
+    if result["session_targets"]:
+        shown["Spearman's rho"] = "spearman"
+    lines += [_line(title, pooled, metric, names) for title, metric in shown.items()]
     if len(result["per_split"]) > 1:
-        lines += ["", *(_line(f"CCC {split}", each, "ccc") for split, each in result["per_split"].items())]
+        lines += ["", *(_line(f"CCC {split}", each, "ccc", names) for split, each in result["per_split"].items())]
     if (extremes := result.get("extremes_at_start", {})).get("n_sessions"):
-        lines += ["", _extremes_line(extremes)]
+        lines += ["", _extremes_line(extremes, [name for name in names if name in extremes])]
     if "compare" in result:
         compared = result["compare"]
-        lines += ["", f"less {compared['scores']}, on the same {compared['n']:,} utterances:", *_differences(compared)]
+        lines += [
+            "",
+            f"less {compared['scores']}, on the same {compared['n']:,} utterances:",
+            *_differences(compared, names),
+        ]
     if "label_fed" in result:
         fed = result["label_fed"]
-        lines += ["", "with the labels of earlier utterances fed, less running free:", *_differences(fed)]
+        lines += ["", "with the labels of earlier utterances fed, less running free:", *_differences(fed, names)]
     if "coverage" in result:
         lines += coverage.table_of(result["coverage"])
     if "by" in result:
@@ -270,14 +298,19 @@ def table_of(result: Mapping[str, Any]) -> str:
     if result["not_scored"]:
         missing = ", ".join(f"{count:,} {status}" for status, count in result["not_scored"].items())
         lines += ["", f"labelled but without a score: {missing}"]
+    for name, count in result["sessions_not_scored"].items():
+        lines += ["", f"sessions with a label of {name} but without a score: {count:,}"]
     return "\n".join(line.rstrip() for line in lines)
 
 
 def _named(values: Mapping[str, np.ndarray], pairs: Pairs) -> dict[str, float | None]:
-    named = {f"{metric}_{name}": value[k] for metric, value in values.items() for k, name in enumerate(NAMES)}
+    names = (*pairs.names, "avg")
+    named = {f"{metric}_{name}": value[k] for metric, value in values.items() for k, name in enumerate(names)}
     if pairs.native is not None:
-        wider = pairs.native.width / pairs.scale.width
-        named |= {f"rmse_native_{name}": values["rmse"][k] * wider for k, name in enumerate(NAMES)}
+        wider = np.array([pairs.native[name].width / pairs.scale.width for name in pairs.names])
+        # A mean of errors on different scales would mean nothing.
+        wider = np.append(wider, wider[0] if (wider == wider[0]).all() else np.nan)
+        named |= {f"rmse_native_{name}": values["rmse"][k] * wider[k] for k, name in enumerate(names)}
     return {name: defined(value) for name, value in named.items()}
 
 
@@ -297,7 +330,7 @@ def _group_codes(pairs: Pairs, by: str) -> tuple[np.ndarray, list[str]]:
 
 
 def _group_sums(pairs: Pairs, by: str) -> tuple[np.ndarray, list[str], np.ndarray]:
-    """The sums of every group, (G, 2, 11), its name, and its number of sessions, without a loop over groups."""
+    """The sums of every group, (G, K, 11), its name, and its number of sessions, without a loop over groups."""
     numbers, names = _group_codes(pairs, by)
     some = pairs.select(numbers >= 0)
     numbers = numbers[numbers >= 0]
@@ -311,7 +344,7 @@ def _group_sums(pairs: Pairs, by: str) -> tuple[np.ndarray, list[str], np.ndarra
 def _group_table(pairs: Pairs, by: str, config: Config) -> pa.Table:
     """One row per group: `by`, `group`, `n`, `n_sessions` and the metrics."""
     sums, names, n_sessions = _group_sums(pairs, by)
-    values = metrics_of(sums, config.evaluate.variance)
+    values = metrics_of(sums, config.evaluate.variance, pairs.n_session)
     columns: dict[str, Any] = {
         "by": pa.array([by] * len(names), pa.string()),
         "group": pa.array(names, pa.string()),
@@ -321,7 +354,7 @@ def _group_table(pairs: Pairs, by: str, config: Config) -> pa.Table:
     columns |= {
         f"{metric}_{name}": pa.array(value[:, k], pa.float64(), from_pandas=True)
         for metric, value in values.items()
-        for k, name in enumerate(NAMES)
+        for k, name in enumerate((*pairs.names, "avg"))
     }
     table = pa.table(columns)
     return table.filter(pa.array(n_sessions > 0))
@@ -330,13 +363,16 @@ def _group_table(pairs: Pairs, by: str, config: Config) -> pa.Table:
 def _over_sessions(pairs: Pairs, config: Config) -> dict[str, Any]:
     """Mean and median of the sessions' own metrics, and how many sessions are long enough to have them."""
     sums, _, _ = _group_sums(pairs, "session_id")
-    long = sums[..., 0].min(axis=1) >= MIN_PER_SESSION
-    values = metrics_of(sums[long], config.evaluate.variance)
+    # A target of the session has no agreement within one.
+    n_own = len(pairs.names) - pairs.n_session
+    sums = sums[:, :n_own]
+    long = sums[..., 0].min(axis=1, initial=np.inf) >= MIN_PER_SESSION
+    values = metrics_of(sums[long], config.evaluate.variance) if n_own else {}
     result: dict[str, Any] = {"n_sessions": int(long.sum()), "min_utterances": MIN_PER_SESSION}
     for statistic, summarise in (("mean", np.mean), ("median", np.median)):
         result[statistic] = {}
         for metric, value in values.items():
-            for k, name in enumerate(NAMES):
+            for k, name in enumerate((*pairs.names[:n_own], "avg")):
                 finite = value[np.isfinite(value[:, k]), k]
                 result[statistic][f"{metric}_{name}"] = defined(summarise(finite)) if len(finite) else None
     return result
@@ -351,23 +387,32 @@ def _mean_of(groups: Mapping[str, Mapping[str, Any]]) -> dict[str, float | None]
     return {name: defined(np.mean(values)) if values else None for name, values in known.items()}
 
 
-def _extremes_line(extremes: Mapping[str, Any]) -> str:
+def _native_range(pairs: Pairs) -> list[float] | dict[str, list[float]] | None:
+    if pairs.native is None:
+        return None
+    ends = {name: [own.low, own.high] for name, own in pairs.native.items()}
+    first, *others = ends.values()
+    return first if all(other == first for other in others) else ends
+
+
+def _extremes_line(extremes: Mapping[str, Any], names: Sequence[str]) -> str:
     shares = "; ".join(
         f"{name} {of['scores']:.0%} ({of['weighed']:.0%} where early scores count less, labels {of['labels']:.0%})"
-        for name, of in ((name, extremes[name]) for name in DIMENSIONS)
+        for name, of in ((name, extremes[name]) for name in names)
     )
     return f"lowest or highest of a session on its first {extremes['utterances']} utterances: {shares}"
 
 
-def _line(title: str, measured: Mapping[str, Any], metric: str) -> str:
+def _line(title: str, measured: Mapping[str, Any], metric: str, names: Sequence[str]) -> str:
     bounds = measured.get("ci95", {})
-    cells = (_cell(measured[f"{metric}_{name}"], bounds.get(f"{metric}_{name}")) for name in NAMES)
+    keys = (f"{metric}_{name}" for name in (*names, "avg"))
+    cells = (_cell(measured.get(key), bounds.get(key)) for key in keys)
     return f"{title:<22}" + "".join(f"{cell:<26}" for cell in cells)
 
 
-def _differences(compared: Mapping[str, Any]) -> Iterator[str]:
+def _differences(compared: Mapping[str, Any], names: Sequence[str]) -> Iterator[str]:
     for title, metric in _DIFFERENCES:
-        cells = (compared[f"{metric}_{name}"] for name in NAMES)
+        cells = (compared[f"{metric}_{name}"] for name in (*names, "avg"))
         yield f"{title:<22}" + "".join(f"{_cell(cell['difference'], cell['ci95']):<26}" for cell in cells)
 
 

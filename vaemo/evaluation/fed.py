@@ -55,7 +55,8 @@ def _replay_one(pairs: Pairs, store_path: str, checkpoint_path: str, config: Con
     wanted = set(pairs.place["session_id"].to_pylist())
     sessions = [session for session in read_as_trained(store_path, checkpoint, config) if session.session_id in wanted]
     packed = PackedSessions.of(sessions, dtype=model.label_deviation.dtype).with_past(model.pasts)
-    known = packed.labels.isnan().logical_not()
+    of_utterances = packed.labels[:, : model.n_fed]
+    known = of_utterances.isnan().logical_not()
     row_of = {
         key: row
         for row, key in enumerate((session.session_id, utt_id) for session in sessions for utt_id in session.utt_ids)
@@ -64,10 +65,13 @@ def _replay_one(pairs: Pairs, store_path: str, checkpoint_path: str, config: Con
     rows = np.array([row_of.get(key, -1) for key in keys])
     kept = pairs.select(rows >= 0)
     scale = LabelScale(*model.config.label_range)
+    columns = [model.targets.index(name) for name in pairs.names]
     lanes, chunk = config.score.lanes, config.score.chunk
     fed, free = (
-        predict_sessions(model, packed, observed=observed, lanes=lanes, chunk=chunk).cpu().numpy()[rows[rows >= 0]]
-        for observed in (packed.labels.where(known, packed.observed), packed.observed)
+        predict_sessions(model, packed, observed=observed, lanes=lanes, chunk=chunk)
+        .cpu()
+        .numpy()[rows[rows >= 0]][:, columns]
+        for observed in (of_utterances.where(known, packed.observed), packed.observed)
     )
     return (
         dataclasses.replace(kept, prediction=scale.to(pairs.scale, fed)),

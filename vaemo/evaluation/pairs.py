@@ -5,8 +5,9 @@ Reads a folder of scores and a store or a manifest; what is evaluated and what a
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import dataclass
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pyarrow as pa
@@ -17,9 +18,10 @@ from vaemo.config import Config
 from vaemo.errors import LabelError, ReadManifestError, ReadScoresError
 from vaemo.manifest import read_manifest
 from vaemo.progress import say
-from vaemo.sessions import label_range
+from vaemo.sessions import LabelRanges, label_ranges, spread_labels
 from vaemo.store import FeatureStore, is_store
-from vaemo.tables import typed, with_column
+from vaemo.tables import codes, typed, with_column
+from vaemo.targets import Target, names_of, session_names, utterance_names
 from vaemo.units import DIMENSIONS, LabelScale
 
 KEYS = ("session_id", "utt_id")
@@ -33,21 +35,28 @@ class Pairs:
     Attributes:
         place: `session_id`, `utt_id`, `speaker_id`, `role`, `split`, `fold`, `position`, `start_s`, `end_s`: as the
             scores have them, else as the labels do.
-        prediction: (n, 2) float64, on `scale`.
-        label: (n, 2) float64, on `scale`; NaN = not labelled in that dimension.
+        prediction: (n, K) float64, on `scale`; NaN = none, as a target of the session but at the session's last score.
+        label: (n, K) float64, on `scale`; NaN = not labelled.
         scale: The range that scores are on.
-        native: The corpus's own range, where it is another.
-        weight: (n, 2), how much each counts where extremes are looked for; 1 where the scores do not say.
+        native: The corpus's own range of each target, where any is another.
+        weight: (n, K less n_session), how much each counts where extremes are looked for; 1 where the scores do not
+            say.
         not_scored: How many labelled utterances have no score, by status (`absent`: no row in the scores).
+        names: The targets that scores and labels have, K, those of utterances first.
+        n_session: How many of them are of sessions.
+        sessions_not_scored: Of each of these, how many labelled sessions have no score.
     """
 
     place: pa.Table
     prediction: np.ndarray
     label: np.ndarray
     scale: LabelScale
-    native: LabelScale | None
+    native: dict[str, LabelScale] | None
     weight: np.ndarray
     not_scored: dict[str, int]
+    names: tuple[str, ...] = DIMENSIONS
+    n_session: int = 0
+    sessions_not_scored: dict[str, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.label)
@@ -59,9 +68,8 @@ class Pairs:
     def select(self, rows: np.ndarray) -> Pairs:
         """Some utterances, by a boolean per row or by indices."""
         place = self.place.filter(pa.array(rows)) if rows.dtype == bool else self.place.take(pa.array(rows))
-        return dataclasses.replace(
-            self, place=place, prediction=self.prediction[rows], label=self.label[rows], weight=self.weight[rows]
-        )
+        chosen = {name: getattr(self, name)[rows] for name in ("prediction", "label", "weight")}
+        return replace(self, place=place, **chosen)
 
     def codes(self, name: str) -> tuple[np.ndarray, list[str]]:
         """Number of each row's value of a text column, -1 for null, and the values in the order they appear in."""
@@ -96,18 +104,28 @@ class Pairs:
         return (start_s - first_s[session]) / 60, "minutes into the session"
 
 
-def read_pairs(scored: str, labels: str, config: Config) -> Pairs:
-    """Join a folder of scores with the labels of a store or a manifest.
+def read_pairs(scored: str, labels: str, config: Config, *, quiet: bool = False) -> Pairs:
+    """Join a folder of scores with the labels of a store or a manifest, on the targets that both have.
+
+    Args:
+        scored: The folder of scores.
+        labels: The store or the manifest.
+        config: Section `labels`.
+        quiet: Do not say which targets of the scores have no labels.
 
     Raises:
         LabelError: if there are no labels, one lies outside its range, or no labelled utterance is scored.
         ReadScoresError: if an utterance is scored twice.
     """
-    scale, _ = scores.read_scales(scored)
-    known, native = read_labels(labels, config, scale)
+    (scale, _), targets = scores.read_scales(scored), scores.read_targets(scored)
+    known, ranges = read_labels(labels, config, scale, targets)
+    names = tuple(ranges)
+    if not quiet and len(names) < len(names_of(targets)):
+        lacking = ", ".join(name for name in names_of(targets) if name not in names)
+        say(f"{labels} has no labels of {lacking}: evaluated are {', '.join(names)}.")
     table = scores.read_utterances(scored)
-    weights = [name for name in scores.WEIGHT_SCHEMA.names if name in table.column_names]
-    table = table.select([*KEYS, *PLACE, *DIMENSIONS, "status", *weights])
+    weights = [name for name in scores.weight_names(targets) if name in table.column_names]
+    table = table.select([*KEYS, *PLACE, *names_of(targets), "status", *weights])
     counts = table.group_by(list(KEYS)).aggregate([([], "count_all")])
     repeated = counts.filter(pc.greater(counts["count_all"], 1))
     if repeated.num_rows:
@@ -118,9 +136,24 @@ def read_pairs(scored: str, labels: str, config: Config) -> Pairs:
     renamed = known.rename_columns([name if name in KEYS else f"label_{name}" for name in known.column_names])
     renamed = renamed.append_column("row", pa.array(np.arange(renamed.num_rows)))
     joined = renamed.join(table, keys=list(KEYS), join_type="left outer").sort_by("row")
-    has_score = pc.and_(pc.is_valid(joined["valence"]), pc.is_valid(joined["arousal"]))
-    missing = joined.filter(pc.invert(has_score))["status"].fill_null("absent").value_counts().to_pylist()
-    joined = joined.filter(has_score)
+    prediction, label = _matrix(joined, names), _matrix(joined, [f"label_{name}" for name in names])
+    n_utterance = sum(name in utterance_names(targets) for name in names)
+    weight = np.ones((len(label), n_utterance))
+    for k, name in enumerate(scores.weight_names(names[:n_utterance])):
+        if name in weights:
+            weight[:, k] = np.nan_to_num(_matrix(joined, [name])[:, 0], nan=1.0)
+    # A label of the session stands in all of its rows, and counts at the one that has a score of it.
+    session, missing_sessions = codes(joined["session_id"]), {}
+    for k in range(n_utterance, len(names)):
+        labelled = session[~np.isnan(label[:, k])]
+        label[np.isnan(prediction[:, k]), k] = np.nan
+        lost = np.setdiff1d(labelled, session[~np.isnan(label[:, k])])
+        missing_sessions |= {names[k]: len(lost)} if len(lost) else {}
+    every = utterance_names(targets) or names
+    has_score = ~np.isnan(_matrix(joined, every)).any(axis=1)
+    missing = joined.filter(pa.array(~has_score & ~np.isnan(label[:, :n_utterance]).all(axis=1)))
+    kept = has_score & ~np.isnan(label).all(axis=1)
+    joined = joined.filter(pa.array(kept))
     if not joined.num_rows:
         raise LabelError(
             f"none of the {known.num_rows:,} labelled utterances of {labels} has a score in {scored}: there they are "
@@ -128,42 +161,56 @@ def read_pairs(scored: str, labels: str, config: Config) -> Pairs:
         )
     place = {name: joined[name] for name in KEYS}
     place |= {name: pc.coalesce(joined[name], joined[f"label_{name}"].cast(joined[name].type)) for name in PLACE}
+    native = {name: held.native for name, held in ranges.items()}
     return Pairs(
         pa.table(place).combine_chunks(),
-        _matrix(joined, DIMENSIONS),
-        _matrix(joined, [f"label_{name}" for name in DIMENSIONS]),
+        prediction[kept],
+        label[kept],
         scale,
-        native,
-        np.nan_to_num(_matrix(joined, weights), nan=1.0) if weights else np.ones((joined.num_rows, 2)),
-        {item["values"]: item["counts"] for item in missing},
+        native if any(own != scale for own in native.values()) else None,
+        weight[kept],
+        {item["values"]: item["counts"] for item in missing["status"].fill_null("absent").value_counts().to_pylist()},
+        names,
+        len(names) - n_utterance,
+        missing_sessions,
     )
 
 
-def read_labels(path: str, config: Config, scale: LabelScale) -> tuple[pa.Table, LabelScale | None]:
+def read_labels(
+    path: str, config: Config, scale: LabelScale, targets: Sequence[str | Target] = DIMENSIONS
+) -> tuple[pa.Table, LabelRanges]:
     """The labelled utterances of a store or a manifest.
 
     Args:
         path: Of the store or the manifest.
         config: Section `labels`.
         scale: The range of the scores.
+        targets: Whose labels are wanted.
 
     Returns:
-        table: `KEYS`, `PLACE`, and `valence`, `arousal` mapped onto `scale` (see `vaemo.sessions.label_range`).
-        native: The corpus's own range, None where it is `scale`.
+        table: `KEYS`, `PLACE`, and the targets that are labelled mapped onto `scale` (see
+            `vaemo.sessions.label_ranges`); the label of a session in all of its rows.
+        ranges: Of these targets.
 
     Raises:
-        LabelError: if there are no labels, or one lies outside its range.
+        LabelError: if there are no labels, one lies outside its range, or a session has two of one target.
     """
-    columns = [*KEYS, *PLACE, *DIMENSIONS]
+    columns = [*KEYS, *PLACE, *names_of(targets)]
     store = FeatureStore.open(path) if has_features(path) else None
-    table = store.read(columns) if store else read_manifest(path).select(columns)
-    table = table.filter(pc.or_(pc.is_valid(table["valence"]), pc.is_valid(table["arousal"])))
-    if not table.num_rows:
-        raise LabelError(f"{path} has no labels: valence and arousal are null throughout.")
-    for name in DIMENSIONS:
+    table = store.read(columns) if store else read_manifest(path, targets=targets).select(columns)
+    names = [name for name in names_of(targets) if table[name].null_count < table.num_rows]
+    if not names:
+        raise LabelError(f"{path} has no labels: {' and '.join(names_of(targets))} are null throughout.")
+    table = table.select([*KEYS, *PLACE, *names])
+    for name in names:
         table = with_column(table, name, table[name].cast(pa.float64()))
-    labels = label_range(config, store, scale)
-    return labels.mapped(table, DIMENSIONS, path), labels.native if labels.native != scale else None
+    for name in session_names(targets):
+        if name in names:
+            table = with_column(table, name, pa.array(spread_labels(table, name), from_pandas=True))
+    labelled = functools.reduce(pc.or_, (pc.is_valid(table[name]) for name in names))
+    ranges = label_ranges(config, store, scale, names)
+    table = table.filter(labelled)
+    return ranges.mapped(table, names, path), ranges
 
 
 def has_features(path: str) -> bool:
@@ -221,8 +268,13 @@ def in_common(first: Pairs, second: Pairs) -> tuple[Pairs, Pairs]:
 
     Raises:
         LabelError: if there are none.
-        ReadScoresError: if the two are on different ranges.
+        ReadScoresError: if the two are on different ranges, or of different targets.
     """
+    if first.names != second.names:
+        raise ReadScoresError(
+            f"the scores with labels are of {', '.join(first.names)}, those compared with of "
+            f"{', '.join(second.names)}; compare models of the same targets."
+        )
     if first.scale != second.scale:
         raise ReadScoresError(
             f"the scores are on [{first.scale.low:g}, {first.scale.high:g}], those compared with on "

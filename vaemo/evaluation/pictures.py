@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vaemo.drawing import COLOURS, GREY, figure, to_png
+from vaemo.drawing import GREY, colours_of, figure, to_png
 from vaemo.units import DIMENSIONS, LabelScale
 
 if TYPE_CHECKING:
@@ -20,28 +20,32 @@ _PLACES = 20
 _SPEAKERS = ("#1f7a99", "#b4479a", "#5a8a1f", "#8a5cd1", "#b8860b", "#707a8a")
 
 
-def calibration(prediction: np.ndarray, label: np.ndarray, scale: LabelScale) -> bytes:
+def calibration(
+    prediction: np.ndarray, label: np.ndarray, scale: LabelScale, names: Sequence[str] = DIMENSIONS
+) -> bytes:
     """Mean label against mean prediction in tenths of the predictions, with the labels' spread.
 
     Args:
-        prediction: (n, 2).
-        label: (n, 2), NaN = not labelled.
+        prediction: (n, K).
+        label: (n, K), NaN = not labelled.
         scale: Both axes' range.
+        names: The targets, K.
     """
-    with figure(9, 4.8, 2) as (drawn, axes):
+    colours = colours_of(names)
+    with figure(4.5 * len(names), 4.8, len(names)) as (drawn, axes):
         # Square axes: the plain constrained layout would cut their titles.
         drawn.set_layout_engine("compressed")
-        for k, (name, axis) in enumerate(zip(DIMENSIONS, axes, strict=True)):
+        for k, (name, axis) in enumerate(zip(names, axes, strict=True)):
             known = ~np.isnan(label[:, k])
             x, y = prediction[known, k], label[known, k]
             axis.plot([scale.low, scale.high], [scale.low, scale.high], color=GREY, linewidth=1, linestyle="--")
-            axis.scatter(x, y, s=6, color=COLOURS[name], alpha=min(0.35, 300 / max(len(x), 1)), linewidth=0)
+            axis.scatter(x, y, s=6, color=colours[name], alpha=min(0.35, 300 / max(len(x), 1)), linewidth=0)
             parts = [part for part in np.array_split(np.argsort(x, kind="stable"), _BINS) if len(part)]
             axis.errorbar(
                 [x[part].mean() for part in parts],
                 [y[part].mean() for part in parts],
                 [y[part].std() for part in parts],
-                color=COLOURS[name],
+                color=colours[name],
                 marker="o",
                 capsize=3,
             )
@@ -50,18 +54,22 @@ def calibration(prediction: np.ndarray, label: np.ndarray, scale: LabelScale) ->
         return to_png(drawn)
 
 
-def error_over_session(prediction: np.ndarray, label: np.ndarray, at: np.ndarray, unit: str) -> bytes:
+def error_over_session(
+    prediction: np.ndarray, label: np.ndarray, at: np.ndarray, unit: str, names: Sequence[str] = DIMENSIONS
+) -> bytes:
     """Root mean squared error against how far the session has come, with two standard errors.
 
     Args:
-        prediction: (n, 2).
-        label: (n, 2), NaN = not labelled.
+        prediction: (n, K).
+        label: (n, K), NaN = not labelled.
         at: (n,) how far.
         unit: What `at` is counted in, as the axis says it.
+        names: The targets, K.
     """
+    colours = colours_of(names)
     with figure(8, 3.8) as (drawn, (axis,)):
-        for k, name in enumerate(DIMENSIONS):
-            _error_curve(axis, at, prediction[:, k] - label[:, k], label=name, color=COLOURS[name])
+        for k, name in enumerate(names):
+            _error_curve(axis, at, prediction[:, k] - label[:, k], label=name, color=colours[name])
         axis.set(title="Error over the session", xlabel=unit, ylabel="RMSE", ylim=(0, None))
         axis.legend()
         return to_png(drawn)
@@ -69,12 +77,13 @@ def error_over_session(prediction: np.ndarray, label: np.ndarray, at: np.ndarray
 
 def error_by_position(errors: ErrorByPosition) -> bytes:
     """Root mean squared error against the position in the session: of all of it, and less each session's mean error."""
+    colours = colours_of(errors.names)
     with figure(8, 3.8) as (drawn, (axis,)):
-        for k, name in enumerate(DIMENSIONS):
+        for k, name in enumerate(errors.names):
             some = errors.n[:, k] > 0
             for of, label, style in ((errors.mse, name, "-"), (errors.within_mse, f"{name}, within sessions", ":")):
                 at, root = errors.starts[some] + 1, np.sqrt(of[some, k])
-                axis.plot(at, root, color=COLOURS[name], marker="o", markersize=4, linestyle=style, label=label)
+                axis.plot(at, root, color=colours[name], marker="o", markersize=4, linestyle=style, label=label)
         axis.set(title="Error by position", xlabel="utterance of the session, from", ylabel="RMSE", ylim=(0, None))
         axis.set_xscale("log")
         heard = errors.starts[errors.n.any(axis=1)] + 1
@@ -84,47 +93,59 @@ def error_by_position(errors: ErrorByPosition) -> bytes:
         return to_png(drawn)
 
 
-def label_fed(fed: np.ndarray, free: np.ndarray, label: np.ndarray, at: np.ndarray, unit: str) -> bytes:
+def label_fed(
+    fed: np.ndarray,
+    free: np.ndarray,
+    label: np.ndarray,
+    at: np.ndarray,
+    unit: str,
+    names: Sequence[str] = DIMENSIONS,
+) -> bytes:
     """`error_over_session` twice in each picture: with the labels of the past fed, and running free.
 
     Args:
-        fed: Predictions, (n, 2).
-        free: Predictions, (n, 2).
-        label: (n, 2), NaN = not labelled.
+        fed: Predictions, (n, K).
+        free: Predictions, (n, K).
+        label: (n, K), NaN = not labelled.
         at: (n,) how far the session has come.
         unit: What `at` is counted in.
+        names: The targets, K.
     """
-    with figure(11, 3.8, 2) as (drawn, axes):
-        for k, (name, axis) in enumerate(zip(DIMENSIONS, axes, strict=True)):
-            _error_curve(axis, at, free[:, k] - label[:, k], label="running free", color=COLOURS[name])
+    colours = colours_of(names)
+    with figure(5.5 * len(names), 3.8, len(names)) as (drawn, axes):
+        for k, (name, axis) in enumerate(zip(names, axes, strict=True)):
+            _error_curve(axis, at, free[:, k] - label[:, k], label="running free", color=colours[name])
             _error_curve(axis, at, fed[:, k] - label[:, k], label="labels fed", color=GREY, linestyle="--")
             axis.set(title=f"Error of {name} over the session", xlabel=unit, ylabel="RMSE", ylim=(0, None))
             axis.legend()
         return to_png(drawn)
 
 
-def distributions(histogram: np.ndarray, scale: LabelScale) -> bytes:
+def distributions(histogram: np.ndarray, scale: LabelScale, names: Sequence[str] = DIMENSIONS) -> bytes:
     """How many utterances have which score.
 
     Args:
-        histogram: (2, bins) counts over equal parts of the range.
+        histogram: (K, bins) counts over equal parts of the range.
         scale: The range.
+        names: The targets, K.
     """
+    colours = colours_of(names)
     edges = np.linspace(scale.low, scale.high, histogram.shape[1] + 1)
-    with figure(9, 3.2, 2) as (drawn, axes):
-        for name, counts, axis in zip(DIMENSIONS, histogram, axes, strict=True):
-            axis.bar(edges[:-1], counts, width=np.diff(edges) * 0.92, align="edge", color=COLOURS[name])
+    with figure(4.5 * len(names), 3.2, len(names)) as (drawn, axes):
+        for name, counts, axis in zip(names, histogram, axes, strict=True):
+            axis.bar(edges[:-1], counts, width=np.diff(edges) * 0.92, align="edge", color=colours[name])
             axis.set(title=name.capitalize(), xlabel="score", ylabel="utterances", xlim=(scale.low, scale.high))
             axis.grid(visible=False, axis="x")
         return to_png(drawn)
 
 
-def plane(counts: np.ndarray, scale: LabelScale) -> bytes:
-    """The valence-arousal plane, darker where more utterances are.
+def plane(counts: np.ndarray, scale: LabelScale, names: Sequence[str] = DIMENSIONS) -> bytes:
+    """The plane of two targets, darker where more utterances are.
 
     Args:
-        counts: (cells, cells), arousal upwards in rows, valence in columns.
+        counts: (cells, cells), the second target upwards in rows, the first in columns.
         scale: Both axes' range.
+        names: The two, valence and arousal where nothing else is said.
     """
     with figure(4.8, 4.4) as (drawn, (axis,)):
         extent = (scale.low, scale.high, scale.low, scale.high)
@@ -132,22 +153,23 @@ def plane(counts: np.ndarray, scale: LabelScale) -> bytes:
         axis.axhline(scale.middle, color=GREY, linewidth=0.8)
         axis.axvline(scale.middle, color=GREY, linewidth=0.8)
         axis.grid(visible=False)
-        axis.set(title="Valence-arousal plane", xlabel="valence", ylabel="arousal")
+        axis.set(title=f"{names[0].capitalize()}-{names[1]} plane", xlabel=names[0], ylabel=names[1])
         return to_png(drawn)
 
 
-def call(title: str, curve: Mapping[str, Any], scale: LabelScale) -> bytes:
-    """Valence and arousal of one call over time, who speaks by colour, the lowest score ringed, labels dotted.
+def call(title: str, curve: Mapping[str, Any], scale: LabelScale, names: Sequence[str] = DIMENSIONS) -> bytes:
+    """The targets of one call over time, who speaks by colour, the lowest score ringed, labels dotted.
 
     Args:
         title: What to call it.
         curve: As `vaemo.report.overview.curves` gives it.
         scale: The range of the scores.
+        names: The targets.
     """
-    with figure(12, 3.6, 2) as (drawn, axes):
+    with figure(6 * len(names), 3.6, len(names)) as (drawn, axes):
         at = np.add(curve["start"], curve["end"]) / 2 / (60 if curve["timed"] else 1)
         speaks = np.array(curve["speaks"])
-        for name, axis in zip(DIMENSIONS, axes, strict=True):
+        for name, axis in zip(names, axes, strict=True):
             values = np.array(curve[name], np.float64)
             known = np.isfinite(values)
             for index, who in enumerate(curve["who"]):

@@ -1,4 +1,4 @@
-"""The contract of an extractor, and the extractors that a config asks for.
+"""The contract of an extractor.
 
 An extractor turns the samples of utterances into one vector each. An utterance's vector depends on that utterance
 alone, never on what else is in the call. Where it is computed is a matter of its own: a `StandIn` has another process
@@ -15,10 +15,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from vaemo.config import FeatureConfig
 from vaemo.errors import ExtractorError
 from vaemo.extras import remedy, version_of
-from vaemo.units import STREAMS
 
 
 @runtime_checkable
@@ -55,6 +53,10 @@ class ExtractorLost(Exception):  # noqa: N818 - of an utterance alone it becomes
     """The process that computed vectors for this one has died of it; the message says how."""
 
 
+class ExtractorHung(ExtractorLost):
+    """It was ended, since an utterance took longer than it may; the message says how long."""
+
+
 @dataclass(eq=False)
 class StandIn:
     """An extractor whose vectors another process computes: its weights are never loaded here.
@@ -87,37 +89,6 @@ class StandIn:
         return self.begin(utterances)()
 
 
-def load_extractors(
-    config: FeatureConfig, *, batch_s: float = 60.0, ready: Mapping[str, Extractor] | None = None
-) -> dict[str, Extractor]:
-    """The extractor of every stream that is not `none`, in the order of `STREAMS`.
-
-    Weights are loaded at the first call of an extractor, so that this is cheap and may be done where only names,
-    dimensions and fingerprints are wanted.
-
-    Args:
-        config: Which extractors.
-        batch_s: Most seconds of speech in one batch of a neural encoder.
-        ready: Extractors that are there already, by stream.
-
-    Raises:
-        ExtractorError: if one is unknown, not installed, or its model cannot be found.
-    """
-    there = ready or {}
-    streams = [stream for stream in STREAMS if getattr(config, stream) != "none"]
-    extractors = {stream: there.get(stream) or load_extractor(stream, config, batch_s=batch_s) for stream in streams}
-    if not extractors:
-        raise ExtractorError(
-            "features.speech, features.prosody and features.speaker are all `none`; at least one stream is needed."
-        )
-    return extractors
-
-
-def load_extractor(stream: str, config: FeatureConfig, *, batch_s: float = 60.0) -> Extractor:
-    """The extractor of one stream, which is not `none`; otherwise as `load_extractors`."""
-    return {"speech": _load_speech, "prosody": _load_prosody, "speaker": _load_speaker}[stream](config, batch_s)
-
-
 def describe(extractors: Mapping[str, Extractor]) -> dict[str, dict[str, Any]]:
     """Name, version, dimension and fingerprint by stream, as a store records them."""
     return {
@@ -129,44 +100,6 @@ def describe(extractors: Mapping[str, Extractor]) -> dict[str, dict[str, Any]]:
 def fingerprint_of(**facts: Any) -> str:
     """16 hex digits that follow from the facts."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _load_speech(config: FeatureConfig, batch_s: float) -> Extractor:
-    if config.speech == "logmel":
-        from vaemo.features.spectral import LogMel
-
-        return LogMel()
-    from vaemo.features.speech import SpeechEncoder, fitting_batch_s
-
-    return SpeechEncoder(config, batch_s=fitting_batch_s(batch_s))
-
-
-def _load_prosody(config: FeatureConfig, batch_s: float) -> Extractor:
-    if config.prosody == "praat":
-        from vaemo.features.praat import Praat
-
-        return Praat()
-    from vaemo.features.prosody import FEATURE_SETS, OpenSmile
-
-    if config.prosody not in FEATURE_SETS:
-        raise ExtractorError(
-            f"features.prosody is '{config.prosody}'; allowed are {', '.join(FEATURE_SETS)}, praat and none."
-        )
-    return OpenSmile(config.prosody)
-
-
-def _load_speaker(config: FeatureConfig, batch_s: float) -> Extractor:
-    if config.speaker == "ltas":
-        from vaemo.features.spectral import LongTermSpectrum
-
-        return LongTermSpectrum()
-    if config.speaker == "campplus":
-        from vaemo.features.campplus import CampPlus
-
-        return CampPlus()
-    from vaemo.features.speaker import SpeakerEncoder
-
-    return SpeakerEncoder(config.speaker, revision=config.speaker_revision)
 
 
 def needed_version(package: str, asked: str, instead: str = "") -> str:

@@ -9,6 +9,7 @@ import contextlib
 import functools
 import multiprocessing
 import signal
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
@@ -17,7 +18,9 @@ from typing import Any
 import numpy as np
 
 from vaemo.config import Config
-from vaemo.features.base import Extractor, ExtractorLost, StandIn, load_extractor
+from vaemo.features.base import Extractor, ExtractorHung, ExtractorLost, StandIn
+from vaemo.features.load import load_extractor
+from vaemo.features.watch import has_hung, may_end_process, watched
 
 
 @contextlib.contextmanager
@@ -60,10 +63,11 @@ class _Child:
         """The vectors of utterances.
 
         Raises:
-            ExtractorLost: if the child has died.
+            ExtractorLost: if the child has died, or was ended since an utterance took too long (`ExtractorHung`).
             Exception: what the extractor raised.
         """
         process = self._process or self._start()
+        begun, limit_s = time.monotonic(), self._config.extract.features_timeout_s
         try:
             self._pipe.send((stream, utterances))
             answer = self._pipe.recv()
@@ -71,6 +75,8 @@ class _Child:
             process.join()
             code = process.exitcode or 0
             self.close()
+            if has_hung(code, time.monotonic() - begun, limit_s):
+                raise ExtractorHung(f"{limit_s:g} s") from None
             raise ExtractorLost(signal.Signals(-code).name if code < 0 else f"exit code {code}") from None
         if isinstance(answer, Exception):
             raise answer
@@ -99,13 +105,15 @@ class _Child:
 def _serve(pipe: Connection, config: Config) -> None:
     """Answer requests until the other end is closed."""
     extractors: dict[str, Extractor] = {}
+    may_end_process()
     with contextlib.suppress(EOFError, BrokenPipeError):
         while True:
             stream, utterances = pipe.recv()
             try:
                 if stream not in extractors:
                     extractors[stream] = load_extractor(stream, config.features, batch_s=config.extract.batch_s)
-                answer: Any = extractors[stream](utterances)
+                with watched(config.extract.features_timeout_s):
+                    answer: Any = extractors[stream](utterances)
             except Exception as error:
                 # A mistake or a bug is raised where it would have been without the child.
                 answer = error

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from vaemo.features.base import fingerprint_of, needed_version
+from vaemo.features.watch import begin_utterance
 from vaemo.units import SAMPLING_RATE_HZ
 
 MEASURES = (
@@ -50,6 +51,7 @@ class Praat:
     def _measure(self, samples: np.ndarray) -> list[float]:
         import parselmouth
 
+        begin_utterance()
         sound = parselmouth.Sound(samples.astype(np.float64), SAMPLING_RATE_HZ)
         try:
             pitch = sound.to_pitch(time_step=_STEP_S, pitch_floor=_F0_HZ[0], pitch_ceiling=_F0_HZ[1])

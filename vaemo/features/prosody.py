@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from vaemo.features.base import fingerprint_of, needed_version
+from vaemo.features.watch import begin_utterance
 from vaemo.units import SAMPLING_RATE_HZ
 
 FEATURE_SETS = {"egemaps": ("eGeMAPSv02", 88), "gemaps": ("GeMAPSv01b", 62), "compare": ("ComParE_2016", 6373)}
@@ -57,6 +58,7 @@ class OpenSmile:
             # It warns of what the row of NaN says.
             warnings.filterwarnings("ignore", message="Segment too short")
             for row, samples in enumerate(utterances):
+                begin_utterance()
                 vectors[row] = self._engine(samples.clip(-1.0, _CEILING), SAMPLING_RATE_HZ).reshape(self.dim)
         return vectors
 

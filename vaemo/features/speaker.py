@@ -21,6 +21,7 @@ from vaemo.errors import ExtractorError
 from vaemo.features.base import fingerprint_of, first_line, needed_version
 from vaemo.features.convert import PROG, read_tensors
 from vaemo.features.hyperparams import Hyperparams
+from vaemo.features.watch import begin_utterance
 from vaemo.units import SAMPLING_RATE_HZ
 
 _SETTINGS = "hyperparams.yaml"
@@ -68,6 +69,7 @@ class SpeakerEncoder:
         """See `Extractor`; each utterance on its own, since convolutions see padding; NaN below 0.1 s."""
         vectors = np.full((len(utterances), self.dim), np.nan, np.float32)
         for row, samples in enumerate(utterances):
+            begin_utterance()
             if len(samples) < _SHORTEST_S * SAMPLING_RATE_HZ:
                 continue
             # A long utterance in equal parts, which then weigh the same.

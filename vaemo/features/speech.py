@@ -28,6 +28,7 @@ from vaemo.config import FeatureConfig
 from vaemo.errors import ExtractorError
 from vaemo.features.base import fingerprint_of, first_line, needed_version
 from vaemo.features.speech_network import CONFIG, POOLING, WEIGHTS, SpeechNetwork
+from vaemo.features.watch import begin_utterance
 from vaemo.units import SAMPLING_RATE_HZ
 
 MODEL_TYPES = ("wavlm", "wav2vec2", "hubert")
@@ -106,6 +107,7 @@ class SpeechEncoder:
         parts = [(row, part) for row, samples in enumerate(utterances) for part in self._cut(self._prepared(samples))]
         rows, lengths, pooled = [], [], []
         for batch in self._batches(parts):
+            begin_utterance()
             rows += [row for row, _ in batch]
             lengths += [len(part) for _, part in batch]
             samples = [torch.from_numpy(part) for _, part in batch]

@@ -152,7 +152,7 @@ def check_observed(observed: Tensor | None, shape: tuple[int, ...]) -> None:
         return
     if observed.shape != shape:
         raise ShapeError(
-            f"observed has shape {tuple(observed.shape)}; here it must be {shape}, valence before arousal."
+            f"observed has shape {tuple(observed.shape)}; here it must be {shape}, targets in their order."
         )
     if observed.isinf().any():
         lane, *step = observed.isinf().any(-1).nonzero()[0].tolist()

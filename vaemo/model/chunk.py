@@ -1,6 +1,6 @@
 """What a chunk is to the recurrent part of the model, once everything that needs no feedback is computed.
 
-Letters: L lanes, T steps, H width.
+Letters: L lanes, T steps, H width, K targets, F of them fed back.
 """
 
 from __future__ import annotations
@@ -80,8 +80,9 @@ class Chunk:
         valid: True for real steps, a prefix of every lane, (L, T).
         lengths: Valid steps of every lane, (L,).
         shortest: Steps that all lanes have.
-        observed: Known valence and arousal of every utterance, (L, T, 2), NaN where unknown; None if nothing is.
+        observed: Known values of every utterance, (L, T, F), NaN where unknown; None if nothing is.
         dropout: Masks, or None.
+        n_fed: F.
     """
 
     to_updater: Tensor | None
@@ -91,6 +92,7 @@ class Chunk:
     shortest: int
     observed: Tensor | None
     dropout: Dropout | None
+    n_fed: int
 
     @property
     def n_steps(self) -> int:
@@ -98,17 +100,20 @@ class Chunk:
         return self.to_head.shape[1]
 
 
-def replace_observed(prediction: Tensor, observed: Tensor | None) -> tuple[Tensor, Tensor]:
+def replace_observed(prediction: Tensor, observed: Tensor | None, n_fed: int) -> tuple[Tensor, Tensor]:
     """What an utterance feeds to the next: the observed value where there is one, else the prediction.
 
     Args:
-        prediction: (..., 2).
-        observed: (..., 2), NaN where unknown, or None.
+        prediction: (..., K).
+        observed: (..., F), NaN where unknown, or None.
+        n_fed: F; the first F targets are fed back.
 
     Returns:
-        values: (..., 2).
-        known: True where the value was observed, (..., 2).
+        values: (..., F).
+        known: True where the value was observed, (..., F).
     """
+    if prediction.shape[-1] != n_fed:
+        prediction = prediction[..., :n_fed]
     if observed is None:
         return prediction, torch.zeros_like(prediction, dtype=torch.bool)
     known = ~observed.isnan()

@@ -6,6 +6,7 @@ Letters: L lanes, T steps, H width of c (d_c).
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -18,24 +19,23 @@ BLOCK_STEPS = 64
 
 
 class SessionEma(nn.Module):
-    """The session EMA: none, fixed or learned, with one coefficient or one for each half of c.
+    """The session EMA: none, fixed or learned, with one coefficient or one for each of several parts of c.
 
     A learned coefficient is a sigmoid scaled to `LEARNED_RANGE`, so that it can reach neither end for good.
 
     Args:
         kind: `none`, `fixed` or `learned`.
-        d_c: Width of c; its first half serves valence where the halves differ, the second arousal.
-        alpha: Coefficient, or its start.
-        alpha_arousal: Coefficient of the second half, or None for the same.
+        d_c: Width of c, which is cut into as many parts as there are coefficients, the first ones larger by 1 where
+            they cannot all be equal.
+        alphas: Coefficients, or their starts.
     """
 
     alphas: Tensor
 
-    def __init__(self, kind: str, d_c: int, alpha: float, alpha_arousal: float | None):
+    def __init__(self, kind: str, d_c: int, alphas: Sequence[float]):
         super().__init__()
         self.kind = kind
-        alphas = [alpha] if alpha_arousal is None else [alpha, alpha_arousal]
-        self.widths = [d_c] if alpha_arousal is None else [d_c - d_c // 2, d_c // 2]
+        self.widths = [d_c // len(alphas) + (part < d_c % len(alphas)) for part in range(len(alphas))]
         if kind == "learned":
             low, high = LEARNED_RANGE
             margin = 0.01 * (high - low)
@@ -45,7 +45,7 @@ class SessionEma(nn.Module):
             self.register_buffer("alphas", torch.tensor(alphas, dtype=torch.float64), persistent=False)
 
     def alpha(self) -> Tensor | None:
-        """The coefficients, (1,) or (2,) for the halves of c; None without smoothing."""
+        """The coefficients, one for each part of c; None without smoothing."""
         if self.kind == "none":
             return None
         if self.kind == "fixed":
@@ -76,8 +76,8 @@ class SessionEma(nn.Module):
         alpha = self.alpha()
         if alpha is None:
             return u
-        halves = zip(alpha, u.split(self.widths, -1), c.split(self.widths, -1), strict=True)
-        smoothed = [_smooth(a.to(u), u_half, c_half) for a, u_half, c_half in halves]
+        parts = zip(alpha, u.split(self.widths, -1), c.split(self.widths, -1), strict=True)
+        smoothed = [_smooth(a.to(u), u_part, c_part) for a, u_part, c_part in parts]
         return smoothed[0] if len(smoothed) == 1 else torch.cat(smoothed, -1)
 
 

@@ -1,6 +1,6 @@
 """A chunk whose predictions are fed back: step by step, or by passes over the whole chunk.
 
-The prediction of an utterance is an input of the next one. That makes a chunk sequential, but the feedback is two
+The prediction of an utterance is an input of the next one. That makes a chunk sequential, but the feedback is a few
 numbers and strictly causal: feed each pass's predictions to the next pass and, after k passes, the first k steps are
 exact. Where the model does not copy its feedback a few passes reach rounding error.
 
@@ -8,7 +8,7 @@ The gradient of the parallel form is the loop's. With fed = shift(prediction) an
 predictions with respect to what is fed, the gradient v of the predictions solves v = g + shift(J)^T v, which is
 nilpotent: passes of the chunk's own backward solve it, exactly after T.
 
-Letters: L lanes, T steps.
+Letters: L lanes, T steps, K targets, F of them fed back.
 
 Source:
     Song et al. (2021), "Accelerating Feedforward Computation via Parallel Nonlinear Equation Solving" (Jacobi passes);
@@ -40,31 +40,31 @@ TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-10}
 """Largest change of a prediction, on the label range, that counts as standing still."""
 
 Fed = tuple[Tensor, Tensor]
-"""Values (..., 2) and whether they were observed (..., 2)."""
+"""Values (..., F) and whether they were observed (..., F)."""
 
 
 def run_known(
     model: SessionRegressor, chunk: Chunk, weights: Weights, carried: Carried, first: Fed, diagnostics: Diagnostics
 ) -> tuple[Tensor, Carried]:
-    """Predictions (L, T, 2) and what is carried on, where no prediction of this chunk is fed back within it."""
+    """Predictions (L, T, K) and what is carried on, where no prediction of this chunk is fed back within it."""
     diagnostics.solved_by = "known"
     if not model.has_feedback:
         return model.evaluate(chunk, weights, carried, None, diagnostics)
-    unknown = chunk.to_head.new_zeros(*chunk.valid.shape, 2)
+    unknown = chunk.to_head.new_zeros(*chunk.valid.shape, chunk.n_fed)
     return model.evaluate(chunk, weights, carried, _shifted(unknown, chunk, first), diagnostics)
 
 
 def run_loop(
     model: SessionRegressor, chunk: Chunk, weights: Weights, carried: Carried, first: Fed, diagnostics: Diagnostics
 ) -> tuple[Tensor, Carried]:
-    """Predictions (L, T, 2) and what is carried on, step by step: the definition, and what scoring uses."""
+    """Predictions (L, T, K) and what is carried on, step by step: the definition, and what scoring uses."""
     diagnostics.solved_by = diagnostics.solved_by or "loop"
     steps = _unbound(chunk)
     fed, predictions, states = first, [], []
     for t, (to_updater, to_head, valid, observed, *dropout) in enumerate(steps):
         valid = None if t < chunk.shortest else valid
         prediction, carried = model.advance(to_updater, to_head, weights, carried, fed, valid, dropout)
-        fed = replace_observed(prediction, observed)
+        fed = replace_observed(prediction, observed, chunk.n_fed)
         predictions.append(prediction)
         states.append(carried.c.detach())
     diagnostics.c = torch.stack(states, 1)
@@ -82,7 +82,7 @@ def _unbound(chunk: Chunk) -> list[tuple]:
 def run_parallel(
     model: SessionRegressor, chunk: Chunk, weights: Weights, carried: Carried, first: Fed, diagnostics: Diagnostics
 ) -> tuple[Tensor, Carried]:
-    """Predictions (L, T, 2) and what is carried on, by passes over the whole chunk; the loop's, with its gradients."""
+    """Predictions (L, T, K) and what is carried on, by passes over the whole chunk; the loop's, with its gradients."""
     found = _solve(model, chunk, weights, carried, first, model.parallel_passes(), diagnostics)
     if found is None:
         diagnostics.solved_by = "fallback"
@@ -107,14 +107,14 @@ def _solve(
     limit: int,
     diagnostics: Diagnostics,
 ) -> Tensor | None:
-    """Predictions that reproduce themselves when fed back, (L, T, 2); None if `limit` passes do not find them.
+    """Predictions that reproduce themselves when fed back, (L, T, K); None if `limit` passes do not find them.
 
     Gives up as soon as the rate at which the passes converge says that they will not.
     """
     tolerance = TOLERANCE[chunk.to_head.dtype]
     before = math.inf
     with torch.no_grad():
-        guess = first[0][:, None].expand(*chunk.valid.shape, 2)
+        guess = first[0][:, None].expand(*chunk.valid.shape, chunk.n_fed)
         for n_passes in range(1, limit + 1):
             prediction, _ = model.evaluate(chunk, weights, carried, _shifted(guess, chunk, first))
             diagnostics.n_passes = n_passes
@@ -134,13 +134,13 @@ def _passes_left(change: float, before: float, tolerance: float) -> float:
 
 def _fed_on(prediction: Tensor, chunk: Chunk) -> Tensor:
     """What the steps of a chunk pass on to each other: zero where nothing is."""
-    values = replace_observed(prediction, chunk.observed)[0][:, :-1]
+    values = replace_observed(prediction, chunk.observed, chunk.n_fed)[0][:, :-1]
     return values.masked_fill(~chunk.valid[:, 1:, None], 0)
 
 
 def _shifted(prediction: Tensor, chunk: Chunk, first: Fed) -> Fed:
-    """What every step receives: the value that the step before it feeds on, (L, T, 2), and whether it was observed."""
-    values, known = replace_observed(prediction, chunk.observed)
+    """What every step receives: the value that the step before it feeds on, (L, T, F), and whether it was observed."""
+    values, known = replace_observed(prediction, chunk.observed, chunk.n_fed)
     values = torch.cat([first[0][:, None], values[:, :-1]], 1)
     return values, torch.cat([first[1][:, None], known[:, :-1]], 1)
 

@@ -1,15 +1,18 @@
-"""Valence and arousal from the utterance and the session: a shared layer, then one linear head each.
+"""The targets from the utterance and the session: a shared layer, then one linear head each.
 
-Letters: L lanes, T steps, D width of z, H width of the hidden layer.
+Letters: L lanes, T steps, D width of z, H width of the hidden layer, K targets.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from vaemo.units import DIMENSIONS
 
 
 class HeadWeights(NamedTuple):
@@ -18,8 +21,8 @@ class HeadWeights(NamedTuple):
     Attributes:
         of_z: The hidden layer's weight of z, (H, D).
         of_c: The hidden layer's weight of c, (H, d_c).
-        last: The two heads' weight, (2, H).
-        bias: The two heads' bias, (2,).
+        last: The heads' weight, (K, H).
+        bias: The heads' bias, (K,).
     """
 
     of_z: Tensor
@@ -39,28 +42,41 @@ class Head(nn.Module):
         d_c: Width of c; 0 where the model has no memory.
         hidden: Width of the hidden layer.
         label_range: [0, 1] or [-1, 1].
+        targets: Their names.
     """
 
-    def __init__(self, z_dim: int, d_c: int, hidden: int, label_range: tuple[float, float]):
+    def __init__(
+        self, z_dim: int, d_c: int, hidden: int, label_range: tuple[float, float], targets: Sequence[str] = DIMENSIONS
+    ):
         super().__init__()
         self.z_dim, self.d_c = z_dim, d_c
         self.squash = torch.sigmoid if label_range[0] == 0 else torch.tanh
         self.hidden = nn.Linear(z_dim + d_c, hidden)
-        self.valence = nn.Linear(hidden, 1)
-        self.arousal = nn.Linear(hidden, 1)
+        self._names = []
+        for target in targets:
+            # A target may be called as something that a module has.
+            name = f"target:{target}" if hasattr(self, target) else target
+            self.add_module(name, nn.Linear(hidden, 1))
+            self._names.append(name)
+
+    def outputs(self) -> list[nn.Linear]:
+        """The linear head of each target, in their order."""
+        return [cast(nn.Linear, getattr(self, name)) for name in self._names]
 
     def weights(self) -> HeadWeights:
         """What `project` and `forward` multiply by."""
         of_z, of_c = self.hidden.weight.split([self.z_dim, self.d_c], 1)
-        last = torch.cat([self.valence.weight, self.arousal.weight])
-        return HeadWeights(of_z, of_c, last, torch.cat([self.valence.bias, self.arousal.bias]))
+        heads = self.outputs()
+        return HeadWeights(
+            of_z, of_c, torch.cat([head.weight for head in heads]), torch.cat([head.bias for head in heads])
+        )
 
     def project(self, z: Tensor, weights: HeadWeights) -> Tensor:
         """The hidden layer's share of z, (..., H), with its bias."""
         return functional.linear(z, weights.of_z, self.hidden.bias)
 
     def forward(self, projected: Tensor, c: Tensor | None, weights: HeadWeights, dropout: Tensor | None) -> Tensor:
-        """Predictions (..., 2) on the label range.
+        """Predictions (..., K) on the label range.
 
         Args:
             projected: What `project` returned, (..., H).

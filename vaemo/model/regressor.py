@@ -1,9 +1,10 @@
-"""The session model: features of a chunk and the session's state in, valence and arousal and the next state out.
+"""The session model: features of a chunk and the session's state in, the targets and the next state out.
 
 `forward` over a chunk and `step` over one utterance are one function: any cutting of a session into chunks, from any
 state, gives the same predictions, state and gradients. Nothing is remembered outside `SessionState`.
 
-Letters: L lanes, T steps, D features of a stream, H width of a hidden layer.
+Letters: L lanes, T steps, D features of a stream, H width of a hidden layer, K targets, the first F of which, those
+of utterances, are fed back.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from vaemo.units import LabelScale
 
 
 class SessionRegressor(nn.Module):
-    """Valence and arousal of every utterance of a session, online, from a fixed-size memory.
+    """Valence, arousal, whatever the targets are, of every utterance of a session, online, from a fixed-size memory.
 
     Args:
         model: What is combined, remembered and fed back.
@@ -43,6 +44,8 @@ class SessionRegressor(nn.Module):
         dims: Width of every stream that the features have. What needs an absent stream switches itself off.
 
     Attributes:
+        targets: Names of what is predicted, in the order of the last axis: K, of utterances first.
+        n_fed: F.
         dims: Width of the streams that the model uses; others are ignored.
         pasts: What streams are compared with, as the streams allow: the names that `Streams.past` must hold.
         film_kind: `film`, `concat` or `off`, as the streams allow.
@@ -65,12 +68,13 @@ class SessionRegressor(nn.Module):
     def __init__(self, model: ModelConfig, updater: UpdaterConfig, dims: Mapping[str, int]):
         super().__init__()
         self.config, self.updater_config = model, updater
+        self.targets, self.n_fed = model.names, len(model.utterance_targets)
         self.film_kind, self.dims = used_streams(model, dims)
         self.pasts = used_pasts(model, self.dims)
         self.feedback_gradient = model.feedback_gradient
         self.fingerprint = ""
         self.standardize = nn.ModuleDict({name: Standardize(dim) for name, dim in self.dims.items()})
-        self.register_buffer("label_deviation", torch.ones(2))
+        self.register_buffer("label_deviation", torch.ones(len(self.targets)))
         # Width of every stream with its differences from the past beside it.
         width = {
             name: dim * (1 + sum(past.endswith(f".{name}") for past in self.pasts)) for name, dim in self.dims.items()
@@ -88,14 +92,15 @@ class SessionRegressor(nn.Module):
         z_dim += self.dims["speaker"] if self.film_kind == "concat" else 0
         self.norm_z = nn.LayerNorm(z_dim) if model.norm_z else nn.Identity()
         self.has_memory = model.updater != "none"
-        self.has_feedback = self.has_memory and model.feedback != "none"
+        self.has_feedback = self.has_memory and model.feedback != "none" and self.n_fed > 0
         self.feeds_predictions = self.has_feedback and model.feedback != "observed"
         if self.has_memory:
             flagged = model.feedback_flag or not self.feeds_predictions
-            feedback_dim = (4 if flagged else 2) if self.has_feedback else 0
+            feedback_dim = self.n_fed * (2 if flagged else 1) if self.has_feedback else 0
             self.updater = Updater(model.updater, updater, z_dim, feedback_dim, model.d_c, model.scan)
-            self.ema = SessionEma(model.ema, model.d_c, model.alpha, model.alpha_arousal)
-        self.head = Head(z_dim, model.d_c if self.has_memory else 0, model.head_hidden, model.label_range)
+            self.ema = SessionEma(model.ema, model.d_c, model.coefficients)
+        d_c = model.d_c if self.has_memory else 0
+        self.head = Head(z_dim, d_c, model.head_hidden, model.label_range, self.targets)
 
     @staticmethod
     def from_config(model: ModelConfig, updater: UpdaterConfig, dims: Mapping[str, int]) -> SessionRegressor:
@@ -132,6 +137,7 @@ class SessionRegressor(nn.Module):
             lanes,
             self.state_shapes(),
             middle=LabelScale(*self.config.label_range).middle,
+            n_fed=self.n_fed,
             fingerprint=self.fingerprint,
             dtype=self.label_deviation.dtype,
             device=self.label_deviation.device,
@@ -142,7 +148,7 @@ class SessionRegressor(nn.Module):
 
         Args:
             streams: Mean and deviation, (D,) each, of every stream in `dims`; others are ignored.
-            label_deviation: Deviations of valence and arousal, (2,), on the label range.
+            label_deviation: Deviations of the targets, (K,), on the label range.
 
         Raises:
             FeatureMismatchError: if a stream is absent, has another width, or a statistic is not finite.
@@ -227,14 +233,15 @@ class SessionRegressor(nn.Module):
                 ignored. T may be 0.
             state: Memory before the first step, L lanes. Not modified.
             lengths: Valid steps per lane, (L,), int64, 0 <= lengths <= T.
-            observed: Known valence and arousal of these utterances on the label range, (L, T, 2), NaN where unknown.
+            observed: Known values of these utterances on the label range, (L, T, F), NaN where unknown.
                 They replace the prediction that is fed back: they act from the next step on.
             dropout: Masks from `draw_dropout`; None drops nothing.
             film_delta: What speakers add to FiLM's parameters (`vaemo.personalize`), by utterance (L, T).
             diagnostics: Filled, where given.
 
         Returns:
-            prediction: (L, T, 2), on the label range, valence before arousal; zero beyond `lengths`.
+            prediction: (L, T, K), on the label range, in the order of `targets`; zero beyond `lengths`. A target of
+                the session is what it would be if the session ended there.
             state: Memory after each lane's last valid step.
 
         Raises:
@@ -247,10 +254,10 @@ class SessionRegressor(nn.Module):
         T = check_features(features, self.dims, self.pasts, lanes=state.lanes, n_axes=3, dtype=dtype)
         self._check_state(state)
         shortest, longest = check_lengths(lengths, lanes=state.lanes, steps=T)
-        check_observed(observed, (state.lanes, T, 2))
+        check_observed(observed, (state.lanes, T, self.n_fed))
         diagnostics = diagnostics if diagnostics is not None else Diagnostics()
         if longest == 0:
-            return self.label_deviation.new_zeros(state.lanes, T, 2), state
+            return self.label_deviation.new_zeros(state.lanes, T, len(self.targets)), state
         lengths = lengths.to(self.label_deviation.device)
         valid = torch.arange(longest, device=lengths.device) < lengths[:, None]
         features = features.pick((*self.dims, *self.pasts)).steps(0, longest)
@@ -269,12 +276,13 @@ class SessionRegressor(nn.Module):
             shortest,
             None if observed is None else observed[:, :longest].to(to_head),
             None if dropout is None else dropout.steps(0, longest),
+            self.n_fed,
         )
         carried = Carried(self._unpack(state), state.c)
         run = self._runner(chunk)
         prediction, carried = run(self, chunk, weights, carried, self._first(state), diagnostics)
         prediction = prediction.masked_fill(~valid[..., None], 0)
-        values, known = replace_observed(prediction, chunk.observed)
+        values, known = replace_observed(prediction, chunk.observed, self.n_fed)
         after = self._pack(
             state,
             carried,
@@ -296,11 +304,11 @@ class SessionRegressor(nn.Module):
         Args:
             features: (L, D) per stream, with what `pasts` names.
             state: Memory before the utterance, L lanes. Not modified.
-            observed: Known valence and arousal of this utterance, (L, 2), NaN where unknown; acts on the next one.
+            observed: Known values of this utterance, (L, F), NaN where unknown; they act on the next one.
             film_delta: As in `forward`, by utterance (L,).
 
         Returns:
-            prediction: (L, 2), on the label range.
+            prediction: (L, K), on the label range.
             state: Memory after the utterance.
 
         Raises:
@@ -309,7 +317,7 @@ class SessionRegressor(nn.Module):
         dtype = self.label_deviation.dtype
         check_features(features, self.dims, self.pasts, lanes=state.lanes, n_axes=2, dtype=dtype)
         self._check_state(state)
-        check_observed(observed, (state.lanes, 2))
+        check_observed(observed, (state.lanes, self.n_fed))
         features = features.pick((*self.dims, *self.pasts))
         check_finite(features)
         return self.unchecked_step(features, state, observed=observed, film_delta=film_delta)
@@ -327,7 +335,7 @@ class SessionRegressor(nn.Module):
         to_updater, to_head = self._encode(features, weights, film_delta)
         carried = Carried(self._unpack(state), state.c)
         prediction, carried = self.advance(to_updater, to_head, weights, carried, self._first(state), None)
-        fed = replace_observed(prediction, None if observed is None else observed.to(prediction))
+        fed = replace_observed(prediction, None if observed is None else observed.to(prediction), self.n_fed)
         return prediction, self._pack(state, carried, fed, torch.ones_like(state.n_steps))
 
     def evaluate(
@@ -338,7 +346,7 @@ class SessionRegressor(nn.Module):
         fed: Fed | None,
         diagnostics: Diagnostics | None = None,
     ) -> tuple[Tensor, Carried]:
-        """Predictions of a chunk (L, T, 2), whose feedback is known, and what is carried on."""
+        """Predictions of a chunk (L, T, K), whose feedback is known, and what is carried on."""
         drop_u, drop_head = (chunk.dropout.updater, chunk.dropout.head) if chunk.dropout else (None, None)
         if chunk.to_updater is None:
             return self.head(chunk.to_head, None, weights.head, drop_head), carried
@@ -361,7 +369,7 @@ class SessionRegressor(nn.Module):
         valid: Tensor | None,
         dropout: tuple[Tensor | None, Tensor | None] | list[Tensor | None] = (None, None),
     ) -> tuple[Tensor, Carried]:
-        """Predictions of one step (L, 2) and what is carried on; `valid` (L,), or None where every lane is."""
+        """Predictions of one step (L, K) and what is carried on; `valid` (L,), or None where every lane is."""
         if to_updater is None or weights.updater is None:
             return self.head(to_head, None, weights.head, dropout[1]), carried
         u, memory = self.updater.step(to_updater, self._feedback_input(fed), carried.memory, valid, weights.updater)
@@ -435,7 +443,7 @@ class SessionRegressor(nn.Module):
         if not self.feeds_predictions:
             # In deviations, so that a label weighs about as much as a feature; 0 says nothing, and so does its flag.
             middle = LabelScale(*self.config.label_range).middle
-            values = torch.where(fed[1], (fed[0] - middle) / self.label_deviation, 0)
+            values = torch.where(fed[1], (fed[0] - middle) / self.label_deviation[: self.n_fed], 0)
             return torch.cat([values, fed[1].to(values)], -1)
         values = fed[0] if self.feedback_gradient else fed[0].detach()
         return torch.cat([values, fed[1].to(values)], -1) if self.config.feedback_flag else values

@@ -1,6 +1,7 @@
 """Everything that is remembered of a session between two utterances, and nothing else.
 
-Letters: L lanes, K convolution width, N state size, E inner width of a Mamba block. A field that the model does not
+Letters: L lanes, K convolution width, N state size, E inner width of a Mamba block, F targets
+that are fed back: those of utterances. A field that the model does not
 use has width 0.
 """
 
@@ -31,8 +32,8 @@ class SessionState:
             float32, or float64 in a float64 model.
         hidden: State of every GRU layer, (L, layers, d_model).
         c: Session state c_t after the EMA, (L, d_c).
-        last_feedback: Valence and arousal that the next step receives, (L, 2), on the model's label range.
-        last_observed: True where `last_feedback` was observed, not predicted, (L, 2).
+        last_feedback: Values of the targets that the next step receives, (L, F), on the model's label range.
+        last_observed: True where `last_feedback` was observed, not predicted, (L, F).
         n_steps: Utterances seen, (L,), int64; 0 is fresh.
         middle: Middle of the label range, the first feedback of a session.
         fingerprint: Checkpoint that made the state; empty for a model that was not loaded from one.
@@ -54,6 +55,7 @@ class SessionState:
         shapes: dict[str, tuple[int, ...]],
         *,
         middle: float,
+        n_fed: int = 2,
         fingerprint: str = "",
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
@@ -64,6 +66,7 @@ class SessionState:
             lanes: Sessions side by side, L.
             shapes: Shape per lane of conv_tail, ssm, hidden and c, as `SessionRegressor.state_shapes` gives it.
             middle: Middle of the label range.
+            n_fed: F.
             fingerprint: Checkpoint that the state belongs to.
             dtype: Of the floating-point fields; the scan state has at least float32.
             device: Where the tensors lie.
@@ -78,8 +81,8 @@ class SessionState:
         }
         return SessionState(
             **zeros,
-            last_feedback=torch.full((lanes, 2), middle, dtype=dtype, device=device),
-            last_observed=torch.zeros(lanes, 2, dtype=torch.bool, device=device),
+            last_feedback=torch.full((lanes, n_fed), middle, dtype=dtype, device=device),
+            last_observed=torch.zeros(lanes, n_fed, dtype=torch.bool, device=device),
             n_steps=torch.zeros(lanes, dtype=torch.int64, device=device),
             middle=middle,
             fingerprint=fingerprint,

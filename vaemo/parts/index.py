@@ -137,6 +137,14 @@ class Index:
             self._flush()
         return json.loads(entry.counts)
 
+    def replace(self, names: Iterable[str], entry: Entry) -> None:
+        """Take a part that holds what others held."""
+        for name in names:
+            del self.entries[name]
+        self._fresh = [held for held in self._fresh if held.name in self.entries]
+        self._stale = True
+        self.add(entry)
+
     def close(self) -> None:
         """Write what is new; join the files where there are many, or some of what they say is out of date."""
         self._flush()

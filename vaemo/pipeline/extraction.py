@@ -30,6 +30,7 @@ from vaemo.pipeline.stages import Extract
 from vaemo.progress import say
 from vaemo.scoring.erase import Tombstones
 from vaemo.store import INFO, store_info, write_part
+from vaemo.units import DIMENSIONS
 
 SETTINGS = ("audio", "vad", "features", "labels")
 """Sections of the config that a store records."""
@@ -134,9 +135,11 @@ def claim_store(
         json.dumps(config.model.label_range),
         *(item["fingerprint"] for item in described.values()),
         f"reading {READING}",
+        # Younger than the others: valence and arousal are what was so before.
+        *([repr(config.model.targets)] if config.model.targets != DIMENSIONS else []),
     )
     settings = {name: config.to_dict()[name] for name in (*SETTINGS, *found)} | {"reading": READING}
-    info = store_info(described, config.model.label_range, config.labels.range, settings)
+    info = store_info(described, config.model.label_range, config.labels.range, settings, config.model.names)
     claim_folder(out, INFO, fingerprint, {**info, "source": source, **about})
 
 

@@ -28,12 +28,14 @@ from vaemo.personalize import Personal
 from vaemo.pipeline.plan import Again
 from vaemo.pipeline.sources import Listing, Source, StoreSource, open_source
 from vaemo.progress import say
+from vaemo.scores import targets_said
 from vaemo.scoring.calls import Calls, read_calls
 from vaemo.scoring.erase import Tombstones
 from vaemo.scoring.ids import IdKey
 from vaemo.scoring.roles import NOT_KNOWN, RoleRules
 from vaemo.scoring.trained_on import check_trained_on
 from vaemo.speakers import Enrolments, say_where_nobody_is_named
+from vaemo.targets import names_of
 from vaemo.trust.judge import Judge
 from vaemo.utterances import Problem
 from vaemo.voices.prints import Voiceprints, valid_prints
@@ -163,6 +165,7 @@ class Run:
             "scan": first.model.scan_used("cpu"),
             "label_range": list(first.config.model.label_range),
             "native_range": first.provenance.get("native_range"),
+            **targets_said(first.config.model),
             "synthetic": _synthetic(self.checkpoints),
             "trust": self.judge.provenance if self.judge else None,
             **self._voices(),
@@ -209,6 +212,9 @@ def prepare(request: Request, config: Config) -> Run:
     if calls:
         calls = calls.spelled_as(listing.session_ids)
         listing = _named_only(listing, calls, config, request.calls or "", key)
+        refused = np.flatnonzero(calls.withheld(listing.session_ids)).tolist()
+        withheld = Problem("withheld", "the table of calls says that it may not be processed")
+        listing = replace(listing, problems={**listing.problems, **dict.fromkeys(refused, withheld)})
     known = bool(calls and calls.has_roles and calls.contains(listing.session_ids).any())
     known |= bool(set(listing.roles) - set(NOT_KNOWN)) or prints is not None
     known |= any(turn.role for turns in listing.turns.values() for turn in turns)
@@ -217,7 +223,13 @@ def prepare(request: Request, config: Config) -> Run:
     if request.limit is not None:
         listing = listing.select(range(min(request.limit, len(listing.session_ids))))
     fingerprints = [checkpoint.fingerprint for checkpoint in checkpoints]
-    judge = Judge.of(request.checkpoints, fingerprints, config.score.coverage, config.score.max_novelty)
+    judge = Judge.of(
+        request.checkpoints,
+        fingerprints,
+        config.score.coverage,
+        config.score.max_novelty,
+        names_of(config.model.targets),
+    )
     if config.score.max_novelty < 1 and not (judge and judge.novelty):
         raise UsageError(
             f"score.max_novelty is {config.score.max_novelty:g}, and the checkpoint {request.checkpoints[0]} does not "
@@ -231,13 +243,15 @@ def prepare(request: Request, config: Config) -> Run:
 def _with_checkpoints(config: Config, checkpoints: Sequence[Checkpoint], source: Source, where: str) -> Config:
     first = checkpoints[0]
     for other in checkpoints[1:]:
-        if other.config.model.label_range != first.config.model.label_range or other.features != first.features:
+        if _predicts(other) != _predicts(first) or other.features != first.features:
             raise FeatureMismatchError(
-                "the checkpoints differ in their label range or their features: "
-                f"{list(first.config.model.label_range)} and {list(other.config.model.label_range)}; "
-                f"{first.features} and {other.features}. Score them one by one."
+                "the checkpoints differ in their targets, their label range or their features: "
+                f"{_predicts(first)} and {_predicts(other)}; {first.features} and "
+                f"{other.features}. Score them one by one."
             )
-    sections = {"model": {"label_range": list(first.config.model.label_range)}}
+    # What the settings say of other targets does not belong to these.
+    model = Config().to_dict()["model"] | {"label_range": list(first.config.model.label_range)}
+    sections = {"model": model | {"targets": first.config.model.targets}}
     if first.features is not None:
         trained = first.config.to_dict()
         sections["features"] = trained["features"]
@@ -248,6 +262,13 @@ def _with_checkpoints(config: Config, checkpoints: Sequence[Checkpoint], source:
             f"{where} cannot be computed. Train on a store that jobs/extract.py wrote, or score a store."
         )
     return config.replace(sections)
+
+
+def _predicts(checkpoint: Checkpoint) -> str:
+    """What a checkpoint predicts, and on which range."""
+    model = checkpoint.config.model
+    names = [*model.utterance_targets, *(f"{name} of the session" for name in model.session_targets)]
+    return f"{', '.join(names)} on {list(model.label_range)}"
 
 
 def _check_personal(personal: str, checkpoints: Sequence[Checkpoint]) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -31,6 +31,7 @@ from vaemo.pipeline.stages import Extract, Replay
 from vaemo.progress import say
 from vaemo.scores import PROVENANCE, UTTERANCES, write_part
 from vaemo.scoring.calls import DATE, Calls
+from vaemo.scoring.compact import end_joining
 from vaemo.scoring.ids import IdKey, hidden_errors
 from vaemo.scoring.roles import RoleRules
 from vaemo.tables import from_bytes, to_bytes, with_column
@@ -63,7 +64,7 @@ def _score(request: Request, config: Config, executor: Executor) -> Tally:
         say(f"would score {work.n_sessions:,} of {n_all:,} {run.unit} in {len(work.shards):,} parts")
         return Tally()
     fingerprint, provenance = run.provenance()
-    with lease(request.out), Index.open(files.join(request.out, UTTERANCES)) as index:
+    with lease(request.out), _index(request.out) as index:
         work = plan_scoring(run, index)
         claim_folder(request.out, PROVENANCE, fingerprint, provenance)
         if work.unchecked and run.source.needs_features:
@@ -75,6 +76,12 @@ def _score(request: Request, config: Config, executor: Executor) -> Tally:
         say(line)
     _summarise(request.out, tally, run.unit, run.config)
     return tally
+
+
+def _index(out: str) -> Index:
+    """The index of the scores, once parts that were being joined are."""
+    end_joining(out)
+    return Index.open(files.join(out, UTTERANCES))
 
 
 def _score_missing(run: Run, work: Plan, index: Index, run_id: str, executor: Executor) -> Tally:
@@ -167,6 +174,7 @@ class ScoreWorker:
         settings = Config.from_dict(config)
         self._extract = Extract(source, settings, rules, ready, prints)
         self._replay = Replay(checkpoints, settings, rules, personal, speakers)
+        self._targets = settings.model.targets
         self._settings, self._out, self._run_id, self._key = settings.score, out, run_id, key
 
     def __call__(self, shard: Mapping[str, Any]) -> dict[str, Any]:
@@ -189,7 +197,8 @@ class ScoreWorker:
 
         def write(name: str, rows: pa.Table) -> None:
             judge = self._replay.judge
-            write_part(self._out, name, rows, self._settings, travel, judge.sessions if judge else None)
+            further = judge.sessions if judge else None
+            write_part(self._out, name, rows, self._settings, travel, self._targets, further)
 
         return write_shard(files.join(self._out, UTTERANCES), shard, scored, stamps, write)
 
@@ -206,7 +215,10 @@ def plan_scoring(run: Run, index: Index) -> Plan:
     """
     listing = run.listing
     calls = run.calls.take(listing.session_ids) if run.calls else None
-    named = run.calls.contains(listing.session_ids) if run.calls else itertools.repeat(True)
+    named: Iterable[bool] = itertools.repeat(True)
+    if run.calls:
+        # What is withheld now may be named as fit to be processed one day.
+        named = run.calls.contains(listing.session_ids) & ~run.calls.withheld(listing.session_ids)
     said = (
         [_said(calls, name, run.prints is not None) for name in listing.session_ids] if calls else itertools.repeat(())
     )

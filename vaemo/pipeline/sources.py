@@ -27,14 +27,15 @@ from vaemo.config import AudioConfig, Config
 from vaemo.errors import UsageError
 from vaemo.features import Extractor
 from vaemo.files import Found
-from vaemo.manifest import COLUMNS, file_of, read_manifest
+from vaemo.manifest import COLUMNS, file_of, read_manifest, with_labels
 from vaemo.parts.shards import digest
 from vaemo.scoring.calls import Calls
 from vaemo.scoring.roles import NOT_KNOWN, RoleRules, cut_by_vaemo
-from vaemo.sessions import OBSERVED, label_range
-from vaemo.store import FeatureStore, find_parts, is_store
+from vaemo.sessions import label_ranges
+from vaemo.store import FeatureStore, find_parts, is_store, part_schema
 from vaemo.tables import codes, from_bytes, to_bytes, with_column
-from vaemo.units import STREAMS
+from vaemo.targets import Target, label_names, observed_names
+from vaemo.units import DIMENSIONS, STREAMS
 from vaemo.utterances import Problem, extract_recording, extract_utterances, listed_only, unsaid_roles
 from vaemo.voices.channels import Voice
 from vaemo.voices.clustering import unit
@@ -290,9 +291,9 @@ class StoreSource:
 
     def read(self, packed: Mapping[str, Any], tools: Tools, calls: Calls | None = None) -> Batch:
         """The rows of the parts; roles that are missing come from the calls, or the channels' fixed order."""
-        tables, stamps = [], {}
+        tables, stamps, targets = [], {}, tools.config.model.targets
         for part in json.loads(packed["parts"]):
-            held = self.store.read(parts=[part])
+            held = self.store.read(part_schema(self.store.dims, targets).names, [part])
             about = _stat(part) or Stamp(0, 0)
             for session_id, content in _content_digests(held, self.store.dims).items():
                 stamps[session_id] = [about._replace(digest=content)]
@@ -300,7 +301,7 @@ class StoreSource:
         table = pa.concat_tables(tables)
         if packed["only"]:
             table = table.filter(pc.is_in(table["session_id"], pa.array(json.loads(packed["only"]))))
-        table = label_range(tools.config, self.store).mapped(table, OBSERVED, self.store.path)
+        table = label_ranges(tools.config, self.store).mapped(table, observed_names(targets), self.store.path)
         table = _with_problems(table, packed)
         if tools.rules:
             table = _with_voice_roles(_with_roles(table, tools.rules, calls), tools, tools.rules, calls)
@@ -314,12 +315,14 @@ class ManifestSource:
     Attributes:
         path: Of the manifest.
         root: Below which everything that it names must lie; None is anywhere.
-        label_range: Native range that labels must lie in; None does not check them.
+        label_range: Native range of each target that labels must lie in; None does not check them.
+        targets: Whose labels and observed values are read.
     """
 
     path: str
     root: str | None = None
-    label_range: tuple[float, float] | None = None
+    label_range: Mapping[str, tuple[float, float]] | None = None
+    targets: Sequence[str | Target] = DIMENSIONS
     kind = "manifest"
     needs_features = True
     replaceable = True
@@ -331,12 +334,13 @@ class ManifestSource:
 
     def list(self) -> Listing:
         """Read the manifest."""
-        table = read_manifest(self.path, label_range=self.label_range, root=self.root)
+        table = read_manifest(self.path, label_range=self.label_range, root=self.root, targets=self.targets)
         starts, session_ids = _runs(table, [table.num_rows])
         sizes = np.diff(np.r_[starts, table.num_rows])
         # Where a corpus lies may change between two runs, what it holds may not.
         names = pc.replace_substring_regex(table["audio_path"], r"^.*/", "")
-        texts = [names, *(table[name] for name in COLUMNS if name != "audio_path")]
+        of_further = [name for name in label_names(self.targets) if name not in COLUMNS]
+        texts = [names, *(table[name] for name in (*COLUMNS, *of_further) if name != "audio_path")]
         texts = [pc.fill_null(text.cast(pa.string()), "") for text in texts]
         lines = pc.binary_join_element_wise(*texts, "\t").to_pylist()
         cut = cut_by_vaemo(table)
@@ -369,7 +373,8 @@ class ManifestSource:
     def read(self, packed: Mapping[str, Any], tools: Tools, calls: Calls | None = None) -> Batch:
         """Features of the rows."""
         rows = from_bytes(packed["rows"])
-        label_range(tools.config).mapped(rows, OBSERVED, self.path)
+        targets = tools.config.model.targets
+        label_ranges(tools.config).mapped(with_labels(rows, targets), observed_names(targets), self.path)
         starts, session_ids = _runs(rows, [rows.num_rows])
         paths = rows["audio_path"].combine_chunks()
         edges = [*starts.tolist(), rows.num_rows]

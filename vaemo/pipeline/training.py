@@ -301,24 +301,24 @@ def headline(summary: Mapping[str, Any]) -> str:
     if peak - summary["dev_ccc_avg"] < CLEARLY_BETTER:
         return kept
     return (
-        f"{kept} (it was {peak:.3f} at epoch {summary['peak_epoch']}: more is learnt by heart "
-        "than helps; try fewer train.epochs, or train.select=best)"
+        f"{kept} (it was {peak:.3f} at epoch {summary['peak_epoch']}: "
+        "the model overfits; try fewer train.epochs, or train.select=best)"
     )
 
 
 def _say_rivals(train: Any, dev: Any, config: Config, place: Place) -> dict[str, Any] | None:
     """What the cheapest rivals give on the dev split of a job."""
     _, used = used_streams(config.model, {name: x.shape[-1] for name, x in train.features.items()})
-    found = rivals(train, dev, list(used))
+    names = config.model.names
+    found = rivals(train, dev, list(used), names)
     if found is None:
         place.say(f"ridge regression is left out: train or dev has fewer than {RIVAL_LABELS} labels in a dimension")
         return None
     named = (("ridge on the features", found["ridge"]), ("on them and their causal EMA", found["ridge_ema"]))
-    parts = [
-        f"{name} {each['dev_ccc_avg']:.3f} (valence {each['dev_ccc_valence']:.3f}, "
-        f"arousal {each['dev_ccc_arousal']:.3f})"
-        for name, each in named
-    ]
+    parts = []
+    for title, each in named:
+        of_target = ", ".join(f"{name} {each[f'dev_ccc_{name}']:.3f}" for name in names)
+        parts.append(f"{title} {each['dev_ccc_avg']:.3f} ({of_target})")
     place.say(f"dev CCC to beat: {', '.join(parts)}")
     return found
 

@@ -7,7 +7,7 @@ of the table of calls, which may name employees: only by role, date and status.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from vaemo import scores
+from vaemo.errors import ReadScoresError
 from vaemo.scoring.roles import NOT_KNOWN
+from vaemo.targets import SUMMARY, Target, session_names, utterance_names
 from vaemo.units import DIMENSIONS, NOT_FAILED, LabelScale
 
 BINS = 24
@@ -31,25 +33,20 @@ WITHIN_RECORDING_S = 86_400.0
 MIN_SCORED = 5
 """A call with fewer scored utterances is not called one that falls."""
 
-COLUMNS = (
-    "n_utterances",
-    "n_scored",
-    "n_failed",
-    "talk_s",
-    *(
-        f"{dimension}_{name}"
-        for dimension in DIMENSIONS
-        for name in ("mean", "min", "min_at_s", "slope_per_min", "below_s", "end_weighted")
-    ),
-)
-"""Numbers of a call that the table of calls can be sorted by."""
+_COUNTS = ("n_utterances", "n_scored", "n_failed", "talk_s")
 
-_RANKINGS = (
-    ("valence_mean", "ascending"),
-    ("valence_slope_per_min", "ascending"),
-    ("valence_end_weighted", "ascending"),
-    ("arousal_mean", "descending"),
-)
+
+def columns_of(targets: Sequence[str | Target]) -> list[str]:
+    """Numbers of a call that the table of calls can be sorted by."""
+    summaries = [f"{name}_{summary}" for name in utterance_names(targets) for summary in SUMMARY]
+    return [*_COUNTS, *summaries, *session_names(targets)]
+
+
+def _rankings(names: Sequence[str]) -> list[tuple[str, str]]:
+    """What calls are looked at for: low, falling, ending low in the first target, and high in the second."""
+    first, second = names[0], names[1:2]
+    of_first = [(f"{first}_{summary}", "ascending") for summary in ("mean", "slope_per_min", "end_weighted")]
+    return [*of_first, *((f"{name}_mean", "descending") for name in second)]
 
 
 _SAID_ELSEWHERE = ("ok", "not_scored_role")
@@ -62,29 +59,44 @@ class Overview:
 
     Attributes:
         scale: The range of the scores.
-        histogram: (2, BINS) scored utterances by valence and by arousal.
-        plane: (BINS, BINS) scored utterances by arousal (rows, upwards) and valence.
+        names: The targets of utterances, K.
+        histogram: (K, BINS) scored utterances by each target.
+        planes: (K, K, BINS, BINS) scored utterances by two targets, the first across, the second upwards (rows).
         statuses: Utterances by status.
         reasons: Of each failed status, how often each reason was given.
         speech_s: Length of all scored utterances that have times.
         n_scored: Scored utterances.
-        totals: (2,) sums of their valence and arousal.
+        totals: (K,) sums of their targets.
     """
 
     scale: LabelScale
-    histogram: np.ndarray = field(default_factory=lambda: np.zeros((2, BINS), np.int64))
-    plane: np.ndarray = field(default_factory=lambda: np.zeros((BINS, BINS), np.int64))
+    names: tuple[str, ...] = DIMENSIONS
+    histogram: np.ndarray = field(init=False)
+    planes: np.ndarray = field(init=False)
     statuses: Counter[str] = field(default_factory=Counter)
     reasons: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
     speech_s: float = 0.0
     n_scored: int = 0
-    totals: np.ndarray = field(default_factory=lambda: np.zeros(2))
+    totals: np.ndarray = field(init=False)
+
+    def __post_init__(self) -> None:
+        n = len(self.names)
+        self.histogram, self.totals = np.zeros((n, BINS), np.int64), np.zeros(n)
+        self.planes = np.zeros((n, n, BINS, BINS), np.int64)
+
+    @property
+    def plane(self) -> np.ndarray | None:
+        """(BINS, BINS) scored utterances by the second target (rows, upwards) and the first; None of a single one."""
+        return self.planes[0, 1] if len(self.names) > 1 else None
 
     @staticmethod
     def of(folder: str) -> Overview:
         """All of a folder of scores."""
-        overview = Overview(scores.read_scales(folder)[0])
-        columns = ["valence", "arousal", "start_s", "end_s", "status", "reason"]
+        names = utterance_names(scores.read_targets(folder))
+        if not names:
+            raise ReadScoresError(f"'{folder}' has no target of utterances; a report shows their course over calls.")
+        overview = Overview(scores.read_scales(folder)[0], names)
+        columns = [*names, "start_s", "end_s", "status", "reason"]
         for part in scores.scan_utterances(folder, columns):
             overview.add(part)
         return overview
@@ -95,12 +107,15 @@ class Overview:
         unscored = part.filter(pc.invert(pc.is_in(part["status"], pa.array(_SAID_ELSEWHERE))))
         for row in unscored.group_by(["status", "reason"]).aggregate([([], "count_all")]).to_pylist():
             self.reasons[row["status"]][row["reason"] or ""] += row["count_all"]
-        scored = part.filter(pc.is_valid(part["valence"]))
-        values = [scored[name].to_numpy() for name in DIMENSIONS]
+        scored = part.filter(pc.is_valid(part[self.names[0]]))
+        values = [scored[name].to_numpy() for name in self.names]
         cells = [self._cell(value) for value in values]
-        for k in range(2):
-            self.histogram[k] += np.bincount(cells[k], minlength=BINS)
-        self.plane += np.bincount(cells[1] * BINS + cells[0], minlength=BINS * BINS).reshape(BINS, BINS)
+        for k, across in enumerate(cells):
+            self.histogram[k] += np.bincount(across, minlength=BINS)
+            for other, upwards in enumerate(cells):
+                if other != k:
+                    found = np.bincount(upwards * BINS + across, minlength=BINS * BINS)
+                    self.planes[k, other] += found.reshape(BINS, BINS)
         self.n_scored += scored.num_rows
         self.totals += [value.sum(dtype=np.float64) for value in values]
         self.speech_s += pc.sum(pc.subtract(scored["end_s"], scored["start_s"])).as_py() or 0.0
@@ -111,11 +126,17 @@ class Overview:
         return {
             "low": self.scale.low,
             "high": self.scale.high,
-            "histogram": dict(zip(DIMENSIONS, self.histogram.tolist(), strict=True)),
-            "plane": self.plane.tolist(),
+            "histogram": dict(zip(self.names, self.histogram.tolist(), strict=True)),
+            "plane": None if self.plane is None else self.plane.tolist(),
+            "planes": {
+                f"{across},{upwards}": self.planes[k, other].tolist()
+                for k, across in enumerate(self.names)
+                for other, upwards in enumerate(self.names)
+                if other != k and len(self.names) > 2
+            },
             "mean": {
                 name: round(total / self.n_scored, 4) if self.n_scored else None
-                for name, total in zip(DIMENSIONS, self.totals.tolist(), strict=True)
+                for name, total in zip(self.names, self.totals.tolist(), strict=True)
             },
             "n_scored": self.n_scored,
             "n_failed": sum(n for status, n in unscored.items() if status not in NOT_FAILED),
@@ -136,10 +157,11 @@ class Overview:
         return np.clip((share * BINS).astype(np.int64), 0, BINS - 1)
 
 
-def choose_calls(sessions: pa.Table, top: int) -> list[str]:
+def choose_calls(sessions: pa.Table, top: int, names: Sequence[str] = DIMENSIONS) -> list[str]:
     """The calls that are drawn: all where there are at most `top`, else the first of each ranking in turn.
 
-    The rankings: lowest mean valence, steepest fall of valence, lowest valence at the end, highest mean arousal.
+    The rankings: lowest mean of the first target (valence), its steepest fall, its lowest end, and the highest mean of
+    the second (arousal).
 
     Returns:
         Session ids, in the order of `sessions`.
@@ -148,9 +170,9 @@ def choose_calls(sessions: pa.Table, top: int) -> list[str]:
     if len(distinct) <= top:
         return distinct.to_pylist()
     rankings = []
-    for column, order in _RANKINGS:
+    for column, order in _rankings(names):
         some = sessions.filter(pc.is_valid(sessions[column]))
-        if column == "valence_slope_per_min":
+        if column.endswith("_slope_per_min"):
             some = some.filter(pc.greater_equal(some["n_scored"], MIN_SCORED))
         # Each ranking in full could be needed only if the others held nothing else.
         indices = pc.select_k_unstable(some, k=min(top, some.num_rows), sort_keys=[(column, order)])
@@ -163,7 +185,9 @@ def choose_calls(sessions: pa.Table, top: int) -> list[str]:
     return [name for name in distinct.to_pylist() if name in chosen]
 
 
-def calls_table(sessions: pa.Table, drawn: list[str]) -> dict[str, list[Any]]:
+def calls_table(
+    sessions: pa.Table, drawn: list[str], targets: Sequence[str | Target] = DIMENSIONS
+) -> dict[str, list[Any]]:
     """The rows of the table of calls, column by column: those of the calls drawn, less roles that nobody scored."""
     of_interest = pc.greater(pc.add(sessions["n_scored"], sessions["n_failed"]), 0)
     kept = sessions.filter(pc.and_(of_interest, pc.is_in(sessions["session_id"], pa.array(drawn, pa.string()))))
@@ -173,7 +197,7 @@ def calls_table(sessions: pa.Table, drawn: list[str]) -> dict[str, list[Any]]:
     }
     if "date" in kept.column_names:
         table["date"] = [None if value is None else str(value) for value in kept["date"].to_pylist()]
-    for name in COLUMNS:
+    for name in columns_of(targets):
         table[name] = [None if value is None else round(value, 4) for value in kept[name].to_pylist()]
     return table
 
@@ -192,8 +216,8 @@ def unscored_calls(sessions: pa.Table, most: int = 500) -> dict[str, Any]:
     return {"n": len(found), "session_id": found[:most]}
 
 
-def over_time(sessions: pa.Table, most: int = 60) -> list[dict[str, Any]]:
-    """Calls and their mean valence and arousal by day, or by month or year where there are more than `most`."""
+def over_time(sessions: pa.Table, most: int = 60, names: Sequence[str] = DIMENSIONS) -> list[dict[str, Any]]:
+    """Calls and the means of their targets by day, or by month or year where there are more than `most`."""
     if "date" not in sessions.column_names:
         return []
     dates = pc.utf8_slice_codeunits(sessions["date"].cast(pa.string()), 0, 10)
@@ -202,29 +226,32 @@ def over_time(sessions: pa.Table, most: int = 60) -> list[dict[str, Any]]:
         if len(period.unique()) <= most:
             break
     grouped = (
-        pa.table({"period": period, **{name: sessions[f"{name}_mean"] for name in DIMENSIONS}})
-        .filter(pc.is_valid(sessions["valence_mean"]))
+        pa.table({"period": period, **{name: sessions[f"{name}_mean"] for name in names}})
+        .filter(pc.is_valid(sessions[f"{names[0]}_mean"]))
         .group_by("period")
-        .aggregate([("valence", "mean"), ("arousal", "mean"), ([], "count_all")])
+        .aggregate([*((name, "mean") for name in names), ([], "count_all")])
         .sort_by("period")
     )
     return [
         {
             "period": row["period"],
             "n": row["count_all"],
-            **{name: round(row[f"{name}_mean"], 4) for name in DIMENSIONS},
+            **{name: round(row[f"{name}_mean"], 4) for name in names},
         }
         for row in grouped.to_pylist()
         if row["period"] is not None
     ]
 
 
-def curves(utterances: pa.Table, labels: pa.Table | None) -> dict[str, dict[str, Any]]:
+def curves(
+    utterances: pa.Table, labels: pa.Table | None, names: Sequence[str] = DIMENSIONS
+) -> dict[str, dict[str, Any]]:
     """The utterances of each call drawn.
 
     Args:
         utterances: Of those calls, with the columns of `scores.UTTERANCE_SCHEMA`.
-        labels: `session_id`, `utt_id`, `valence`, `arousal` on the scale of the scores, or None.
+        labels: `session_id`, `utt_id` and the targets on the scale of the scores, or None.
+        names: The targets of utterances.
 
     Returns:
         By session: `who` (names of those who speak: roles, else speakers, else channels), `timed` (whether `start`
@@ -237,16 +264,17 @@ def curves(utterances: pa.Table, labels: pa.Table | None) -> dict[str, dict[str,
     """
     table = utterances.append_column("row", pa.array(np.arange(utterances.num_rows)))
     if labels is not None:
-        named = labels.select(["session_id", "utt_id", *DIMENSIONS])
-        named = named.rename_columns(["session_id", "utt_id", *(f"label_{name}" for name in DIMENSIONS)])
+        labelled = [name for name in names if name in labels.column_names]
+        named = labels.select(["session_id", "utt_id", *labelled])
+        named = named.rename_columns(["session_id", "utt_id", *(f"label_{name}" for name in labelled)])
         table = table.join(named, keys=["session_id", "utt_id"], join_type="left outer").sort_by("row")
     by_session: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in table.to_pylist():
         by_session[row["session_id"]].append(row)
-    return {session: _curve(rows) for session, rows in by_session.items()}
+    return {session: _curve(rows, names) for session, rows in by_session.items()}
 
 
-def _curve(rows: list[dict[str, Any]]) -> dict[str, Any]:
+def _curve(rows: list[dict[str, Any]], names: Sequence[str]) -> dict[str, Any]:
     timed = all(row["start_s"] is not None and row["end_s"] is not None for row in rows if row["status"] == "ok")
     timed = timed and any(row["start_s"] is not None for row in rows)
     if timed:
@@ -259,7 +287,7 @@ def _curve(rows: list[dict[str, Any]]) -> dict[str, Any]:
             name
             for with_score in (True, False)
             for name, row in zip(speaking, rows, strict=True)
-            if (row["valence"] is not None) == with_score
+            if (row[names[0]] is not None) == with_score
         )
     )
     curve: dict[str, Any] = {
@@ -273,12 +301,12 @@ def _curve(rows: list[dict[str, Any]]) -> dict[str, Any]:
         "status": [row["status"] for row in rows],
     }
     forms = ("label_{}", "{}_sd", "{}_low", "{}_high")
-    further = (form.format(name) for form in forms for name in DIMENSIONS)
-    for name in (*DIMENSIONS, *further):
+    further = (form.format(name) for form in forms for name in names)
+    for name in (*names, *further):
         values = [row.get(name) for row in rows]
-        if name in DIMENSIONS or any(value is not None for value in values):
+        if name in names or any(value is not None for value in values):
             curve[name] = [None if value is None else round(value, 4) for value in values]
-    curve["lowest"] = {name: scores.lowest_of(rows, name) for name in DIMENSIONS}
+    curve["lowest"] = {name: scores.lowest_of(rows, name) for name in names}
     return curve
 
 

@@ -13,13 +13,14 @@ import vaemo
 from vaemo import files, scores
 from vaemo.audio.archive import shown
 from vaemo.config import Config
-from vaemo.drawing import write_pictures
+from vaemo.drawing import colours_of, write_pictures
 from vaemo.errors import ReadScoresError
 from vaemo.evaluation import pictures
 from vaemo.evaluation.evaluate import measure
 from vaemo.evaluation.pairs import choose_split, read_labels, read_pairs
 from vaemo.report.overview import MIN_SCORED, Overview, calls_table, choose_calls, curves, over_time, unscored_calls
 from vaemo.report.page import build_report
+from vaemo.targets import session_names
 from vaemo.trust.calibration import OWN_CALLS
 from vaemo.trust.fit import FIT, WARNED_SHARE
 
@@ -60,22 +61,25 @@ def write_report(
     """
     sessions = scores.read_sessions(scored)
     overview = Overview.of(scored)
-    drawn = choose_calls(sessions, top)
+    names, targets = overview.names, scores.read_targets(scored)
+    drawn = choose_calls(sessions, top, names)
     utterances = scores.read_utterances(scored, sessions=drawn)
-    known = read_labels(labels, config, overview.scale)[0] if labels is not None else None
-    drawn_curves = curves(utterances, known)
+    known = read_labels(labels, config, overview.scale, targets)[0] if labels is not None else None
+    drawn_curves = curves(utterances, known, names)
     links = _audio_links(drawn, audio, out) if audio is not None else {}
-    calls = calls_table(sessions, drawn)
+    calls = calls_table(sessions, drawn, targets)
     page: dict[str, Any] = {
         "version": vaemo.__version__,
         "notices": _notices(scores.read_provenance(scored), scored),
         "n_calls": len(sessions["session_id"].unique()),
         "n_drawn": len(drawn),
-        "low_at": {"valence": config.score.low_valence, "arousal": config.score.low_arousal},
+        "targets": colours_of(names),
+        "session_targets": list(session_names(targets)),
+        "low_at": config.score.low_of(names),
         "min_scored": MIN_SCORED,
         "half_life_s": config.score.end_half_life_s,
         "overview": overview.to_plain(),
-        "over_time": over_time(sessions),
+        "over_time": over_time(sessions, names=names),
         "agreement": _agreement(scored, labels, config) if labels is not None else None,
         "calls": calls,
         "unscored": unscored_calls(sessions),
@@ -160,14 +164,18 @@ def _local_link(path: str, out: str) -> str:
 
 
 def _draw(out: str, overview: Overview, calls: Mapping[str, list[Any]], drawn: Mapping[str, Mapping[str, Any]]) -> None:
-    means = zip(calls["valence_mean"], calls["session_id"], strict=True)
+    means = zip(calls[f"{overview.names[0]}_mean"], calls["session_id"], strict=True)
     lowest = [session for mean, session in sorted(pair for pair in means if pair[0] is not None)]
     first = list(dict.fromkeys(lowest))[:PICTURES]
     draw = {
-        "distributions": partial(pictures.distributions, overview.histogram, overview.scale),
-        "plane": partial(pictures.plane, overview.plane, overview.scale),
+        "distributions": partial(pictures.distributions, overview.histogram, overview.scale, overview.names),
+        **(
+            {}
+            if overview.plane is None
+            else {"plane": partial(pictures.plane, overview.plane, overview.scale, overview.names)}
+        ),
         **{
-            f"call-{number:02d}": partial(pictures.call, session, drawn[session], overview.scale)
+            f"call-{number:02d}": partial(pictures.call, session, drawn[session], overview.scale, overview.names)
             for number, session in enumerate(first, 1)
         },
     }

@@ -1,8 +1,8 @@
 """The table of calls (`--calls`): per recording or session, who speaks on which channel, and whatever else is known.
 
 Reads Parquet, CSV or JSON Lines. Columns: `session_id` or `path`, `role_ch0`, `role_ch1`, ... of its channels,
-`role_v0`, `role_v1`, ... of the voices in its one channel, and any others, which travel to the scores; a `date`
-partitions them, and `agent_id` says whose enrolled voice the agent's must be.
+`role_v0`, `role_v1`, ... of the voices in its one channel, `process`, and any others, which travel to the scores; a
+`date` partitions them, and `agent_id` says whose enrolled voice the agent's must be.
 """
 
 from __future__ import annotations
@@ -30,6 +30,9 @@ from vaemo.store import part_schema
 DATE = "date"
 """Column by which scores are partitioned, as `date=2026-11-23`."""
 
+PROCESS = "process"
+"""Column that says `false` of a call that nobody may process: an objection, or no notice was given."""
+
 AGENT_ID = "agent_id"
 """Column that names the agent, as `--speakers` does; travels to the scores."""
 
@@ -47,7 +50,8 @@ class Calls:
     """What is known of calls, one row each.
 
     Attributes:
-        rows: `session_id`, then `role_ch0` ... and `role_v0` ... as text without gaps, then the columns that travel.
+        rows: `session_id`, then `role_ch0` ... and `role_v0` ... as text without gaps, `process` (bool), then the
+            columns that travel.
     """
 
     rows: pa.Table
@@ -55,7 +59,8 @@ class Calls:
     @property
     def travel(self) -> list[str]:
         """Names of the columns that travel to the scores."""
-        return [name for name in self.rows.column_names if name != "session_id" and not _ROLE.fullmatch(name)]
+        ours = ("session_id", PROCESS)
+        return [name for name in self.rows.column_names if name not in ours and not _ROLE.fullmatch(name)]
 
     @property
     def has_roles(self) -> bool:
@@ -72,6 +77,13 @@ class Calls:
         """Which sessions are in the table, bool."""
         known = self.rows["session_id"].combine_chunks()
         return pc.is_in(pa.array(session_ids, pa.string()), value_set=known).to_numpy(zero_copy_only=False)
+
+    def withheld(self, session_ids: Sequence[str]) -> np.ndarray:
+        """Which sessions may not be processed, bool."""
+        if PROCESS not in self.rows.column_names:
+            return np.zeros(len(session_ids), bool)
+        refused = self.rows["session_id"].filter(pc.invert(self.rows[PROCESS])).combine_chunks()
+        return pc.is_in(pa.array(session_ids, pa.string()), value_set=refused).to_numpy(zero_copy_only=False)
 
     def spelled_as(self, session_ids: Sequence[str]) -> Calls:
         """The table with its ids as these sessions spell them, where they differ as paths do and no two are alike.
@@ -139,8 +151,8 @@ def read_calls(path: str, root: str = "") -> Calls:
         root: Folder of the recordings; a `path` in the table may be relative to it or begin with it.
 
     Raises:
-        ReadManifestError: if the file cannot be read, has neither `session_id` nor `path`, names a call twice, or has
-            a column that the scores have too.
+        ReadManifestError: if the file cannot be read, has neither `session_id` nor `path`, names a call twice, has a
+            column that the scores have too, or says of `process` neither true nor false.
     """
     table = _read(path)
     key = next((name for name in _ID_COLUMNS if name in table.column_names), None)
@@ -178,6 +190,8 @@ def read_calls(path: str, root: str = "") -> Calls:
         name = f"role_{kind}{channel}"
         roles = _text(table[name], name, path) if name in others else pa.nulls(len(table), pa.string())
         columns[name] = pc.if_else(pc.equal(pc.utf8_trim_whitespace(roles), ""), pa.scalar(None, pa.string()), roles)
+    if PROCESS in others:
+        columns[PROCESS] = _flags(table[PROCESS], path)
     columns |= {name: table[name] for name in others if name not in columns}
     if DATE in columns:
         columns[DATE] = pc.utf8_slice_codeunits(columns[DATE].cast(pa.string()), 0, 10)
@@ -263,6 +277,20 @@ def _text(column: pa.ChunkedArray, name: str, path: str) -> pa.ChunkedArray:
             f"the table of calls {path}: column {name} is {column.type}; it must be text. Write the ids as text."
         )
     return column.cast(pa.string())
+
+
+_FLAGS = {"true": True, "yes": True, "1": True, "": True, "false": False, "no": False, "0": False}
+
+
+def _flags(column: pa.ChunkedArray, path: str) -> pa.Array:
+    """A column that says true or false, as bool; nothing is true."""
+    said = [("" if value is None else str(value)).strip().lower() for value in column.to_pylist()]
+    strange = next((value for value in said if value not in _FLAGS), None)
+    if strange is not None:
+        raise ReadManifestError(
+            f"the table of calls {path}: column {PROCESS} says '{strange}' of a call; it must be true or false."
+        )
+    return pa.array([_FLAGS[value] for value in said], pa.bool_())
 
 
 def _is_text(type_: pa.DataType) -> bool:

@@ -1,13 +1,14 @@
-"""A call is erased: from scores, feature stores, reports and personal deltas; what stays is a tombstone.
+"""Calls are erased: from scores, feature stores, runs, enrolments, reports and personal deltas; a tombstone stays.
 
-`python -m vaemo.scores erase --session ID --scores SCORES [--store STORE] [--report DIR] [--personal DIR]`. The
-tombstone is a keyed hash of the id (`VAEMO_ID_KEY`), which later runs honour: the call is not scored again. Killed in
-the middle, the command is given again.
+`python -m vaemo.scores erase --session ID --scores SCORES`, and whatever else holds a trace. The tombstone is a keyed
+hash of the id (`VAEMO_ID_KEY`), which later runs honour: the call is not scored again. Killed in the middle, the
+command is given again.
 """
 
 from __future__ import annotations
 
 import contextlib
+import posixpath
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -15,16 +16,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from safetensors.torch import load, save
 
-from vaemo import cli, files
+from vaemo import files
 from vaemo.errors import OtherRunError, UsageError
-from vaemo.parts.index import forget
+from vaemo.parts.index import FOLDER, forget
 from vaemo.parts.shards import read_keys, session_of, tag_keys
 from vaemo.personalize import DELTAS, SPEAKERS, USED
-from vaemo.progress import say
-from vaemo.scores import read_provenance
+from vaemo.scores import SESSIONS, UTTERANCES, read_provenance, read_sessions
+from vaemo.scoring.calls import DATE
 from vaemo.scoring.ids import IdKey
+from vaemo.summary import NAME as SUMMARY
 
-PROG = "python -m vaemo.scores"
 TOMBSTONES = "_erased.json"
 
 
@@ -81,78 +82,181 @@ class Tombstones:
             )
 
 
-def erase_session(
-    session_id: str,
+class _Erased:
+    """The sessions that go, by whatever name a folder knows them: their ids, or keyed hashes of these.
+
+    Attributes:
+        names: All names of theirs that are known, ids and hashes.
+        hashes: Keyed hashes of all of them; tombstones.
+    """
+
+    def __init__(self, key: IdKey) -> None:
+        self._key = key
+        self.names: set[str] = set()
+        self.hashes: set[str] = set()
+
+    def add(self, found: Iterable[str], *, hashed: bool = False) -> None:
+        """Take further ids, or hashes of ids."""
+        found = set(found)
+        self.hashes |= found if hashed else set(map(self._key.hash, found))
+        self.names |= found | self.hashes
+
+    def __contains__(self, session_id: str) -> bool:
+        return session_id in self.hashes or self._key.hash(session_id) in self.hashes
+
+    def rows(self, column: pa.ChunkedArray) -> pa.ChunkedArray:
+        """Which rows of a column of ids go, bool."""
+        column = column.cast(pa.string())
+        gone = [name for name in column.unique().to_pylist() if name is not None and name in self]
+        # Of what is erased by its date, hidden scores know the hash alone.
+        self.names |= set(gone)
+        return pc.is_in(column, value_set=pa.array(gone, pa.string()))
+
+
+def erase_session(session_id: str, key: IdKey, *, scores: str, stores: Sequence[str] = ()) -> dict[str, int]:
+    """Erase a call from scores and stores; rows removed, as `erase_sessions` gives them."""
+    return erase_sessions([session_id], key, scores=scores, stores=stores)[0]
+
+
+def erase_sessions(
+    session_ids: Iterable[str],
     key: IdKey,
     *,
     scores: str,
+    before: str | None = None,
     stores: Sequence[str] = (),
+    runs: Sequence[str] = (),
+    speakers: Sequence[str] = (),
     reports: Sequence[str] = (),
     personal: Sequence[str] = (),
-) -> dict[str, int]:
-    """Erase a call everywhere.
+) -> tuple[dict[str, int], list[str]]:
+    """Erase calls everywhere.
 
-    Tombstones are written first, so that a run that starts meanwhile leaves the call out. Reports are removed whole,
-    to be made anew; of personal deltas those go that learned from the call.
+    Tombstones are written first, so that a run that starts meanwhile leaves the calls out. Reports are removed whole,
+    to be made anew; of personal deltas those go that learned from a call. A checkpoint that was trained on one keeps
+    its weights and is named.
 
     Args:
-        session_id: As it was before it was hashed.
+        session_ids: As they were before they were hashed.
         key: Of VAEMO_ID_KEY.
         scores: The folder of scores.
+        before: All calls that the scores date before this day (`2026-11-23`) go too.
         stores: Feature stores.
+        runs: Folders that trainings, sweeps and ablations wrote.
+        speakers: Files of enrolments.
         reports: Folders that jobs/report.py wrote.
         personal: Folders that jobs/personalize.py wrote.
 
     Returns:
-        Rows removed from the `utterances` and `sessions` of the scores and from the `stores`; `reports` and `deltas`
-        removed.
+        removed: Rows removed from the `utterances` and `sessions` of the scores, from the `stores`, the `runs` and the
+            `enrolments`; `reports` and `deltas` removed.
+        trained: Folders of checkpoints that were trained on what was erased.
+
+    Raises:
+        UsageError: if the scores have no dates, and `before` asks for them.
+        OtherRunError: if the tombstones that are there were made with another key.
     """
-    names, tombstones = [session_id, key.hash(session_id)], {key.hash(session_id)}
+    erased = _Erased(key)
+    erased.add(session_ids)
+    # Where ids are hidden the rows know a call by its hash alone.
     hidden = (read_provenance(scores).get("settings") or {}).get("id_key") is not None
+    if before is not None:
+        erased.add(_dated_before(scores, before), hashed=hidden)
     for folder in (scores, *stores):
-        for twin in _twins(folder, names):
-            # Where ids are hidden the rows know a twin by its hash alone, which is its tombstone too.
-            names += [twin] if hidden and folder == scores else [twin, key.hash(twin)]
-            tombstones.add(names[-1])
-    for folder in (scores, *stores):
-        Tombstones.read(folder).add(key, tombstones)
-    removed = {kind: _erase_rows(files.join(scores, kind), names) for kind in ("utterances", "sessions")}
-    removed["stores"] = sum(_erase_rows(store, names) for store in stores)
-    removed["reports"] = sum(_erase_report(report) for report in reports)
-    removed["deltas"] = sum(_erase_deltas(folder, names) for folder in personal)
-    return removed
+        erased.add(_twins(folder, erased), hashed=hidden and folder == scores)
+    if erased.hashes:
+        for folder in (scores, *stores):
+            Tombstones.read(folder).add(key, erased.hashes)
+    removed = {kind: _erase_rows(files.join(scores, kind), erased) for kind in (UTTERANCES, SESSIONS)}
+    removed["stores"] = sum(_erase_rows(store, erased) for store in stores)
+    trained = [checkpoint for run in runs for checkpoint in _trained_on(run, erased)]
+    removed["runs"] = sum(_erase_rows(run, erased) for run in runs)
+    removed["enrolments"] = sum(_erase_in(path, erased) for path in speakers)
+    removed["reports"] = sum(_erase_report(report) for report in reports) if erased.hashes else 0
+    removed["deltas"] = sum(_erase_deltas(folder, erased) for folder in personal)
+    for folder in (scores, *stores, *runs, *personal):
+        _erase_error(folder, erased)
+    return removed, trained
 
 
-def _twins(folder: str, names: Sequence[str]) -> list[str]:
-    """Other names under which a folder lists the recording of a session: those of the same bytes."""
-    known, pairs = set(names), list[tuple[str, str]]()
-    for path in files.list_files(folder, ".parquet", recursive=True):
+def _dated_before(scores: str, day: str) -> list[str]:
+    """Ids of the sessions whose date lies before a day, as the scores have them."""
+    sessions = read_sessions(scores)
+    if DATE not in sessions.column_names:
+        raise UsageError(
+            f"{scores} has no column {DATE}, so that --before tells nothing: no table of calls dated them."
+        )
+    earlier = pc.less(sessions[DATE].cast(pa.string()), day)
+    return sessions["session_id"].filter(pc.fill_null(earlier, False)).unique().to_pylist()
+
+
+def _twins(folder: str, erased: _Erased) -> list[str]:
+    """Other names under which a folder lists the recordings of these sessions: those of the same bytes."""
+    pairs = list[tuple[str, str]]()
+    for path in _tables(folder):
         if "duplicate_of" in files.read_parquet_schema(path).names:
             table = files.read_parquet(path, ["session_id", "duplicate_of"])
             table = table.filter(table["duplicate_of"].is_valid())
             pairs += zip(table["session_id"].to_pylist(), table["duplicate_of"].to_pylist(), strict=True)
-    firsts = known | {first for twin, first in pairs if twin in known}
-    twins = {twin for twin, first in pairs if first in firsts}
-    return sorted((firsts | twins) - known)
+    firsts = {first for twin, first in pairs if twin in erased or first in erased}
+    return sorted(firsts | {twin for twin, first in pairs if first in firsts})
 
 
-def _erase_rows(folder: str, names: Sequence[str]) -> int:
-    """Rewrite the parts that hold the session, in the rows and in the keys that say what is finished."""
-    removed = 0
-    for path in files.list_files(folder, ".parquet", recursive=True):
-        table = files.read_parquet(path)
-        gone = pc.is_in(table["session_id"], pa.array(names)).to_numpy()
-        if not gone.any():
-            continue
-        rest = table.filter(pa.array(~gone))
-        with contextlib.suppress(OtherRunError):  # a store that somebody wrote by hand has no keys
-            keys, stamps = read_keys(path)
-            kept = {name: held for name, held in stamps.items() if name not in names}
-            rest = tag_keys(rest, [key for key in keys if session_of(key) not in names], kept)
-        files.write_parquet_whole(path, rest)
-        removed += int(gone.sum())
-    forget(folder, names)
+def _tables(folder: str) -> list[str]:
+    """The Parquet files of a folder and below, also where names begin with `_`; the index follows from them."""
+    return [path for path in _below(folder, ".parquet") if posixpath.basename(posixpath.dirname(path)) != FOLDER]
+
+
+def _below(folder: str, suffix: str) -> list[str]:
+    """The files of a folder and below that end so."""
+    found = files.walk(folder) if files.exists(folder) else ()
+    return sorted(one.path for one in found if one.name.endswith(suffix) and one.problem is None)
+
+
+def _erase_rows(folder: str, erased: _Erased) -> int:
+    """Rewrite the tables that hold the sessions, in the rows and in the keys that say what is finished."""
+    removed = sum(_erase_in(path, erased) for path in _tables(folder))
+    indices = {posixpath.dirname(path) for path in _below(folder, ".parquet")}
+    for index in sorted(path for path in indices if posixpath.basename(path) == FOLDER):
+        forget(posixpath.dirname(index), erased.names)
     return removed
+
+
+def _erase_in(path: str, erased: _Erased) -> int:
+    names = files.read_parquet_schema(path).names
+    # An enrolment that names no session may be of a call whose speaker nobody named.
+    id_column = next((name for name in ("session_id", "speaker_id") if name in names), None)
+    if id_column is None:
+        return 0
+    gone = erased.rows(files.read_parquet(path, [id_column])[id_column])
+    n = pc.sum(gone).as_py() or 0
+    if n:
+        rest = files.read_parquet(path).filter(pc.invert(gone))
+        with contextlib.suppress(OtherRunError):  # what no job wrote in shards has no keys
+            keys, stamps = read_keys(path)
+            kept = {name: held for name, held in stamps.items() if name not in erased}
+            rest = tag_keys(rest, [key for key in keys if session_of(key) not in erased], kept)
+        files.write_parquet_whole(path, rest)
+    return n
+
+
+def _trained_on(run: str, erased: _Erased) -> list[str]:
+    """Checkpoints below a folder that learned from a session, or were chosen by it."""
+    trained = []
+    for path in _tables(run):
+        folder, name = posixpath.split(path)
+        if name == USED and pc.any(erased.rows(files.read_parquet(path, ["session_id"])["session_id"])).as_py():
+            best = files.join(folder, "best")
+            trained.append(best if files.exists(best) else folder)
+    return trained
+
+
+def _erase_error(folder: str, erased: _Erased) -> None:
+    """Take out the error that a job ended with where it names a session."""
+    for path in _below(folder, SUMMARY):
+        told = files.read_json(path)
+        if any(name in str(told.get("error", "")) for name in erased.names):
+            files.write_json(path, {key: value for key, value in told.items() if key != "error"})
 
 
 def _erase_report(folder: str) -> int:
@@ -162,11 +266,10 @@ def _erase_report(folder: str) -> int:
     return int(bool(pages))
 
 
-def _erase_deltas(folder: str, names: Sequence[str]) -> int:
-    """Remove the deltas of the speakers that were learned from the session."""
+def _erase_deltas(folder: str, erased: _Erased) -> int:
+    """Remove the deltas of the speakers that were learned from the sessions."""
     used = files.read_parquet(files.join(folder, USED))
-    learned = pc.is_in(used["session_id"], pa.array(names))
-    speakers = used.filter(learned)["speaker_id"].unique()
+    speakers = used.filter(erased.rows(used["session_id"]))["speaker_id"].unique()
     if not len(speakers):
         return 0
     path, gone = files.join(folder, DELTAS), set(speakers.to_pylist())
@@ -179,29 +282,3 @@ def _erase_deltas(folder: str, names: Sequence[str]) -> int:
             files.join(folder, name), table.filter(pc.invert(pc.is_in(table["speaker_id"], speakers)))
         )
     return len(speakers)
-
-
-def main(argv: list[str] | None = None, prog: str | None = None) -> None:
-    """The command `python -m vaemo.scores erase`."""
-    parser = cli.Parser(prog=prog or PROG, description="Look after a folder of scores.")
-    erase = parser.add_subparsers(required=True).add_parser("erase", help="remove a call and leave a tombstone")
-    erase.add_argument("--session", required=True, action="append", metavar="ID", help="the call; may be repeated")
-    erase.add_argument("--scores", required=True, metavar="SCORES", help="the folder of scores")
-    for name, what in (("store", "feature store"), ("report", "report"), ("personal", "folder of personal deltas")):
-        erase.add_argument(f"--{name}", action="append", default=[], metavar="DIR", help=f"a {what}; may be repeated")
-    args = parser.parse_args(argv)
-    key = IdKey.from_environment("the tombstone of an erased call")
-    for folder in (args.scores, *args.store, *args.report, *args.personal):
-        if not files.exists(folder):
-            raise UsageError(f"{folder} does not exist, so that nothing was erased anywhere. Mend the command.")
-    for session_id in args.session:
-        removed = erase_session(
-            session_id, key, scores=args.scores, stores=args.store, reports=args.report, personal=args.personal
-        )
-        say(f"{session_id}: " + ", ".join(f"{count} from {kind}" for kind, count in removed.items()))
-        if not removed["utterances"] + removed["stores"]:
-            say(f"warning: no row is of a call '{session_id}'. Its tombstones stay: should it come, it is left out.")
-
-
-if __name__ == "__main__":
-    cli.run(main, PROG)

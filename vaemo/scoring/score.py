@@ -1,7 +1,7 @@
-"""Sessions replayed through trained models: rows of features in, the same rows with valence and arousal out.
+"""Sessions replayed through trained models: rows of features in, the same rows with the targets out.
 
 Takes a table of the feature store's contract and gives one of the scores' contract; knows no files and no Ray.
-Letters: U utterances of all sessions, L lanes, T steps.
+Letters: U utterances of all sessions, L lanes, T steps, K targets.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from vaemo.model.regressor import SessionRegressor
-from vaemo.scores import UTTERANCE_SCHEMA, WEIGHT_SCHEMA, conform
-from vaemo.sessions import assemble_sessions
+from vaemo.scores import conform, spread_names, utterance_schema, weight_names
+from vaemo.sessions import assemble_sessions, last_rows
 from vaemo.settling import ErrorByPosition
 from vaemo.speakers import Enrolments, aggregate_speakers
 from vaemo.tables import with_column
+from vaemo.targets import observed_names, session_names
 from vaemo.training.replay import predict_sessions
-from vaemo.units import DIMENSIONS, STREAMS, LabelScale
+from vaemo.units import STREAMS, LabelScale
 from vaemo.windows import PackedSessions
 
 if TYPE_CHECKING:
@@ -43,12 +44,13 @@ def score_table(
     """Score whole sessions: the columns of the utterances of a score folder but `run_id`, row for row.
 
     Rows with a status other than `ok` keep it and their reason, have no scores and do not move the state. What stands
-    in `observed_valence` and `observed_arousal` is fed back instead of the prediction; labels never are.
+    in `observed_NAME` is fed back instead of the prediction; labels never are. A target of the session has its score
+    at the last row of the session that is scored.
 
     Args:
         table: Rows of a feature store.
-        models: At least one, all on one label range. Several give the mean, and the deviation (n - 1) in
-            `valence_sd` and `arousal_sd`.
+        models: At least one, all of the same targets on one label range. Several give the mean, and the deviation
+            (n - 1) in `NAME_sd`.
         lanes: As for `vaemo.training.replay.predict_sessions`.
         chunk: As for `predict_sessions`.
         sequence_by: One memory for a session, or one for each speaker of it.
@@ -64,14 +66,16 @@ def score_table(
         NonFiniteFeatureError: if a feature is NaN or infinite.
         FeatureMismatchError: if somebody who is heard has no enrolment.
     """
+    targets = models[0].config.targets
     heard = table if context is None else _with_context(table, context, models[0])
     streams = [name for name in STREAMS if any(name in model.dims for model in models)]
     assert speaker_aggregation != "enrolled" or enrolments or "speaker" not in streams
-    sessions = assemble_sessions(heard, sequence_by=sequence_by, streams=streams)
+    sessions = assemble_sessions(heard, sequence_by=sequence_by, streams=streams, targets=targets)
     sessions = aggregate_speakers(sessions, speaker_aggregation, enrolments)
-    found = np.full((len(models), table.num_rows, 2), np.nan)
+    names = models[0].targets
+    found = np.full((len(models), table.num_rows, len(names)), np.nan)
     known = [error for error in errors if error]
-    weight = np.full((table.num_rows, 2), np.nan)
+    weight = np.full((table.num_rows, models[0].n_fed), np.nan)
     if sessions:
         rows = np.concatenate([session.rows for session in sessions])
         speaker_ids = np.concatenate([session.speaker_ids for session in sessions])
@@ -87,15 +91,20 @@ def score_table(
             found[number, rows] = predicted.cpu().numpy()
     if context is not None:
         found[:, context] = weight[context] = np.nan
-    kept = [name for name in UTTERANCE_SCHEMA.names if name in table.column_names and name not in DIMENSIONS]
+    if session_names(targets):
+        inside = np.ones(table.num_rows, bool)
+        inside[last_rows(heard, context)] = False
+        found[:, inside, models[0].n_fed :] = np.nan
+    schema = utterance_schema(targets)
+    kept = [name for name in schema.names if name in table.column_names and name not in names]
     columns: dict[str, Any] = {name: table[name] for name in kept}
-    for axis, dimension in enumerate(DIMENSIONS):
-        columns[dimension] = _floats(found[:, :, axis].mean(axis=0))
-    scored = conform(pa.table(columns))
+    for axis, name in enumerate(names):
+        columns[name] = _floats(found[:, :, axis].mean(axis=0))
+    scored = conform(pa.table(columns), schema)
     if len(models) > 1:
-        for axis, dimension in enumerate(DIMENSIONS):
-            scored = scored.append_column(f"{dimension}_sd", _floats(found[:, :, axis].std(axis=0, ddof=1)))
-    for axis, name in enumerate(WEIGHT_SCHEMA.names if known else ()):
+        for axis, name in enumerate(spread_names(targets)):
+            scored = scored.append_column(name, _floats(found[:, :, axis].std(axis=0, ddof=1)))
+    for axis, name in enumerate(weight_names(targets) if known else ()):
         scored = scored.append_column(name, _floats(weight[:, axis]))
     return scored
 
@@ -104,7 +113,7 @@ def _with_context(table: pa.Table, context: np.ndarray, model: SessionRegressor)
     """The table with context rows as usable ones, after which the middle of the range is fed back."""
     middle = LabelScale(*model.config.label_range).middle
     where = pa.array(context)
-    changed = {"status": "ok", **{f"observed_{dimension}": middle for dimension in DIMENSIONS}}
+    changed = {"status": "ok", **dict.fromkeys(observed_names(model.config.targets), middle)}
     for name, value in changed.items():
         column = table[name]
         table = with_column(table, name, pc.if_else(where, pa.scalar(value, column.type), column))

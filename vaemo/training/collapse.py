@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
-
-from vaemo.units import DIMENSIONS
 
 STILL = 0.1
 """Predictions that vary less than this share of the labels' deviation have collapsed."""
@@ -18,15 +16,15 @@ COPYING, LEANING = 0.15, 0.1
 0.3 and 0.25 on acted dialogues, a model trained on its own predictions 0.01 and 0."""
 
 
-def signs_of_collapse(metrics: Mapping[str, Any], label_deviation: Sequence[float]) -> list[str]:
+def signs_of_collapse(metrics: Mapping[str, Any], label_deviation: Mapping[str, float]) -> list[str]:
     """What a metrics line warns of, and what to try; empty where all is well.
 
     Args:
         metrics: Of one epoch.
-        label_deviation: Of the training labels, valence and arousal.
+        label_deviation: Of the training labels, by target.
     """
     signs = []
-    for name, deviation in zip(DIMENSIONS, label_deviation, strict=True):
+    for name, deviation in label_deviation.items():
         spread = metrics[f"prediction_sd_{name}"]
         if spread < STILL * deviation:
             signs.append(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import functools
 from collections.abc import Sequence
 
@@ -10,11 +11,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from vaemo import suggest
 from vaemo.config import Config
-from vaemo.errors import UsageError
+from vaemo.errors import LabelError, UsageError
 from vaemo.model.checks import used_pasts
 from vaemo.parts.shards import digest
-from vaemo.sessions import Session, read_sessions
+from vaemo.progress import say
+from vaemo.sessions import Session, lost_labels, read_sessions
 from vaemo.speakers import Enrolments, aggregate_speakers, say_where_nobody_is_named
 from vaemo.splits import Fold, make_folds, plain_split
 from vaemo.store import FeatureStore
@@ -22,11 +25,15 @@ from vaemo.training.trainer import check_labels
 from vaemo.units import LabelScale
 from vaemo.windows import PackedSessions
 
-LIGHT = [
+_LIGHT = [
     "session_id", "utt_id", "speaker_id", "channel", "role", "position", "split", "fold", "start_s", "end_s",
-    "valence", "arousal", "status", "reason",
 ]  # fmt: skip
-"""The columns of a store but for its features."""
+
+
+def light(targets: Sequence[str]) -> list[str]:
+    """The columns of a store but for its features."""
+    return [*_LIGHT, *targets, "status", "reason"]
+
 
 SECTIONS = ("model", "updater", "train", "sessions", "splits", "labels")
 """Of the config, those that decide what a training gives."""
@@ -41,7 +48,7 @@ class TrainingData:
         config: Of the run.
         folds: What is held out in turn: `by=fold`, `by=speaker`, `k=N`; None trains once, on the splits.
         enrolments: Voices of the speakers, where the config enrols them from a file.
-        table: The columns `LIGHT`, rows in session order.
+        table: The columns `light`, rows in session order.
         parts: The folds, or the one split.
     """
 
@@ -64,6 +71,7 @@ class TrainingData:
                 each session from the other sessions of its split.
 
         Raises:
+            LabelError: if the store lacks the column of a target.
             UsageError: if scoring could not aggregate the speaker embeddings in the same way, or enrolments are given
                 and not used.
             VaemoError: what `vaemo.splits` and `vaemo.speakers` raise.
@@ -79,7 +87,8 @@ class TrainingData:
             raise UsageError(
                 f"--speakers {speakers} is given, but features.speaker_aggregation is {how}; enrolments need enrolled."
             )
-        table = opened.read(LIGHT)
+        table = opened.read(light(config.model.names))
+        _require_labels(opened, config, table)
         say_where_nobody_is_named(opened, used_pasts(config.model, opened.dims))
         parts = make_folds(table, folds, config.splits) if folds else [plain_split(table, config.splits)]
         return TrainingData(opened, config, folds, Enrolments.read(speakers) if speakers else None, table, parts)
@@ -87,10 +96,11 @@ class TrainingData:
     def check_labels(self) -> None:
         """Raise LabelError unless every part has labels to learn from and to judge by."""
         packed, scale = PackedSessions.of(self.labelled), LabelScale(*self.config.model.label_range)
+        names = self.config.model.names
         for fold in self.parts:
             split = split_of(self.labelled, fold)
             for name in ("train", "dev"):
-                check_labels(packed.select(np.flatnonzero(split == name)), name, scale)
+                check_labels(packed.select(np.flatnonzero(split == name)), name, scale, names)
 
     @functools.cached_property
     def labelled(self) -> list[Session]:
@@ -102,7 +112,7 @@ class TrainingData:
         """Of ids, labels, splits, dimensions, extractors and voices."""
         voices = [self.enrolments.fingerprint] if self.enrolments else []
         return digest(
-            *(digest(*map(str, self.table[name].to_pylist())) for name in LIGHT),
+            *(digest(*map(str, self.table[name].to_pylist())) for name in light(self.config.model.names)),
             str(sorted(self.store.dims.items())),
             str(self.store.info.get("extractors")),
             *voices,
@@ -172,6 +182,19 @@ class TrainingData:
         return self.enrolments or Enrolments.of_sessions(
             read_sessions(self.store, self.config, split=fold.split, streams=("speaker",))
         )
+
+
+def _require_labels(store: FeatureStore, config: Config, table: pa.Table) -> None:
+    """Raise LabelError for a target without a column; say how many labels of sessions are lost."""
+    for name in config.model.names:
+        if name not in store.columns:
+            near = suggest.question(difflib.get_close_matches(name, sorted(store.columns), 1))
+            raise LabelError(
+                f"{store.path} has no column '{name}', which model.targets names.{near} Give the store that column, or "
+                "leave the target out."
+            )
+    for name, count in lost_labels(table, config.model.targets).items():
+        say(f"warning: {count:,} sessions have a label of {name} and no utterance with status ok: it is lost.")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -10,15 +10,15 @@ import pyarrow as pa
 import torch
 
 from vaemo import files, scores
+from vaemo.config import ModelConfig
 from vaemo.metrics import Moments
 from vaemo.model.checkpoint import Checkpoint
-from vaemo.sessions import Session, label_range
+from vaemo.sessions import Session, label_ranges, last_rows
 from vaemo.tables import codes
-from vaemo.training.data import LIGHT, TrainingData
+from vaemo.training.data import TrainingData
 from vaemo.training.end_to_end import rehear
 from vaemo.training.replay import replay
 from vaemo.training.waveforms import Waveforms
-from vaemo.units import DIMENSIONS
 from vaemo.windows import PackedSessions
 
 
@@ -37,8 +37,9 @@ def score_held_out(
     Returns:
         CCC, CCC within sessions and RMSE: `fold_mean`, `pooled`, and `folds` by name.
     """
-    n = len(data.table)
-    labels, predictions, spread, weights = (np.full((n, len(DIMENSIONS)), np.nan) for _ in range(4))
+    model, n = data.config.model, len(data.table)
+    labels, predictions, spread = (np.full((n, len(model.names)), np.nan) for _ in range(3))
+    weights = np.full((n, len(model.utterance_targets)), np.nan)
     names, per_fold = np.full(n, None, object), {}
     for session in data.labelled:
         labels[session.rows] = session.labels
@@ -58,12 +59,13 @@ def score_held_out(
             summed = np.sum([errors.weights(position) for errors in known], axis=0) + n_models - len(known)
             weights[rows[mine]] = summed[mine] / n_models
         names[fold.held_out] = fold.name
-        per_fold[fold.name] = _measures(predictions, labels, session_ids, fold.held_out)
+        per_fold[fold.name] = _measures(predictions, labels, session_ids, fold.held_out, model)
     _write(data, predictions, spread, weights, names, out, fingerprint)
-    mean = {key: _mean([measures[key] for measures in per_fold.values()]) for key in _KEYS}
+    keys = next(iter(per_fold.values()))
+    mean = {key: _mean([measures[key] for measures in per_fold.values()]) for key in keys}
     return {
         "fold_mean": mean,
-        "pooled": _measures(predictions, labels, session_ids, np.ones(n, bool)),
+        "pooled": _measures(predictions, labels, session_ids, np.ones(n, bool), model),
         "folds": per_fold,
     }
 
@@ -71,7 +73,7 @@ def score_held_out(
 def predict(
     data: TrainingData, checkpoint: Checkpoint, sessions: Sequence[Session], manifest: str | None = None
 ) -> np.ndarray:
-    """What a model predicts of sessions, running free but for what is observed: (utterances, dimensions)."""
+    """What a model predicts of sessions, running free but for what is observed: (utterances, targets)."""
     config = data.config
     if manifest and checkpoint.has_encoder and checkpoint.features:
         sessions = rehear(sessions, checkpoint.features, Waveforms.of_store(data.store, manifest, config))
@@ -89,47 +91,57 @@ def _write(
     out: str,
     fingerprint: str,
 ) -> None:
-    columns = {name: data.table[name] for name in LIGHT if name not in DIMENSIONS}
-    columns |= {name: pa.array(predictions[:, n], pa.float32(), from_pandas=True) for n, name in enumerate(DIMENSIONS)}
+    model, inside = data.config.model, np.ones(len(names), bool)
+    inside[last_rows(data.table)] = False
+    # What is of the session stands at its last row.
+    n_own = len(model.utterance_targets)
+    predictions[inside, n_own:] = spread[inside, n_own:] = np.nan
+    columns = dict(zip(data.table.column_names, data.table.columns, strict=True))
+    columns |= _floats(model.names, predictions)
     if not np.isnan(spread).all():
-        columns |= {
-            f"{name}_sd": pa.array(spread[:, n], pa.float32(), from_pandas=True) for n, name in enumerate(DIMENSIONS)
-        }
+        columns |= _floats(scores.spread_names(model.targets), spread)
     columns |= {
         "split": pa.array(["test" if name else None for name in names], pa.string()),
         "fold": pa.array(names, pa.string()),
         "run_id": pa.array([fingerprint[:12]] * len(names)),
     }
     if not np.isnan(weights).all():
-        found = (pa.array(weights[:, n], pa.float32(), from_pandas=True) for n in range(len(DIMENSIONS)))
-        columns |= dict(zip(scores.WEIGHT_SCHEMA.names, found, strict=True))
-    native = label_range(data.config, data.store).native
+        columns |= _floats(scores.weight_names(model.targets), weights)
     files.write_json(
         files.join(out, scores.PROVENANCE),
         {
             "fingerprint": fingerprint,
             "label_range": list(data.config.model.label_range),
-            "native_range": [native.low, native.high],
+            "native_range": label_ranges(data.config, data.store).native or list(model.label_range),
+            **scores.targets_said(model),
             "held_out": data.folds,
         },
     )
-    scores.write_part(out, f"part-{fingerprint[:16]}.parquet", pa.table(columns), data.config.score)
+    scores.write_part(
+        out, f"part-{fingerprint[:16]}.parquet", pa.table(columns), data.config.score, targets=model.targets
+    )
 
 
-_NAMES = (*DIMENSIONS, "avg")
-_KEYS = [f"{metric}_{name}" for metric in ("ccc", "within_ccc") for name in _NAMES]
-_KEYS += [f"rmse_{name}" for name in DIMENSIONS]
+def _floats(names: Sequence[str], values: np.ndarray) -> dict[str, pa.Array]:
+    return {
+        name: pa.array(column, pa.float32(), from_pandas=True) for name, column in zip(names, values.T, strict=True)
+    }
 
 
 def _measures(
-    predictions: np.ndarray, labels: np.ndarray, session: np.ndarray, rows: np.ndarray
+    predictions: np.ndarray, labels: np.ndarray, session: np.ndarray, rows: np.ndarray, model: ModelConfig
 ) -> dict[str, float | None]:
     """CCC, CCC within sessions and RMSE of some rows; None where it is not defined."""
     x, y = predictions[rows], labels[rows]
     moments = Moments.of(x, y)
     pooled, within = moments.ccc(), Moments.within(x, y, session[rows]).ccc()
-    values = [*pooled, pooled.mean(), *within, within.mean(), *moments.rmse()]
-    return {key: float(value) if np.isfinite(value) else None for key, value in zip(_KEYS, values, strict=True)}
+    # A target of the session has one label in each, and no agreement within it.
+    within = within[: len(model.utterance_targets)]
+    keys = [f"ccc_{name}" for name in (*model.names, "avg")]
+    keys += [f"within_ccc_{name}" for name in (*model.utterance_targets, "avg")]
+    keys += [f"rmse_{name}" for name in model.names]
+    values = [*pooled, pooled.mean(), *within, within.mean() if len(within) else np.nan, *moments.rmse()]
+    return {key: float(value) if np.isfinite(value) else None for key, value in zip(keys, values, strict=True)}
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

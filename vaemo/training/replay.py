@@ -1,7 +1,7 @@
 """Sessions replayed through a model, as at inference: predictions, and how the model behaves while it runs.
 
 Scores, results on the dev split, held-out rows and label-fed evaluations are all made by `predict_sessions`.
-Letters: U utterances of all sessions, L lanes, T steps.
+Letters: U utterances of all sessions, L lanes, T steps, K targets, F of them fed back.
 """
 
 from __future__ import annotations
@@ -58,11 +58,10 @@ class Replay:
     """What came out.
 
     Attributes:
-        prediction: (U, 2), float64, in the order of the packed sessions.
+        prediction: (U, K), float64, in the order of the packed sessions.
         state_sd: Deviation of the session state c over sessions and time, mean over its numbers; None without one.
-        feedback_gain: How far valence moves per unit of the valence fed back one step before, and arousal likewise,
-            on average over every `window`-th step of the sessions; None where nothing is fed back, or no session is
-            longer than a window.
+        feedback_gain: How far each target moves per unit of its value fed back one step before, on average over every
+            `window`-th step of the sessions; None where nothing is fed back, or no session is longer than a window.
     """
 
     prediction: np.ndarray
@@ -70,7 +69,7 @@ class Replay:
     feedback_gain: tuple[float | None, ...]
 
     def moments(self, labels: Tensor) -> Moments:
-        """Moments of predictions and labels (U, 2), for valence and arousal."""
+        """Moments of predictions and labels (U, K), by target."""
         return Moments.of(self.prediction, labels.double().cpu().numpy())
 
 
@@ -98,19 +97,19 @@ def predict_sessions(
         lanes: Sessions side by side, L; lanes without a session are idle (`lengths` 0).
         chunk: Most steps of one call.
         film_delta: What speakers add to FiLM's parameters, by utterance (U,).
-        observed: Values that are known, (U, 2), NaN = unknown; None takes those of the sessions.
+        observed: Values that are known, (U, K), NaN = unknown; None takes those of the sessions.
         padded: Pad a session's last chunk instead of cutting it: fewer calls, for predictions whose last bits may
             depend on the other lanes.
         watch: Is shown every chunk.
 
     Returns:
-        Predictions on the model's label range, (U, 2), float64, on the model's device, in the order of the packed
+        Predictions on the model's label range, (U, K), float64, on the model's device, in the order of the packed
         utterances; 0 for utterances of no session among them.
     """
     observed = sessions.observed if observed is None else observed
     device = sessions.observed.device
     sessions = sessions.with_past(model.pasts)
-    predictions = torch.zeros(len(sessions.labels), 2, dtype=torch.float64, device=device)
+    predictions = torch.zeros(len(sessions.labels), len(model.targets), dtype=torch.float64, device=device)
     for first in range(0, len(sessions.lengths), BLOCK_SESSIONS):
         block = slice(first, first + BLOCK_SESSIONS)
         left, row = sessions.lengths[block].copy(), sessions.offsets[block].copy()
@@ -183,14 +182,14 @@ def replay(
         model: Predicts without dropout.
         sessions: At least one.
         window: Most steps of one chunk; decides only the cost, and where the gain is measured.
-        observed: Values that are known, (U, 2), NaN = unknown; None knows nothing.
+        observed: Values that are known, (U, F), NaN = unknown; None knows nothing.
         group: The workers.
     """
     group = group or Group()
     mine = np.arange(group.rank, len(sessions.lengths), group.size)
     device = sessions.labels.device
     spread = torch.zeros(3, max(model.fresh_state(1).c.shape[1], 1), dtype=torch.float64, device=device)
-    gain = torch.zeros(2, 2, dtype=torch.float64, device=device)
+    gain = torch.zeros(2, model.n_fed, dtype=torch.float64, device=device)
     known = torch.full_like(sessions.observed, torch.nan) if observed is None else observed
 
     def watch(chunk: Chunk) -> None:
@@ -211,7 +210,7 @@ def replay(
             model, picked, lanes=lanes, chunk=window, observed=known, padded=True, watch=watch
         ).clone()
     else:
-        prediction = torch.zeros(len(sessions.labels), 2, dtype=torch.float64, device=device)
+        prediction = torch.zeros(len(sessions.labels), len(model.targets), dtype=torch.float64, device=device)
     group.add(prediction)
     n, total, squares = group.add(spread).cpu().numpy()
     moved, count = group.add(gain).tolist()
@@ -223,12 +222,12 @@ def replay(
 
 
 def _gain(model: SessionRegressor, chunk: Chunk, lanes: Tensor) -> Tensor:
-    """Summed movement of some lanes' first predictions per unit of feedback, and how many were summed, (2, 2)."""
+    """Summed movement of some lanes' first predictions per unit of feedback, and how many were summed, (2, F)."""
     nudge = NUDGE * LabelScale(*model.config.label_range).width
-    found = torch.zeros(2, 2, dtype=torch.float64, device=chunk.prediction.device)
+    found = torch.zeros(2, model.n_fed, dtype=torch.float64, device=chunk.prediction.device)
     if lanes.any():
         features = chunk.features.select(lanes).step(0)
-        for dimension in range(2):
+        for dimension in range(model.n_fed):
             state = chunk.before.select(lanes)
             feedback = state.last_feedback.clone()
             feedback[:, dimension] += nudge

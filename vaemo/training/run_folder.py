@@ -35,7 +35,7 @@ from vaemo.card import write_card
 from vaemo.config import Config, FeatureConfig
 from vaemo.model.checkpoint import ERRORS, save_checkpoint
 from vaemo.model.regressor import SessionRegressor
-from vaemo.sessions import label_range
+from vaemo.sessions import label_ranges
 from vaemo.settling import ErrorByPosition
 from vaemo.store import FeatureStore
 from vaemo.summary import results
@@ -142,12 +142,11 @@ def origin_of(store: FeatureStore, config: Config, data: str) -> dict[str, Any]:
         config: Sections `labels` and `model`.
         data: Digest of ids, labels and splits.
     """
-    labels = label_range(config, store)
     return {
         "version": vaemo.__version__,
         "data_fingerprint": data,
         "feature_fingerprints": store.fingerprints,
-        "native_range": [labels.native.low, labels.native.high] if labels.native != labels.model else None,
+        "native_range": label_ranges(config, store).native,
         "roles": _roles(store),
         "synthetic": bool(store.info.get("synthetic", False)),
     }

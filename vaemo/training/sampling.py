@@ -2,7 +2,8 @@
 
 The model takes known values of past utterances as `observed` and feeds back its own predictions where there is none.
 Every training mode is a way of filling `observed`. All draws are functions of (seed, optimiser step) and made for all
-lanes, so that they do not depend on how lanes are spread over workers. Letters: L lanes, T steps.
+lanes, so that they do not depend on how lanes are spread over workers. Letters: L lanes, T steps, F targets that
+are fed back.
 """
 
 from __future__ import annotations
@@ -73,11 +74,12 @@ class FeedbackDraws:
         lanes: L, over all workers.
         steps: T of the window.
         generator: Of this step; advanced by the same amount in every mode.
+        n_fed: F.
     """
 
-    def __init__(self, lanes: int, steps: int, generator: torch.Generator) -> None:
+    def __init__(self, lanes: int, steps: int, generator: torch.Generator, n_fed: int = 2) -> None:
         self.choice = torch.rand(lanes, steps, generator=generator)
-        self.noise = torch.randn(lanes, steps, 2, generator=generator)
+        self.noise = torch.randn(lanes, steps, n_fed, generator=generator)
         self.shown = torch.rand(lanes, 1, generator=generator)
         self.share = torch.rand(lanes, 1, generator=generator)
 
@@ -87,15 +89,15 @@ class FeedbackDraws:
         """What is fed back beside the model's predictions, for some of the lanes.
 
         Args:
-            labels: Of these lanes, (lanes, T, 2), NaN = none.
+            labels: Of these lanes, (lanes, T, F), NaN = none.
             lanes: Which of the L lanes they are.
             step: The optimiser step.
             total: Optimiser steps in all.
             config: The mode and its numbers.
-            deviation: Of the training labels, (2,), the unit of `model.feedback_noise`.
+            deviation: Of the training labels, (F,), the unit of `model.feedback_noise`.
 
         Returns:
-            (lanes, T, 2), NaN where the prediction is fed back; None where it is everywhere.
+            (lanes, T, F), NaN where the prediction is fed back; None where it is everywhere.
         """
         train, model = config.train, config.model
         if model.feedback == "none":

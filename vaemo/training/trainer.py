@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
@@ -31,10 +32,11 @@ from vaemo.model.state import SessionState
 from vaemo.progress import duration, say
 from vaemo.sessions import Session
 from vaemo.settling import ErrorByPosition
+from vaemo.targets import rater_columns
 from vaemo.training.collapse import signs_of_collapse
 from vaemo.training.end_to_end import EndToEnd, KeptEncoder
 from vaemo.training.group import Group
-from vaemo.training.loss import window_loss, window_sums
+from vaemo.training.loss import LossWeights, window_loss, window_sums
 from vaemo.training.optimiser import lr_factor, moving_average
 from vaemo.training.replay import replay
 from vaemo.training.sampling import FeedbackDraws, add_noise, counts_from, label_probability, step_generator
@@ -61,7 +63,7 @@ class Trainer:
         say: Where the progress within an epoch is shown, a line every `SHOWN_EVERY_S`.
 
     Raises:
-        LabelError: if a split has no labels in a dimension, constant ones, or some outside the label range.
+        LabelError: if a split has no labels of a target, constant ones, or some outside the label range.
         UsageError: if the encoder is to be trained and none is given.
     """
 
@@ -93,9 +95,12 @@ class Trainer:
             for sessions in (train, dev)
         )
         for name, packed in (("train", self._train), ("dev", self._dev)):
-            check_labels(packed, name, LabelScale(*config.model.label_range))
+            check_labels(packed, name, LabelScale(*config.model.label_range), config.model.names)
         self._deviation = torch.from_numpy(np.nanstd(self._train.labels.double().cpu().numpy(), axis=0))
         self._deviation = self._deviation.to(self.device, dtype)
+        self._loss_weights = LossWeights.of(config.model, config.train, self._deviation)
+        if config.train.label_weight == "raters":
+            self._train = replace(self._train, weights=rater_weights(self._train, self._deviation, config))
 
         # The global generator is left as it was: who calls may have plans of their own for it.
         with torch.random.fork_rng(devices=[]):
@@ -158,7 +163,9 @@ class Trainer:
             self._epoch_s = time.perf_counter() - started
             self.history.append(metrics)
             self._select(metrics["dev_ccc_avg"])
-            self.warnings = signs_of_collapse(metrics, self._deviation.tolist())
+            self.warnings = signs_of_collapse(
+                metrics, dict(zip(self.model.targets, self._deviation.tolist(), strict=True))
+            )
             yield metrics
 
     def line(self) -> str:
@@ -167,9 +174,10 @@ class Trainer:
         left_s = (train.epochs - len(self.history)) * self._epoch_s
         parts = [
             f"epoch {metrics['epoch']} of {train.epochs}: loss {metrics['train_loss']:.3f}",
-            f"dev CCC {metrics['dev_ccc_avg']:.3f} (valence {metrics['dev_ccc_valence']:.3f}, "
-            f"arousal {metrics['dev_ccc_arousal']:.3f})",
-            f"RMSE {metrics['dev_rmse_valence']:.3f} and {metrics['dev_rmse_arousal']:.3f}",
+            f"dev CCC {metrics['dev_ccc_avg']:.3f} ("
+            + ", ".join(f"{name} {metrics[f'dev_ccc_{name}']:.3f}" for name in self.model.targets)
+            + ")",
+            "RMSE " + " and ".join(f"{metrics[f'dev_rmse_{name}']:.3f}" for name in self.model.targets),
             f"p {metrics['p']:.2f}",
             f"{metrics['padded_share']:.0%} padded",
             f"{metrics['utterances_per_s']:,.0f} utterances/s",
@@ -233,7 +241,12 @@ class Trainer:
 
     def _schedule(self, epoch: int) -> LaneSchedule:
         train = self.config.train
-        return schedule_lanes(self._train.lengths, train.lanes, train.window, seed=train.seed, epoch=epoch)
+        # The gradient of what is read at a session's end reaches back as far as its last window.
+        whole_at_end = bool(self.config.model.session_targets)
+        lengths = self._train.lengths
+        return schedule_lanes(
+            lengths, train.lanes, train.window, seed=train.seed, epoch=epoch, whole_at_end=whole_at_end
+        )
 
     def _train_epoch(self, epoch: int) -> dict[str, Any]:
         schedule = self._schedules[epoch]
@@ -276,9 +289,12 @@ class Trainer:
         config, train = self.config, self.config.train
         steps = window.labels.shape[1]
         generator = step_generator(train.seed, self.step)
-        draws = FeedbackDraws(train.lanes, steps, generator)
+        n_fed = self.model.n_fed
+        draws = FeedbackDraws(train.lanes, steps, generator, n_fed)
         dropout = self.model.draw_dropout(train.lanes, steps, generator)
-        observed = draws.observed(window.labels, self._lanes, self.step, self.total_steps, config, self._deviation)
+        observed = draws.observed(
+            window.labels[..., :n_fed], self._lanes, self.step, self.total_steps, config, self._deviation[:n_fed]
+        )
         state = state.detach().reset(window.fresh)
         features = window.features
         if train.feature_noise:
@@ -292,10 +308,10 @@ class Trainer:
             dropout=None if dropout is None else dropout.select(self._lanes).to(self.device),
             diagnostics=diagnostics,
         )
-        own = window_sums(prediction, window.labels, LabelScale(*config.model.label_range).middle)
+        own = window_sums(prediction, window.labels, LabelScale(*config.model.label_range).middle, window.weights)
         total = self.group.add(own.detach().clone())
         # The value of all workers' sums, the gradient of this worker's.
-        loss = window_loss(own + (total - own.detach()), train.lanes * steps, train)
+        loss = window_loss(own + (total - own.detach()), train.lanes * steps, train, self._loss_weights)
         self._optimizer.zero_grad()
         if loss.requires_grad:
             loss.backward()
@@ -341,7 +357,7 @@ class Trainer:
         return cast(SpeechNetwork, self._kept_modules["encoder"])
 
     def _dev_sessions(self, epoch: int) -> PackedSessions:
-        """The dev sessions, their speech as the encoder that would be kept hears it."""
+        """The dev sessions, their speech embedded by the encoder that would be kept."""
         encoder = self._unfrozen(epoch)
         return encoder.embed_sessions(self._dev, self._kept_network, self.group) if encoder else self._dev
 
@@ -350,23 +366,27 @@ class Trainer:
         free = replay(self.kept, dev, group=self.group, window=self.config.train.window)
         measured = free.moments(dev.labels)
         metrics: dict[str, Any] = {}
-        for number, name in enumerate(DIMENSIONS):
+        names, n_fed = self.model.targets, self.model.n_fed
+        for number, name in enumerate(names):
             metrics[f"dev_ccc_{name}"] = float(measured.ccc()[number])
             metrics[f"dev_rmse_{name}"] = float(measured.rmse()[number])
             metrics[f"prediction_sd_{name}"] = float(measured.sd()[0][number])
         metrics["dev_ccc_avg"] = float(measured.ccc().mean())
-        within = Moments.within(free.prediction, dev.labels.double().cpu().numpy(), dev.session_numbers).ccc()
+        within = Moments.within(free.prediction, dev.labels.double().cpu().numpy(), dev.session_numbers).ccc()[:n_fed]
         # Not a number where no dev session has two labels.
-        for name, value in zip((*DIMENSIONS, "avg"), [*within, within.mean()], strict=True):
+        average = within.mean() if n_fed else math.nan
+        for name, value in zip((*names[:n_fed], "avg"), [*within, average], strict=True):
             metrics[f"dev_within_ccc_{name}"] = float(value) if math.isfinite(value) else None
         metrics["state_sd"] = free.state_sd
         sequence = np.repeat(np.arange(len(dev.lengths)), dev.lengths)
         position = np.arange(len(sequence)) - dev.offsets[sequence]
-        self.errors = ErrorByPosition.of(free.prediction, dev.labels.double().cpu().numpy(), sequence, position)
-        if self.config.model.feedback != "none":
-            fed = replay(self.kept, dev, group=self.group, window=self.config.train.window, observed=dev.labels)
+        labels = dev.labels[:, :n_fed].double().cpu().numpy()
+        self.errors = ErrorByPosition.of(free.prediction[:, :n_fed], labels, sequence, position, names[:n_fed])
+        if self.config.model.feedback != "none" and n_fed:
+            known = dev.labels[:, :n_fed]
+            fed = replay(self.kept, dev, group=self.group, window=self.config.train.window, observed=known)
             metrics["gap_ccc_avg"] = float(fed.moments(dev.labels).ccc().mean()) - metrics["dev_ccc_avg"]
-            for name, gain in zip(DIMENSIONS, free.feedback_gain, strict=True):
+            for name, gain in zip(names[:n_fed], free.feedback_gain, strict=True):
                 metrics[f"feedback_gain_{name}"] = gain
         return metrics
 
@@ -387,9 +407,37 @@ class Trainer:
         )
 
 
-def check_labels(sessions: PackedSessions, split: str, scale: LabelScale) -> None:
-    """Raise LabelError unless a split has labels in both dimensions that vary and lie in the label range."""
-    for name, values in zip(DIMENSIONS, sessions.labels.cpu().numpy().T, strict=True):
+def rater_weights(sessions: PackedSessions, deviation: Tensor, config: Config) -> Tensor:
+    """What each label counts in the loss by what its raters leave open, (U, K), 1 on average over the known ones.
+
+    A weight is 1 / e^2, with e the label's standard error, at least `train.label_weight_floor` of the deviation of all
+    labels. A label of which nothing is known counts 1.
+
+    Args:
+        sessions: With `label_error`.
+        deviation: Of the labels, (K,).
+        config: Sections `model` and `train`.
+
+    Raises:
+        LabelError: if nothing is known of any.
+    """
+    error = sessions.label_error
+    known = None if error is None else ~(error.isnan() | sessions.labels.isnan())
+    if error is None or known is None or not known.any():
+        columns = ", ".join(rater_columns(config.model.targets[:1]))
+        raise LabelError(
+            f"train.label_weight is 'raters', and no training label has a number of raters and their deviation: there "
+            f"are no columns such as {columns}. Make the manifest of a corpus that has single ratings, or take none."
+        )
+    weight = error.maximum(config.train.label_weight_floor * deviation).square().reciprocal().masked_fill(~known, 0)
+    mean = weight.sum(0) / known.sum(0).clamp(min=1)
+    return torch.where(known, weight / mean.clamp(min=1e-30), 1)
+
+
+def check_labels(sessions: PackedSessions, split: str, scale: LabelScale, targets: Sequence[str] = DIMENSIONS) -> None:
+    """Raise LabelError unless a split has labels of every target that vary and lie in the label range."""
+    labels = sessions.labels.cpu().numpy().T if len(sessions.labels) else np.zeros((len(targets), 0))
+    for name, values in zip(targets, labels, strict=True):
         known = values[~np.isnan(values)]
         if not len(known):
             raise LabelError(f"no utterance of the split '{split}' has a label for {name}; training needs some in it.")

@@ -31,6 +31,7 @@ class Judge:
         coverage: `score.coverage`.
         max_novelty: `score.max_novelty`.
         other: Whether a checkpoint is calibrated, but alone or with others.
+        names: The targets.
     """
 
     calibration: Calibration | None
@@ -38,10 +39,15 @@ class Judge:
     coverage: float
     max_novelty: float = 1.0
     other: bool = False
+    names: Sequence[str] = DIMENSIONS
 
     @staticmethod
     def of(
-        checkpoints: Sequence[str], fingerprints: Sequence[str], coverage: float, max_novelty: float = 1.0
+        checkpoints: Sequence[str],
+        fingerprints: Sequence[str],
+        coverage: float,
+        max_novelty: float = 1.0,
+        names: Sequence[str] = DIMENSIONS,
     ) -> Judge | None:
         """What these checkpoints say; None where they say nothing.
 
@@ -54,7 +60,9 @@ class Judge:
         novelty = Novelty.read(checkpoints[0])
         if novelty is None and not found:
             return None
-        return Judge(calibration, novelty, coverage, max_novelty, other=bool(found) and calibration is None)
+        return Judge(
+            calibration, novelty, coverage, max_novelty, other=bool(found) and calibration is None, names=names
+        )
 
     @property
     def settings(self) -> dict[str, str | None]:
@@ -172,7 +180,7 @@ class Judge:
     def _novelty_of(self, table: pa.Table, scored: pa.Table) -> tuple[np.ndarray, np.ndarray]:
         assert self.novelty
         novelty, which = np.full(table.num_rows, np.nan), np.zeros(table.num_rows, np.int64)
-        rows = np.flatnonzero(np.isfinite(floats(scored, DIMENSIONS[0])))
+        rows = np.flatnonzero(pc.equal(scored["status"], "ok").to_numpy())
         if len(rows):
             some = table.take(pa.array(rows))
             unusual, which[rows] = self.novelty.unusual(features_of(some, list(self.novelty.streams)), sounds_of(some))
@@ -186,7 +194,7 @@ class Judge:
         unfit = pc.fill_null(pc.greater(scored["novelty"], self.max_novelty), False)
         for name, value in (("status", "unfit"), ("reason", self.unfit_reason)):
             scored = with_column(scored, name, pc.if_else(unfit, pa.scalar(value), scored[name]))
-        for name in DIMENSIONS:
+        for name in self.names:
             for column in (name, f"{name}_sd", f"{name}_low", f"{name}_high"):
                 if column in scored.column_names:
                     nothing = pa.scalar(None, scored[column].type)

@@ -7,13 +7,13 @@ again, and every look is counted.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from vaemo import files
-from vaemo.evaluation.bootstrap import NAMES, Resampled, SessionSums, defined
+from vaemo.evaluation.bootstrap import Resampled, SessionSums, defined
 from vaemo.model.checkpoint import load_checkpoint
 from vaemo.parts.shards import digest
 from vaemo.progress import say
@@ -64,7 +64,7 @@ class HeldOut:
 
         Returns:
             `fold`, `n_sessions`, `looks` (winners that have been looked at, this one too), `trial_id`; `best`,
-            `default` (None where trial 0 has not ended) and `difference`: for CCC of valence, arousal and avg `value`
+            `default` (None where trial 0 has not ended) and `difference`: for CCC of every target and avg `value`
             and `ci95`, of the difference also `p`.
         """
         if not self._record["n_sessions"]:
@@ -87,15 +87,20 @@ class HeldOut:
         labels = np.concatenate([session.labels for session in tested])[kept]
         session = codes(np.concatenate([np.full(len(each), each.session_id, object) for each in tested])[kept])
 
+        model = data.config.model
+        names = (*model.names, "avg")
+
         def resampled(number: int) -> Resampled:
             checkpoint = load_checkpoint(files.join(self._sweep.folder(number), BEST))
             predicted = predict(data, checkpoint, tested)[kept]
-            return Resampled.of([SessionSums.of(predicted, labels, session)], data.config.evaluate)
+            return Resampled.of(
+                [SessionSums.of(predicted, labels, session, len(model.session_targets))], data.config.evaluate
+            )
 
         winner = resampled(best.number)
         default = self._sweep.records.get(0)
         if default is None or default.status != DONE:
-            return {"best": _values(winner), "default": None, "difference": None}
+            return {"best": _values(winner, names), "default": None, "difference": None}
         itself = winner if best.number == 0 else resampled(0)
         less = winner.less(itself, "ccc")
         difference = {
@@ -104,9 +109,9 @@ class HeldOut:
                 "ci95": [defined(less.low[k]), defined(less.high[k])],
                 "p": defined(less.p[k]),
             }
-            for k, name in enumerate(NAMES)
+            for k, name in enumerate(names)
         }
-        return {"best": _values(winner), "default": _values(itself), "difference": difference}
+        return {"best": _values(winner, names), "default": _values(itself, names), "difference": difference}
 
 
 def told(found: Mapping[str, Any]) -> str:
@@ -125,11 +130,11 @@ def _shown(of: Mapping[str, Any], sign: str = "") -> str:
     return f"{value:{sign}.3f}{interval}" if value is not None else "not defined"
 
 
-def _values(resampled: Resampled) -> dict[str, Any]:
+def _values(resampled: Resampled, names: Sequence[str]) -> dict[str, Any]:
     low, high = resampled.interval("ccc")
     return {
         name: {"value": defined(resampled.estimate["ccc"][k]), "ci95": [defined(low[k]), defined(high[k])]}
-        for k, name in enumerate(NAMES)
+        for k, name in enumerate(names)
     }
 
 

@@ -34,7 +34,7 @@ from vaemo.tuning.space import SCHEDULE, Space
 _STATE = "state.safetensors"
 
 METRIC = "dev_ccc_avg"
-"""What is searched for: CCC on dev sessions, running free, mean over valence and arousal, and over folds and seeds."""
+"""What is searched for: CCC on dev sessions, running free, mean over the targets, and over folds and seeds."""
 
 
 def steps_after_epochs(data: SplitSessions, config: Config) -> Iterator[float]:

@@ -151,8 +151,10 @@ def _importance(space: Space, shares: Mapping[str, float | None]) -> str:
 
 
 def _table(space: Space, records: Sequence[Record], best: Record) -> str:
-    heads = ["trial", "status", "dev CCC", "valence", "arousal", "RMSE valence", "arousal", "steps", *space.names]
-    metrics = (METRIC, "dev_ccc_valence", "dev_ccc_arousal", "dev_rmse_valence", "dev_rmse_arousal")
+    prefix = "dev_rmse_"
+    names = [name.removeprefix(prefix) for name in best.metrics if name.startswith(prefix)]
+    heads = ["trial", "status", "dev CCC", *names, *(f"RMSE {name}" for name in names), "steps", *space.names]
+    metrics = (METRIC, *(f"dev_ccc_{name}" for name in names), *(f"{prefix}{name}" for name in names))
     rows = []
     for record in sorted(records, key=lambda record: (record.value is None, -(record.value or 0.0), record.number)):
         cells = [record.trial_id, record.status if record.error is None else f"failed: {record.error}"]

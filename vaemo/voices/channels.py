@@ -24,8 +24,8 @@ _FRAME_S = 0.02
 _HOPS = 3
 """Windows that begin within the length of one."""
 
-_CHANGE = 0.15
-"""What a change of voice from one window to the next costs, in likeness: one window alone changes little."""
+_CHANGE = 0.05
+"""What a change of voice from one window to the next costs, in likeness."""
 
 _SNAP_S = 0.25
 """A change of voice is put where it is quietest within so much of where voices are equally alike."""
@@ -45,7 +45,7 @@ class Piece:
         channel: Where.
         start_s: From.
         end_s: To.
-        voice: Whose; None where nobody says.
+        voice: Whose; None where it is not known.
         margin: How much more it is like that voice than like the next one (cosine), 0 where two speak at once; None
             where there is no other voice.
     """

@@ -30,7 +30,7 @@ class Voiceprints:
         persons: Their ids, all different.
         roles: What each is in calls, such as `agent`.
         expires: Last day on which each may be used, or None.
-        seconds: Of speech that each was made of; NaN where nobody says.
+        seconds: Of speech that each was made of; NaN where it is not known.
         vectors: (N, D), unit length.
         encoder: Fingerprint of the encoder that made them.
     """

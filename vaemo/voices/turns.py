@@ -43,7 +43,7 @@ class Turn:
         end_s: Likewise, greater.
         speaker: Any name.
         role: Where it is said.
-        channel: Counted from 0; None where nobody says, of a recording with one channel.
+        channel: Counted from 0; None where it is not given, for a recording with one channel.
     """
 
     start_s: float
@@ -81,8 +81,8 @@ def read_voices(path: str, session_ids: Sequence[str]) -> dict[int, tuple[Turn, 
             continue
         if number in voices:
             raise ReadVoicesError(
-                f"--voices-from {path}: {named(session_ids[number])} has turns in two places, one of them {file}. "
-                "Keep one."
+                f"--voices-from {path}: {named(session_ids[number])} has turns in two places, one of them "
+                f"{named(file)}. Keep one."
             )
         voices[number] = tuple(sorted(turns, key=lambda turn: (turn.start_s, turn.end_s)))
     if not voices and session_ids:
@@ -250,13 +250,13 @@ def _read_file(path: str, name: str) -> dict[str, list[Turn]]:
     try:
         text = files.read_bytes(path).decode("utf-8-sig")
     except (OSError, ValueError) as error:
-        raise ReadVoicesError(f"{path} cannot be read as UTF-8 text: {' '.join(str(error).split())}") from None
+        raise ReadVoicesError(f"{named(path)} cannot be read as UTF-8 text: {' '.join(str(error).split())}") from None
     stem, suffix = posixpath.splitext(name)
     if suffix.lower() == ".json" or text.lstrip()[:1] == "{":
-        return {stem: read_json(text, path)}
-    turns = read_rttm(text, path)
+        return {stem: read_json(text, named(path))}
+    turns = read_rttm(text, named(path))
     if not turns:
-        raise ReadVoicesError(f"{path} has no line SPEAKER, as an RTTM has; {_SAY_FORMATS}.")
+        raise ReadVoicesError(f"{named(path)} has no line SPEAKER, as an RTTM has; {_SAY_FORMATS}.")
     if len(turns) == 1:
         # A file of one recording lies beside it, whatever its tool called it.
         ((inner, held),) = turns.items()
@@ -283,7 +283,7 @@ class _Names:
         meant = [number for part in name.split("\0") if (number := self._one(part, file)) is not None]
         if len(set(meant)) > 1:
             raise ReadVoicesError(
-                f"{file} lies beside {named(self._session_ids[meant[0]])} and speaks of "
+                f"{named(file)} lies beside {named(self._session_ids[meant[0]])} and speaks of "
                 f"{named(self._session_ids[meant[1]])}: it is of another recording. Rename it, or its ids."
             )
         return meant[0] if meant else None
@@ -292,7 +292,7 @@ class _Names:
         found = next((level[plain] for level in self._levels if (plain := _plain(name)) in level), [])
         if len(found) > 1:
             raise ReadVoicesError(
-                f"{file}: {named(name)} may be {len(found)} recordings; name it with its folder and suffix."
+                f"{named(file)}: {named(name)} may be {len(found)} recordings; name it with its folder and suffix."
             )
         return found[0] if found else None
 

@@ -29,7 +29,7 @@ def test_a_name_says_who_speaks_and_how(tmp_path, folder):
     rows = {row["utt_id"]: row for row in corpus.rows}
     assert len(corpus.rows) == len(NAMES)
     joy = rows["03a01Fa"]
-    assert (joy["valence"], joy["arousal"], joy["emotion"]) == (0.90, 0.80, "joy")
+    assert (joy["valence"], joy["arousal"], joy["dominance"], joy["emotion"]) == (0.90, 0.80, 0.70, "joy")
     assert (joy["speaker_id"], joy["session_id"], joy["sentence"], joy["take"]) == ("03", "03", "a01", "a")
     assert (joy["gender"], joy["age"]) == ("male", 31)
     assert joy["audio_path"] == str(tmp_path / folder / "03a01Fa.wav")

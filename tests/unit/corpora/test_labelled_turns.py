@@ -75,8 +75,24 @@ def test_iemocap_labels_are_valence_then_arousal_clipped_and_counted(iemocap):
     assert (row["valence"], row["arousal"]) == (2.5, 3.0)
     beyond = by_id(corpus)["Ses01F_impro01_M000"]
     assert (beyond["valence"], beyond["arousal"]) == (1.0, 5.0)
+    assert (row["dominance"], beyond["dominance"]) == (2.0, 4.0)
     assert corpus.notes == ["6 labels outside [1, 5] were clipped to it"]
     assert corpus.label_range == (1.0, 5.0)
+
+
+def test_iemocap_raters_are_others_than_the_actors(iemocap):
+    path = iemocap / "IEMOCAP_full_release" / "Session5" / "dialog" / "EmoEvaluation" / "Ses05M_impro02.txt"
+    more = "A-E2:\tval 5; act 4; dom  ;\t()\nA-E4:\tval 4; act 3; dom  3;\t()\nA-F1:\tval 1; act 1; dom  1;\t()\n\n"
+    changed(path, ("(caf\xe9)\n", f"(caf\xe9)\n{more}"), encoding="latin-1")
+    rows = by_id(load_corpus("iemocap", iemocap))
+    rated = rows["Ses05M_impro02_F000"]
+    assert [rated[f"{name}_raters"] for name in ("valence", "arousal", "dominance")] == [3, 3, 2]
+    assert [rated[f"{name}_rater_sd"] for name in ("valence", "arousal", "dominance")] == pytest.approx(
+        [1, 1, 0.5**0.5]
+    )
+    alone, himself = rows["Ses01F_impro01_F000"], rows["Ses05M_impro02_M000"]
+    assert (alone["valence_raters"], alone["valence_rater_sd"]) == (1, None)
+    assert (himself["valence_raters"], himself["valence_rater_sd"]) == (None, None)
 
 
 def test_iemocap_is_written_checked_and_extracted(iemocap, tmp_path, capsys):
@@ -95,7 +111,7 @@ def test_iemocap_is_written_checked_and_extracted(iemocap, tmp_path, capsys):
     assert min(store["valence"].to_pylist()) == 0.0
 
 
-IMPROV = """UTD-IMPROV-S01A-F01-S-FM01.avi; N; A:1.000000; V:3.500000; D:3.000000; N:4.200000;
+IMPROV = """UTD-IMPROV-S01A-F01-S-FM01.avi; N; A:1.000000; V:3.500000; D:4.000000; N:4.200000;
 WORKER0001; neutral; none; A:1; V:3;
 
 UTD-IMPROV-S01A-M01-S-FM02.avi; A; A:4.500000; V:1.500000; D:3.000000; N:NaN;
@@ -111,6 +127,8 @@ def test_msp_improv_turns_arousal_round_and_finds_the_audio(tmp_path, name, audi
     first = rows["MSP-IMPROV-S01A-F01-S-FM01"]
     # 1 was "very active".
     assert (first["valence"], first["arousal"]) == (3.5, 5.0)
+    # Dominance was asked from weak to strong.
+    assert first["dominance"] == 4.0
     assert (first["session_id"], first["speaker_id"], first["fold"]) == ("session1-S01A-S", "F01", "1")
     assert soundfile.info(first["audio_path"]).frames == 8000
     assert rows["MSP-IMPROV-S01A-M01-S-FM02"]["arousal"] == 1.5
@@ -258,6 +276,34 @@ def test_an_msp_podcast_cell_that_cannot_be_read_is_refused(tmp_path, old, new, 
     root = write_podcast(tmp_path, lambda written: written.replace(old, new))
     with pytest.raises(ReadCorpusError, match=rf"labels_consensus.csv, line {line}: .*{re.escape(text)}"):
         load_corpus("msp-podcast", root)
+
+
+RATINGS = """MSP-PODCAST_0001_0139.wav; N; A:2.400000; V:4.000000; D:2.800000;
+WORKER00000001; Other-confused; Concerned,Confused; A:3.000000; V:3.000000; D:4.000000;
+WORKER00000002; Neutral; Neutral; A:2.000000; V:5.000000; D:2.000000;
+WORKER00000003; Neutral; Neutral; A:1.000000; V:4.000000; D:NaN;
+
+MSP-PODCAST_0001_0008.wav; H; A:6.000000; V:5.000000; D:6.500000;
+WORKER00000001; Happy; Happy; A:6.000000; V:5.000000; D:6.000000;
+"""
+
+
+def test_msp_podcast_dominance_by_its_name_and_what_single_raters_said(tmp_path):
+    """The column stands where a release puts it: files and models of this corpus differ in the order."""
+    root = write_podcast(tmp_path)
+    lines = (root / "Labels" / "labels_consensus.csv").read_text().splitlines()
+    dominance = ["EmoDom", "2.8", "6.5", "6.5", "1", ""]
+    text = "\n".join(f"{line.replace(',', f',{cell},', 1)}" for line, cell in zip(lines, dominance, strict=True))
+    (root / "Labels" / "labels_consensus.csv").write_text(text)
+    (root / "Labels" / "labels.txt").write_text(RATINGS)
+    rows = by_id(load_corpus("msp-podcast", root))
+    first, second = rows["MSP-PODCAST_0001_0139"], rows["MSP-PODCAST_0001_0008"]
+    assert [first[name] for name in ("valence", "arousal", "dominance")] == [4.0, 2.4, 2.8]
+    assert rows["MSP-PODCAST_0003_0001"]["dominance"] is None
+    assert [first[f"{name}_raters"] for name in ("valence", "arousal", "dominance")] == [3, 3, 2]
+    assert [first[f"{name}_rater_sd"] for name in ("valence", "arousal", "dominance")] == pytest.approx([1, 1, 2**0.5])
+    assert (second["valence_raters"], second["valence_rater_sd"]) == (1, None)
+    assert "valence_raters" not in rows["MSP-PODCAST_0002_0001"]
 
 
 def test_what_msp_podcast_keeps_to_itself_stays_unlabelled(tmp_path):

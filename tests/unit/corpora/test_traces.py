@@ -276,6 +276,10 @@ def test_msp_conversation_counts_time_from_the_conversation_and_its_parts(conver
     assert second
     check(first, [span for span in recording[1] if span[2] <= 12.0], 2.0, 100.0)
     check(second, [span for span in recording[1] if span[1] >= 12.0 and span[2] <= 30.0], 2.0, 100.0, offset_s=12.0)
+    # Here dominance is annotated as arousal is.
+    assert any(row["dominance"] is not None for row in first)
+    for row in (*first, *second):
+        assert row["dominance"] == (None if row["arousal"] is None else pytest.approx(row["arousal"], abs=5))
     assert "1 parts have no annotation and are left out" in corpus.notes
 
 

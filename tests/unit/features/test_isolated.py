@@ -1,5 +1,6 @@
 """Extractors in a child process: the same vectors, and a crash that is told instead of shared."""
 
+import time
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +9,9 @@ from processes import below
 
 from vaemo.config import Config
 from vaemo.errors import ExtractorError
-from vaemo.features import ExtractorLost, StandIn, describe, load_extractors
+from vaemo.features import ExtractorHung, ExtractorLost, StandIn, describe, load_extractors, watch
 from vaemo.features.isolated import isolated
+from vaemo.features.watch import begin_utterance, watched
 
 CRASHING = Path(__file__).parents[2] / "crashing"
 CONFIG = Config().replace({"features": {"speaker": "none"}})
@@ -43,6 +45,22 @@ def test_a_crash_is_told_and_the_next_request_has_a_new_child(monkeypatch):
         with pytest.raises(ExtractorLost, match=r"^SIGKILL$"):
             apart["prosody"]([noise(0), noise(1, scale=1.0)])
         np.testing.assert_array_equal(apart["prosody"]([noise(0)])[0], noise(0)[:88])
+
+
+def test_a_child_that_hangs_is_ended_and_the_next_request_has_a_new_one(monkeypatch):
+    monkeypatch.syspath_prepend(CRASHING)
+    config = CONFIG.replace({"extract": {"features_timeout_s": 0.5}})
+    with isolated({"prosody": load_extractors(CONFIG.features)["prosody"]}, config) as apart:
+        with pytest.raises(ExtractorHung, match=r"^0\.5 s$"):
+            apart["prosody"]([noise(0), noise(1, scale=1.0) * np.float32(0.8)])
+        np.testing.assert_array_equal(apart["prosody"]([noise(0)])[0], noise(0)[:88])
+
+
+def test_a_process_that_nobody_starts_again_is_not_watched(monkeypatch):
+    monkeypatch.setattr(watch, "_expendable", False)
+    with watched(0.05):
+        begin_utterance()
+        time.sleep(0.2)
 
 
 def test_a_mistake_in_the_child_is_raised_here():

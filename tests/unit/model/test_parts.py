@@ -73,11 +73,11 @@ def test_a_delta_is_film_with_other_parameters_on_the_speakers_own_utterances(la
 
 @pytest.mark.parametrize("steps", [1, 5, BLOCK_STEPS, BLOCK_STEPS + 1, 3 * BLOCK_STEPS])
 @pytest.mark.parametrize(
-    ("kind", "alpha", "alpha_arousal"),
-    [("fixed", 0.8, None), ("fixed", 0.95, 0.3), ("fixed", 0.0, None), ("learned", 0.7, 0.85), ("none", 0.8, None)],
+    ("kind", "alphas"),
+    [("fixed", [0.8]), ("fixed", [0.95, 0.3, 0.5]), ("fixed", [0.0]), ("learned", [0.7, 0.85]), ("none", [0.8])],
 )
-def test_the_closed_form_of_the_ema_is_its_recurrence(kind, alpha, alpha_arousal, steps):
-    ema = SessionEma(kind, 5, alpha, alpha_arousal).double()
+def test_the_closed_form_of_the_ema_is_its_recurrence(kind, alphas, steps):
+    ema = SessionEma(kind, 5, alphas).double()
     u, c = randn(2, steps, 5).requires_grad_(), randn(2, 5).requires_grad_()
     per_channel, after, expected = ema.per_channel(u), c, []
     for t in range(steps):
@@ -95,14 +95,16 @@ def test_the_closed_form_of_the_ema_is_its_recurrence(kind, alpha, alpha_arousal
         assert_close(ours, theirs)
 
 
-def test_the_halves_of_c_have_their_own_alpha():
-    per_channel = SessionEma("fixed", 5, 0.8, 0.3).per_channel(randn(1))
+def test_the_parts_of_c_have_their_own_alpha():
+    per_channel = SessionEma("fixed", 5, [0.8, 0.3]).per_channel(randn(1))
     assert per_channel.tolist() == pytest.approx([0.8, 0.8, 0.8, 0.3, 0.3])
+    per_channel = SessionEma("fixed", 8, [0.8, 0.3, 0.1]).per_channel(randn(1))
+    assert per_channel.tolist() == pytest.approx([0.8, 0.8, 0.8, 0.3, 0.3, 0.3, 0.1, 0.1])
 
 
 @pytest.mark.parametrize("start", [0.0, 0.6, 0.75, 0.9, 0.999])
 def test_a_learned_alpha_starts_near_its_start_and_never_leaves_its_range(start):
-    ema = SessionEma("learned", 4, start, None)
+    ema = SessionEma("learned", 4, [start])
     low, high = LEARNED_RANGE
     assert abs(ema.alpha().item() - min(max(start, low), high)) < 0.004
     for far in (-100.0, 100.0):

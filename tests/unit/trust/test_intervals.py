@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from scoring_cases import SMALL, make_checkpoint, rows_of, run
 from stream_cases import EXTRACTORS, RATE, utterances
@@ -156,7 +157,7 @@ def test_intervals_are_wide_where_errors_are_large_and_cover_there_too():
     calibration = calibrate(one, other, ["f"], CALIB_SPLIT, LabelScale(0, 1))
     plain = calibrate(one, None, ["f"], CALIB_SPLIT, LabelScale(0, 1))
     found, constant = (each.with_intervals(new, 0.9) for each in (calibration, plain))
-    order = order_in_session(new)
+    order = order_in_session(new, "valence")
     width = found["valence_high"].to_numpy() - found["valence_low"].to_numpy()
     assert width[order == 0].mean() > 2 * width[order == 19].mean()
     assert width.mean() < 0.95 * (constant["valence_high"].to_numpy() - constant["valence_low"].to_numpy()).mean()
@@ -170,7 +171,7 @@ def test_labels_that_lack_change_nothing_but_their_own_weight():
     table = scored_table(unlabelled=0.3)
     calibration = calibrate(table, None, ["f"], CALIB_SPLIT, LabelScale(0, 1))
     assert calibration.utterances["valence"].n == np.isfinite(table["label_valence"].to_numpy()).sum()
-    rows = call_rows(table)
+    rows = call_rows(table, DIMENSIONS)
     known = np.isfinite(rows.label["arousal"])
     assert known.all()
     assert len(known) == 30
@@ -225,3 +226,22 @@ def test_a_stream_gives_the_intervals_and_the_novelty_of_the_batch(tmp_path):
         for name in DIMENSIONS:
             assert prediction.intervals[name] == pytest.approx((row[f"{name}_low"], row[f"{name}_high"]), abs=1e-4)
     assert Stream(load_checkpoint(checkpoint), EXTRACTORS).push(samples["s21"][0], RATE).intervals == {}
+
+
+def test_a_target_of_any_name_has_intervals(tmp_path):
+    store = make_store(tmp_path / "store")
+    for part in files.list_files(store, ".parquet"):
+        table = files.read_parquet(part)
+        names = ["dominance" if name == "valence" else name for name in table.column_names]
+        files.write_parquet_whole(part, table.rename_columns(names).drop_columns(["arousal"]))
+    small = {**SMALL, "model": {**SMALL["model"], "targets": ["dominance"]}}
+    checkpoint = make_checkpoint(tmp_path / "checkpoint", config=small)
+    attach(TrainingData.open(store, Config().replace(small)), [load_checkpoint(checkpoint)], [checkpoint])
+    rows = run(store, checkpoint, str(tmp_path / "scores"), score={"max_novelty": 0.9})
+    assert "valence_low" not in rows.column_names
+    kept = rows.filter(pc.equal(rows["status"], "ok"))
+    assert kept["dominance_low"].null_count == 0
+    unfit = rows.filter(pc.equal(rows["status"], "unfit"))
+    assert unfit.num_rows > 0
+    assert unfit["dominance"].null_count == unfit["dominance_high"].null_count == unfit.num_rows
+    assert "dominance_mean_low" in read_sessions(str(tmp_path / "scores")).column_names

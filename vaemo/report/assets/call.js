@@ -1,8 +1,8 @@
-// The page of one call: valence and arousal over time by who speaks, its way through the plane, its sound.
+// The page of one call: the targets over time by who speaks, its way through the plane, its sound.
 function callPage(data, session) {
   const curve = data.curves[session], o = data.overview, calls = data.calls;
   const rows = calls.session_id.map((name, i) => (name === session ? i : -1)).filter((i) => i >= 0);
-  const scored = curve.id.map((_, i) => i).filter((i) => curve.valence[i] !== null);
+  const scored = curve.id.map((_, i) => i).filter((i) => curve[FIRST][i] !== null);
   const colour = (i) => `var(--who-${Math.min(curve.speaks[i], 5)})`;
   const hasLabels = DIMENSIONS.some((name) => curve[`label_${name}`]);
   const state = { at: null, draw: null };
@@ -21,7 +21,7 @@ function callPage(data, session) {
       curve[`${name}_sd`] ? ` ± ${number(curve[`${name}_sd`][i])}` : "",
       curve[`label_${name}`] && curve[`label_${name}`][i] !== null ? ` (label ${number(curve[`label_${name}`][i])})` : "");
     now.replaceChildren(h("b", {}, when), h("span", {}, curve.who[curve.speaks[i]]),
-      ...(curve.valence[i] === null ? [h("span", {}, curve.status[i])] : DIMENSIONS.map(value)),
+      ...(curve[FIRST][i] === null ? [h("span", {}, curve.status[i])] : DIMENSIONS.map(value)),
       h("span", { class: "hint" }, curve.id[i]));
   }
   function select(i, play) {
@@ -32,7 +32,7 @@ function callPage(data, session) {
   }
 
   const chart = h("div", { class: "chart", tabindex: 0, role: "group",
-    "aria-label": "Valence and arousal over the call. Left and right arrow keys go from utterance to utterance." });
+    "aria-label": `${capital(listed(DIMENSIONS))} over the call. Left and right arrow keys go from utterance to utterance.` });
   chart.addEventListener("keydown", (event) => {
     const place = scored.indexOf(state.at);
     const to = { ArrowRight: place + 1, ArrowLeft: place < 0 ? scored.length - 1 : place - 1, Home: 0, End: scored.length - 1 }[event.key];
@@ -58,7 +58,7 @@ function callPage(data, session) {
     h("div", { class: "grid" },
       h("section", { class: "card span-8" }, h("h2", {}, "Over the call"), legend(entries), chart, now, player ? player.node : null),
       h("div", { class: "span-4", style: "display:grid;gap:16px;align-content:start" },
-        h("section", { class: "card" }, h("h2", {}, "Way through the plane"), h("p", { class: "note" }, "From the start (faint) to the end (ringed)."),
+        SECOND && h("section", { class: "card" }, h("h2", {}, "Way through the plane"), h("p", { class: "note" }, "From the start (faint) to the end (ringed)."),
           responsive(h("div", {}), (width) => wayThroughPlane(width, o, curve, scored, colour))),
         ...rows.filter((i) => calls.n_scored[i]).map((i) => callFacts(data, i, curve)))),
     utteranceTable(curve, player, select),
@@ -67,7 +67,7 @@ function callPage(data, session) {
 
 function timeChart(width, { data, curve, scored, colour, state, select, chart }) {
   const o = data.overview, left = 40, right = 12, panel = 190, gap = 36, strip = 14;
-  const stripTop = 2 * (panel + gap) + 2, height = stripTop + curve.who.length * strip + 30;
+  const stripTop = DIMENSIONS.length * (panel + gap) + 2, height = stripTop + curve.who.length * strip + 30;
   const to = Math.max(...curve.end, 1) + (curve.timed ? 0 : 0.5);
   // From the start of the recording, but for a session that is a small piece of it.
   const from = !curve.timed ? 0.5 : curve.start[0] > 2 * (to - curve.start[0]) ? curve.start[0] : 0;
@@ -122,7 +122,7 @@ function timeChart(width, { data, curve, scored, colour, state, select, chart })
   });
   curve.id.forEach((_, i) => picture.append(s("rect", {
     x: curve.timed ? x(curve.start[i]) : x(curve.start[i] - 0.4), width: Math.max(curve.timed ? x(curve.end[i]) - x(curve.start[i]) : x(0.8) - x(0), 1.5),
-    y: stripTop + curve.speaks[i] * strip + 2, height: strip - 4, rx: 2, fill: colour(i), "fill-opacity": curve.valence[i] === null ? 0.25 : 0.9,
+    y: stripTop + curve.speaks[i] * strip + 2, height: strip - 4, rx: 2, fill: colour(i), "fill-opacity": curve[FIRST][i] === null ? 0.25 : 0.9,
   })));
   const mark = () => {
     const i = state.at, shown = i !== null ? "visible" : "hidden";
@@ -150,18 +150,18 @@ function timeChart(width, { data, curve, scored, colour, state, select, chart })
 
 function wayThroughPlane(width, o, curve, scored, colour) {
   const { picture, x, y, finish } = planeFrame(Math.min(width, 320), o.low, o.high);
-  picture.setAttribute("aria-label", "The call's way through the plane of valence and arousal");
+  picture.setAttribute("aria-label", `The call's way through the plane of ${FIRST} and ${SECOND}`);
   scored.forEach((i, place) => {
     const share = 0.15 + (0.85 * (place + 1)) / scored.length;
     if (place) {
       const before = scored[place - 1];
-      picture.append(s("line", { x1: x(curve.valence[before]), y1: y(curve.arousal[before]), x2: x(curve.valence[i]), y2: y(curve.arousal[i]), stroke: "var(--muted)", "stroke-opacity": 0.5 * share }));
+      picture.append(s("line", { x1: x(curve[FIRST][before]), y1: y(curve[SECOND][before]), x2: x(curve[FIRST][i]), y2: y(curve[SECOND][i]), stroke: "var(--muted)", "stroke-opacity": 0.5 * share }));
     }
-    picture.append(s("circle", { cx: x(curve.valence[i]), cy: y(curve.arousal[i]), r: 4, fill: colour(i), "fill-opacity": share }));
+    picture.append(s("circle", { cx: x(curve[FIRST][i]), cy: y(curve[SECOND][i]), r: 4, fill: colour(i), "fill-opacity": share }));
   });
   if (scored.length) {
     const last = scored[scored.length - 1];
-    picture.append(s("circle", { cx: x(curve.valence[last]), cy: y(curve.arousal[last]), r: 7.5, fill: "none", stroke: "var(--ink)", "stroke-width": 1.6 }));
+    picture.append(s("circle", { cx: x(curve[FIRST][last]), cy: y(curve[SECOND][last]), r: 7.5, fill: "none", stroke: "var(--ink)", "stroke-width": 1.6 }));
   }
   return finish();
 }
@@ -170,9 +170,10 @@ function callFacts(data, i, curve) {
   const calls = data.calls, line = (title, name, format) => [h("dt", {}, title), ...DIMENSIONS.map((d) => h("dd", { class: d }, format(calls[`${d}_${name}`][i])))];
   return h("section", { class: "card" }, h("h2", {}, calls.role[i] || "The call"),
     h("p", { class: "note" }, `${plural(calls.n_scored[i], "utterance")} scored, ${clock(calls.talk_s[i])} of speech${calls.n_failed[i] ? `, ${whole(calls.n_failed[i])} failed` : ""}`),
-    h("dl", { class: "facts" }, h("span", {}), ...DIMENSIONS.map((d) => h("span", { class: "head" }, d)),
+    h("dl", { class: "facts", style: `grid-template-columns: minmax(0, 1fr) repeat(${DIMENSIONS.length}, auto)` }, h("span", {}), ...DIMENSIONS.map((d) => h("span", { class: "head" }, d)),
       line("mean", "mean", number), line("lowest", "min", number), line("lowest at", "min_at_s", (v) => clock(v === null ? v : v - curve.from_s)), line("per minute", "slope_per_min", (v) => signed(v, 2)),
-      line("low for", "below_s", clock), line("towards the end", "end_weighted", number)));
+      line("low for", "below_s", clock), line("towards the end", "end_weighted", number),
+      data.session_targets.map((name) => [h("dt", {}, `${name}, of the call`), h("dd", { style: `grid-column: span ${DIMENSIONS.length}` }, number(calls[name][i]))]).flat()));
 }
 
 function makePlayer(source) {
@@ -192,7 +193,7 @@ function makePlayer(source) {
 
 function utteranceTable(curve, player, select) {
   const labelled = DIMENSIONS.filter((name) => curve[`label_${name}`]);
-  const heads = [["Utterance", "left"], ["Who", "left"], [curve.timed ? "From" : "Place", ""], ...(curve.timed ? [["To", ""]] : []), ["Valence", ""], ["Arousal", ""],
+  const heads = [["Utterance", "left"], ["Who", "left"], [curve.timed ? "From" : "Place", ""], ...(curve.timed ? [["To", ""]] : []), ...DIMENSIONS.map((name) => [capital(name), ""]),
     ...labelled.map((name) => [`${name} label`, ""]), ["Status", "left"], ...(player ? [["", ""]] : [])];
   const details = h("details", { class: "card" }, h("summary", {}, `Utterances (${curve.id.length})`));
   // Built when it is opened: most calls are looked at, few are read line by line.
@@ -200,7 +201,7 @@ function utteranceTable(curve, player, select) {
     if (!details.open || details.querySelector("table")) return;
     const body = curve.id.map((id, i) => h("tr", {}, h("td", { class: "left" }, id), h("td", { class: "left" }, curve.who[curve.speaks[i]]),
       h("td", {}, curve.timed ? clock(curve.start[i]) : curve.start[i]), curve.timed ? h("td", {}, clock(curve.end[i])) : null,
-      h("td", {}, number(curve.valence[i])), h("td", {}, number(curve.arousal[i])),
+      ...DIMENSIONS.map((name) => h("td", {}, number(curve[name][i]))),
       ...labelled.map((name) => h("td", {}, number(curve[`label_${name}`][i]))), h("td", { class: "left" }, curve.status[i]),
       player ? h("td", {}, h("button", { type: "button", "aria-label": `Play ${id}`, onclick: () => select(i, true) }, "Play")) : null));
     details.append(h("div", { class: "scroll" }, h("table", {}, h("thead", {}, h("tr", {}, heads.map(([title, side]) => h("th", { class: side, scope: "col" }, title)))), h("tbody", {}, body))));

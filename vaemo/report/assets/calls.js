@@ -1,7 +1,7 @@
 // The table of calls: searched, filtered by role, sorted by any column, a page at a time.
 const ROWS = 25;
 const callLink = (session) => `#call=${encodeURIComponent(session)}`;
-const table = { search: "", role: "", sort: "valence_mean", direction: 1, page: 0 };
+const table = { search: "", role: "", sort: `${FIRST}_mean`, direction: 1, page: 0 };
 
 function callColumns(data) {
   const low = data.low_at;
@@ -12,14 +12,17 @@ function callColumns(data) {
     ["n_scored", "Scored", "", whole, "Utterances with a score"],
     ["n_failed", "Failed", "", whole, "Utterances that could not be scored"],
     ["talk_s", "Speech", "", clock, "Minutes and seconds"],
-    ["valence_mean", "Valence", "", number, "Mean, weighted by length"],
-    ["curve", "", "left", null, "Valence over the call"],
-    ["valence_min", "Lowest", "", number, "Lowest valence of an utterance"],
-    ["valence_slope_per_min", "Per min", "", (v) => signed(v, 2), "Slope of valence per minute"],
-    ["valence_end_weighted", "End", "", number, "Valence, later speech counting more"],
-    ["valence_below_s", "Low for", "", clock, `Speech with a valence below ${low.valence}`],
-    ["arousal_mean", "Arousal", "", number, "Mean, weighted by length"],
-    ["arousal_end_weighted", "End", "", number, "Arousal, later speech counting more"],
+    [`${FIRST}_mean`, capital(FIRST), "", number, "Mean, weighted by length"],
+    ["curve", "", "left", null, `${capital(FIRST)} over the call`],
+    [`${FIRST}_min`, "Lowest", "", number, `Lowest ${FIRST} of an utterance`],
+    [`${FIRST}_slope_per_min`, "Per min", "", (v) => signed(v, 2), `Slope of ${FIRST} per minute`],
+    [`${FIRST}_end_weighted`, "End", "", number, `${capital(FIRST)}, later speech counting more`],
+    [`${FIRST}_below_s`, "Low for", "", clock, `Speech scored below ${low[FIRST]} in ${FIRST}`],
+    ...DIMENSIONS.slice(1).flatMap((name) => [
+      [`${name}_mean`, capital(name), "", number, "Mean, weighted by length"],
+      [`${name}_end_weighted`, "End", "", number, `${capital(name)}, later speech counting more`],
+    ]),
+    ...data.session_targets.map((name) => [name, capital(name), "", number, "Of the whole call"]),
   ].filter(([name]) => name === "curve" || (data.calls[name] && data.calls[name].some((v) => v !== null)));
 }
 
@@ -44,7 +47,7 @@ function callsTable(data) {
   const heads = columns.map(([name, title, side, , hint]) => {
     if (name === "curve") return h("th", { class: side, title: hint }, h("span", {}, title));
     const button = h("button", { type: "button", title: hint, onclick: () => {
-      table.direction = table.sort === name ? -table.direction : name.endsWith("_id") || name === "role" || name.startsWith("valence") ? 1 : -1;
+      table.direction = table.sort === name ? -table.direction : name.endsWith("_id") || name === "role" || name.startsWith(`${FIRST}_`) ? 1 : -1;
       table.sort = name; table.page = 0; refresh();
     } }, title);
     return h("th", { class: side, scope: "col", "data-name": name }, button);
@@ -57,7 +60,7 @@ function callsTable(data) {
     body.replaceChildren(...shown.map((i) => h("tr", {}, columns.map(([name, , side, format]) => {
       const session = data.calls.session_id[i];
       if (name === "session_id") return h("td", { class: side }, h("a", { href: callLink(session), title: session }, h("span", { class: "name" }, session)));
-      if (name === "curve") return h("td", { class: side }, sparkline(data.curves[session], "valence", data.overview.low, data.overview.high));
+      if (name === "curve") return h("td", { class: side }, sparkline(data.curves[session], FIRST, data.overview.low, data.overview.high));
       return h("td", { class: side }, format(data.calls[name][i]));
     }))));
     for (const head of heads) {
@@ -80,7 +83,7 @@ function callsTable(data) {
       h("option", { value: "" }, "all roles"), roles.map((role) => h("option", { value: role, selected: role === table.role }, role)))
     : null;
   const note = data.n_drawn < data.n_calls
-    ? `The ${whole(data.n_drawn)} of ${whole(data.n_calls)} calls with the lowest valence, the steepest fall, the worst end and the highest arousal.`
+    ? `The ${whole(data.n_drawn)} of ${whole(data.n_calls)} calls with the lowest ${FIRST}, the steepest fall, the worst end${SECOND ? ` and the highest ${SECOND}` : ""}.`
     : "Open one to see it utterance by utterance.";
   refresh();
   return h("section", { class: "card" }, h("h2", {}, "Calls"), h("p", { class: "note" }, note),

@@ -1,5 +1,12 @@
 // Small helpers: elements, numbers as text, and the charts that the overview shares with the page of a call.
-const DIMENSIONS = ["valence", "arousal"];
+const data = JSON.parse(document.getElementById("data").textContent);
+// What was scored of every utterance. The first two lie on the plane, and the rankings are of them.
+const DIMENSIONS = Object.keys(data.targets), [FIRST, SECOND] = DIMENSIONS;
+for (const [name, colour] of Object.entries(data.targets)) {
+  if (!getComputedStyle(document.documentElement).getPropertyValue(`--${name}`)) document.documentElement.style.setProperty(`--${name}`, colour);
+}
+const capital = (name) => name[0].toUpperCase() + name.slice(1);
+const listed = (names) => (names.length < 2 ? names.join("") : `${names.slice(0, -1).join(", ")} and ${names[names.length - 1]}`);
 const SVG = "http://www.w3.org/2000/svg";
 
 function fill(node, attributes, children) {
@@ -83,28 +90,28 @@ function histogram(width, counts, low, high, dimension, lowAt) {
   return picture;
 }
 
-// The plane's frame: valence to the right, arousal upwards, the quadrants named.
-function planeFrame(width, low, high) {
+// The plane's frame: one target to the right, one upwards; of valence and arousal the quadrants are named.
+function planeFrame(width, low, high, across = FIRST, upwards = SECOND) {
   const side = Math.min(width, 380), margin = 34, inner = [margin, side - 10];
   const x = linear(low, high, inner[0], inner[1]), y = linear(low, high, side - margin, 10);
   const picture = s("svg", { viewBox: `0 0 ${side} ${side}`, width: side, height: side, role: "img" });
-  const names = [["tense", low, high, "start", 16], ["excited", high, high, "end", 16], ["sad", low, low, "start", -8], ["calm", high, low, "end", -8]];
+  const names = across !== "valence" || upwards !== "arousal" ? [] : [["tense", low, high, "start", 16], ["excited", high, high, "end", 16], ["sad", low, low, "start", -8], ["calm", high, low, "end", -8]];
   const finish = () => {
     const middle = (low + high) / 2;
     picture.append(s("line", { x1: x(middle), x2: x(middle), y1: y(low), y2: y(high), class: "axis" }));
     picture.append(s("line", { x1: x(low), x2: x(high), y1: y(middle), y2: y(middle), class: "axis" }));
     picture.append(s("rect", { x: x(low), y: y(high), width: x(high) - x(low), height: y(low) - y(high), fill: "none", class: "axis" }));
     for (const [name, v, a, anchor, dy] of names) picture.append(s("text", { x: x(v) + (anchor === "end" ? -8 : 8), y: y(a) + dy, "text-anchor": anchor, class: "halo" }, name));
-    picture.append(s("text", { x: x(middle), y: side - 8, "text-anchor": "middle" }, "valence →"));
-    picture.append(s("text", { x: 14, y: y(middle), "text-anchor": "middle", transform: `rotate(-90 14 ${y(middle)})` }, "arousal →"));
+    picture.append(s("text", { x: x(middle), y: side - 8, "text-anchor": "middle" }, `${across} →`));
+    picture.append(s("text", { x: 14, y: y(middle), "text-anchor": "middle", transform: `rotate(-90 14 ${y(middle)})` }, `${upwards} →`));
     return picture;
   };
   return { picture, x, y, finish };
 }
 
-function density(width, plane, low, high) {
-  const { picture, x, y, finish } = planeFrame(width, low, high);
-  picture.setAttribute("aria-label", "How many utterances lie where in the plane of valence and arousal");
+function density(width, plane, low, high, across = FIRST, upwards = SECOND) {
+  const { picture, x, y, finish } = planeFrame(width, low, high, across, upwards);
+  picture.setAttribute("aria-label", `How many utterances lie where in the plane of ${across} and ${upwards}`);
   const most = Math.max(...plane.flat(), 1), part = (high - low) / plane.length;
   plane.forEach((row, i) => row.forEach((count, j) => {
     if (!count) return;

@@ -12,8 +12,7 @@ function tiles(data) {
     tile(whole(data.n_calls), "calls", data.n_drawn < data.n_calls ? `${whole(data.n_drawn)} of them drawn` : "all of them drawn"),
     tile(whole(o.n_scored), "utterances scored", skipped),
     tile(length(o.speech_s), "of speech", ""),
-    tile(number(o.mean.valence), "mean valence", ""),
-    tile(number(o.mean.arousal), "mean arousal", ""),
+    ...DIMENSIONS.map((name) => tile(number(o.mean[name]), `mean ${name}`, "")),
     tile(share(o.n_failed, all), "failed", o.n_failed ? plural(o.n_failed, "utterance") : "nothing failed"),
   ];
   const a = data.agreement;
@@ -30,7 +29,7 @@ function ranking(title, note, data, column, format, wanted) {
     .filter((i) => calls[column][i] !== null && wanted(i))
     .sort((i, j) => calls[column][i] - calls[column][j])
     .slice(0, 7);
-  const dimension = column.split("_")[0];
+  const dimension = FIRST;
   const items = indices.map((i) => h("li", {},
     h("a", { href: callLink(calls.session_id[i]), title: calls.session_id[i] }, calls.session_id[i]),
     sparkline(data.curves[calls.session_id[i]], dimension, data.overview.low, data.overview.high),
@@ -63,7 +62,7 @@ function failures(data) {
 function overTime(width, points, low, high) {
   const height = 220, left = 40, bottom = 26, top = 12;
   const x = linear(0, Math.max(points.length - 1, 1), left + 14, width - 20), y = linear(low, high, height - bottom, top);
-  const picture = s("svg", { viewBox: `0 0 ${width} ${height}`, width, height, role: "img", "aria-label": "Mean valence and arousal of the calls over time" });
+  const picture = s("svg", { viewBox: `0 0 ${width} ${height}`, width, height, role: "img", "aria-label": `Mean ${listed(DIMENSIONS)} of the calls over time` });
   for (const tick of ticks(low, high, 5)) {
     picture.append(s("line", { x1: left, x2: width, y1: y(tick), y2: y(tick), class: "grid-line" }));
     picture.append(s("text", { x: left - 8, y: y(tick) + 4, "text-anchor": "end" }, number(tick, 1)));
@@ -81,24 +80,40 @@ function overTime(width, points, low, high) {
   return picture;
 }
 
+const ENDS = { valence: "Unpleasant to pleasant", arousal: "Calm to excited", dominance: "Weak to strong" };
+
+// The plane of two targets; any two, where there are more.
+function together(o) {
+  const chosen = [FIRST, SECOND], picture = h("div", {});
+  const draw = (width) => density(Math.min(width, 290), (o.planes && o.planes[chosen.join(",")]) || o.plane, o.low, o.high, ...chosen);
+  const heading = () => `${capital(chosen[0])} and ${chosen[1]} together`;
+  const title = h("h2", {}, heading()), axes = [0, 1].map((axis) => h("select", { "aria-label": axis ? "Upwards" : "To the right", onchange: (event) => {
+    if (event.target.value === chosen[1 - axis]) chosen[1 - axis] = chosen[axis];
+    chosen[axis] = event.target.value;
+    axes.forEach((select, k) => { select.value = chosen[k]; });
+    title.textContent = heading();
+    picture.replaceChildren(draw(Math.floor(picture.clientWidth)));
+  } }, DIMENSIONS.map((name) => h("option", { value: name, selected: name === chosen[axis] }, name))));
+  return h("section", { class: "card span-4" }, title, h("p", { class: "note" }, "Darker where more utterances are."),
+    DIMENSIONS.length > 2 ? h("p", { class: "note" }, axes) : null, responsive(picture, draw));
+}
+
 function overviewPage(data) {
   const o = data.overview;
   const chart = (draw) => responsive(h("div", {}), draw);
-  const page = [h("h1", {}, "Valence and arousal of the calls")];
+  const page = [h("h1", {}, `${capital(listed(DIMENSIONS))} of the calls`)];
   page.push(tiles(data));
   page.push(h("div", { class: "grid" },
     ...DIMENSIONS.map((name) => h("section", { class: "card span-4" },
-      h("h2", {}, name[0].toUpperCase() + name.slice(1)),
-      h("p", { class: "note" }, name === "valence" ? "Unpleasant to pleasant; utterances by score." : "Calm to excited; utterances by score."),
+      h("h2", {}, capital(name)),
+      h("p", { class: "note" }, `${ENDS[name] ? `${ENDS[name]}; ` : ""}utterances by score.`),
       chart((width) => histogram(width, o.histogram[name], o.low, o.high, name, data.low_at[name])))),
-    h("section", { class: "card span-4" }, h("h2", {}, "Valence and arousal together"),
-      h("p", { class: "note" }, "Darker where more utterances are."),
-      chart((width) => density(Math.min(width, 290), o.plane, o.low, o.high)))));
+    SECOND ? together(o) : null));
   page.push(h("div", { class: "grid" },
-    ranking("Lowest calls", "Mean valence, longer utterances counting more.", data, "valence_mean", (v) => number(v), () => true),
-    ranking("Most falling calls", `Change of valence per minute, from ${data.min_scored} utterances on.`, data, "valence_slope_per_min", (v) => signed(v, 2),
-      (i) => data.calls.n_scored[i] >= data.min_scored && data.calls.valence_slope_per_min[i] < 0),
-    ranking("Worst endings", `Valence weighted to the end (half-life ${data.half_life_s} s).`, data, "valence_end_weighted", (v) => number(v), () => true)));
+    ranking("Lowest calls", `Mean ${FIRST}, longer utterances counting more.`, data, `${FIRST}_mean`, (v) => number(v), () => true),
+    ranking("Most falling calls", `Change of ${FIRST} per minute, from ${data.min_scored} utterances on.`, data, `${FIRST}_slope_per_min`, (v) => signed(v, 2),
+      (i) => data.calls.n_scored[i] >= data.min_scored && data.calls[`${FIRST}_slope_per_min`][i] < 0),
+    ranking("Worst endings", `${capital(FIRST)} weighted to the end (half-life ${data.half_life_s} s).`, data, `${FIRST}_end_weighted`, (v) => number(v), () => true)));
   const time = data.over_time.length > 1
     ? h("section", { class: `card ${o.failures.length ? "span-8" : "span-12"}` }, h("h2", {}, "Calls over time"), legend(DIMENSIONS.map((name) => [name, `var(--${name})`])),
       chart((width) => overTime(width, data.over_time, o.low, o.high)))

@@ -1,0 +1,82 @@
+"""A run folder where a checkpoint is asked for: all its seeds, its one model, or a refusal."""
+
+import numpy as np
+import pytest
+from commands import run_job_here
+
+import vaemo
+from vaemo import scores
+from vaemo.config import Config
+from vaemo.errors import ReadCheckpointError, UsageError
+from vaemo.model.checkpoint import checkpoints_in, one_checkpoint
+from vaemo.pipeline.executors import InProcess
+from vaemo.pipeline.training import train
+from vaemo.testing import linear_world, write_store
+
+SMALL = ["model.d_c=4", "model.head_hidden=8", "updater.d_model=8", "train.epochs=1", "train.min_labelled=16"]
+SMALL += ["train.trackers=[]", "model.scan=chunk", "evaluate.bootstrap=20"]
+CONFIG = Config.load("default", SMALL)
+CLOSE = 1e-6
+"""Means of float32 predictions, in another order."""
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    world = linear_world(5, sessions=(24, 6, 4), lengths=(6, 12), features=4, noise=2.0)
+    return write_store(world, str(tmp_path_factory.mktemp("store")))
+
+
+@pytest.fixture(scope="module")
+def run(store, tmp_path_factory):
+    out = tmp_path_factory.mktemp("ensemble") / "run"
+    train(store, str(out), CONFIG, InProcess(), seeds=3)
+    return out
+
+
+def score(store, checkpoint, out):
+    vaemo.score(input=store, checkpoint=checkpoint, out=out, executor="process")
+    return scores.read_utterances(str(out))
+
+
+def test_what_a_path_names(run, store, tmp_path):
+    seeds = [f"{run}/seed-{seed}/best" for seed in range(3)]
+    assert checkpoints_in(run) == seeds
+    assert checkpoints_in(run / "seed-1") == checkpoints_in(seeds[1]) == [seeds[1]]
+    assert one_checkpoint(run / "best") == f"{run}/best"
+    assert checkpoints_in(tmp_path / "nowhere") == [f"{tmp_path}/nowhere"]
+    folded = train(store, str(tmp_path / "folded"), CONFIG, InProcess(), folds="k=2", seeds=2)
+    assert checkpoints_in(tmp_path / "folded" / "fold-1") == list(folded.checkpoints[2:])
+
+
+def test_a_run_is_scored_by_all_its_seeds(run, store, tmp_path):
+    whole = score(store, str(run), tmp_path / "whole")
+    each = [score(store, f"{run}/seed-{seed}/best", tmp_path / str(seed)) for seed in range(3)]
+    for name in ("valence", "arousal"):
+        found = np.stack([table[name].to_numpy() for table in each])
+        np.testing.assert_allclose(whole[name].to_numpy(), found.mean(axis=0), atol=CLOSE)
+        np.testing.assert_allclose(whole[f"{name}_sd"].to_numpy(), found.std(axis=0, ddof=1), atol=CLOSE)
+
+
+def test_a_run_is_evaluated_by_the_mean_of_its_seeds(run, store, tmp_path):
+    scored = tmp_path / "scores"
+    score(store, str(run), scored)
+    evaluate = {"scores": scored, "labels": store, "config": CONFIG, "split": "dev"}
+    found = vaemo.evaluate(**evaluate, out=tmp_path / "all", checkpoint=run)
+    # Running free it is what was scored.
+    assert found["label_fed"]["ccc_avg"]["second"] == pytest.approx(found["pooled"]["ccc_avg"], abs=1e-5)
+    one = vaemo.evaluate(**evaluate, out=tmp_path / "one", checkpoint=run / "best")
+    assert one["label_fed"]["ccc_avg"]["second"] != pytest.approx(found["pooled"]["ccc_avg"], abs=1e-5)
+
+
+def test_a_run_whose_seeds_are_not_all_trained_is_refused(run, tmp_path):
+    (tmp_path / "seed-0" / "best").mkdir(parents=True)
+    with pytest.raises(ReadCheckpointError, match="a run whose seeds are not all trained; run its training again"):
+        checkpoints_in(tmp_path)
+
+
+def test_personalize_takes_one(run, store, tmp_path):
+    ended = run_job_here("personalize", "--store", store, "--checkpoint", run, "--out", tmp_path / "personal")
+    assert ended.returncode == UsageError.exit_code
+    (line,) = ended.stderr.splitlines()
+    assert f"'{run}' holds 3 models, one for each seed" in line
+    assert f"give {run}/seed-0/best" in line
