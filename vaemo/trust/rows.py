@@ -75,7 +75,8 @@ def call_rows(table: pa.Table, names: Sequence[str]) -> Rows:
     n, group = int(call.max(initial=-1)) + 1, groups_of(table)
     first = np.unique(call, return_index=True)[1]
     length_s = floats(table, "end_s") - floats(table, "start_s")
-    prediction, label = {}, {}
+    prediction: dict[str, np.ndarray] = {}
+    label: dict[str, np.ndarray] = {}
     for name in names:
         scored, said = floats(table, name), floats(table, f"label_{name}")
         known = np.isfinite(scored) & np.isfinite(said)
