@@ -56,7 +56,9 @@ def write_card(checkpoint: str, evaluation: Mapping[str, Any] | None = None) -> 
         provenance = files.read_json(files.join(checkpoint, "provenance.json"))
     except (OSError, StorageError, strict_yaml.NotPlainYaml) as error:
         raise ReadCheckpointError(f"'{checkpoint}' is not a whole checkpoint: {error}") from None
-    card = card_of(config, metrics, provenance, evaluation)
+    path = files.join(checkpoint, "calibration.json")
+    calibration = files.read_json(path) if files.exists(path) else None
+    card = card_of(config, metrics, provenance, evaluation, calibration)
     files.write_whole(files.join(checkpoint, CARD), card.encode())
 
 
@@ -65,6 +67,7 @@ def card_of(
     metrics: Mapping[str, Any],
     provenance: Mapping[str, Any],
     evaluation: Mapping[str, Any] | None = None,
+    calibration: Mapping[str, Any] | None = None,
 ) -> str:
     """The card as Markdown.
 
@@ -73,6 +76,7 @@ def card_of(
         metrics: Content of `metrics.json`.
         provenance: Content of `provenance.json`.
         evaluation: As for `write_card`.
+        calibration: Content of `calibration.json`, or None.
     """
     model, updater = config["model"], config["updater"]["layers"]
     lines = [
@@ -111,6 +115,10 @@ def card_of(
             names_of(targets_of(model.get("targets", DIMENSIONS))),
             chosen=config["train"]["select"] == "best",
         ),
+        "",
+        "## Trust",
+        "",
+        *_trust(evaluation, calibration),
         "",
         LIMITS,
         "",
@@ -181,6 +189,42 @@ def _results(
             f"{pooled['n']:,} utterances of {pooled['n_sessions']:,} sessions; CCC on "
             f"{evaluation['variance']} variances; 95 % intervals from resampled sessions.",
         ]
+    return lines
+
+
+def _trust(evaluation: Mapping[str, Any] | None, calibration: Mapping[str, Any] | None) -> list[str]:
+    """What intervals rest on, how often they covered, and results by group."""
+    if calibration is None:
+        lines = ["- no intervals: the model is not calibrated (a split `calib`, `--folds`, or `jobs/calibrate.py`)"]
+    else:
+        n = min((margin["n_groups"] for margin in calibration["utterances"].values()), default=0)
+        lines = [
+            f"- intervals are calibrated on {calibration['made_on']}: {n} groups of sessions linked by speakers",
+            "- they hold for a random utterance, or call, of a new group of the same kind: annotators' mean labels, "
+            "not feelings, and not their share within every call",
+        ]
+        for name, each in calibration["correction"].items():
+            lines.append(f"- {name} is corrected: {each['offset']:+.3f} {each['slope']:+.3f} * score")
+    measured = (evaluation or {}).get("coverage")
+    for kind, title in (("utterances", "utterances"), ("calls", "means of calls")):
+        for name, found in (measured[kind] if measured else {}).items():
+            if found["n"]:
+                lines.append(
+                    f"- {title}, {name}: {100 * found['covered_of_sessions']:.1f} % inside, width {found['width']:.3f}"
+                )
+    for column, found in (evaluation or {}).get("by", {}).items():
+        first: Mapping[str, Any] = next(iter(found["groups"].values()), {})
+        biases = (key for key in first if key.startswith("bias_") and key != "bias_avg")
+        keys = ["ccc_avg", *biases, "mae_avg"]
+        lines += ["", f"| {column} | speakers | {' | '.join(key.replace('_', ' ') for key in keys)} |"]
+        lines += ["|---" * (2 + len(keys)) + "|"]
+        for group, each in found["groups"].items():
+            cells = (_cell(each, key) for key in keys)
+            few = " (few)" if each["small"] else ""
+            lines.append(f"| {group} | {each['n_speakers']}{few} | {' | '.join(cells)} |")
+        for metric, gap in (found["largest_gap"] or {}).items():
+            lines += ["", f"Largest gap of {metric} ({gap['of']}): {' less '.join(gap['groups'])} "]
+            lines[-1] += f"{gap['difference']:+.3f}, p = {gap['p']:.3f} among {gap['compared']} comparisons."
     return lines
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from vaemo import files
+from vaemo.audio.acoustics import bandwidth_hz
 from vaemo.audio.recording import AudioProblem, Resampler
 from vaemo.audio.scale import Scale
 from vaemo.config import Config
@@ -29,6 +30,7 @@ from vaemo.model.state import TENSOR_FIELDS, SessionState
 from vaemo.model.streams import Streams
 from vaemo.scoring.trained_on import check_trained_on
 from vaemo.speakers import unit
+from vaemo.trust.judge import Judge
 from vaemo.units import SAMPLING_RATE_HZ, SAMPLING_RATES_HZ
 from vaemo.utterances import as_heard, measured
 
@@ -50,6 +52,9 @@ class Prediction:
         end_s: Since the first packet; None for an utterance that was pushed.
         values: All that the model predicts, by target, None unless `status` is `ok`. A target of the session is what
             it would be if the session ended here.
+        intervals: By dimension, low and high of the interval that holds its label at the rate `score.coverage`; empty
+            where the checkpoint is not calibrated.
+        novelty: The share of calibration utterances that are less unusual; None where the checkpoint knows of none.
     """
 
     valence: float | None
@@ -65,6 +70,9 @@ class Prediction:
     def of(values: Mapping[str, float | None], status: str = "ok", reason: str | None = None) -> Prediction:
         """The prediction of some targets."""
         return Prediction(values.get("valence"), values.get("arousal"), status, reason, values=values)
+
+    intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    novelty: float | None = None
 
 
 class Stream:
@@ -96,6 +104,7 @@ class Stream:
     ) -> None:
         checkpoint = load_checkpoint(model) if isinstance(model, (str, Path)) else model
         trained_on: Mapping[str, str | None] = {}
+        self._judge: Judge | None = None
         if isinstance(checkpoint, Checkpoint):
             config = config or checkpoint.config
             trained_on = checkpoint.provenance.get("feature_fingerprints", {})
@@ -104,6 +113,11 @@ class Stream:
         if extractors is None:
             raise FeatureMismatchError(
                 "the model does not say which extractors its features come from; give them: Stream(model, extractors)."
+            )
+        if isinstance(checkpoint, Checkpoint) and isinstance(model, (str, Path)):
+            score = (config or Config()).score
+            self._judge = Judge.of(
+                [str(model)], [checkpoint.fingerprint], score.coverage, score.max_novelty, checkpoint.model.targets
             )
         self._model = (checkpoint.model if isinstance(checkpoint, Checkpoint) else checkpoint).eval()
         self._config = config or Config()
@@ -118,6 +132,7 @@ class Stream:
             )
         self._extractors = {stream: extractors[stream] for stream in self._model.dims}
         self._personal = personal
+        self._n_scored = 0
         self._states: dict[str, SessionState] = {}
         self._sums: dict[str, np.ndarray] = {}
         self._pasts: dict[tuple[str, str], np.ndarray] = {}
@@ -149,9 +164,10 @@ class Stream:
         known = self._known(observed)
         name = speaker or ""
         try:
-            vectors = self._features(_resampled(samples, sampling_rate), name)
+            heard, sounds = self._features(_resampled(samples, sampling_rate))
         except AudioProblem as problem:
             return Prediction.of(dict.fromkeys(self._model.targets), problem.status, problem.reason)
+        vectors = self._aggregated(heard, name)
         key = name if self._config.sessions.sequence_by == "speaker" else ""
         pasts = {past: (past, name if past.startswith("speaker.") else key) for past in self._model.pasts}
         features = self._with_past(vectors, pasts)
@@ -166,7 +182,7 @@ class Stream:
         for past, owned in pasts.items():
             vector = vectors[past.partition(".")[2]]
             self._pasts[owned] = self._pasts.get(owned, 0.0) + np.append(vector.astype(np.float64), 1)
-        return Prediction.of(dict(zip(self._model.targets, prediction[0].tolist(), strict=True)))
+        return self._judged(dict(zip(self._model.targets, prediction[0].tolist(), strict=True)), heard, sounds)
 
     def _known(self, observed: Sequence[float | None] | Mapping[str, float | None] | None) -> list[float]:
         """The observed values of one utterance in the order of the targets, NaN = unknown."""
@@ -196,13 +212,32 @@ class Stream:
         """
         self.restore(*read_memory(path))
 
-    def _features(self, samples: np.ndarray, speaker: str) -> dict[str, np.ndarray]:
-        """Features of an utterance, (D,) each; AudioProblem where it has none."""
+    def _judged(
+        self, values: Mapping[str, float], heard: Mapping[str, np.ndarray], sounds: Mapping[str, float]
+    ) -> Prediction:
+        """The prediction, with what the checkpoint says of the trust that it deserves."""
+        if self._judge is None:
+            return Prediction.of(values)
+        found, bounds, novelty = self._judge.one(values, heard, sounds, self._n_scored)
+        self._n_scored += 1
+        if self._judge.is_unfit(novelty):
+            nothing = Prediction.of(dict.fromkeys(values), "unfit", self._judge.unfit_reason)
+            return replace(nothing, novelty=novelty)
+        return replace(Prediction.of(found), intervals=bounds, novelty=novelty)
+
+    def _features(self, samples: np.ndarray) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+        """Features of an utterance, (D,) each, and how it sounds; AudioProblem where it has none."""
         heard, seconds = as_heard(samples, self._config), len(samples) / SAMPLING_RATE_HZ
         vectors = {
             stream: measured(extractor([heard])[0], extractor, seconds)
             for stream, extractor in self._extractors.items()
         }
+        known = self._judge.novelty.sounds if self._judge and self._judge.novelty else ()
+        return vectors, {"bandwidth_hz": bandwidth_hz(heard)} if "bandwidth_hz" in known else {}
+
+    def _aggregated(self, heard: Mapping[str, np.ndarray], speaker: str) -> dict[str, np.ndarray]:
+        """The features as the model takes them."""
+        vectors = dict(heard)
         if "speaker" in vectors and self._config.features.speaker_aggregation == "running_mean":
             self._sums[speaker] = self._sums.get(speaker, 0.0) + vectors["speaker"].astype(np.float64)
             vectors["speaker"] = unit(self._sums[speaker])
@@ -228,7 +263,8 @@ class Stream:
         tensors = {f"state.{name}": tensor for name, tensor in states.tensors().items()}
         tensors |= {f"sum.{number}": torch.from_numpy(total) for number, total in enumerate(self._sums.values())}
         tensors |= {f"past.{number}": torch.from_numpy(past) for number, past in enumerate(self._pasts.values())}
-        names = {"states": list(self._states), "sums": list(self._sums), "pasts": list(self._pasts)}
+        names: dict[str, Any] = {"states": list(self._states), "sums": list(self._sums), "pasts": list(self._pasts)}
+        names["n_scored"] = self._n_scored
         return tensors, {"names": json.dumps(names), "fingerprint": fresh.fingerprint}
 
     def restore(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
@@ -246,6 +282,7 @@ class Stream:
         names = json.loads(metadata["names"])
         self._states = {name: states.select([number]) for number, name in enumerate(names["states"])}
         self._sums = {name: tensors[f"sum.{number}"].numpy() for number, name in enumerate(names["sums"])}
+        self._n_scored = names.get("n_scored", 0)
         # Memories of before have no pasts, and belong to models that need none.
         pasts = enumerate(names.get("pasts", ()))
         self._pasts = {(name, owner): tensors[f"past.{number}"].numpy() for number, (name, owner) in pasts}

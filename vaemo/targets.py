@@ -76,7 +76,10 @@ def rater_columns(targets: Sequence[str | Target]) -> tuple[str, ...]:
 
 def derived(name: str) -> set[str]:
     """The columns that a target of this name has, or may have, somewhere."""
-    forms = ("{}", "{}_sd", "{}_weight", "observed_{}", "label_{}", "fed_{}", "{}_rater_sd", "{}_raters")
+    forms = (
+        *("{}", "{}_sd", "{}_weight", "observed_{}", "label_{}", "fed_{}", "{}_rater_sd", "{}_raters"),
+        *("{}_low", "{}_high", "{}_mean_low", "{}_mean_high"),
+    )
     return {form.format(name) for form in forms} | {f"{name}_{summary}" for summary in SUMMARY}
 
 

@@ -240,9 +240,8 @@ class SessionRegressor(nn.Module):
             diagnostics: Filled, where given.
 
         Returns:
-            prediction: (L, T, K), on the label range, in the order of `targets`; zero beyond `lengths`. A target of
-                the session is what it would be if the session ended there.
-            state: Memory after each lane's last valid step.
+            Predictions (L, T, K) on the label range, in the order of `targets`, zero beyond `lengths` (a target of the
+            session is what it would be if the session ended there), and the memory after each lane's last valid step.
 
         Raises:
             ShapeError: if lanes, steps, dtypes or lengths disagree.

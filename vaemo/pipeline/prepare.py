@@ -35,6 +35,7 @@ from vaemo.scoring.ids import IdKey
 from vaemo.scoring.roles import NOT_KNOWN, RoleRules
 from vaemo.scoring.trained_on import check_trained_on
 from vaemo.speakers import Enrolments, say_where_nobody_is_named
+from vaemo.targets import names_of
 from vaemo.trust.judge import Judge
 from vaemo.utterances import Problem
 from vaemo.voices.prints import Voiceprints, valid_prints
@@ -222,7 +223,13 @@ def prepare(request: Request, config: Config) -> Run:
     if request.limit is not None:
         listing = listing.select(range(min(request.limit, len(listing.session_ids))))
     fingerprints = [checkpoint.fingerprint for checkpoint in checkpoints]
-    judge = Judge.of(request.checkpoints, fingerprints, config.score.coverage, config.score.max_novelty)
+    judge = Judge.of(
+        request.checkpoints,
+        fingerprints,
+        config.score.coverage,
+        config.score.max_novelty,
+        names_of(config.model.targets),
+    )
     if config.score.max_novelty < 1 and not (judge and judge.novelty):
         raise UsageError(
             f"score.max_novelty is {config.score.max_novelty:g}, and the checkpoint {request.checkpoints[0]} does not "

@@ -35,6 +35,7 @@ from vaemo.scoring.compact import end_joining
 from vaemo.scoring.ids import IdKey, hidden_errors
 from vaemo.scoring.roles import RoleRules
 from vaemo.tables import from_bytes, to_bytes, with_column
+from vaemo.trust.fit import write_fit
 
 NO_DATE = "__HIVE_DEFAULT_PARTITION__"
 """What readers of partitioned folders take for null."""
@@ -71,6 +72,8 @@ def _score(request: Request, config: Config, executor: Executor) -> Tally:
                 f"{work.unchecked:,} {run.unit} were scored by a version that did not note what they were; not checked."
             )
         tally = _score_missing(run, work, index, fingerprint[:12], executor)
+    for line in write_fit(request.out, run.judge) if run.judge and run.judge.novelty and tally.statuses["ok"] else ():
+        say(line)
     _summarise(request.out, tally, run.unit, run.config)
     return tally
 

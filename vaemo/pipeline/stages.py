@@ -25,6 +25,7 @@ from vaemo.scoring.calls import Calls
 from vaemo.scoring.roles import RoleRules
 from vaemo.scoring.score import score_table
 from vaemo.speakers import Enrolments
+from vaemo.targets import names_of
 from vaemo.trust.judge import Judge
 from vaemo.voices.prints import valid_prints
 
@@ -91,7 +92,9 @@ class Replay:
         self._enrolments = Enrolments.read(speakers) if speakers else None
         self._rules, self._config = rules, config
         fingerprints = [checkpoint.fingerprint for checkpoint in loaded]
-        self.judge = Judge.of(checkpoints, fingerprints, config.score.coverage, config.score.max_novelty)
+        self.judge = Judge.of(
+            checkpoints, fingerprints, config.score.coverage, config.score.max_novelty, names_of(config.model.targets)
+        )
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """The columns of the utterances of a score folder but `run_id`, row for row; see `score_table` and `Judge`."""

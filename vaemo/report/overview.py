@@ -258,8 +258,9 @@ def curves(
         and `end` are seconds, or places in the session), `from_s` (where the session begins, of times that are a
         clock's; else 0), and per utterance `id`, `speaks` (index into `who`), `start` and `end` since then,
         `valence`, `arousal`, `status`; where there are labels `label_valence`, `label_arousal`, and where several
-        models scored `valence_sd`, `arousal_sd`; and `lowest`, by dimension the index of the utterance that the table
-        of sessions would call the lowest of all of them, None where nothing is scored.
+        models scored `valence_sd`, `arousal_sd`, and where the model is calibrated `valence_low`, ...; and `lowest`,
+        by dimension the index of the utterance that the table of sessions would call the lowest of all of them, None
+        where nothing is scored.
     """
     table = utterances.append_column("row", pa.array(np.arange(utterances.num_rows)))
     if labels is not None:
@@ -299,7 +300,8 @@ def _curve(rows: list[dict[str, Any]], names: Sequence[str]) -> dict[str, Any]:
         "end": [round(row["end_s"] - from_s, 2) if timed else place + 1 for place, row in enumerate(rows)],
         "status": [row["status"] for row in rows],
     }
-    further = (form.format(name) for form in ("label_{}", "{}_sd") for name in names)
+    forms = ("label_{}", "{}_sd", "{}_low", "{}_high")
+    further = (form.format(name) for form in forms for name in names)
     for name in (*names, *further):
         values = [row.get(name) for row in rows]
         if name in names or any(value is not None for value in values):

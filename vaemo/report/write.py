@@ -21,6 +21,8 @@ from vaemo.evaluation.pairs import choose_split, read_labels, read_pairs
 from vaemo.report.overview import MIN_SCORED, Overview, calls_table, choose_calls, curves, over_time, unscored_calls
 from vaemo.report.page import build_report
 from vaemo.targets import session_names
+from vaemo.trust.calibration import OWN_CALLS
+from vaemo.trust.fit import FIT, WARNED_SHARE
 
 TOP = 500
 """Calls that are drawn where there are more of them."""
@@ -68,7 +70,7 @@ def write_report(
     calls = calls_table(sessions, drawn, targets)
     page: dict[str, Any] = {
         "version": vaemo.__version__,
-        "notices": _notices(scores.read_provenance(scored)),
+        "notices": _notices(scores.read_provenance(scored), scored),
         "n_calls": len(sessions["session_id"].unique()),
         "n_drawn": len(drawn),
         "targets": colours_of(names),
@@ -89,7 +91,7 @@ def write_report(
     return {"calls": page["n_calls"], "drawn": len(drawn), "with_audio": len(links)}
 
 
-def _notices(provenance: Mapping[str, Any]) -> list[dict[str, str]]:
+def _notices(provenance: Mapping[str, Any], scored: str) -> list[dict[str, str]]:
     """What a reader must know before any number: synthetic training data, who was scored, and on what ground."""
     notices = []
     if provenance.get("synthetic"):
@@ -97,6 +99,26 @@ def _notices(provenance: Mapping[str, Any]) -> list[dict[str, str]]:
             {
                 "kind": "warning",
                 "text": "The model was trained on synthetic speech. Its scores of real people mean nothing.",
+            }
+        )
+    trust = provenance.get("trust") or {}
+    if trust.get("coverage"):
+        where = "on labelled calls of this archive" if trust["calibrated_on"] == OWN_CALLS else "on the training corpus"
+        notices.append(
+            {
+                "kind": "note",
+                "text": f"Bands hold {100 * trust['coverage']:g} % of annotators' labels, measured {where} "
+                f"({trust['n_groups']} groups of calls), over random utterances of new calls, not within every call.",
+            }
+        )
+    fit = files.read_json(fit_path) if files.exists(fit_path := files.join(scored, FIT)) else None
+    if fit:
+        notices.append(
+            {
+                "kind": "warning" if fit["beyond"] > WARNED_SHARE else "note",
+                "text": f"{100 * fit['beyond']:.0f} % of the calls are more unusual than 95 % of those that the model "
+                f"was measured on ({100 * fit['expected']:.0f} % would be where they fit). Listen to the least "
+                f"fitting: {', '.join(fit['most'][:5])}; and to the best fitting: {', '.join(fit['least'][:5])}.",
             }
         )
     if provenance.get("notice"):

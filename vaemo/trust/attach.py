@@ -16,11 +16,12 @@ from vaemo.model.checkpoint import Checkpoint
 from vaemo.progress import say
 from vaemo.sessions import Session
 from vaemo.splits import Fold
+from vaemo.targets import names_of, utterance_names
 from vaemo.training.data import TrainingData
 from vaemo.training.held_out import predict
 from vaemo.trust.calibration import CALIB_SPLIT, HELD_OUT, calibrate
 from vaemo.trust.novelty import SOUNDS, Novelty, sounds_of
-from vaemo.units import CALIB, DIMENSIONS, STREAMS, LabelScale
+from vaemo.units import CALIB, STREAMS, LabelScale
 
 COVERAGE = 0.9
 """For which a training says what its intervals rest on."""
@@ -43,14 +44,16 @@ def attach(
     sessions = data.read()
     novelty = _novelty(data, sessions, fold, checkpoints[0], (CALIB, "dev"))
     judged = [session for session in data.aggregate(sessions, fold) if session.split in ("dev", CALIB)]
-    if any(session.split == CALIB for session in judged):
+    if utterance_names(data.config.model.targets) and any(session.split == CALIB for session in judged):
         table = _scored(data, judged, checkpoints, manifest)
         if novelty:
             table = table.append_column("novelty", pa.array(_novelty_of(data, novelty, sessions)))
         calib, dev = (table.filter(pa.array(fold.split == name)) for name in (CALIB, "dev"))
         fingerprints = [checkpoint.fingerprint for checkpoint in checkpoints]
         scale = LabelScale(*data.config.model.label_range)
-        calibration = calibrate(calib, dev, fingerprints, CALIB_SPLIT, scale)
+        calibration = calibrate(
+            calib, dev, fingerprints, CALIB_SPLIT, scale, names=utterance_names(data.config.model.targets)
+        )
         say(calibration.says(COVERAGE))
         for folder in folders:
             calibration.write(folder)
@@ -83,7 +86,10 @@ def attach_folds(
     for name, values in _labels(data).items():
         held = held.append_column(f"label_{name}", pa.array(values[rows], from_pandas=True))
     fingerprints = [checkpoint.fingerprint for of_fold in models.values() for checkpoint in of_fold]
-    calibration = calibrate(held, None, fingerprints, HELD_OUT, LabelScale(*data.config.model.label_range))
+    scale, names = LabelScale(*data.config.model.label_range), utterance_names(data.config.model.targets)
+    if not names:
+        return
+    calibration = calibrate(held, None, fingerprints, HELD_OUT, scale, names=names)
     say(calibration.says(COVERAGE))
     sessions = data.read()
     for fold in data.parts:
@@ -147,9 +153,10 @@ def _scored(
     """The table of the store with the scores of some sessions, null elsewhere, and all labels."""
     found = np.stack([predict(data, checkpoint, sessions, manifest) for checkpoint in checkpoints])
     rows = np.concatenate([session.rows for session in sessions])
-    table = data.table.drop_columns(list(DIMENSIONS))
+    targets = data.config.model.targets
+    table = data.table.drop_columns([name for name in names_of(targets) if name in data.table.column_names])
     columns = {}
-    for number, name in enumerate(DIMENSIONS):
+    for number, name in enumerate(utterance_names(targets)):
         columns[name] = found[..., number].mean(axis=0)
         if len(found) > 1:
             columns[f"{name}_sd"] = found[..., number].std(axis=0, ddof=1)
@@ -164,7 +171,8 @@ def _scored(
 
 def _labels(data: TrainingData) -> dict[str, np.ndarray]:
     """The labels of every row of the store on the model's label range, NaN = none."""
-    found = np.full((len(data.table), len(DIMENSIONS)), np.nan)
+    targets = data.config.model.targets
+    found = np.full((len(data.table), len(names_of(targets))), np.nan)
     for session in data.labelled:
         found[session.rows] = session.labels
-    return {name: found[:, number] for number, name in enumerate(DIMENSIONS)}
+    return {name: found[:, number] for number, name in enumerate(utterance_names(targets))}

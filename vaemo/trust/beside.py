@@ -17,6 +17,7 @@ from vaemo.evaluation.pairs import KEYS, Pairs, has_features
 from vaemo.manifest import read_manifest
 from vaemo.scoring.roles import cut_by_vaemo
 from vaemo.store import FeatureStore
+from vaemo.targets import derived, names_of
 from vaemo.units import STREAMS
 
 OF_CUSTOMERS = frozenset(
@@ -97,8 +98,9 @@ def refuse_employees(scored: str, name: str, config: EvaluateConfig) -> None:
 
 def _is_archive(scored: str) -> bool:
     """Whether utterances were cut from recordings, or columns of a table of calls travel with the scores."""
-    ours = {*scores.UTTERANCE_SCHEMA.names, *scores.SPREAD_SCHEMA.names, *scores.TRUST_SCHEMA.names}
-    ours |= {*scores.WEIGHT_SCHEMA.names}
+    targets = scores.read_targets(scored)
+    ours = {*scores.utterance_schema(targets).names, *scores.trust_schema(targets).names}
+    ours |= {column for name in names_of(targets) for column in derived(name)}
     return any(
         bool(set(part.column_names) - ours) or cut_by_vaemo(part).any() for part in scores.scan_utterances(scored)
     )

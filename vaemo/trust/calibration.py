@@ -261,7 +261,7 @@ class Calibration:
             scored: Corrected; with `novelty` where that is known; in session order.
             coverage: Share of labels that the intervals are to hold.
         """
-        rows = utterance_rows(scored)
+        rows = utterance_rows(scored, tuple(self.utterances))
         for name, margin in self.utterances.items():
             reach = margin.reach(coverage, _signs_of(rows.signs, name), scored.num_rows)
             scored = self._between(scored, name, rows.prediction[name], reach)
@@ -313,6 +313,7 @@ def calibrate(
     *,
     scales_of: Calibration | None = None,
     correction: Mapping[str, Correction] | None = None,
+    names: Sequence[str] = DIMENSIONS,
 ) -> Calibration:
     """Calibrate scores on labels.
 
@@ -324,13 +325,14 @@ def calibrate(
         label_range: Of the scores.
         scales_of: An earlier calibration, whose scales hold where nothing is learned.
         correction: What was already applied.
+        names: The targets of utterances.
     """
     margins: list[dict[str, Margin]] = []
     for kind, make, fewest in (("utterances", utterance_rows, _FEWEST_ROWS), ("calls", call_rows, _FEWEST_CALLS)):
-        rows, other = make(table), make(scale_on) if scale_on is not None and scale_on.num_rows else None
+        rows, other = make(table, names), make(scale_on, names) if scale_on is not None and scale_on.num_rows else None
         earlier = getattr(scales_of, kind) if scales_of else {}
         margins.append({})
-        for name in DIMENSIONS:
+        for name in names:
             scale = earlier[name].scale if name in earlier else None
             if other is not None:
                 error = np.abs(other.prediction[name] - other.label[name])

@@ -13,7 +13,6 @@ from vaemo.evaluation.pairs import Pairs
 from vaemo.tables import codes
 from vaemo.trust.beside import beside
 from vaemo.trust.rows import LABELLED_SHARE, calls_of, floats, mean_of
-from vaemo.units import DIMENSIONS
 
 ENDS = ("low", "high")
 
@@ -35,14 +34,14 @@ def coverage_of(
     """
     table = scores.read_utterances(scored)
     bounds = {}
-    for name in DIMENSIONS:
+    for name in pairs.names:
         if f"{name}_low" in table.column_names:
             low, high = (_known(beside(pairs, table, f"{name}_{end}")) for end in ENDS)
             bounds[name] = low, high
     if not bounds:
         return None
     session = pairs.sessions()
-    known = {name: (pairs.label[:, DIMENSIONS.index(name)], low, high) for name, (low, high) in bounds.items()}
+    known = {name: (pairs.label[:, list(pairs.names).index(name)], low, high) for name, (low, high) in bounds.items()}
 
     def of(rows: np.ndarray) -> dict[str, Any]:
         return {
@@ -77,7 +76,7 @@ def table_of(coverage: Mapping[str, Any]) -> list[str]:
 def _of_calls(pairs: Pairs, scored: str) -> dict[str, Any]:
     """The means of calls, a session and a role each, that have labels for half of their scores or more."""
     sessions = scores.read_sessions(scored)
-    if f"{DIMENSIONS[0]}_mean_low" not in sessions.column_names:
+    if not any(f"{name}_mean_low" in sessions.column_names for name in pairs.names):
         return {}
     call = calls_of(pairs.place)
     first = np.unique(call, return_index=True)[1]
@@ -91,7 +90,9 @@ def _of_calls(pairs: Pairs, scored: str) -> dict[str, Any]:
     length_s = floats(pairs.place, "end_s") - floats(pairs.place, "start_s")
     group = codes(pairs.place["session_id"])[first]
     found = {}
-    for number, name in enumerate(DIMENSIONS):
+    for number, name in enumerate(pairs.names):
+        if f"{name}_mean_low" not in sessions.column_names:
+            continue
         label = pairs.label[:, number]
         counts = np.bincount(call[np.isfinite(label)], minlength=len(first))
         enough = counts >= LABELLED_SHARE * floats(sessions, "n_scored")[place]

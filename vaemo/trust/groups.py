@@ -23,7 +23,6 @@ from vaemo.evaluation.bootstrap import SessionSums, metrics_of
 from vaemo.evaluation.pairs import Pairs
 from vaemo.splits import linked_sessions
 from vaemo.tables import codes
-from vaemo.units import DIMENSIONS
 
 FEW_SPEAKERS = 10
 """A group of fewer speakers is small: its numbers may be those of a few voices, and no gap is judged by it."""
@@ -89,7 +88,7 @@ def _largest_gaps(
     estimates = metrics_of(flat.sum(axis=0).reshape(shape), config.variance)
     drawn = metrics_of((times @ flat).reshape(config.bootstrap, *shape), config.variance)
     for metric in COMPARED:
-        both = slice(len(DIMENSIONS))
+        both = slice(len(pairs.names))
         gap = (estimates[metric][one] - estimates[metric][other])[:, both]
         gaps = (drawn[metric][:, one] - drawn[metric][:, other])[..., both]
         with np.errstate(invalid="ignore"):
@@ -101,7 +100,7 @@ def _largest_gaps(
         largest = np.nanmax(np.where(usable, np.abs(gaps - gap) / np.where(usable, error, 1), -1), axis=(1, 2))
         pair, dimension = np.unravel_index(int(off.argmax()), off.shape)
         found[metric] = {
-            "of": DIMENSIONS[dimension],
+            "of": pairs.names[dimension],
             "groups": [names[large[one[pair]]], names[large[other[pair]]]],
             "difference": float(gap[pair, dimension]),
             "standard_errors": float(off.max()),
@@ -116,10 +115,11 @@ def table_of(by: Mapping[str, Any]) -> list[str]:
     lines = []
     for column, found in by.items():
         width = max([len(name) for name in found["groups"]] + [len(column), 12])
-        heads = "".join(f"{title:<24}" for title in ("CCC average", "bias valence", "bias arousal", "MAE average"))
+        keys = keys_of(found)
+        heads = "".join(f"{key.replace('_', ' '):<24}" for key in keys)
         lines += ["", f"{column:<{width}}  speakers  {heads}".rstrip()]
         for name, measured in found["groups"].items():
-            cells = (_cell(measured, key) for key in ("ccc_avg", "bias_valence", "bias_arousal", "mae_avg"))
+            cells = (_cell(measured, key) for key in keys)
             small = f"  (only {measured['n_speakers']} speakers)" if measured["small"] else ""
             lines.append(
                 f"{name:<{width}}  {measured['n_speakers']:>8}  {''.join(f'{cell:<24}' for cell in cells)}".rstrip()
@@ -134,6 +134,12 @@ def table_of(by: Mapping[str, Any]) -> list[str]:
                 f"{gap['difference']:+.3f}, p = {gap['p']:.3f} among {gap['compared']} comparisons"
             )
     return lines
+
+
+def keys_of(found: Mapping[str, Any]) -> list[str]:
+    """The metrics of each group that are shown: CCC and MAE over the targets, and the bias of each."""
+    first: Mapping[str, Any] = next(iter(found["groups"].values()), {})
+    return ["ccc_avg", *(key for key in first if key.startswith("bias_") and key != "bias_avg"), "mae_avg"]
 
 
 def _cell(measured: Mapping[str, Any], key: str) -> str:

@@ -5,7 +5,7 @@ Reads `calibration.json` and `novelty.safetensors` of the checkpoints; adds noth
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +31,7 @@ class Judge:
         coverage: `score.coverage`.
         max_novelty: `score.max_novelty`.
         other: Whether a checkpoint is calibrated, but alone or with others.
+        names: The targets.
     """
 
     calibration: Calibration | None
@@ -38,10 +39,15 @@ class Judge:
     coverage: float
     max_novelty: float = 1.0
     other: bool = False
+    names: Sequence[str] = DIMENSIONS
 
     @staticmethod
     def of(
-        checkpoints: Sequence[str], fingerprints: Sequence[str], coverage: float, max_novelty: float = 1.0
+        checkpoints: Sequence[str],
+        fingerprints: Sequence[str],
+        coverage: float,
+        max_novelty: float = 1.0,
+        names: Sequence[str] = DIMENSIONS,
     ) -> Judge | None:
         """What these checkpoints say; None where they say nothing.
 
@@ -54,7 +60,9 @@ class Judge:
         novelty = Novelty.read(checkpoints[0])
         if novelty is None and not found:
             return None
-        return Judge(calibration, novelty, coverage, max_novelty, other=bool(found) and calibration is None)
+        return Judge(
+            calibration, novelty, coverage, max_novelty, other=bool(found) and calibration is None, names=names
+        )
 
     @property
     def settings(self) -> dict[str, str | None]:
@@ -107,6 +115,49 @@ class Judge:
             scored = self.calibration.with_intervals(scored, self.coverage)
         return self._without_unfit(scored)
 
+    def one(
+        self,
+        values: Mapping[str, float],
+        vectors: Mapping[str, np.ndarray],
+        sounds: Mapping[str, float],
+        position: int,
+    ) -> tuple[dict[str, float], dict[str, tuple[float, float]], float | None]:
+        """What `utterances` gives a single utterance: corrected scores, the bounds of intervals, novelty.
+
+        Args:
+            values: Its scores.
+            vectors: Its features as a store has them, (D,) each.
+            sounds: What is known of its sound.
+            position: Scored utterances of the session before it.
+        """
+        found, novelty, bounds = dict(values), None, {}
+        if self.novelty:
+            features = {name: vectors[name][None] for name in self.novelty.streams}
+            unusual, _ = self.novelty.unusual(features, {name: np.array([value]) for name, value in sounds.items()})
+            novelty = float(self.novelty.novelty(unusual)[0])
+        if self.calibration:
+            known, scale = self.calibration, self.calibration.label_range
+            for name, correct in known.correction.items():
+                found[name] = float(correct(np.array(found[name]), scale))
+            signs = {"position": np.array([float(position)])}
+            if novelty is not None:
+                signs["novelty"] = np.array([novelty])
+            for name, margin in known.utterances.items():
+                reach = margin.reach(self.coverage, signs, 1)
+                if reach is not None:
+                    low, high = found[name] - float(reach[0]), found[name] + float(reach[0])
+                    bounds[name] = max(low, scale.low), min(high, scale.high)
+        return found, bounds, novelty
+
+    def is_unfit(self, novelty: float | None) -> bool:
+        """Whether an utterance is too unusual to be scored."""
+        return novelty is not None and self.max_novelty < 1 and novelty > self.max_novelty
+
+    @property
+    def unfit_reason(self) -> str:
+        """What its row says."""
+        return f"more unusual than {100 * self.max_novelty:g} % of what the model was calibrated with"
+
     def sessions(self, utterances: pa.Table, sessions: pa.Table) -> pa.Table:
         """The summaries of sessions with what is known of their trust.
 
@@ -129,7 +180,7 @@ class Judge:
     def _novelty_of(self, table: pa.Table, scored: pa.Table) -> tuple[np.ndarray, np.ndarray]:
         assert self.novelty
         novelty, which = np.full(table.num_rows, np.nan), np.zeros(table.num_rows, np.int64)
-        rows = np.flatnonzero(np.isfinite(floats(scored, DIMENSIONS[0])))
+        rows = np.flatnonzero(pc.equal(scored["status"], "ok").to_numpy())
         if len(rows):
             some = table.take(pa.array(rows))
             unusual, which[rows] = self.novelty.unusual(features_of(some, list(self.novelty.streams)), sounds_of(some))
@@ -141,10 +192,9 @@ class Judge:
         if self.novelty is None or self.max_novelty >= 1:
             return scored
         unfit = pc.fill_null(pc.greater(scored["novelty"], self.max_novelty), False)
-        reason = f"more unusual than {100 * self.max_novelty:g} % of what the model was calibrated with"
-        for name, value in (("status", "unfit"), ("reason", reason)):
+        for name, value in (("status", "unfit"), ("reason", self.unfit_reason)):
             scored = with_column(scored, name, pc.if_else(unfit, pa.scalar(value), scored[name]))
-        for name in DIMENSIONS:
+        for name in self.names:
             for column in (name, f"{name}_sd", f"{name}_low", f"{name}_high"):
                 if column in scored.column_names:
                     nothing = pa.scalar(None, scored[column].type)

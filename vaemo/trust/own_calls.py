@@ -22,11 +22,12 @@ from vaemo.evaluation.pairs import KEYS, read_labels
 from vaemo.metrics import Moments
 from vaemo.model.checkpoint import copy_checkpoint, load_checkpoint
 from vaemo.tables import with_column
+from vaemo.targets import utterance_names
 from vaemo.trust import conformal
 from vaemo.trust.calibration import CALIB_SPLIT, HELD_OUT, OWN_CALLS, Calibration, Correction, calibrate
 from vaemo.trust.novelty import NOVELTY
 from vaemo.trust.rows import floats, utterance_rows
-from vaemo.units import CALIB, DIMENSIONS, LabelScale
+from vaemo.units import CALIB, LabelScale
 
 FOLDS = 10
 SLOPES = (0.2, 5.0)
@@ -60,14 +61,16 @@ def calibrate_calls(
     loaded = [load_checkpoint(path) for path in checkpoints]
     provenance = scores.read_provenance(scored)
     _check_made_by(provenance, scored, [each.fingerprint for each in loaded])
-    known, _ = read_labels(labels, config, scale)
-    table = _labelled(scored, known)
+    targets = scores.read_targets(scored)
+    known, _ = read_labels(labels, config, scale, targets)
+    names = [name for name in utterance_names(targets) if name in known.column_names]
+    table = _labelled(scored, known, names)
     made_on, table, dev = _choose(table, bool(provenance.get("held_out")), labels)
     earlier = next(filter(None, map(Calibration.read, checkpoints)), None)
     corrections: dict[str, Any] = {}
     worth: dict[str, Any] = {}
     if made_on == OWN_CALLS:
-        corrections, table, worth = _corrected(table, scale, config.score.coverage)
+        corrections, table, worth = _corrected(table, scale, config.score.coverage, names)
     together = tuple(sorted(each.fingerprint for each in loaded))
     scales_of = earlier if earlier and earlier.checkpoints == together else None
     folders = (out,) if len(checkpoints) == 1 else tuple(files.join(out, str(n)) for n in range(len(checkpoints)))
@@ -75,7 +78,9 @@ def calibrate_calls(
         each.fingerprint if path == folder else copy_checkpoint(path, folder)
         for each, path, folder in zip(loaded, checkpoints, folders, strict=True)
     ]
-    calibration = calibrate(table, dev, written, made_on, scale, scales_of=scales_of, correction=corrections)
+    calibration = calibrate(
+        table, dev, written, made_on, scale, scales_of=scales_of, correction=corrections, names=names
+    )
     calibration = dataclasses.replace(calibration, worth=worth)
     for path, folder in zip(checkpoints, folders, strict=True):
         calibration.write(folder)
@@ -96,15 +101,16 @@ def suggest_calls(scored: str, n: int, seed: int = 0) -> list[str]:
         n: How many.
         seed: Of the start.
     """
-    sessions = scores.read_sessions(scored, None)
-    sessions = sessions.filter(pc.is_valid(sessions[f"{DIMENSIONS[0]}_mean"]))
+    names = utterance_names(scores.read_targets(scored))
+    sessions = scores.read_sessions(scored)
+    sessions = sessions.filter(pc.greater(sessions["n_scored"], 0))
     first = np.unique(sessions["session_id"].to_numpy(zero_copy_only=False).astype(str), return_index=True)[1]
     sessions = sessions.take(pa.array(np.sort(first)))
     if sessions.num_rows <= n:
         return sessions["session_id"].to_pylist()
     bands = [
         _band(floats(sessions, "novelty"), 4),
-        *(_band(floats(sessions, f"{name}_mean"), 4) for name in DIMENSIONS),
+        *(_band(floats(sessions, f"{name}_mean"), 4) for name in names),
     ]
     order = np.lexsort((np.random.default_rng(seed).random(sessions.num_rows), *bands[::-1]))
     step = sessions.num_rows / n
@@ -141,7 +147,7 @@ def _check_made_by(provenance: Mapping[str, Any], scored: str, fingerprints: Seq
         )
 
 
-def _labelled(scored: str, known: pa.Table) -> pa.Table:
+def _labelled(scored: str, known: pa.Table, names: Sequence[str]) -> pa.Table:
     """The scores of all sessions that have labels, in session order, with `label_NAME`."""
     table = scores.read_utterances(scored, sessions=known["session_id"].unique().to_pylist())
     if not table.num_rows:
@@ -153,7 +159,7 @@ def _labelled(scored: str, known: pa.Table) -> pa.Table:
         for each in (table, known)
     )
     row = pc.index_in(mine, value_set=theirs)
-    for name in DIMENSIONS:
+    for name in names:
         table = table.append_column(f"label_{name}", known[name].combine_chunks().take(row))
     return table
 
@@ -175,14 +181,14 @@ def _choose(table: pa.Table, held_out: bool, labels: str) -> tuple[str, pa.Table
 
 
 def _corrected(
-    table: pa.Table, scale: LabelScale, coverage: float
+    table: pa.Table, scale: LabelScale, coverage: float, names: Sequence[str]
 ) -> tuple[dict[str, Correction], pa.Table, dict[str, Any]]:
     """The corrections that help, the scores corrected by what other groups say, and what it is worth."""
-    rows = utterance_rows(table)
+    rows = utterance_rows(table, names)
     fold = np.random.default_rng(0).permutation(int(rows.group.max(initial=-1)) + 1)[rows.group] % FOLDS
     corrections: dict[str, Any] = {}
     worth: dict[str, Any] = {}
-    for name in DIMENSIONS:
+    for name in names:
         score, label = rows.prediction[name], rows.label[name]
         known = np.isfinite(score) & np.isfinite(label)
         if not known.any():

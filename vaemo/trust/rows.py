@@ -5,7 +5,7 @@ Letters: U utterances, C calls (a session and a role).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +14,6 @@ import pyarrow.compute as pc
 
 from vaemo.splits import linked_sessions
 from vaemo.tables import codes
-from vaemo.units import DIMENSIONS
 
 LABELLED_SHARE = 0.5
 """Share of a call's scored utterances that must have labels for its mean to be judged."""
@@ -46,29 +45,31 @@ class Rows:
         return self.signs, self.prediction, self.label
 
 
-def utterance_rows(table: pa.Table) -> Rows:
+def utterance_rows(table: pa.Table, names: Sequence[str]) -> Rows:
     """The utterances of scores.
 
     Args:
         table: Columns of the scores' utterances in session order; labels, where there are, as `label_NAME`.
+        names: The targets.
     """
-    sd = {f"{name}_sd": floats(table, f"{name}_sd") for name in DIMENSIONS if f"{name}_sd" in table.column_names}
-    signs = {"position": order_in_session(table), "novelty": floats(table, "novelty"), **sd}
+    sd = {f"{name}_sd": floats(table, f"{name}_sd") for name in names if f"{name}_sd" in table.column_names}
+    signs = {"position": order_in_session(table, names[0]), "novelty": floats(table, "novelty"), **sd}
     return Rows(
         groups_of(table),
         signs,
-        {name: floats(table, name) for name in DIMENSIONS},
-        {name: floats(table, f"label_{name}") for name in DIMENSIONS},
+        {name: floats(table, name) for name in names},
+        {name: floats(table, f"label_{name}") for name in names},
     )
 
 
-def call_rows(table: pa.Table) -> Rows:
+def call_rows(table: pa.Table, names: Sequence[str]) -> Rows:
     """The means of the calls of scores, one row per session and role, over the utterances that have label and score.
 
     Weighted by length as the scores' own means are. A call with labels for fewer than half of its scores has none.
 
     Args:
         table: As for `utterance_rows`.
+        names: The targets.
     """
     call = calls_of(table)
     n, group = int(call.max(initial=-1)) + 1, groups_of(table)
@@ -76,14 +77,14 @@ def call_rows(table: pa.Table) -> Rows:
     length_s = floats(table, "end_s") - floats(table, "start_s")
     prediction: dict[str, np.ndarray] = {}
     label: dict[str, np.ndarray] = {}
-    for name in DIMENSIONS:
+    for name in names:
         scored, said = floats(table, name), floats(table, f"label_{name}")
         known = np.isfinite(scored) & np.isfinite(said)
         counts, enough = (np.bincount(call[rows], minlength=n) for rows in (known, np.isfinite(scored)))
         judged = (counts > 0) & (counts >= LABELLED_SHARE * enough)
         for found, values in ((prediction, scored), (label, said)):
             found[name] = np.where(judged, mean_of(call, np.where(known, values, np.nan), length_s), np.nan)
-    scored = np.isfinite(floats(table, DIMENSIONS[0]))
+    scored = np.isfinite(floats(table, names[0]))
     signs = {"n": np.bincount(call[scored], minlength=n).astype(float)}
     signs["novelty"] = mean_of(call, np.where(scored, floats(table, "novelty"), np.nan), np.full(len(call), np.nan))
     return Rows(group[first], signs, prediction, label)
@@ -123,9 +124,9 @@ def groups_of(table: pa.Table) -> np.ndarray:
     return linked_sessions(codes(ids), codes(pc.if_else(nobody, pc.binary_join_element_wise(ids, "", "\0"), speaker)))
 
 
-def order_in_session(table: pa.Table) -> np.ndarray:
-    """How many scored utterances of the session stand before each one, (U,)."""
-    session, scored = codes(table["session_id"]), np.isfinite(floats(table, DIMENSIONS[0]))
+def order_in_session(table: pa.Table, name: str) -> np.ndarray:
+    """How many utterances of the session that have a score of this name stand before each one, (U,)."""
+    session, scored = codes(table["session_id"]), np.isfinite(floats(table, name))
     order = np.argsort(session, kind="stable")
     before = np.cumsum(scored[order]) - scored[order]
     first = np.r_[True, np.diff(session[order]) != 0] if len(order) else np.zeros(0, bool)

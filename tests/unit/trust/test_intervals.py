@@ -4,8 +4,10 @@ import json
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from scoring_cases import SMALL, make_checkpoint, rows_of, run
+from stream_cases import EXTRACTORS, RATE, utterances
 from trust_cases import make_store, trained
 
 from vaemo import files
@@ -13,6 +15,7 @@ from vaemo.config import Config
 from vaemo.errors import OtherRunError, ReadCheckpointError, UsageError
 from vaemo.model.checkpoint import load_checkpoint
 from vaemo.scores import read_provenance, read_sessions
+from vaemo.stream import Stream
 from vaemo.tables import with_column
 from vaemo.training.data import TrainingData
 from vaemo.trust.attach import attach
@@ -49,6 +52,10 @@ def test_scores_have_intervals_that_cover_what_they_were_calibrated_on(tmp_path)
     novelty = {row["session_id"]: row["novelty"] for row in sessions.to_pylist()}
     assert novelty["s0033"] == 1.0
     assert np.mean([value for name, value in novelty.items() if name != "s0033"]) < 0.8
+    fit = files.read_json(str(tmp_path / "scores" / "_fit.json"))
+    assert fit["n_calls"] == 34
+    assert "s0033" in fit["most"]
+    assert fit["differs_in"]["speech"] >= 1
     trust = read_provenance(str(tmp_path / "scores"))["trust"]
     assert trust["coverage"] == 0.9
     assert trust["n_groups"] == 12
@@ -150,7 +157,7 @@ def test_intervals_are_wide_where_errors_are_large_and_cover_there_too():
     calibration = calibrate(one, other, ["f"], CALIB_SPLIT, LabelScale(0, 1))
     plain = calibrate(one, None, ["f"], CALIB_SPLIT, LabelScale(0, 1))
     found, constant = (each.with_intervals(new, 0.9) for each in (calibration, plain))
-    order = order_in_session(new)
+    order = order_in_session(new, "valence")
     width = found["valence_high"].to_numpy() - found["valence_low"].to_numpy()
     assert width[order == 0].mean() > 2 * width[order == 19].mean()
     assert width.mean() < 0.95 * (constant["valence_high"].to_numpy() - constant["valence_low"].to_numpy()).mean()
@@ -164,7 +171,7 @@ def test_labels_that_lack_change_nothing_but_their_own_weight():
     table = scored_table(unlabelled=0.3)
     calibration = calibrate(table, None, ["f"], CALIB_SPLIT, LabelScale(0, 1))
     assert calibration.utterances["valence"].n == np.isfinite(table["label_valence"].to_numpy()).sum()
-    rows = call_rows(table)
+    rows = call_rows(table, DIMENSIONS)
     known = np.isfinite(rows.label["arousal"])
     assert known.all()
     assert len(known) == 30
@@ -187,3 +194,54 @@ def test_a_scale_ignores_signs_that_say_nothing():
     assert scale.names == ("position",)
     assert scale(signs, 1000) == pytest.approx(np.ones(1000), abs=0.15)
     assert Scale.fit(np.ones(100), signs, 200) is None
+
+
+def test_a_stream_gives_the_intervals_and_the_novelty_of_the_batch(tmp_path):
+    samples = {f"s{k:02d}": utterances(6, seed=k) for k in range(22)}
+    splits = ["train"] * 6 + ["dev"] * 4 + ["calib"] * 11 + ["test"]
+    random, rows = np.random.default_rng(0), []
+    for (session, heard), split in zip(samples.items(), splits, strict=True):
+        vectors = {name: extractor(heard) for name, extractor in EXTRACTORS.items()}
+        for k in range(len(heard)):
+            labels = dict(zip(DIMENSIONS, random.uniform(0, 1, 2), strict=True))
+            features = {name: list(map(float, x[k])) for name, x in vectors.items()}
+            rows.append({"session_id": session, "utt_id": f"{session}-{k}", "split": split, **labels, **features})
+    store = tmp_path / "store"
+    files.write_parquet_whole(str(store / "part-0.parquet"), pa.Table.from_pylist(rows))
+    checkpoint = make_checkpoint(tmp_path / "c", dims={"speech": 6, "speaker": 4})
+    attach(TrainingData.open(str(store), Config().replace(SMALL)), [load_checkpoint(checkpoint)], [checkpoint])
+    expected = [
+        row for row in run(str(store), checkpoint, str(tmp_path / "scores")).to_pylist() if row["split"] == "test"
+    ]
+    stream = Stream(checkpoint, EXTRACTORS)
+    found = []
+    for number, heard in enumerate(samples["s21"]):
+        if number == 3:
+            stream.save(tmp_path / "memory.safetensors")
+            stream = Stream(checkpoint, EXTRACTORS)
+            stream.load(tmp_path / "memory.safetensors")
+        found.append(stream.push(heard, RATE))
+    for prediction, row in zip(found, expected, strict=True):
+        assert prediction.novelty == pytest.approx(row["novelty"], abs=0.002)
+        for name in DIMENSIONS:
+            assert prediction.intervals[name] == pytest.approx((row[f"{name}_low"], row[f"{name}_high"]), abs=1e-4)
+    assert Stream(load_checkpoint(checkpoint), EXTRACTORS).push(samples["s21"][0], RATE).intervals == {}
+
+
+def test_a_target_of_any_name_has_intervals(tmp_path):
+    store = make_store(tmp_path / "store")
+    for part in files.list_files(store, ".parquet"):
+        table = files.read_parquet(part)
+        names = ["dominance" if name == "valence" else name for name in table.column_names]
+        files.write_parquet_whole(part, table.rename_columns(names).drop_columns(["arousal"]))
+    small = {**SMALL, "model": {**SMALL["model"], "targets": ["dominance"]}}
+    checkpoint = make_checkpoint(tmp_path / "checkpoint", config=small)
+    attach(TrainingData.open(store, Config().replace(small)), [load_checkpoint(checkpoint)], [checkpoint])
+    rows = run(store, checkpoint, str(tmp_path / "scores"), score={"max_novelty": 0.9})
+    assert "valence_low" not in rows.column_names
+    kept = rows.filter(pc.equal(rows["status"], "ok"))
+    assert kept["dominance_low"].null_count == 0
+    unfit = rows.filter(pc.equal(rows["status"], "unfit"))
+    assert unfit.num_rows > 0
+    assert unfit["dominance"].null_count == unfit["dominance_high"].null_count == unfit.num_rows
+    assert "dominance_mean_low" in read_sessions(str(tmp_path / "scores")).column_names

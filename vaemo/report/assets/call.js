@@ -17,6 +17,7 @@ function callPage(data, session) {
     }
     const when = curve.timed ? `${clock(curve.start[i])} to ${clock(curve.end[i])}` : `utterance ${curve.start[i]}`;
     const value = (name) => h("span", { class: name }, `${name} `, h("b", {}, number(curve[name][i])),
+      curve[`${name}_low`] ? ` (${number(curve[`${name}_low`][i])} to ${number(curve[`${name}_high`][i])})` : "",
       curve[`${name}_sd`] ? ` ± ${number(curve[`${name}_sd`][i])}` : "",
       curve[`label_${name}`] && curve[`label_${name}`][i] !== null ? ` (label ${number(curve[`label_${name}`][i])})` : "");
     now.replaceChildren(h("b", {}, when), h("span", {}, curve.who[curve.speaks[i]]),
@@ -97,6 +98,8 @@ function timeChart(width, { data, curve, scored, colour, state, select, chart })
     curve.who.forEach((_, who) => {
       const own = scored.filter((i) => curve.speaks[i] === who);
       if (!own.length) return;
+      const ends = (end) => own.filter((i) => curve[`${name}_${end}`][i] !== null).map((i) => `${middle(i)},${y(curve[`${name}_${end}`][i])}`);
+      if (curve[`${name}_low`]) picture.append(s("polygon", { points: [...ends("high"), ...ends("low").reverse()].join(" "), fill: colour(own[0]), "fill-opacity": 0.1 }));
       picture.append(s("polyline", { points: own.map((i) => `${middle(i)},${y(curve[name][i])}`).join(" "), fill: "none", stroke: colour(own[0]), "stroke-opacity": 0.45, "stroke-width": 1.5, "stroke-linejoin": "round" }));
       for (const i of own) {
         const spread = curve[`${name}_sd`] ? curve[`${name}_sd`][i] : null;

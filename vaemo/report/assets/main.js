@@ -2,7 +2,7 @@
 const main = document.getElementById("main");
 
 function notices() {
-  return data.notices.map((notice) => h("p", { class: "notice", role: "note" }, notice.text));
+  return data.notices.map((notice) => h("p", { class: `notice ${notice.kind}`, role: "note" }, notice.text));
 }
 
 function show() {
