@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -111,16 +111,16 @@ class LiveSession:
     def save(self, path: str | Path) -> None:
         """Write everything that goes on, as safetensors: the stream's memory, and the last seconds of audio."""
         tensors, metadata = self._stream.memory()
-        live = {
-            "finder": self._finder.memory(),
-            "tail": self._resampler.tail,
-            "waiting": list(map(vars, self._waiting)),
-            "sampling_rate": self._rate,
-            "finished": self._finished,
-            "said": self._said,
-            "taken_s": self._taken_s,
-        }
-        tree = _flatten(live, "live", tensors)
+        live = _Memory(
+            finder=self._finder.memory(),
+            tail=self._resampler.tail,
+            waiting=self._waiting,
+            sampling_rate=self._rate,
+            finished=self._finished,
+            said=self._said,
+            taken_s=self._taken_s,
+        )
+        tree = _flatten(live.to_tree(), "live", tensors)
         files.write_safetensors(path, tensors, {**metadata, "live": json.dumps(tree)})
 
     def load(self, path: str | Path) -> None:
@@ -135,22 +135,20 @@ class LiveSession:
             raise StateMismatchError(
                 f"'{path}' is the memory of a Stream, not of a LiveSession; load it with Stream.load."
             )
-        live = _unflatten(json.loads(metadata["live"]), tensors)
-        # Older memories do not say their rate, nor whether the conversation had ended.
+        live = _Memory.of_tree(_unflatten(json.loads(metadata["live"]), tensors), str(path), self._rate)
         for what, saved, mine in (
-            ("channels", len(live["tail"]), self._channels),
-            ("Hz", live.get("sampling_rate", self._rate), self._rate),
+            ("channels", len(live.tail), self._channels),
+            ("Hz", live.sampling_rate, self._rate),
         ):
             if saved != mine:
                 raise StateMismatchError(
                     f"'{path}' is the memory of a session with {saved:g} {what}; this one was opened with {mine:g}."
                 )
         self._stream.restore(tensors, metadata)
-        self._finder.restore(live["finder"])
-        self._resampler.restore(live["tail"])
-        self._waiting = [Utterance(**facts) for facts in live["waiting"]]
-        self._finished = live.get("finished", False)
-        self._said, self._taken_s = live.get("said", []), live.get("taken_s", 0.0)
+        self._finder.restore(live.finder)
+        self._resampler.restore(live.tail)
+        self._waiting, self._finished = live.waiting, live.finished
+        self._said, self._taken_s = live.said, live.taken_s
 
     def _require_one_channel(self) -> None:
         if self._channels > 1:
@@ -284,6 +282,53 @@ def _checked_speakers(speakers: Any, channels: int) -> list[str]:
 
 def _is_whole(value: Any) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+_VERSION = 2
+"""Of `_Memory`; memories of version 0.1.0 say none."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Memory:
+    """What a live session goes on from, beside the memory of its stream.
+
+    Attributes:
+        finder: Of the detector of utterances.
+        tail: Samples that the resampler has not used up, (C, n).
+        waiting: Utterances whose end is not certain yet.
+        sampling_rate: Of the packets, in Hz.
+        finished: Whether the conversation has ended.
+        said: Who speaks from when on, as `push` was told.
+        taken_s: Seconds of packets so far.
+    """
+
+    finder: Any
+    tail: Any
+    waiting: list[Utterance]
+    sampling_rate: float
+    finished: bool
+    said: list[Any]
+    taken_s: float
+
+    def to_tree(self) -> dict[str, Any]:
+        """As `_flatten` takes it."""
+        return {"version": _VERSION, **vars(self), "waiting": list(map(vars, self.waiting))}
+
+    @staticmethod
+    def of_tree(tree: Mapping[str, Any], path: str, sampling_rate: float) -> _Memory:
+        """What `to_tree` gave, in this version or an earlier one, which did not say its rate, nor what came later.
+
+        Raises:
+            StateMismatchError: if a later version wrote it.
+        """
+        if tree.get("version", 1) > _VERSION:
+            raise StateMismatchError(
+                f"'{path}' was written by a later version of vaemo (memory version {tree['version']}; this one reads "
+                f"up to {_VERSION}). Go on with that version."
+            )
+        before = {"sampling_rate": sampling_rate, "finished": False, "said": [], "taken_s": 0.0}
+        held = {**before, **{name: value for name, value in tree.items() if name != "version"}}
+        return _Memory(**{**held, "waiting": [Utterance(**facts) for facts in held["waiting"]]})
 
 
 def _flatten(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:

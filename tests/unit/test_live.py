@@ -83,6 +83,18 @@ def test_a_session_goes_on_where_it_was_saved_also_by_the_version_before(opened,
     assert len(pushed(old, samples[:, at:], (1600,)) + old.finish()) == len(rest)
 
 
+def test_a_memory_of_a_later_version_is_refused(opened, tmp_path):
+    session = opened()
+    session.save(tmp_path / "memory")
+
+    def later(tree, tensors):
+        tree["version"] = 99
+
+    rewrite(tmp_path / "memory", later)
+    with pytest.raises(StateMismatchError, match=r"written by a later version of vaemo \(memory version 99"):
+        opened().load(tmp_path / "memory")
+
+
 def rewrite(path, change):
     """Change a memory: its tensors and the tree that names them."""
     with safe_open(path, framework="pt") as file:
