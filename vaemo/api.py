@@ -206,11 +206,10 @@ def train(
         OtherRunError: if `out` holds a run with other settings or data, or another process is writing it.
         VaemoError: for whatever else is wrong with the store, the settings or the cluster.
     """
-    from vaemo.parts.lease import lease
     from vaemo.pipeline import training
 
     settings, run = _config(config, set), _path(out)
-    with summary(run, "train"), _executor(executor) as where, lease(run):
+    with summary(run, "train"), _executor(executor) as where:
         return training.train(
             _path(store),
             run,

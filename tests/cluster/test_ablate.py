@@ -116,6 +116,7 @@ def test_a_cell_that_fails_does_not_end_the_grid(store, small, local_ray, tmp_pa
     assert "warning: diverges-seed-0 failed: DivergedError: the loss is not a finite number" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_where_all_fail_the_first_error_ends_it(store, small, local_ray, tmp_path, monkeypatch):
     monkeypatch.setattr(grid, "ABLATIONS", [])
     monkeypatch.setattr(grid, "BASELINES", [])

@@ -95,6 +95,7 @@ def expected_rivals(store):
     return rivals(sessions.split(0, "train"), sessions.split(0, "dev"), ["speech"])
 
 
+@pytest.mark.slow
 def test_what_is_to_be_beaten_is_said_once_and_kept_whatever_the_workers(store, local_ray, tmp_path, capfd):
     train(store, str(tmp_path / "run"), config("train.epochs=1"), workers=2)
     found = load_checkpoint(tmp_path / "run" / "best").metrics["rivals"]
@@ -110,6 +111,7 @@ def test_run_folder(undisturbed, store):
     summary = json.loads(Path(undisturbed, "summary.json").read_text())
     kept = lines(undisturbed)[summary["kept_epoch"] - 1]
     assert checkpoint.metrics.pop("rivals") == expected_rivals(store)
+    assert checkpoint.metrics.pop("error_by_position")["from"][0] == 1
     assert checkpoint.metrics == kept
     assert checkpoint.features is None
     assert checkpoint.config.train == config().train

@@ -50,7 +50,7 @@ def test_a_full_disk_costs_nothing(local_ray, disk, tmp_path):
     assert 0 < len(kept) < 20
     assert 0 < len(rows_of(folder)) < 120
     # Nothing half written, hidden or not, takes the room that is needed.
-    assert set(os.listdir(folder)) - {"_index"} == {*kept, "_vaemo.json"}
+    assert set(os.listdir(folder)) - {"_index", "summary.json"} == {*kept, "_vaemo.json"}
 
     enlarge()
     vaemo.extract(config=CONFIG, out=str(folder), manifest=str(manifest))

@@ -34,7 +34,7 @@ FIELDS = {f"{section}.{key}" for section, fields in Config().to_dict().items() f
         ("train.encoder_layer", ["train.encoder_layers"]),
         ("TRAIN.LR", ["train.lr"]),
         # Nothing like it is there.
-        *[(name, []) for name in ("train.momentum", "train.optimizer", "vad.model", "model.bidirectional", "foo.bar")],
+        *[(name, []) for name in ("train.momentum", "train.optimizer", "model.bidirectional", "foo.bar")],
         *[(name, []) for name in ("train.lr_decay", "features.sample_rate", "train.device", "1", "", ".", "train.")],
     ],
 )

@@ -432,12 +432,13 @@ class RecordingsSource:
         """List the files that may be audio; nothing is opened."""
         listed = list_recordings(self.path, self.audio, exclude=self.exclude, min_age_s=self.min_age_s)
         found = listed.recordings
+        # A table may not say how large its recordings are: then it is not seen whether they have changed, or are twins.
+        unsized = files.is_file(self.path)
 
         def still(index: int, stamps: Sequence[Sequence[Any]]) -> bool:
             item = found[index]
-            # Of what a table names the size may be unknown.
-            known = item.size and not item.problem
-            return not known or all(is_still(item.path, item.size, item.mtime_ns, stamp) for stamp in stamps)
+            unknown = item.problem or (unsized and not item.size)
+            return bool(unknown) or all(is_still(item.path, item.size, item.mtime_ns, stamp) for stamp in stamps)
 
         return Listing(
             session_ids=[item.name for item in found],
@@ -451,7 +452,7 @@ class RecordingsSource:
             roles=(),
             problems={index: Problem(*item.problem) for index, item in enumerate(found) if item.problem},
             notes=listed.notes,
-            files=found if all(item.size or item.problem for item in found) else (),
+            files=() if unsized and not all(item.size or item.problem for item in found) else found,
             places=[self.path, *itertools.islice((item.path for item in found if not item.problem), 1)],
         )
 

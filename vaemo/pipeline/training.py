@@ -23,6 +23,7 @@ from vaemo.errors import UsageError
 from vaemo.extras import offers
 from vaemo.model.checkpoint import copy_checkpoint, load_checkpoint
 from vaemo.model.checks import used_streams
+from vaemo.parts.lease import lease
 from vaemo.parts.shards import claim_folder, digest
 from vaemo.pipeline.executors import Executor
 from vaemo.progress import say
@@ -94,7 +95,7 @@ def train(
     Raises:
         UsageError: if the lanes cannot be shared by the workers, for unknown folds, or for a manifest without an
             encoder to train.
-        OtherRunError: if `out` holds a run with other settings or data.
+        OtherRunError: if `out` holds a run with other settings or data, or another process is writing it.
         ClusterError: if the cluster has too few CPUs for the workers, a node does not see store or run, or workers
             are lost and find no place again.
         TrainingFailedError: for a mistake that is ours. The other folds and seeds are finished first, here too:
@@ -120,58 +121,59 @@ def train(
     )
     settings = {section: config.to_dict()[section] for section in SECTIONS} | several
     facts = {"data": data.digest, "folds": folds, "settings": settings}
-    claim_folder(out, run_folder.MARKER, fingerprint, facts, inputs=data.store.parts)
-    places = {fold.name: run_folder.fold_folder(out, fold.name) if folds else out for fold in data.parts}
-    runs = {name: run_folder.seed_folders(folder, seeds) for name, folder in places.items()}
-    checkpoints = tuple(files.join(run, run_folder.BEST) for of_fold in runs.values() for run in of_fold)
-    held_out = files.join(out, "oof") if folds else None
-    if (summary := run_folder.finished(out)) is not None:
-        say(f"{out} is finished: {headline(summary)}. Give another --out to train again.")
-        return Trained(out, summary, checkpoints, held_out)
+    with lease(out):
+        claim_folder(out, run_folder.MARKER, fingerprint, facts, inputs=data.store.parts)
+        places = {fold.name: run_folder.fold_folder(out, fold.name) if folds else out for fold in data.parts}
+        runs = {name: run_folder.seed_folders(folder, seeds) for name, folder in places.items()}
+        checkpoints = tuple(files.join(run, run_folder.BEST) for of_fold in runs.values() for run in of_fold)
+        held_out = files.join(out, "oof") if folds else None
+        if (summary := run_folder.finished(out)) is not None:
+            say(f"{out} is finished: {headline(summary)}. Give another --out to train again.")
+            return Trained(out, summary, checkpoints, held_out)
 
-    for fold in data.parts:
-        files.write_parquet_whole(files.join(places[fold.name], run_folder.USED), data.used(fold))
-        if voices := data.voices(fold):
-            voices.write(files.join(places[fold.name], run_folder.SPEAKERS))
-    if not folds:
-        _say_split(data)
-    jobs = _jobs(data, runs)
-    if len(jobs) > 1:
-        said = [f"{len(data.parts)} folds ({folds})"] if folds else []
-        say(", ".join([*said, *([f"{seeds} seeds"] if seeds > 1 else [])]))
-    offers("matplotlib", "pictures")
-    failed: list[tuple[Job, Failure]] = []
-    left = [job for job in jobs if run_folder.finished(job.out) is None]
-    if left:
-        executor.train(
-            Jobs(
-                work=Fitting(
-                    data.store,
-                    manifest,
-                    run_folder.origin_of(data.store, config, data.digest),
-                    {fold.name: 0 if data.voices_differ else number for number, fold in enumerate(data.parts)},
-                    f"train-{fingerprint[:12]}",
-                    seeds > 1,
-                    chosen(config.train.trackers),
+        for fold in data.parts:
+            files.write_parquet_whole(files.join(places[fold.name], run_folder.USED), data.used(fold))
+            if voices := data.voices(fold):
+                voices.write(files.join(places[fold.name], run_folder.SPEAKERS))
+        if not folds:
+            _say_split(data)
+        jobs = _jobs(data, runs)
+        if len(jobs) > 1:
+            said = [f"{len(data.parts)} folds ({folds})"] if folds else []
+            say(", ".join([*said, *([f"{seeds} seeds"] if seeds > 1 else [])]))
+        offers("matplotlib", "pictures")
+        failed: list[tuple[Job, Failure]] = []
+        left = [job for job in jobs if run_folder.finished(job.out) is None]
+        if left:
+            executor.train(
+                Jobs(
+                    work=Fitting(
+                        data.store,
+                        manifest,
+                        run_folder.origin_of(data.store, config, data.digest),
+                        {fold.name: 0 if data.voices_differ else number for number, fold in enumerate(data.parts)},
+                        f"train-{fingerprint[:12]}",
+                        seeds > 1,
+                        chosen(config.train.trackers),
+                    ),
+                    jobs=left,
+                    pack=lambda part: data.pack(None if part is None else _named(data, part)),
+                    ended=lambda job, line, failure: failed.append((job, failure)) if failure else None,
+                    count=len(left),
+                    storage=files.join(out, "_ray"),
+                    apart=data.voices_differ,
+                    needs=[store, files.join(out, run_folder.MARKER), *(path for path in (manifest, speakers) if path)],
+                    deaths=MAX_DEATHS,
                 ),
-                jobs=left,
-                pack=lambda part: data.pack(None if part is None else _named(data, part)),
-                ended=lambda job, line, failure: failed.append((job, failure)) if failure else None,
-                count=len(left),
-                storage=files.join(out, "_ray"),
-                apart=data.voices_differ,
-                needs=[store, files.join(out, run_folder.MARKER), *(path for path in (manifest, speakers) if path)],
-                deaths=MAX_DEATHS,
-            ),
-            workers=workers,
-        )
-    for job, failure in failed:
-        raise failure.error(job)
-    summary = _conclude(data, places, runs, manifest, held_out, fingerprint)
-    if len(jobs) > 1:
-        files.write_json(files.join(out, run_folder.SUMMARY), summary)
-    say(f"done: {headline(summary)}; {held_out or files.join(out, run_folder.BEST)}")
-    return Trained(out, summary, checkpoints, held_out)
+                workers=workers,
+            )
+        for job, failure in failed:
+            raise failure.error(job)
+        summary = _conclude(data, places, runs, manifest, held_out, fingerprint)
+        if len(jobs) > 1:
+            files.write_json(files.join(out, run_folder.SUMMARY), summary)
+        say(f"done: {headline(summary)}; {held_out or files.join(out, run_folder.BEST)}")
+        return Trained(out, summary, checkpoints, held_out)
 
 
 def _jobs(data: TrainingData, runs: Mapping[str, Sequence[str]]) -> list[Job]:
