@@ -61,7 +61,9 @@ def test_the_cluster_scores_as_one_process_does(local_ray, archive, tmp_path):
     assert_undisturbed(tmp_path / "out", archive)
 
 
-@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 10))])
+# Extraction, whose driver is killed in every run of the tests, makes its parts by the same code.
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(10))
 def test_a_killed_driver_loses_and_doubles_nothing(local_ray, archive, tmp_path, seed):
     out = tmp_path / "out"
     process = start_scoring(archive, out)
