@@ -243,8 +243,13 @@ def _read(folder: str | Path, name: str) -> bytes:
     except OSError as error:
         best = files.join(folder, "best")
         hint = f" Give {best}." if files.exists(files.join(best, WEIGHTS)) else ""
+        if isinstance(error, FileNotFoundError) and not files.exists(folder):
+            raise ReadCheckpointError(
+                f"the checkpoint '{folder}' does not exist. Give a folder such as RUN/best."
+            ) from None
+        why = "is not there" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror or error})"
         raise ReadCheckpointError(
-            f"'{folder}' is not a whole checkpoint: {name} cannot be read ({error.__class__.__name__}). "
+            f"'{folder}' is not a whole checkpoint: {name} {why}. "
             f"A checkpoint holds {WEIGHTS}, {CONFIG}, {METRICS} and {PROVENANCE}.{hint}"
         ) from None
 

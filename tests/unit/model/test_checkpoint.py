@@ -198,7 +198,7 @@ def test_an_object_store_holds_one_too():
 @pytest.mark.parametrize("name", [WEIGHTS, CONFIG, METRICS, PROVENANCE])
 def test_a_missing_file_is_named(folder, name):
     (folder / name).unlink()
-    with pytest.raises(ReadCheckpointError, match=rf"not a whole checkpoint: {name} cannot be read \(FileNotFound"):
+    with pytest.raises(ReadCheckpointError, match=rf"not a whole checkpoint: {name} is not there\."):
         load_checkpoint(folder)
 
 
@@ -239,3 +239,10 @@ def test_weights_that_do_not_fit_the_config_are_refused(folder):
     (folder / PROVENANCE).write_text(json.dumps({"fingerprint": fingerprint}))
     with pytest.raises(ReadCheckpointError, match=r"weights that do not fit its config: .*head\.hidden\.weight"):
         load_checkpoint(folder)
+
+
+def test_a_checkpoint_that_does_not_exist_is_said_to_be_so(tmp_path):
+    with pytest.raises(
+        ReadCheckpointError, match=r"the checkpoint '.*nowhere' does not exist\. Give a folder such as RUN"
+    ):
+        load_checkpoint(tmp_path / "nowhere")
