@@ -73,7 +73,7 @@ def write_fit(out: str, judge: Judge) -> list[str]:
     measured = "held-out sessions" if found["measured_on"] == "calib" else "the split dev (no calib is there)"
     lines = [
         f"fit: {100 * found['beyond']:.1f} % of {found['n_calls']:,} calls are more unusual than 95 % of {measured}; "
-        f"{100 * found['expected']:.0f} % would be where they fit."
+        f"{100 * found['expected']:.0f} % are expected where the model fits."
     ]
     n_beyond = sum(found["differs_in"].values())
     for name, n in found["differs_in"].items():
