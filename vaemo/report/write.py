@@ -117,8 +117,8 @@ def _notices(provenance: Mapping[str, Any], scored: str) -> list[dict[str, str]]
             {
                 "kind": "warning" if fit["beyond"] > WARNED_SHARE else "note",
                 "text": f"{100 * fit['beyond']:.0f} % of the calls are more unusual than 95 % of those that the model "
-                f"was measured on ({100 * fit['expected']:.0f} % are expected where the model fits). Listen to the least "
-                f"fitting: {', '.join(fit['most'][:5])}; and to the best fitting: {', '.join(fit['least'][:5])}.",
+                f"was measured on ({100 * fit['expected']:.0f} % are expected where the model fits). Listen to the "
+                f"least fitting: {', '.join(fit['most'][:5])}; and to the best fitting: {', '.join(fit['least'][:5])}.",
             }
         )
     if provenance.get("notice"):
