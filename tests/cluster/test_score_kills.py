@@ -57,7 +57,7 @@ def wait_for_parts(out, n, process=None):
 
 @pytest.mark.slow
 def test_the_cluster_scores_as_one_process_does(local_ray, archive, tmp_path):
-    run(*archive[:2], tmp_path / "out")
+    run(*archive[:2], tmp_path / "out", "ray")
     assert_undisturbed(tmp_path / "out", archive)
 
 
@@ -94,7 +94,7 @@ def test_a_killed_worker_loses_and_doubles_nothing(local_ray, archive, tmp_path,
 
     killer = threading.Thread(target=kill_one)
     killer.start()
-    run(*archive[:2], out)
+    run(*archive[:2], out, "ray")
     killer.join()
     assert killed
     assert_undisturbed(out, archive)
@@ -118,7 +118,7 @@ def test_a_killed_node_loses_and_doubles_nothing(archive, tmp_path, seed):
     try:
         killer = threading.Thread(target=lose_node)
         killer.start()
-        run(*archive[:2], out)
+        run(*archive[:2], out, "ray")
         killer.join()
         assert killed
         assert_undisturbed(out, archive)

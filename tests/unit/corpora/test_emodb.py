@@ -92,4 +92,4 @@ def test_the_corpus_itself():
     # Numbers of clips per emotion as the corpus's authors give them.
     counts = {"anger": 127, "boredom": 81, "disgust": 46, "fear": 69, "joy": 71, "sadness": 62, "neutral": 79}
     assert Counter(row["emotion"] for row in rows) == counts
-    assert {name for name, _, _ in EMOTIONS.values()} == set(counts)
+    assert {name for name, *_ in EMOTIONS.values()} == set(counts)
