@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from vaemo.audio.acoustics import bandwidth_hz, require_usable, simulate_telephone
 from vaemo.audio.archive import shown
@@ -30,7 +29,7 @@ from vaemo.sessions import label_ranges
 from vaemo.store import part_schema
 from vaemo.tables import with_column
 from vaemo.targets import Target, label_names
-from vaemo.units import DIMENSIONS, NOT_FAILED, SAMPLING_RATE_HZ
+from vaemo.units import DIMENSIONS, SAMPLING_RATE_HZ
 from vaemo.voices import roles as evidence
 from vaemo.voices.channels import Voice, VoiceCutter
 from vaemo.voices.roles import UNKNOWN, Evidence, VoiceKey, VoiceRole, of_piece, why_unknown
@@ -261,16 +260,6 @@ def listed_only(rows: pa.Table, *, extractors: Mapping[str, Extractor], config: 
     for row in range(rows.num_rows):
         work.fail(row, AudioProblem("missing", "it was not read"))
     return _joined(_on_model_scale(rows, config), work.finish(), extractors, config.model.targets)
-
-
-def failed_rows(table: pa.Table) -> pa.ChunkedArray:
-    """Which rows have no features although they should."""
-    return pc.invert(pc.is_in(table["status"], pa.array(NOT_FAILED)))
-
-
-def failures(table: pa.Table) -> int:
-    """How many rows have no features although they should."""
-    return pc.sum(failed_rows(table)).as_py() or 0
 
 
 def _same(samples: np.ndarray) -> np.ndarray:

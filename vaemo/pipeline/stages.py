@@ -6,13 +6,11 @@ after the other. Stages know neither Ray nor where parts are written.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
-import torch
 
 from vaemo.audio.recording import Decoder
 from vaemo.config import Config
@@ -26,6 +24,7 @@ from vaemo.scoring.roles import RoleRules
 from vaemo.scoring.score import score_table
 from vaemo.speakers import Enrolments
 from vaemo.targets import names_of
+from vaemo.training.jobs import one_thread
 from vaemo.trust.judge import Judge
 from vaemo.voices.prints import valid_prints
 
@@ -113,14 +112,3 @@ class Replay:
                 errors=self._errors,
             )
             return self.judge.utterances(table, scored) if self.judge else scored
-
-
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """Let torch compute in one thread: a worker has one CPU, and the same sums give the same bits anywhere."""
-    before: Any = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
