@@ -46,7 +46,7 @@ def extract(
     voices_from: AnyPath | None = None,
     executor: Where | Executor = "ray",
 ) -> Outcome:
-    """Extract the utterances of a manifest, or of recordings, into a feature store; run again, do what is missing.
+    """Extract the utterances of a manifest, or of recordings, into a feature store; run again, it does what is missing.
 
     Args:
         out: The store's folder.
@@ -56,19 +56,25 @@ def extract(
         set: Changes of the config, such as `["features.speech=logmel"]`.
         exclude: Patterns of names of recordings to leave out.
         limit: Only the first utterances (whole sessions) or recordings, at least 1.
-        dry_run: Say what would be done and how long it would take, and write nothing.
-        retry_failed: Try again what failed in an earlier run.
-        changed: What becomes of finished sessions whose input has changed since: they are listed, or done again.
+        dry_run: Print what would be done and how long it would take; write nothing.
+        retry_failed: Retry what failed in an earlier run.
+        changed: What to do with finished sessions whose input has changed since: list them, or do them again.
         voices_from: Who speaks when in the recordings: RTTM, or JSON of WhisperX or Amazon Transcribe; file or folder.
-        executor: `ray`, `process`, or one of one's own.
+        executor: `ray`, `process`, or an `Executor`.
 
     Returns:
-        What became of everything in the store.
+        Counts of all outcomes in the store.
 
     Raises:
-        UsageError: if there is not one of `manifest` and `input`, or an argument is no allowed value.
+        UsageError: if there is not one of `manifest` and `input`, or an argument has an invalid value.
         TooManyFailuresError: if more than `extract.max_failed_fraction` has failed.
         VaemoError: for whatever else is wrong with the input, the settings, the store or the cluster.
+
+    Example:
+        >>> settings = ["features.speech=logmel", "features.prosody=none"]
+        >>> outcome = vaemo.extract(manifest="calls.jsonl", out="store", set=settings, executor="process")
+        >>> outcome.utterances, outcome.failed_fraction
+        ({'ok': 12}, 0.0)
     """
     from vaemo.data.sessions import label_ranges
     from vaemo.pipeline import extraction
@@ -118,7 +124,8 @@ def score(
     voices_from: AnyPath | None = None,
     executor: Where | Executor = "ray",
 ) -> Outcome:
-    """Score whole sessions of a feature store, a manifest or a folder of recordings; run again, do what is missing.
+    """Score whole sessions of a feature store, a manifest or a folder of recordings; run again, it does what is
+    missing.
 
     Args:
         input: The store, the manifest or the folder.
@@ -127,24 +134,29 @@ def score(
         calls: Table of calls: who speaks on which channel.
         personal: Folder of personal deltas that `jobs/personalize.py` wrote.
         speakers: File of enrolments: `speaker_id`, `speaker`.
-        roles_unknown: Score all channels, employees perhaps among them; to evaluate.
+        roles_unknown: Score all channels, possibly including employees; for evaluation.
         config: Sections score, sessions, audio, vad and extract.
         set: Changes of the config, such as `["score.channel_roles=[customer,agent]"]`.
         exclude: Patterns of names of recordings to leave out.
         limit: Only the first sessions or recordings, at least 1.
-        dry_run: Say what would be done, and write nothing.
-        retry_failed: Try again what failed in an earlier run.
-        changed: What becomes of finished sessions whose input has changed since: they are listed, or done again.
+        dry_run: Print what would be done; write nothing.
+        retry_failed: Retry what failed in an earlier run.
+        changed: What to do with finished sessions whose input has changed since: list them, or do them again.
         voices_from: Who speaks when in the recordings: RTTM, or JSON of WhisperX or Amazon Transcribe; file or folder.
-        executor: `ray`, `process`, or one of one's own.
+        executor: `ray`, `process`, or an `Executor`.
 
     Returns:
-        What became of everything in the folder of scores.
+        Counts of all outcomes in the folder of scores.
 
     Raises:
         RolesError: if recordings are to be scored and no roles are given.
         TooManyFailuresError: if more than `score.max_failed_fraction` has failed.
         VaemoError: for whatever else is wrong with the input, the checkpoints, the settings or the cluster.
+
+    Example:
+        >>> outcome = vaemo.score(input="store", checkpoint="run/best", out="scores", executor="process")
+        >>> outcome.sessions["all"], outcome.utterances
+        (6, {'ok': 12})
     """
     from vaemo.model.checkpoint import checkpoints_in
     from vaemo.pipeline import scoring
@@ -185,7 +197,7 @@ def train(
     set: Sequence[str] = (),
     executor: Where | Executor = "ray",
 ) -> Trained:
-    """Train a session model on a feature store, or go on with a run that was interrupted.
+    """Train a session model on a feature store, or resume an interrupted run.
 
     Args:
         store: The feature store, with labels.
@@ -195,9 +207,9 @@ def train(
         seeds: Trainings, from `train.seed` on: an ensemble.
         manifest: From which the store was extracted, to train its speech encoder too (`train.encoder`).
         speakers: File of enrolments: `speaker_id`, `speaker`.
-        config: All sections that decide a training.
+        config: All sections that affect a training.
         set: Changes of the config, such as `["train.epochs=5"]`.
-        executor: `ray`, `process`, or one of one's own.
+        executor: `ray`, `process`, or an `Executor`.
 
     Returns:
         The run folder, its results, and its checkpoints.
@@ -205,6 +217,12 @@ def train(
     Raises:
         OtherRunError: if `out` holds a run with other settings or data, or another process is writing it.
         VaemoError: for whatever else is wrong with the store, the settings or the cluster.
+
+    Example:
+        >>> settings = ["train.epochs=1", "train.lanes=4"]
+        >>> trained = vaemo.train(store="store", out="run", set=settings, executor="process")
+        >>> trained.summary["epochs"], [os.path.basename(path) for path in trained.checkpoints]
+        (1, ['best'])
     """
     from vaemo.pipeline import training
 
@@ -257,6 +275,12 @@ def evaluate(
 
     Raises:
         VaemoError: if scores or labels cannot be read, or have nothing in common.
+
+    Example:
+        >>> settings = ["evaluate.bootstrap=0"]
+        >>> result = vaemo.evaluate(scores="scores", labels="store", out="evaluation", set=settings)
+        >>> result["pooled"]["n"], -1 <= result["pooled"]["ccc_valence"] <= 1
+        (2, True)
     """
     from vaemo.evaluation import evaluate as evaluation
     from vaemo.training.card import write_card

@@ -3,7 +3,7 @@
 Inputs, lanes L first, any number of them:
 
     speech, prosody, speaker              features of the utterance, (L, D), of the streams that the model uses
-    speaker.prosody.sum, .count           what was heard before, (L, D) and (L,), where the model compares with it
+    speaker.prosody.sum, .count           sum and number of earlier utterances, (L, D) and (L,), if the model uses them
     observed                              what is known of this utterance, (L, targets), NaN where nothing is
     film.hidden.weight, film.last.bias    what is added to FiLM for whoever speaks, (L, ...), where it is asked for
     state.NAME                            the session's memory before the utterance

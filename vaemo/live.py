@@ -1,4 +1,4 @@
-"""A conversation as it comes over the wire: raw packets in, utterances found, their valence and arousal out.
+"""A live conversation: raw packets in, the valence and arousal of each utterance out.
 
 Letters: C channels, n samples.
 """
@@ -28,21 +28,29 @@ from vaemo.units import SAMPLING_RATE_HZ
 class LiveSession:
     """A conversation as raw packets: finds the utterances of every channel and predicts them as they end.
 
-    The packets may have any length. What is found, and in which order it is heard, is what the batch job finds in a
-    recording of them: an utterance waits for those that began before it.
+    The packets may have any length. Utterances and their order are those of the batch job on a recording of the
+    packets: an utterance waits for those that began before it.
 
     Args:
         stream: Where the utterances go; its memory is this session's.
         sampling_rate: Of the packets, in Hz.
         channels: C.
-        listen: Channels that are heard; None is all. The others serve to tell crosstalk.
+        listen: Channels to predict; None is all. The others are used to detect crosstalk only.
         speakers: Name of the speaker on each channel, no two alike; None is `c0`, `c1`, ...
         vad: How utterances are found; None is the default.
         speaker: Says who speaks in a stream of one channel, given when an utterance starts and ends (seconds): a name,
             or None to leave the utterance out, such as an agent's. Nothing here tells voices apart.
 
     Raises:
-        UsageError: for a rate that is not heard, and for channels or speakers that cannot be meant.
+        UsageError: for an unsupported rate, or invalid channels or speakers.
+
+    Example:
+        >>> session = LiveSession(Stream("run/best"), 16000)
+        >>> packets = soundfile.blocks("call.wav", blocksize=320)
+        >>> found = [prediction for packet in packets for prediction in session.push(packet)]
+        >>> found += session.finish()
+        >>> len(found), found[0].status, found[0].start_s < found[0].end_s
+        (2, 'ok', True)
     """
 
     def __init__(
@@ -71,15 +79,15 @@ class LiveSession:
         self._taken_s = 0.0
 
     def push(self, packet: np.ndarray, *, speaker: str | None = None) -> list[Prediction]:
-        """Take the next packet; gives what it ends.
+        """Take the next packet; return the predictions of the utterances that end with it.
 
         Where a packet holds NaN or infinities, the detector is given silence in their place. An utterance that reaches
-        into them, padding included, has the status `nan_audio`; all others are heard as ever.
+        into them, padding included, has the status `nan_audio`; all others are unaffected.
 
         Args:
             packet: (C, n), or with one channel (n,) or (n, 1), of a kind that `vaemo.stream.as_float32` takes.
-            speaker: Who speaks in this packet, of a stream of one channel. An utterance is of who speaks most of it; it
-                is not cut where the speaker changes. None says nothing.
+            speaker: Who speaks in this packet, of a stream of one channel. An utterance belongs to the speaker of most
+                of it; it is not cut where the speaker changes. None leaves it unknown.
 
         Raises:
             ShapeError: for another number of channels, and for samples of another kind, or on another scale. The
@@ -98,7 +106,7 @@ class LiveSession:
         return self._hear(self._finder.push(self._resampler.push(block)), self._finder.earliest_s(self._listen))
 
     def finish(self) -> list[Prediction]:
-        """The utterances that the end of the conversation ends; nothing can be pushed after it.
+        """End the conversation; return the predictions of the remaining utterances.
 
         Raises:
             UsageError: where it was finished before.
@@ -109,7 +117,7 @@ class LiveSession:
         return self._hear([*last, *self._finder.finish()], np.inf)
 
     def save(self, path: str | Path) -> None:
-        """Write everything that goes on, as safetensors: the stream's memory, and the last seconds of audio."""
+        """Write everything needed to continue, as safetensors: the stream's memory, and the last seconds of audio."""
         tensors, metadata = self._stream.memory()
         live = _Memory(
             finder=self._finder.memory(),
@@ -124,7 +132,7 @@ class LiveSession:
         files.write_safetensors(path, tensors, {**metadata, "live": json.dumps(tree)})
 
     def load(self, path: str | Path) -> None:
-        """Go on from what `save` wrote, in a session opened with the same arguments.
+        """Continue from what `save` wrote, in a session opened with the same arguments.
 
         Raises:
             StateMismatchError: if the file is no such memory, or belongs to another checkpoint, or to a session with
@@ -178,7 +186,7 @@ class LiveSession:
         return block
 
     def _hear(self, found: list[Utterance], earliest_s: float) -> list[Prediction]:
-        """Predict, by start, what nothing can begin before any more."""
+        """Predict, in order of their start, the utterances that no other can precede any more."""
         waiting = self._waiting + [utterance for utterance in found if utterance.channel in self._listen]
         waiting.sort(key=lambda utterance: (utterance.start_s, utterance.channel))
         ready = [utterance for utterance in waiting if utterance.start_s < earliest_s]
@@ -208,7 +216,7 @@ class _Finder(UtteranceFinder):
     """An `UtteranceFinder` whose memory can be taken out and put back."""
 
     def earliest_s(self, channels: Collection[int]) -> float:
-        """Before this no utterance of these channels can begin any more."""
+        """The time before which no further utterance of these channels can begin."""
         frame = min(cutter.needed_frame for number, cutter in enumerate(self._cutters) if number in channels)
         return frame * FRAME / SAMPLING_RATE_HZ - self._config.pad_s
 
@@ -242,7 +250,7 @@ class _LiveResampler:
         self.restore(np.zeros((channels, 0), np.float32))
 
     def push(self, block: np.ndarray) -> np.ndarray:
-        """What is certain after this block, (C, m), 16 kHz."""
+        """The output that is final after this block, (C, m), 16 kHz."""
         self.tail = np.concatenate([self.tail, block], axis=1)
         old = self._resampler.old
         self.tail = self.tail[:, max(self.tail.shape[1] - self._reach, 0) // old * old :]
@@ -290,7 +298,7 @@ _VERSION = 2
 
 @dataclass(frozen=True, eq=False)
 class _Memory:
-    """What a live session goes on from, beside the memory of its stream.
+    """What a live session continues from, beside the memory of its stream.
 
     Attributes:
         finder: Of the detector of utterances.

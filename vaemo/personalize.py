@@ -61,7 +61,9 @@ class Personal:
     fingerprint: str
 
     def delta(self, speaker_ids: np.ndarray) -> FilmDelta | None:
-        """What `SessionRegressor.forward` takes for utterances of these speakers, (L, T) or (L,); None for nobody."""
+        """What `SessionRegressor.forward` takes for utterances of these speakers, (L, T) or (L,); None if no speaker
+        has a delta.
+        """
         rows = np.vectorize(lambda speaker: self.index.get(speaker, -1), otypes=[np.int64])(speaker_ids)
         return FilmDelta(self.parameters, torch.from_numpy(rows)) if (rows >= 0).any() else None
 
@@ -259,7 +261,7 @@ class _Lanes:
     """All fits of a group side by side; a lane is one session of one speaker in one fit.
 
     Attributes:
-        features: (L, T, D) each, and what was heard before.
+        features: (L, T, D) each, and the pasts.
         lengths: (L,).
         observed: (L, T, F).
         owner: Row of the fit's parameters where the utterance is the speaker's own, else -1, (L, T).

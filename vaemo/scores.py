@@ -143,7 +143,7 @@ def conform(table: pa.Table, schema: pa.Schema = UTTERANCE_SCHEMA) -> pa.Table:
     columns = {
         field.name: table[field.name].cast(field.type)
         if field.name in table.column_names
-        # A score without a status was scored by somebody else's program.
+        # Scores without a status were written by another program.
         else pa.repeat(pa.scalar("ok" if field.name == "status" else None, field.type), table.num_rows)
         for field in schema
     }
@@ -478,7 +478,7 @@ def _read_part(
         raise ReadScoresError(f"'{part}' has no column {', '.join(missing)}; scores need {', '.join(required)}.")
     try:
         for name, type_ in zip(schema.names, schema.types, strict=True):
-            # Somebody else's program may have written them: NaN for null, whole numbers as ids.
+            # Another program may have written them: NaN for null, integers as ids.
             if name in table.column_names and (table[name].type != type_ or pa.types.is_floating(type_)):
                 table = with_column(table, name, typed(table[name], name, type_))
     except ColumnError as error:

@@ -192,7 +192,7 @@ def test_a_folder_that_is_not_there_is_not_made_by_erasing(checkpoint, store, tm
     out = tmp_path / "out"
     run(store, checkpoint, out)
     before = everything_in(out)
-    with pytest.raises(UsageError, match="none does not exist, so that nothing was erased anywhere"):
+    with pytest.raises(UsageError, match="none does not exist, so nothing was erased"):
         tend.main(["erase", "--session", "s0005", "--scores", str(out), option, str(tmp_path / "none")])
     assert everything_in(out) == before
     assert not (tmp_path / "none").exists()

@@ -62,7 +62,7 @@ def test_a_full_disk_is_one_line(capsys):
         cli.run(main)
     assert exit_.value.code == 1
     printed = capsys.readouterr().err
-    assert "storage failed: [Errno 28] No space left on device: '/out/a.parquet'. Nothing is half written" in printed
+    assert "storage failed: [Errno 28] No space left on device: '/out/a.parquet'. No file is half written" in printed
     assert len(printed.splitlines()) == 1
 
 

@@ -31,7 +31,7 @@ RIVAL_UTTERANCES, RIVAL_NUMBERS = 20_000, 6_000_000
 """The most utterances of a split, and the most features of them, that `rivals` looks at: some seconds of computing."""
 
 RIVAL_LABELS = 30
-"""Fewer labels in a dimension, in train or dev, give `rivals` that say nothing."""
+"""With fewer labels in a dimension, in train or dev, `rivals` returns nothing."""
 
 
 class Heard(Protocol):

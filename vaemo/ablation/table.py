@@ -38,7 +38,7 @@ def summarise(
         results: Of the cells that are done.
         variants: The rows.
         folds: Names of the folds; one empty name where there are none.
-        config: How sessions are resampled, and which CCC is meant.
+        config: How sessions are resampled, and the variance in the CCC.
 
     Returns:
         `variant`, `title`, `n_seeds`, `n_sessions`, `n`; `ccc_NAME` (mean over seeds), `ccc_NAME_sd` (over seeds),

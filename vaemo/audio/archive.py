@@ -46,7 +46,7 @@ class Listing:
     Attributes:
         recordings: What is to be read, or has a problem already. Names are as they are shown: bytes that are no UTF-8
             and control characters are escaped, as `shown` has them.
-        notes: Lines that say what was passed over, and why.
+        notes: Lines that name what was skipped, and why.
     """
 
     recordings: Sequence[Found]
@@ -62,7 +62,7 @@ def list_recordings(
         folder: A path or URI; a file is a table as `read_paths` takes it, and no folder is listed then.
         audio: Says whether headerless files are read; None is the default.
         exclude: Patterns (`fnmatch`) of names to leave out: relative paths, or their last part.
-        min_age_s: Files that were written less than so many seconds ago wait for the next run.
+        min_age_s: Files modified less than this many seconds ago wait for the next run.
 
     Raises:
         ReadRecordingsError: if there is none, or the table cannot be read.

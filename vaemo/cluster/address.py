@@ -24,7 +24,7 @@ from vaemo.progress import say
 VARIABLE = "RAY_ADDRESS"
 
 LOCAL, RUNNING = "local", "auto"
-"""The address for a Ray of one's own, and for the one that runs on this machine."""
+"""The addresses that mean a new local Ray, and the one that already runs on this machine."""
 
 ANSWER_S = 5.0
 """A head that has not answered by then is not there: it answers within milliseconds."""

@@ -31,7 +31,7 @@ from vaemo.features import Extractor, ExtractorHung, ExtractorLost, StandIn, loa
 from vaemo.features.watch import EXIT_CODE, has_hung, may_end_process, watched
 
 _ATTEMPTS = 2
-"""Speech that has ended so many encoders is given back: a machine may fail once."""
+"""A batch that has killed this many encoders is returned; one death may be the machine's fault."""
 
 _DIED, _HUNG = f"{_ATTEMPTS} encoders died", "hung"
 

@@ -77,7 +77,7 @@ class Share:
 
     @staticmethod
     def of(workers: int, gpus: float | None, jobs: int) -> Share:
-        """What each of so many jobs takes.
+        """The resources of each of a number of jobs.
 
         Args:
             workers: As above.

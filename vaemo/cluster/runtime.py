@@ -36,10 +36,10 @@ MAX_ATTEMPTS = 5
 """A shard whose worker has died so often ends the job: Ray would try it again for ever."""
 
 CAREFUL_AFTER = 2
-"""After so many deaths of its worker a shard is done carefully, its extractors in a process of their own."""
+"""After this many deaths of its worker a shard is processed with its extractors in a separate process."""
 
 SILENCE_S = 30.0
-"""After so long without a word Ray is said to be waited for."""
+"""Seconds of silence after which a line says that Ray is being waited for."""
 
 _LOGGERS = {
     "ray": logging.ERROR,

@@ -77,7 +77,7 @@ def _dialog(session: Path, path: Path) -> list[dict[str, Any]]:
 
 
 def _rate(ratings: dict[str, list[float]], text: str, place: str) -> None:
-    """Add what one rater said of a turn: `val 3; act 2; dom  2;`, some of it left blank perhaps."""
+    """Add what one rater said of a turn: `val 3; act 2; dom  2;`, possibly with blanks."""
     for field in text.split(";"):
         name, *value = field.split() or [""]
         if name in _RATED and value:

@@ -268,7 +268,7 @@ def _table(summary: Mapping[str, Any]) -> str:
     titles = {"vaemo": "vaemo", "no-memory": "the same without memory", "mean": "mean of the training labels"}
     n_seeds = len(summary["seeds"])
     lines = [
-        f"Test sessions, speakers never heard before; mean and deviation over {n_seeds} seeds:",
+        f"Test sessions, speakers not in training; mean and deviation over {n_seeds} seeds:",
         "",
         f"{'':<30}{'CCC valence':<18}{'CCC arousal':<18}{'CCC average':<18}RMSE",
     ]

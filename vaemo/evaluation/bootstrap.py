@@ -108,7 +108,7 @@ def metrics_of(sums: np.ndarray, variance: Variance = "biased", n_session: int =
 
     Args:
         sums: (..., K, 11) as in `SessionSums`.
-        variance: Which CCC is meant; see `Moments.ccc`.
+        variance: Variance in the CCC; see `Moments.ccc`.
         n_session: How many of the targets are of sessions; `within_ccc` has its mean over the others.
 
     Returns:
@@ -160,7 +160,7 @@ class Resampled:
 
         Args:
             runs: At least one.
-            config: How many draws, their seed, and which CCC is meant.
+            config: Number of draws, their seed, and the variance in the CCC.
         """
         return Resampled(
             *(

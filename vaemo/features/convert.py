@@ -1,8 +1,8 @@
-"""`python -m vaemo.features.convert NAME --out FOLDER`: weights in files that may hold programs, to safetensors, once.
+"""`python -m vaemo.features.convert NAME --out FOLDER`: convert weights from pickle files to safetensors, once.
 
-PyTorch's own files (`pytorch_model.bin`, `.pt`, `.ckpt`) are pickles, which can run whatever their author likes when
-they are loaded. They are read in a process of its own, with `weights_only`, which makes tensors and nothing else; what
-holds more than tensors is refused. Everything else of vaemo reads safetensors.
+PyTorch's own files (`pytorch_model.bin`, `.pt`, `.ckpt`) are pickles, which can run arbitrary code when they are
+loaded. They are read in a process of its own, with `weights_only`, which loads tensors only; a file that holds anything
+else is refused. Everything else of vaemo reads safetensors.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from vaemo.progress import say
 PROG = "python -m vaemo.features.convert"
 
 RECORD = "_converted.json"
-"""What was made from what, in the folder; `finished` where all of it is there."""
+"""The record of a conversion in the folder; `finished` once it is complete."""
 
 COPIED = (
     "config.json",
@@ -39,7 +39,7 @@ COPIED = (
     "LICENSE",
     "LICENSE.txt",
 )
-"""Files that travel along as they are."""
+"""Files that are copied unchanged."""
 
 _INDEX = "pytorch_model.bin.index.json"
 _SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
@@ -101,7 +101,7 @@ def read_tensors(path: str | Path, name: str) -> Iterator[bytes]:
 
     Args:
         path: The file.
-        name: What messages call it.
+        name: Its name in messages.
 
     Raises:
         ExtractorError: after the last piece, if it holds more than tensors, is damaged, or ended that process.
@@ -130,7 +130,7 @@ def read_tensors(path: str | Path, name: str) -> Iterator[bytes]:
 
 
 def write_tensors(path: str, out: Any) -> None:
-    """What `read_tensors` has another process do: write the tensors of a file as safetensors.
+    """Write the tensors of a file as safetensors; run by `read_tensors` in another process.
 
     Raises:
         ValueError: if there are none, or something else beside them, or the file is damaged.
@@ -140,7 +140,7 @@ def write_tensors(path: str, out: Any) -> None:
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path) or None)
     except Exception as error:  # a foreign file may raise anything
-        # PyTorch's own text advises to load it all the same.
+        # PyTorch's own message advises to load it anyway.
         wanted = re.search(r"(?:unsupported GLOBAL|Unsupported global: GLOBAL) ([\w.]+)", str(error))
         if wanted:
             raise ValueError(f"it holds more than tensors ({wanted.group(1)}), which might be a program") from None
@@ -204,7 +204,7 @@ def _weights(folder: Path, name: str) -> list[str]:
 
 
 def _name_of(source: str) -> str:
-    """What a file of weights is called as safetensors, where `vaemo.features` looks for it."""
+    """The safetensors name of a file of weights, as `vaemo.features` looks for it."""
     stem = Path(source).stem
     return f"{stem if stem == 'embedding_model' else stem.replace('pytorch_model', 'model')}.safetensors"
 

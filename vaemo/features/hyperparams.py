@@ -1,8 +1,8 @@
 """The `hyperparams.yaml` of a SpeechBrain encoder: numbers, references, and layers of a few modules, built when asked.
 
 The file comes from anywhere, and its own notation (HyperPyYAML) can name any function to be called. Here a tag is a
-reference, or the name of a class in `MODULES`; no function is called, nothing is imported that a file names, and what
-nobody asks for is not built.
+reference, or the name of a class in `MODULES`; no function is called, nothing that a file names is imported, and layers
+are built only on request.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ _ARITHMETIC = {
 
 
 class Hyperparams:
-    """What a file says.
+    """The content of a file.
 
     Args:
         text: Of the file.
@@ -75,7 +75,7 @@ class Hyperparams:
             raise ExtractorError(f"{name} is not YAML that can be read: {error}.") from None
         if not isinstance(root, yaml.MappingNode):
             found = "is empty" if root is None else "does not hold names and values"
-            raise ExtractorError(f"{name} {found}; a SpeechBrain encoder has a file that says what it is made of.")
+            raise ExtractorError(f"{name} {found}; a SpeechBrain encoder has a file that describes its parts.")
         self._root = root
         for node in _walk(root, set()):
             self._check(node)

@@ -178,7 +178,7 @@ class SpeechEncoder:
         )
 
     def _find(self, name: str) -> tuple[str | None, str]:
-        """Local path of one of the model's files, None where it has no such file; and what is said of that."""
+        """Local path of one of the model's files, None if it has no such file; and the reason."""
         if Path(self._source).is_dir():
             path = Path(self._source, name)
             return (str(path) if path.is_file() else None), "no such file"
@@ -291,7 +291,7 @@ class SpeechEncoder:
             config = transformers.AutoConfig.from_pretrained(
                 self._source, revision=self.config.speech_revision, trust_remote_code=False
             )
-        except Exception as error:  # whatever a library finds wrong with somebody's file
+        except Exception as error:  # a library may raise anything on a bad file
             inside = sorted(Path(self._source).rglob(CONFIG)) if Path(self._source).is_dir() else []
             meant = [path.parent for path in inside if path.parent != Path(self._source)]
             hint = f" There is one in {meant[0]}." if meant else ""
@@ -364,7 +364,7 @@ def fitting_batch_s(most_s: float) -> float:
 
 
 def _local_copy(uri: str) -> tempfile.TemporaryDirectory:
-    """A folder with the model's files at a URI, which transformers does not read; gone with the object."""
+    """A temporary local copy of a model at a URI, which transformers does not read; deleted with the object."""
     folder = tempfile.TemporaryDirectory(prefix="vaemo-encoder-")
     names = [WEIGHTS, INDEX, CONFIG, PREPROCESSOR, PROCESSOR, POOLING]
     while names:
@@ -380,7 +380,7 @@ def _local_copy(uri: str) -> tempfile.TemporaryDirectory:
 
 
 def _settings(content: bytes, path: str) -> dict[str, Any]:
-    """What a JSON file of a model says; ExtractorError where it says nothing."""
+    """The settings in a JSON file of a model; ExtractorError if it holds none."""
     try:
         said = json.loads(content)
     except ValueError as error:

@@ -113,7 +113,7 @@ def check_finite(features: Streams, valid: Tensor | None = None) -> None:
     """Raise NonFiniteFeatureError, naming lane and step, if a feature is NaN or infinite.
 
     Args:
-        features: (L, T, D) or (L, D) per stream, and what was heard before.
+        features: (L, T, D) or (L, D) per stream, and the pasts.
         valid: Steps that are looked at, (L, T), bool; None looks at all.
     """
     for name, x in features.tensors().items():

@@ -164,7 +164,8 @@ class SessionRegressor(nn.Module):
                 )
             if not (mean.isfinite().all() and deviation.isfinite().all()):
                 raise FeatureMismatchError(
-                    f"statistics of the stream '{name}' hold NaN or infinity. Mend or drop these rows of the store."
+                    f"statistics of the stream '{name}' hold NaN or infinity. Correct or remove these rows of the "
+                    "store."
                 )
             cast(Standardize, self.standardize[name]).set(mean, deviation)
         self.label_deviation.copy_(torch.as_tensor(label_deviation))

@@ -64,7 +64,7 @@ def lease(folder: str) -> Iterator[None]:
 
 
 def _take(path: str, folder: str, ours: dict[str, Any]) -> None:
-    """Write our lease where there is none, or in the place of one whose holder is gone."""
+    """Write our lease if there is none, or if the holder of the present one no longer exists."""
     content = _content(ours)
     if _create(path, content):
         return

@@ -1,7 +1,7 @@
 """What is to be done of a source: what a folder lacks, what is done again, what has changed, what stands there twice.
 
 Both jobs that turn sessions into parts, extraction and scoring, are planned here. A finished session stays as it is
-unless somebody asks for it, whatever became of its input since: what has changed is listed.
+unless that is asked for, even if its input has changed since: what has changed is listed.
 """
 
 from __future__ import annotations

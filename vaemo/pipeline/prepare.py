@@ -52,7 +52,7 @@ class Request:
         calls: Table of calls, or None.
         personal: Folder of personal deltas, or None.
         speakers: File of enrolments, or None.
-        roles_unknown: Score speech of recordings whose role nobody knows.
+        roles_unknown: Score speech of unknown role in recordings.
         limit: Only the first sessions; None is all.
         dry_run: Say what would be done.
         exclude: Patterns of recordings to leave out.
@@ -300,7 +300,9 @@ def _read_prints(
         voices = bool(fits) and "voice" in source.store.columns
     if not (request.speakers and voices and (named_agents or identified)):
         if identified and not request.speakers:
-            raise UsageError("voices.identification is given without --speakers: there is nobody to compare with.")
+            raise UsageError(
+                "voices.identification is given without --speakers: there is no enrolled voice to compare with."
+            )
         return None
     return valid_prints(request.speakers)
 

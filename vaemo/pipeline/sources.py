@@ -66,7 +66,7 @@ class Listing:
         notes: Lines for people.
         files: Of recordings, the file of each.
         places: What every worker must be able to see: some of what is read.
-        turns: By index, who speaks when in a recording, where somebody has brought that.
+        turns: By index, turns of a recording from `--voices-from`, if given.
     """
 
     session_ids: Sequence[str]
@@ -149,7 +149,7 @@ class Listing:
 class Tools:
     """What a worker needs to compute features: empty for a store.
 
-    `rules` are None where all speech is wanted, whoever speaks; `prints` are voices of persons, where roles of voices
+    `rules` are None where all speech is wanted, of any role; `prints` are voices of persons, where roles of voices
     may follow from them.
     """
 
@@ -355,7 +355,7 @@ class ManifestSource:
         def still(index: int, stamps: Sequence[Sequence[Any]]) -> bool:
             paths = _audio_files(rows(index)["audio_path"])
             now = [_stat(path) for path in paths]
-            # Audio that is gone was deleted when its time was over; what was made of it stays.
+            # Missing audio was deleted at the end of its retention; results made from it stay.
             return len(stamps) != len(paths) or all(
                 current is None or is_still(path, current.size, current.mtime_ns, before)
                 for before, current, path in zip(stamps, now, paths, strict=True)
@@ -599,7 +599,7 @@ def _with_roles(table: pa.Table, rules: RoleRules, calls: Calls | None) -> pa.Ta
 
 
 def _with_voice_roles(table: pa.Table, tools: Tools, rules: RoleRules, calls: Calls | None) -> pa.Table:
-    """The roles of what is told apart by voice; the channel's alone says nothing of them."""
+    """The roles of voices within a channel; the channel's own role does not apply to them."""
     if table["voice"].null_count == table.num_rows:
         return table
     held = table.select(
@@ -652,5 +652,5 @@ def _voices_of(table: pa.Table, rows: Sequence[Mapping[str, Any]], tools: Tools)
 
 
 def _known(role: str, cut: bool) -> str | None:
-    """A role that nobody said is null where somebody declared the utterance: that is research data."""
+    """A missing role is null for an utterance that the data declares: that is research data."""
     return role if cut or role not in NOT_KNOWN else None

@@ -188,7 +188,7 @@ def choose_calls(sessions: pa.Table, top: int, names: Sequence[str] = DIMENSIONS
 def calls_table(
     sessions: pa.Table, drawn: list[str], targets: Sequence[str | Target] = DIMENSIONS
 ) -> dict[str, list[Any]]:
-    """The rows of the table of calls, column by column: those of the calls drawn, less roles that nobody scored."""
+    """The rows of the table of calls, column by column: those of the calls drawn, without unscored roles."""
     of_interest = pc.greater(pc.add(sessions["n_scored"], sessions["n_failed"]), 0)
     kept = sessions.filter(pc.and_(of_interest, pc.is_in(sessions["session_id"], pa.array(drawn, pa.string()))))
     table: dict[str, list[Any]] = {
@@ -203,7 +203,7 @@ def calls_table(
 
 
 def unscored_calls(sessions: pa.Table, most: int = 500) -> dict[str, Any]:
-    """Calls in which nobody is scored and somebody is of no known role: evidence of who speaks is wanted.
+    """Calls without a scored speaker and with a speaker of unknown role, whose role should be looked up.
 
     Returns:
         `n`, and `session_id` of the first.

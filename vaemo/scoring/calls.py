@@ -1,4 +1,4 @@
-"""The table of calls (`--calls`): per recording or session, who speaks on which channel, and whatever else is known.
+"""The table of calls (`--calls`): per recording or session, who speaks on which channel, and further columns.
 
 Reads Parquet, CSV or JSON Lines. Columns: `session_id` or `path`, `role_ch0`, `role_ch1`, ... of its channels,
 `role_v0`, `role_v1`, ... of the voices in its one channel, `process`, and any others, which travel to the scores; a
@@ -31,7 +31,7 @@ DATE = "date"
 """Column by which scores are partitioned, as `date=2026-11-23`."""
 
 PROCESS = "process"
-"""Column that says `false` of a call that nobody may process: an objection, or no notice was given."""
+"""Column that is `false` for a call that must not be processed: an objection, or no notice was given."""
 
 AGENT_ID = "agent_id"
 """Column that names the agent, as `--speakers` does; travels to the scores."""
@@ -123,7 +123,7 @@ class Calls:
 
     @functools.cached_property
     def agent_ids(self) -> dict[str, str]:
-        """By session, who the agent was, where that is said."""
+        """By session, the id of the agent, where it is given."""
         if AGENT_ID not in self.rows.column_names:
             return {}
         agents = _text(self.rows[AGENT_ID], AGENT_ID, "of this run").to_pylist()

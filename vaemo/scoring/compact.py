@@ -53,7 +53,7 @@ def compact(scores: str, target_bytes: int = TARGET_BYTES) -> tuple[int, int]:
 
 
 def end_joining(scores: str) -> None:
-    """End what a killed `compact` has begun; nothing where there is nothing. Whoever calls holds the lease."""
+    """Complete an interrupted `compact`, if there is one. The caller holds the lease."""
     path = files.join(scores, JOINING)
     if not files.exists(path):
         return

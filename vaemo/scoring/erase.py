@@ -78,7 +78,7 @@ class Tombstones:
         if self.key_check and key.check != self.key_check:
             raise OtherRunError(
                 f"{files.join(self.folder, TOMBSTONES)} was written with another key than VAEMO_ID_KEY holds now; "
-                "give the key of then, or what was erased would come back."
+                "give the earlier key, or what was erased would come back."
             )
 
 
@@ -224,7 +224,7 @@ def _erase_rows(folder: str, erased: _Erased) -> int:
 
 def _erase_in(path: str, erased: _Erased) -> int:
     names = files.read_parquet_schema(path).names
-    # An enrolment that names no session may be of a call whose speaker nobody named.
+    # An enrolment without a session may come from a call without a named speaker.
     id_column = next((name for name in ("session_id", "speaker_id") if name in names), None)
     if id_column is None:
         return 0

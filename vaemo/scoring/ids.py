@@ -1,4 +1,4 @@
-"""Ids replaced by keyed hashes: who has the key can find a call again, nobody else can.
+"""Ids replaced by keyed hashes: only the owner of the key can find a call again.
 
 The key comes from the environment variable VAEMO_ID_KEY and is never stored.
 """

@@ -1,6 +1,6 @@
 """Sessions replayed through trained models: rows of features in, the same rows with the targets out.
 
-Takes a table of the feature store's contract and gives one of the scores' contract; knows no files and no Ray.
+Takes a table of the feature store's contract and returns one of the scores' contract; uses neither files nor Ray.
 Letters: U utterances of all sessions, L lanes, T steps, K targets.
 """
 
@@ -64,7 +64,7 @@ def score_table(
 
     Raises:
         NonFiniteFeatureError: if a feature is NaN or infinite.
-        FeatureMismatchError: if somebody who is heard has no enrolment.
+        FeatureMismatchError: if a speaker has no enrolment.
     """
     targets = models[0].config.targets
     heard = table if context is None else _with_context(table, context, models[0])
@@ -85,7 +85,7 @@ def score_table(
         for number, model in enumerate(models):
             like = model.label_deviation
             packed = PackedSessions.of(sessions, dtype=like.dtype, device=like.device)
-            # What is not scored is compared with its like, and nobody else with it.
+            # Rows that are not scored have a past of their own, which no scored row uses.
             packed = packed.with_past(model.pasts, None if context is None else context[rows])
             predicted = predict_sessions(model, packed, lanes=lanes, chunk=chunk, film_delta=film_delta)
             found[number, rows] = predicted.cpu().numpy()

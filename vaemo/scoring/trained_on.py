@@ -1,6 +1,6 @@
 """Features a checkpoint was trained on: others are refused, and a store is read as those were.
 
-Reads a store's own words about its extractors, and its sessions; writes nothing.
+Reads a store's metadata and sessions; writes nothing.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def read_as_trained(store_path: str, checkpoint: Checkpoint, config: Config) -> 
 
     Args:
         store_path: A feature store.
-        checkpoint: Whose model is to hear them.
+        checkpoint: The checkpoint whose model reads them.
         config: Section `labels`, where the store does not say its own range.
 
     Raises:

@@ -26,7 +26,7 @@ LIMITS = """\
 
 Estimates of valence (unpleasant to pleasant) and arousal (calm to excited) for the utterances of a conversation, for
 research on speech and emotion, and for summaries of many calls that a person looks at. The scores say how a voice
-sounds to annotators of the training data. They do not say what somebody feels, thinks or is.
+sounds to annotators of the training data. They do not show what a person feels, thinks or is.
 
 Not for decisions about a single person without human judgement, not for people, languages, recording conditions or
 ways of speaking that the training data does not have: there the numbers below do not hold.

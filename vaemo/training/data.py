@@ -30,7 +30,7 @@ _LIGHT = [
 
 
 def light(targets: Sequence[str]) -> list[str]:
-    """The columns of a store but for its features."""
+    """The columns of a store except the features."""
     return [*_LIGHT, *targets, "status", "reason"]
 
 
@@ -129,7 +129,7 @@ class TrainingData:
 
         Args:
             sessions: All of them.
-            fold: Whose splits the sessions get, and with them the voices that they may hear.
+            fold: Fold that gives the sessions their splits, and thus the speaker vectors they may use.
         """
         sessions = [dataclasses.replace(session, split=fold.split[session.rows[0]]) for session in sessions]
         return aggregate_speakers(sessions, self.config.features.speaker_aggregation, self.enrolments)
@@ -140,14 +140,14 @@ class TrainingData:
 
     @property
     def voices_differ(self) -> bool:
-        """Whether the parts hear other voices of the same speakers, so that no one set of sessions serves them all."""
+        """Whether splits use different vectors of the same speakers, and so cannot share one set of sessions."""
         return self.folds is not None and self.config.features.speaker_aggregation == "enrolled"
 
     def pack(self, fold: Fold | None = None, *, features: bool = True) -> SplitSessions:
         """The sessions that are trained on or judged by, packed: for one fold, or once for all parts.
 
         Args:
-            fold: Whose voices the sessions hear.
+            fold: Fold whose speaker vectors the sessions use.
             features: Whether they are to have any; without, nothing is read.
 
         Raises:

@@ -89,7 +89,7 @@ class EndToEnd:
         for name in ("speaker_norm", "session_norm"):
             if "speech" in getattr(config.model, name):
                 raise UsageError(
-                    f"model.{name} names speech, and train.encoder is '{config.train.encoder}': what was heard before "
+                    f"model.{name} names speech, and train.encoder is '{config.train.encoder}': what came before "
                     "would be vectors of an encoder that has changed since. Compare prosody alone, or keep the encoder "
                     "frozen."
                 )

@@ -87,7 +87,7 @@ def predict_sessions(
 ) -> Tensor:
     """Predict every utterance of every session from a fresh state, feeding back predictions or what is observed.
 
-    A session runs in chunks of `chunk` steps while it has so many left, then in one of half as many, and so on down
+    A session runs in chunks of `chunk` steps while that many are left, then in one of half the size, and so on down
     to 1. So no step is padding, and every call has a shape that follows from the session alone, never from those in
     the other lanes: with a fixed number of lanes they change no bit of its predictions.
 

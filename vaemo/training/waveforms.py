@@ -52,7 +52,7 @@ class Waveforms:
 
     @staticmethod
     def of_store(store: FeatureStore, manifest: str, config: Config) -> Waveforms:
-        """Those of every utterance of a store that has features, heard as the store heard them.
+        """The waveforms of every utterance of a store with features, decoded as at extraction.
 
         Args:
             store: What `jobs/extract.py` wrote.

@@ -65,7 +65,7 @@ def column_of(
     Numbers that are many become four bands with about as many rows each.
 
     Raises:
-        UsageError: if nobody has the column, it tells too many groups apart, or it may name employees of an archive.
+        UsageError: if the column does not exist, has too many groups, or may name employees in an archive.
     """
     refuse_employees(scored, name, config)
     table, known = _with_column(scored, labels, name)

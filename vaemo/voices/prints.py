@@ -48,7 +48,7 @@ class Voiceprints:
 
         Args:
             path: The file.
-            encoder: Fingerprint of the encoder that calls are heard with.
+            encoder: Fingerprint of the encoder used for the calls.
 
         Raises:
             ReadVoicesError: if it cannot be read, lacks a column, names a person twice, has a date that is none, a
@@ -70,7 +70,7 @@ class Voiceprints:
         if made_by != encoder:
             raise ReadVoicesError(
                 f"{path} was made with {'the encoder ' + made_by if made_by else 'an encoder that it does not name'}; "
-                f"calls are heard with {encoder} (voices.model). Enrol anew."
+                f"calls use {encoder} (voices.model). Enrol again."
             )
         try:
             persons = typed(table["speaker_id"], "speaker_id", pa.string()).to_pylist()
