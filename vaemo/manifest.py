@@ -63,8 +63,8 @@ REQUIRED = ("utt_id", "session_id", "speaker_id", "audio_path")
 EMBEDDED = ".parquet#"
 """`FOLDER/M.parquet#17` is the audio in row 17 of that manifest's `audio` column."""
 
-_KNOWN = {**COLUMNS, "n_channels": pa.int32()}
-"""Columns whose type is ours; the last of them travels along, into the store's column of that name."""
+_KNOWN = {**COLUMNS, "n_channels": pa.int32(), "offset_s": pa.float64()}
+"""Columns whose type is ours; the last of them travel along, into the store's columns of those names."""
 
 _REFERENCE = re.compile(r"(.*\.parquet)#(\d+)", re.DOTALL)
 _BLOCK_BYTES = 1 << 24
@@ -453,6 +453,9 @@ def _absolute(path: str) -> str:
 
 
 def _in_order(table: pa.Table) -> pa.Table:
-    order, position = session_order(table["session_id"], table["position"], table["start_s"])
+    start_s = table["start_s"]
+    if "offset_s" in table.column_names:
+        start_s = pc.add(start_s, table["offset_s"].fill_null(0.0))
+    order, position = session_order(table["session_id"], table["position"], start_s)
     table = with_column(table, "position", pa.array(position))
     return table if order is None else table.take(pa.array(order))

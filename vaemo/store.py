@@ -61,6 +61,8 @@ _AFTER = {
     "voice_margin": pa.float32(),
     "role_by": pa.string(),
     "role_margin": pa.float32(),
+    "audio_path": pa.string(),
+    "offset_s": pa.float64(),
 }
 """Columns whose place in a part is after the labels and the observed values, which are float32."""
 _IDS = ("session_id", "utt_id")
