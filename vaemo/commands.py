@@ -15,8 +15,8 @@ from typing import NoReturn
 
 import vaemo
 from vaemo import cli
+from vaemo.config.suggest import question
 from vaemo.errors import UsageError
-from vaemo.suggest import question
 
 Arguments = list[str] | None
 """Of a command; None are those of the process."""

@@ -12,7 +12,7 @@ from speech_cases import call
 
 import vaemo
 from vaemo.config import Config, FeatureConfig
-from vaemo.manifest import write_manifest
+from vaemo.data.manifest import write_manifest
 from vaemo.scores import read_sessions
 from vaemo.scoring.erase import erase_session
 from vaemo.scoring.ids import IdKey
