@@ -25,6 +25,7 @@ from vaemo.cluster.address import LOCAL, find_cluster, temporary_folder
 from vaemo.cluster.attempts import Attempts
 from vaemo.cluster.metrics import Seconds
 from vaemo.cluster.nodes import capacity, check_visible, driver_node
+from vaemo.data.spool import is_here
 from vaemo.errors import ClusterError, StorageError, VaemoError, carried, mistake_of, raise_carried
 from vaemo.features.watch import may_end_process
 from vaemo.progress import say
@@ -266,8 +267,14 @@ class _ShardWorker:
             self._worker = self._worker or self._make()
             careful = {"careful": True} if attempt > CAREFUL_AFTER else {}
             begun = time.monotonic()
-            message = json.dumps(self._worker({**shard, **careful}))
+            message = json.dumps(self._worker({**self._with_rows(shard), **careful}))
             self._spent.add(time.monotonic() - begun)
             return {"error": None, "message": message}
         except (VaemoError, OSError) as error:
             return carried(error)
+
+    def _with_rows(self, shard: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The shard, with what lies on the job's own node and cannot be seen here."""
+        if "spooled" not in shard or is_here(shard["spooled"]):
+            return shard
+        return {**shard, "rows": ray.get(self._attempts.rows.remote(shard["spooled"]))}

@@ -26,8 +26,9 @@ from vaemo.audio.formats import kind_of
 from vaemo.audio.recording import Decoder
 from vaemo.audio.several import Member, plain
 from vaemo.config import AudioConfig, Config
-from vaemo.data.manifest import COLUMNS, file_of, read_manifest, with_labels
+from vaemo.data.manifest import file_of, with_labels
 from vaemo.data.sessions import label_ranges
+from vaemo.data.spool import open_rows, read_rows
 from vaemo.errors import ReadManifestError, UsageError, named
 from vaemo.features import Extractor
 from vaemo.files import Found
@@ -35,8 +36,8 @@ from vaemo.parts.shards import digest
 from vaemo.scoring.calls import Calls
 from vaemo.scoring.roles import NOT_KNOWN, RoleRules, cut_by_vaemo
 from vaemo.store import FeatureStore, find_parts, is_store, part_schema
-from vaemo.tables import codes, from_bytes, to_bytes, with_column
-from vaemo.targets import Target, label_names, observed_names
+from vaemo.tables import codes, with_column
+from vaemo.targets import Target, observed_names
 from vaemo.units import DIMENSIONS, STREAMS
 from vaemo.utterances import (
     Course,
@@ -386,22 +387,13 @@ class ManifestSource:
 
     def list(self, calls: Calls | None = None) -> Listing:
         """Read the manifest."""
-        table = read_manifest(self.path, label_range=self.label_range, root=self.root, targets=self.targets)
-        starts, session_ids = _runs(table, [table.num_rows])
-        sizes = np.diff(np.r_[starts, table.num_rows])
-        # Where a corpus lies may change between two runs, what it holds may not.
-        names = pc.replace_substring_regex(table["audio_path"], r"^.*/", "")
-        of_further = [name for name in label_names(self.targets) if name not in COLUMNS]
-        texts = [names, *(table[name] for name in (*COLUMNS, *of_further) if name != "audio_path")]
-        texts = [pc.fill_null(text.cast(pa.string()), "") for text in texts]
-        lines = pc.binary_join_element_wise(*texts, "\t").to_pylist()
-        cut = cut_by_vaemo(table)
-
-        def rows(index: int) -> pa.Table:
-            return table.slice(starts[index], sizes[index])
+        held = open_rows(self.path, label_range=self.label_range, root=self.root, targets=self.targets)
+        cut = np.zeros(len(held.session_ids), bool)
+        for first, table in held.tables():
+            cut[np.searchsorted(held.starts, first + np.flatnonzero(cut_by_vaemo(table)), side="right") - 1] = True
 
         def still(index: int, stamps: Sequence[Sequence[Any]]) -> bool:
-            paths = _audio_files(rows(index)["audio_path"])
+            paths = _audio_files(held.rows(index)["audio_path"])
             now = [_stat(path) for path in paths]
             # Audio that is gone was deleted when its time was over; what was made of it stays.
             return len(stamps) != len(paths) or all(
@@ -409,22 +401,23 @@ class ManifestSource:
                 for before, current, path in zip(stamps, now, paths, strict=True)
             )
 
+        sizes = held.sizes.tolist()
         return Listing(
-            session_ids=session_ids,
-            contents=_digests(lines, starts),
-            weights=sizes.tolist(),
-            pack=lambda indices: {"rows": to_bytes(pa.concat_tables(map(rows, indices)))},
+            session_ids=held.session_ids,
+            contents=held.contents,
+            weights=sizes,
+            pack=held.described,
             still=still,
-            units=sizes.tolist(),
+            units=sizes,
             unit="utterances",
-            n_cut=int(np.add.reduceat(cut, starts).astype(bool).sum()),
-            roles=tuple(pc.unique(table["role"]).drop_null().to_pylist()),
-            places=table["audio_path"][:1].to_pylist(),
+            n_cut=int(cut.sum()),
+            roles=tuple(held.roles),
+            places=held.rows(0)["audio_path"][:1].to_pylist(),
         )
 
     def read(self, packed: Mapping[str, Any], tools: Tools, calls: Calls | None = None) -> Batch:
         """Features of the rows."""
-        rows = from_bytes(packed["rows"])
+        rows = read_rows(packed)
         targets = tools.config.model.targets
         label_ranges(tools.config).mapped(with_labels(rows, targets), observed_names(targets), self.path)
         starts, session_ids = _runs(rows, [rows.num_rows])
