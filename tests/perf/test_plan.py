@@ -1,13 +1,15 @@
 """What it costs the driver to plan a manifest of millions of utterances, and to list a bucket of a million objects.
 
 A plan is made as the job makes it, up to the first part that a worker would get; what workers do is not in it.
-`VAEMO_PLAN_UTTERANCES` (10,000,000) says how many.
+`VAEMO_PLAN_UTTERANCES` (10,000,000) and `VAEMO_PLAN_OBJECTS` (1,000,000) say how many.
 """
 
+import ast
 import json
 import os
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -100,3 +102,124 @@ def test_plan_of_millions_of_utterances(tmp_path, capsys, kind):
         print("\n" + "\n".join(table))
     assert found["begun_s"] < 180 * UTTERANCES / 10_000_000
     assert found["rss_gb"] < 4
+
+
+OBJECTS = int(os.environ.get("VAEMO_PLAN_OBJECTS", "1000000"))
+PAGE, DELAY_S = 1_000, 0.05
+
+SERVER = """
+import sys, threading, time, urllib.parse
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+N, FOLDERS, PAGE, DELAY_S = (float(text) if "." in text else int(text) for text in sys.argv[1:])
+EACH = N // FOLDERS
+ITEM = ("<Contents><Key>%s</Key><LastModified>2026-11-28T10:00:00.000Z</LastModified><ETag>&quot;0&quot;</ETag>"
+        "<Size>480044</Size><StorageClass>STANDARD</StorageClass></Contents>")
+lock, asked = threading.Lock(), {}
+
+def keys(prefix, first):
+    "Names below a prefix, from a place on; nothing is held."
+    folder = prefix.removeprefix("calls/").rstrip("/")
+    whole = [int(folder)] if folder else range(FOLDERS)
+    total = EACH * len(whole)
+    for number in range(first, min(first + PAGE, total)):
+        yield f"calls/{whole[number // EACH]:04d}/call-{number % EACH:07d}.wav" if FOLDERS > 1 else (
+            f"calls/call-{number:07d}.wav")
+    return
+
+class Answers(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self):
+        path, _, query = self.path.partition("?")
+        said = dict(urllib.parse.parse_qsl(query))
+        if path == "/_asked":
+            return self.say(repr(asked).encode(), "text/plain")
+        time.sleep(DELAY_S)
+        if "list-type" not in said:
+            return self.say(b"<Error><Code>NoSuchKey</Code></Error>", status=404)
+        prefix, first = said.get("prefix", ""), int(said.get("continuation-token", 0))
+        with lock:
+            name = (prefix, said.get("delimiter", ""), first)
+            asked[name] = asked.get(name, 0) + 1
+        total, body = (EACH if prefix.count("/") > 1 else N), []
+        if int(said.get("max-keys", PAGE)) < PAGE:
+            total = 0
+            body = [ITEM % next(keys("calls/", 0))]
+        elif said.get("delimiter") and FOLDERS > 1 and prefix.count("/") <= 1:
+            total = 0
+            body = [f"<CommonPrefixes><Prefix>calls/{n:04d}/</Prefix></CommonPrefixes>" for n in range(FOLDERS)]
+        else:
+            body = [ITEM % key for key in keys(prefix, first)]
+        more = first + PAGE < total
+        token = f"<NextContinuationToken>{first + PAGE}</NextContinuationToken>" if more else ""
+        text = (f'<?xml version="1.0"?><ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/">'
+                f"<Name>b</Name><Prefix>{prefix}</Prefix><KeyCount>{len(body)}</KeyCount><MaxKeys>{PAGE}</MaxKeys>"
+                f"<IsTruncated>{str(more).lower()}</IsTruncated>{token}{''.join(body)}</ListBucketResult>")
+        self.say(text.encode())
+
+    def do_HEAD(self):
+        time.sleep(DELAY_S)
+        self.say(b"", status=404)
+
+    def say(self, content, kind="application/xml", status=200):
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_):
+        pass
+
+server = ThreadingHTTPServer(("127.0.0.1", 0), Answers)
+print(server.server_port, flush=True)
+threading.Thread(target=lambda: (sys.stdin.read(), server.shutdown()), daemon=True).start()
+server.serve_forever()
+"""
+
+LIST = """
+import json, resource, sys, time
+start = time.perf_counter()
+from vaemo.config import Config
+from vaemo.pipeline.sources import open_source
+
+listing = open_source(sys.argv[1], Config()).list()
+print(json.dumps({"listed_s": time.perf_counter() - start, "n": len(listing.session_ids),
+                  "cpu_s": time.process_time(),
+                  "rss_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}))
+"""
+
+
+@pytest.mark.parametrize("folders", [1, 100, 1_000])
+def test_a_million_objects_are_listed_once(capsys, folders):
+    told = [str(value) for value in (OBJECTS, folders, PAGE, DELAY_S)]
+    server = subprocess.Popen([sys.executable, "-c", SERVER, *told], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        door = f"http://127.0.0.1:{int(server.stdout.readline())}"
+        environment = {
+            **os.environ,
+            "AWS_ENDPOINT_URL": door,
+            **dict.fromkeys(("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"), "none"),
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }
+        done = subprocess.run(
+            [sys.executable, "-c", LIST, "s3://b/calls"],
+            capture_output=True,
+            text=True,
+            env=environment,
+            cwd=Path(__file__).parents[2],
+        )
+        assert done.returncode == 0, done.stderr
+        found = json.loads(done.stdout.splitlines()[-1])
+        with urllib.request.urlopen(f"{door}/_asked") as answer:
+            asked = ast.literal_eval(answer.read().decode())
+    finally:
+        server.stdin.close()
+        server.wait(10)
+    with capsys.disabled():
+        print(f"\n{folders:,} folders: {found}, {sum(asked.values()):,} requests")
+    assert found["n"] == OBJECTS
+    whole = {name: n for name, n in asked.items() if name[0] != "calls" or not name[1]}
+    assert set(whole.values()) == {1}, [name for name, n in whole.items() if n > 1][:5]
+    assert found["listed_s"] < 120

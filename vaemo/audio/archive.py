@@ -17,7 +17,7 @@ import re
 import time
 import urllib.parse
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -61,7 +61,12 @@ class Listing:
 
 
 def list_recordings(
-    folder: str, audio: AudioConfig | None = None, *, exclude: Sequence[str] = (), min_age_s: float = 0.0
+    folder: str,
+    audio: AudioConfig | None = None,
+    *,
+    exclude: Sequence[str] = (),
+    min_age_s: float = 0.0,
+    found: Sequence[Found] | None = None,
 ) -> Listing:
     """Every file below a folder, or in a table of paths, whose name ends as a recording's does.
 
@@ -70,18 +75,19 @@ def list_recordings(
         audio: Says whether headerless files are read; None is the default.
         exclude: Patterns (`fnmatch`) of names to leave out: relative paths, or their last part.
         min_age_s: Files that were written less than so many seconds ago wait for the next run.
+        found: What `vaemo.files.walk` finds in the folder, if that is known.
 
     Raises:
         ReadRecordingsError: if there is none, or the table cannot be read.
     """
-    found, notes = [], []
+    there, notes = list[Found](), list[str]()
     others: Counter[str] = Counter()
     excluded, young = set[str](), set[str]()
     members: dict[str, Sequence[Member]] = {}
     youngest_ns = time.time_ns() - int(min_age_s * 1e9)
     kind_by_suffix = functools.cache(lambda suffixes: kind_of(f"_.{suffixes}", audio or AudioConfig()))
     table = files.is_file(folder)
-    for item in _named(read_paths(folder, members) if table else files.walk(folder)):
+    for item in _named(read_paths(folder, members) if table else found or files.walk(folder)):
         # A folder that cannot be listed ends in "/".
         file = item.path if table else item.name
         kind = "folder" if file[-1] == "/" else kind_by_suffix(".".join(file.rsplit(".", 2)[1:]))
@@ -92,9 +98,9 @@ def list_recordings(
         elif min_age_s and item.mtime_ns > youngest_ns:
             young.add(item.name)
         elif kind == "foreign" and not item.problem:
-            found.append(item._replace(problem=("undecodable", foreign_reason(item.name) or "")))
+            there.append(item._replace(problem=("undecodable", foreign_reason(item.name) or "")))
         else:
-            found.append(item)
+            there.append(item)
     if others:
         listed = ", ".join(f"{n:,} {suffix}" for suffix, n in others.most_common(_SHOWN_SUFFIXES))
         more = f", {len(others) - _SHOWN_SUFFIXES} more kinds" if len(others) > _SHOWN_SUFFIXES else ""
@@ -105,12 +111,12 @@ def list_recordings(
         notes.append(
             f"{len(young):,} files are younger than {min_age_s:g} s (extract.min_age_s) and wait for the next run"
         )
-    if not found:
+    if not there:
         state = "holds no recordings to read" if files.exists(folder) else "does not exist"
         hint = "; ".join(notes) or "files are taken whose names end as a recording's, such as .wav, .flac or .mp3"
         raise ReadRecordingsError(f"{folder} {state}: {hint}.")
-    found.sort(key=lambda item: item.name)
-    return Listing(found, notes, members, frozenset(young), frozenset(excluded))
+    there.sort(key=lambda item: item.name)
+    return Listing(there, notes, members, frozenset(young), frozenset(excluded))
 
 
 _INVENTORY = ("bucket", "key", "size", "last_modified_date")
@@ -217,7 +223,7 @@ def _last(name: str) -> str:
     return name.rstrip("/").rpartition("/")[2]
 
 
-def _named(found: Iterator[Found]) -> Iterator[Found]:
+def _named(found: Iterable[Found]) -> Iterator[Found]:
     """The files under names that can be written anywhere, all different."""
     items = list(found)
     taken = {item.name for item in items if shown(item.name) == item.name}

@@ -256,20 +256,23 @@ def open_source(path: str, config: Config, *, exclude: Sequence[str] = ()) -> So
     """
     if not files.exists(path):
         raise UsageError(f"--input {path} does not exist; give a feature store, a manifest or a folder of recordings.")
-    parts = find_parts(path)
+    single = files.is_file(path)
+    # A bucket is listed once, whatever it turns out to hold; on a disk most of it need not be looked at.
+    listed = list(files.walk(path)) if files.is_uri(path) and not single else None
+    parts = find_parts(path, listed)
     if is_store(path, parts):
-        source: Source = StoreSource(FeatureStore.open(path))
-    elif files.is_file(path):
+        source: Source = StoreSource(FeatureStore.open(path, parts))
+    elif single:
         if kind_of(path, config.audio) == "audio":
             raise UsageError(f"--input {path} is a recording; give the folder that it lies in.")
         if is_table_of_paths(path):
             return RecordingsSource(path, config.audio, tuple(exclude), config.extract.min_age_s)
         source = ManifestSource(path, config.extract.root)
-    elif parts and all(kind_of(item.name, config.audio) == "other" for item in files.walk(path)):
+    elif parts and all(kind_of(item.name, config.audio) == "other" for item in listed or files.walk(path)):
         # Tables may lie beside recordings. Alone they were meant as a store: this says what they lack.
-        source = StoreSource(FeatureStore.open(path))
+        source = StoreSource(FeatureStore.open(path, parts))
     else:
-        return RecordingsSource(path, config.audio, tuple(exclude), config.extract.min_age_s)
+        return RecordingsSource(path, config.audio, tuple(exclude), config.extract.min_age_s, listed)
     if exclude:
         raise UsageError(f"--exclude leaves out recordings of a folder, and --input {path} is none.")
     return source
@@ -454,16 +457,21 @@ class RecordingsSource:
         audio: How headerless files are read; None is the default.
         exclude: Patterns of names to leave out.
         min_age_s: Files that are younger wait for the next run.
+        listed: What lies there, where that has been looked up; stays on the driver.
     """
 
     path: str
     audio: AudioConfig | None = None
     exclude: tuple[str, ...] = ()
     min_age_s: float = 0.0
+    listed: Sequence[Found] | None = field(default=None, repr=False, compare=False)
     kind = "recordings"
     needs_features = True
     replaceable = True
     counts_rows = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "listed": None}
 
     def shard_size(self, config: Config) -> int:
         """So many recordings."""
@@ -471,7 +479,9 @@ class RecordingsSource:
 
     def list(self, calls: Calls | None = None) -> Listing:
         """List the files that may be audio; nothing is opened."""
-        listed = list_recordings(self.path, self.audio, exclude=self.exclude, min_age_s=self.min_age_s)
+        listed = list_recordings(
+            self.path, self.audio, exclude=self.exclude, min_age_s=self.min_age_s, found=self.listed
+        )
         members = {**listed.members, **(calls.members if calls else {})}
         found, several, notes = _put_together(listed, members, self.path) if members else (listed.recordings, {}, ())
         # A table may not say how large its recordings are: then it is not seen whether they have changed, or are twins.
