@@ -21,6 +21,7 @@ import ray.data
 from ray.data import ActorPoolStrategy, DataContext
 from ray.data.exceptions import ExecutionTimeoutError
 
+from vaemo.audio.decoder import Decoder
 from vaemo.cluster.address import LOCAL, find_cluster, temporary_folder
 from vaemo.cluster.attempts import Attempts
 from vaemo.cluster.metrics import Seconds
@@ -253,6 +254,7 @@ class _ShardWorker:
         self._worker: Any = None
         self._attempts, self._most = attempts, most
         self._spent = Seconds("vaemo_worker_seconds", "Seconds that workers have decoded and computed.")
+        self._decoding = Seconds("vaemo_decoding_seconds", "Seconds of these that workers have waited for decoders.")
 
     def __call__(self, shard: dict[str, Any]) -> Mapping[str, str | None]:
         number = shard.pop(_NUMBER)
@@ -266,9 +268,10 @@ class _ShardWorker:
                 )
             self._worker = self._worker or self._make()
             careful = {"careful": True} if attempt > CAREFUL_AFTER else {}
-            begun = time.monotonic()
+            begun, decoded_s = time.monotonic(), Decoder.spent_s
             message = json.dumps(self._worker({**self._with_rows(shard), **careful}))
             self._spent.add(time.monotonic() - begun)
+            self._decoding.add(Decoder.spent_s - decoded_s)
             return {"error": None, "message": message}
         except (VaemoError, OSError) as error:
             return carried(error)
