@@ -29,6 +29,9 @@ def extract(argv: Arguments = None, prog: str | None = None) -> None:
     source.add_argument("--manifest", type=cli.data_path, metavar="FILE", help="JSON Lines or Parquet")
     source.add_argument("--input", type=cli.data_path, metavar="FOLDER", help="recordings; utterances are found")
     parser.add_argument("--out", type=cli.data_path, required=True, metavar="STORE", help="the store's folder")
+    parser.add_argument(
+        "--calls", type=cli.data_path, metavar="FILE", help="which recordings are one call, and may be processed"
+    )
     parser.add_argument("--limit", type=cli.count, metavar="N", help="only the first N utterances or recordings")
     parser.add_argument("--dry-run", action="store_true", help="say what would be done and how long it would take")
     cli.add_rerun_options(parser)
