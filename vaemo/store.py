@@ -61,6 +61,8 @@ _AFTER = {
     "voice_margin": pa.float32(),
     "role_by": pa.string(),
     "role_margin": pa.float32(),
+    "level_db": pa.float32(),
+    "snr_db": pa.float32(),
 }
 """Columns whose place in a part is after the labels and the observed values, which are float32."""
 _IDS = ("session_id", "utt_id")
