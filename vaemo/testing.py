@@ -13,8 +13,8 @@ import numpy as np
 import pyarrow as pa
 
 from vaemo import files
+from vaemo.data.sessions import Session, assemble_sessions
 from vaemo.metrics import Moments
-from vaemo.sessions import Session, assemble_sessions
 from vaemo.store import part_schema
 from vaemo.units import SPLITS
 
@@ -278,7 +278,7 @@ def kalman_predictions(world: World, sessions: Sequence[Session]) -> list[np.nda
 def best_of_calls(world: World, sessions: Sequence[Session]) -> np.ndarray:
     """What ranks the `csat` of calls best, (sessions,): the mean of what is remembered given the whole call.
 
-    For `call_world` only. Rauch, Tung and Striebel (1965): the means of the filter, corrected from the end back.
+    For `call_world` only. A Kalman smoother: the means of the filter, corrected from the end back.
     """
     found = []
     for session in sessions:

@@ -16,7 +16,8 @@ import pyarrow.compute as pc
 import pytest
 
 from vaemo.config import Config
-from vaemo.sessions import assemble_sessions
+from vaemo.data.sessions import assemble_sessions
+from vaemo.data.windows import PackedSessions
 from vaemo.tables import with_column
 from vaemo.testing import dialogue_world, kalman_predictions, linear_world
 from vaemo.training.replay import replay
@@ -27,7 +28,6 @@ from vaemo.trust.novelty import BEYOND, Novelty, features_of
 from vaemo.trust.own_calls import _corrected
 from vaemo.trust.rows import call_rows, calls_of, groups_of, mean_of, utterance_rows
 from vaemo.units import DIMENSIONS, LabelScale
-from vaemo.windows import PackedSessions
 
 FIRST_SEED, END_SEED = map(int, os.environ.get("VAEMO_BENCH_SEEDS", "0:20").split(":"))
 SEEDS, NEW = range(FIRST_SEED, END_SEED), 200

@@ -23,10 +23,10 @@ from vaemo.audio.acoustics import simulate_telephone
 from vaemo.audio.recording import Resampler
 from vaemo.config import Config
 from vaemo.corpora import emodb
+from vaemo.data.sessions import assemble_sessions
 from vaemo.demo.corpus import make_corpus
 from vaemo.evaluation.pairs import read_pairs
 from vaemo.metrics import ccc
-from vaemo.sessions import assemble_sessions
 from vaemo.store import FeatureStore
 from vaemo.tables import codes
 from vaemo.testing import LABEL_SPREAD, kalman_predictions, linear_world
