@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 import soundfile
 
 from vaemo.config import Config
+from vaemo.data.manifest import read_manifest
 from vaemo.features import load_extractors
-from vaemo.manifest import read_manifest
 from vaemo.utterances import extract_utterances
 
 QUICK = ["features.prosody=none", "extract.shard_utterances=6", "extract.shard_recordings=1"]

@@ -11,9 +11,9 @@ from tiny_models import write_speech_model
 
 from vaemo import files
 from vaemo.config import Config
+from vaemo.data.manifest import read_manifest
+from vaemo.data.sessions import read_sessions
 from vaemo.features import describe, load_extractors
-from vaemo.manifest import read_manifest
-from vaemo.sessions import read_sessions
 from vaemo.store import FeatureStore, store_info, write_part
 from vaemo.training.end_to_end import EndToEnd
 from vaemo.training.trainer import Trainer

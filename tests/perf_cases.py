@@ -4,7 +4,7 @@ import os
 
 import numpy as np
 
-from vaemo.sessions import Session
+from vaemo.data.sessions import Session
 
 SPEECH_S = 60.0 * float(os.environ.get("VAEMO_BENCH_MINUTES", "20"))
 """Speech to encode."""

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from vaemo.sessions import Session
+from vaemo.data.sessions import Session
 
 DIM, SPEAKER_DIM = 24, 8
 AR, BIAS = 0.8, 0.1

@@ -70,9 +70,9 @@ def extract(
         TooManyFailuresError: if more than `extract.max_failed_fraction` has failed.
         VaemoError: for whatever else is wrong with the input, the settings, the store or the cluster.
     """
+    from vaemo.data.sessions import label_ranges
     from vaemo.pipeline import extraction
     from vaemo.pipeline.sources import ManifestSource, RecordingsSource, Source
-    from vaemo.sessions import label_ranges
 
     if (manifest is None) == (input is None):
         raise UsageError("give one of manifest and input: which utterances, or a folder of recordings to find them in.")
@@ -258,8 +258,8 @@ def evaluate(
     Raises:
         VaemoError: if scores or labels cannot be read, or have nothing in common.
     """
-    from vaemo.card import write_card
     from vaemo.evaluation import evaluate as evaluation
+    from vaemo.training.card import write_card
 
     settings, folder = _config(config, set), _path(out)
     with summary(folder, "evaluate"):

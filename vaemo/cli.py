@@ -100,6 +100,17 @@ def load_config(args: argparse.Namespace) -> Config:
     return Config.load(args.config, args.overrides)
 
 
+def keywords(args: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of a job as keywords of the function that does it: `config` is loaded, `--set` is in it."""
+    given = {name: value for name, value in vars(args).items() if name != "overrides"}
+    return {**given, "config": load_config(args)}
+
+
+def names(text: str) -> list[str]:
+    """The type of an argument that lists names with commas between them."""
+    return [name for part in text.split(",") if (name := part.strip())]
+
+
 def data_path(text: str) -> str:
     """The type of an argument that names data: absolute, or a URI.
 

@@ -15,8 +15,8 @@ from typing import NoReturn
 
 import vaemo
 from vaemo import cli
+from vaemo.config.suggest import question
 from vaemo.errors import UsageError
-from vaemo.suggest import question
 
 Arguments = list[str] | None
 """Of a command; None are those of the process."""
@@ -32,20 +32,7 @@ def extract(argv: Arguments = None, prog: str | None = None) -> None:
     parser.add_argument("--limit", type=cli.count, metavar="N", help="only the first N utterances or recordings")
     parser.add_argument("--dry-run", action="store_true", help="say what would be done and how long it would take")
     cli.add_rerun_options(parser)
-    args = parser.parse_args(argv)
-
-    vaemo.extract(
-        out=args.out,
-        manifest=args.manifest,
-        input=args.input,
-        config=cli.load_config(args),
-        exclude=args.exclude,
-        limit=args.limit,
-        dry_run=args.dry_run,
-        retry_failed=args.retry_failed,
-        changed=args.changed,
-        voices_from=args.voices_from,
-    )
+    vaemo.extract(**cli.keywords(parser.parse_args(argv)))
 
 
 def train(argv: Arguments = None, prog: str | None = None) -> None:
@@ -59,18 +46,7 @@ def train(argv: Arguments = None, prog: str | None = None) -> None:
     parser.add_argument("--seeds", type=count, default=1, help="trainings, from train.seed on: an ensemble")
     parser.add_argument("--manifest", type=path, metavar="FILE", help="of which the store is; to train its encoder too")
     parser.add_argument("--speakers", type=path, metavar="FILE", help="enrolments: speaker_id, speaker")
-    args = parser.parse_args(argv)
-
-    vaemo.train(
-        store=args.store,
-        out=args.out,
-        workers=args.workers,
-        folds=args.folds,
-        seeds=args.seeds,
-        manifest=args.manifest,
-        speakers=args.speakers,
-        config=cli.load_config(args),
-    )
+    vaemo.train(**cli.keywords(parser.parse_args(argv)))
 
 
 def tune(argv: Arguments = None, prog: str | None = None) -> None:
@@ -101,25 +77,12 @@ def tune(argv: Arguments = None, prog: str | None = None) -> None:
     parser.add_argument("--gpus", type=float, help="share of a GPU for each process (default: 0.25 where there is any)")
     parser.add_argument("--folds", help="by=fold, by=speaker or k=N: the mean over folds is searched for")
     parser.add_argument("--seeds", type=count, default=1, help="trainings of each trial; their mean counts")
-    args = parser.parse_args(argv)
-    config = cli.load_config(args)
+    options = cli.keywords(parser.parse_args(argv))
 
     from vaemo.cluster import tune as cluster
 
-    with cli.summary(args.out):
-        cluster.tune(
-            args.store,
-            args.space,
-            args.out,
-            config,
-            trials=args.trials,
-            search=args.search,
-            scheduler=args.scheduler,
-            workers=args.workers,
-            gpus=args.gpus,
-            folds=args.folds,
-            seeds=args.seeds,
-        )
+    with cli.summary(options["out"]):
+        cluster.tune(**options)
 
 
 def score(argv: Arguments = None, prog: str | None = None) -> None:
@@ -139,24 +102,7 @@ def score(argv: Arguments = None, prog: str | None = None) -> None:
     parser.add_argument("--limit", type=cli.count, metavar="N", help="only the first N sessions or recordings")
     parser.add_argument("--dry-run", action="store_true", help="say what would be done")
     cli.add_rerun_options(parser)
-    args = parser.parse_args(argv)
-
-    vaemo.score(
-        input=args.input,
-        checkpoint=args.checkpoint,
-        out=args.out,
-        calls=args.calls,
-        personal=args.personal,
-        speakers=args.speakers,
-        roles_unknown=args.roles_unknown,
-        config=cli.load_config(args),
-        exclude=args.exclude,
-        limit=args.limit,
-        dry_run=args.dry_run,
-        retry_failed=args.retry_failed,
-        changed=args.changed,
-        voices_from=args.voices_from,
-    )
+    vaemo.score(**cli.keywords(parser.parse_args(argv)))
 
 
 def evaluate(argv: Arguments = None, prog: str | None = None) -> None:
@@ -172,7 +118,9 @@ def evaluate(argv: Arguments = None, prog: str | None = None) -> None:
     parser.add_argument("--compare", type=path, metavar="SCORES", help="other scores of the same utterances, paired")
     cli.add_checkpoint(parser, "replay it on the store with labels fed, too", required=False)
     parser.add_argument("--card", type=path, metavar="CHECKPOINT", help="put the result into its model card")
-    parser.add_argument("--by", default="", metavar="COLUMN[,COLUMN]", help="results by group, and the largest gap")
+    parser.add_argument(
+        "--by", type=cli.names, default=(), metavar="COLUMN[,COLUMN]", help="results by group, and the largest gap"
+    )
     args = parser.parse_args(argv)
 
     if not args.labels and not args.rttm:
@@ -188,18 +136,9 @@ def evaluate(argv: Arguments = None, prog: str | None = None) -> None:
 
     from vaemo.evaluation.evaluate import table_of
 
-    result = vaemo.evaluate(
-        scores=args.scores,
-        labels=args.labels,
-        out=args.out,
-        split=args.split,
-        exclude=args.exclude,
-        compare=args.compare,
-        checkpoint=args.checkpoint,
-        card=args.card,
-        by=[name.strip() for name in args.by.split(",") if name.strip()],
-        config=cli.load_config(args),
-    )
+    options = cli.keywords(args)
+    del options["rttm"]
+    result = vaemo.evaluate(**options)
     print(f"{table_of(result)}\n\nsee {args.out}/metrics.json", flush=True)
 
 
@@ -231,16 +170,19 @@ def ablate(argv: Arguments = None, prog: str | None = None) -> None:
     parser.add_argument("--out", type=cli.data_path, required=True, metavar="DIR", help="the tables; goes on if there")
     parser.add_argument("--seeds", type=cli.count, default=3, metavar="N", help="trainings of every variant")
     parser.add_argument("--folds", help="by=fold, by=speaker or k=N: hold out one at a time, compare on all")
-    parser.add_argument("--only", metavar="NAME[,NAME...]", help="compare these alone, such as no-state,no-prosody")
+    parser.add_argument(
+        "--only", type=cli.names, metavar="NAME[,NAME...]", help="compare these alone, such as no-state,no-prosody"
+    )
     args = parser.parse_args(argv)
     config = cli.load_config(args)
 
     from vaemo.cluster.executor import OnRay
     from vaemo.pipeline import ablation
 
-    only = args.only.split(",") if args.only else None
     with cli.summary(args.out):
-        ablation.ablate(args.store, args.out, config, OnRay(), seeds=args.seeds, folds=args.folds, only=only)
+        ablation.ablate(
+            args.store, args.out, config, OnRay(), seeds=args.seeds, folds=args.folds, only=args.only or None
+        )
 
 
 def calibrate(argv: Arguments = None, prog: str | None = None) -> None:

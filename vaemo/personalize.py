@@ -23,6 +23,8 @@ from torch import Tensor
 
 from vaemo import files
 from vaemo.config import Config, PersonalizeConfig
+from vaemo.data.sessions import Session
+from vaemo.data.windows import PackedSessions
 from vaemo.errors import FeatureMismatchError, LabelError, ReadCheckpointError
 from vaemo.model.checkpoint import load_checkpoint, one_checkpoint
 from vaemo.model.film import FilmDelta
@@ -31,8 +33,6 @@ from vaemo.model.streams import Streams
 from vaemo.parts.shards import claim_folder, digest
 from vaemo.progress import Progress
 from vaemo.scoring.trained_on import read_as_trained
-from vaemo.sessions import Session
-from vaemo.windows import PackedSessions
 
 DELTAS, SPEAKERS, USED, PROVENANCE = "deltas.safetensors", "speakers.parquet", "used.parquet", "_provenance.json"
 

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from vaemo import files
 from vaemo.config import ModelConfig, ScoreConfig
 from vaemo.errors import ColumnError, ReadScoresError
-from vaemo.settling import drawn_to_mean
+from vaemo.model.settling import drawn_to_mean
 from vaemo.tables import codes, typed, with_column
 from vaemo.targets import SUMMARY, Target, names_of, session_names, targets_of, utterance_names
 from vaemo.units import DIMENSIONS, NOT_FAILED, LabelScale
@@ -75,7 +75,7 @@ def weight_names(targets: Sequence[str | Target] = DIMENSIONS) -> list[str]:
     """Columns that a checkpoint adds which knows its error by position.
 
     They are how much an utterance counts where the lowest score and the slope of a session are looked for
-    (`vaemo.settling`). Without them all count alike.
+    (`vaemo.model.settling`). Without them all count alike.
     """
     return [f"{name}_weight" for name in utterance_names(targets)]
 

@@ -22,6 +22,7 @@ from vaemo.audio.acoustics import bandwidth_hz
 from vaemo.audio.recording import AudioProblem, Resampler
 from vaemo.audio.scale import Scale
 from vaemo.config import Config
+from vaemo.data.speakers import unit
 from vaemo.errors import FeatureMismatchError, ShapeError, StateMismatchError, UsageError
 from vaemo.features import Extractor, describe, load_extractors
 from vaemo.model.checkpoint import Checkpoint, load_checkpoint
@@ -29,7 +30,6 @@ from vaemo.model.regressor import SessionRegressor
 from vaemo.model.state import TENSOR_FIELDS, SessionState
 from vaemo.model.streams import Streams
 from vaemo.scoring.trained_on import check_trained_on
-from vaemo.speakers import unit
 from vaemo.trust.judge import Judge
 from vaemo.units import SAMPLING_RATE_HZ, SAMPLING_RATES_HZ
 from vaemo.utterances import as_heard, measured

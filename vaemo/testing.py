@@ -13,8 +13,8 @@ import numpy as np
 import pyarrow as pa
 
 from vaemo import files
+from vaemo.data.sessions import Session, assemble_sessions
 from vaemo.metrics import Moments
-from vaemo.sessions import Session, assemble_sessions
 from vaemo.store import part_schema
 from vaemo.units import SPLITS
 

@@ -21,11 +21,11 @@ from vaemo.audio.formats import AUDIO_SUFFIXES as AUDIO_SUFFIXES
 from vaemo.audio.recording import AudioProblem, Decoder, Recording
 from vaemo.audio.vad import UtteranceFinder
 from vaemo.config import Config, VoicesConfig
+from vaemo.data.manifest import with_labels
+from vaemo.data.sessions import label_ranges
 from vaemo.errors import ExtractorError
 from vaemo.features import Extractor, ExtractorHung, ExtractorLost, StandIn
 from vaemo.features.watch import watched
-from vaemo.manifest import with_labels
-from vaemo.sessions import label_ranges
 from vaemo.store import part_schema
 from vaemo.tables import with_column
 from vaemo.targets import Target, label_names
@@ -147,7 +147,7 @@ def extract_recording(
     another scale all rows have that status.
 
     Args:
-        path: Local path, URI, or a reference to what a manifest embeds (`vaemo.manifest.EMBEDDED`).
+        path: Local path, URI, or a reference to what a manifest embeds (`vaemo.data.manifest.EMBEDDED`).
         session_id: Id of the recording.
         extractors: By stream.
         config: Sections audio, vad, voices, features and extract.

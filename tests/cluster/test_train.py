@@ -21,13 +21,13 @@ import vaemo
 from vaemo import files, scores
 from vaemo.ablation.baselines import rivals
 from vaemo.config import Config
+from vaemo.data.sessions import read_sessions
 from vaemo.errors import ClusterError, LabelError, NonFiniteFeatureError, OtherRunError, UsageError
 from vaemo.evaluation.evaluate import evaluate
 from vaemo.features.speech import SpeechEncoder
 from vaemo.metrics import Moments, ccc
 from vaemo.model.checkpoint import load_checkpoint
 from vaemo.pipeline.training import headline
-from vaemo.sessions import read_sessions
 from vaemo.store import FeatureStore
 from vaemo.stream import Stream
 from vaemo.testing import linear_world, write_store

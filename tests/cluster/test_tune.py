@@ -21,6 +21,7 @@ from training_cases import train
 from vaemo.cluster import tune as tune_job
 from vaemo.cluster.tune import decided, make_scheduler, tune
 from vaemo.config import Config
+from vaemo.data.windows import PackedSessions
 from vaemo.errors import (
     ClusterError,
     ConfigValueError,
@@ -37,7 +38,6 @@ from vaemo.tuning.search import Search
 from vaemo.tuning.space import read_space
 from vaemo.tuning.sweep import Record, Sweep
 from vaemo.tuning.trial import METRIC, Trial, write_state
-from vaemo.windows import PackedSessions
 
 pytestmark = pytest.mark.ray
 

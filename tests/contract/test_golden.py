@@ -18,13 +18,13 @@ from scoring_cases import rows_of, written
 from training_cases import ablate, train
 
 import vaemo
-import vaemo.config
+import vaemo.config.config
 from vaemo.cluster.tune import tune
 from vaemo.config import Config
+from vaemo.config.fields import ALWAYS, fields_of, option, younger
 from vaemo.errors import OtherRunError
 from vaemo.evaluation.evaluate import evaluate
 from vaemo.features import load_extractors
-from vaemo.fields import ALWAYS, fields_of, option, younger
 from vaemo.live import LiveSession
 from vaemo.metrics import ccc
 from vaemo.model.checkpoint import load_checkpoint, save_checkpoint
@@ -47,12 +47,14 @@ SECTIONS = [field.name for field in dataclasses.fields(Config)]
 def with_younger_fields(patch):
     """Every section gets a field that files of today lack; its default is not what was so before."""
     for name in SECTIONS:
-        older = vaemo.config._SECTIONS[name]
+        older = vaemo.config.config.SECTIONS[name]
         field = option("as now", "Younger than these files.", before="as then")
         section = dataclasses.make_dataclass(older.__name__, [("later", str, field)], bases=(older,), frozen=True)
-        patch.setitem(vaemo.config._SECTIONS, name, section)
-    sections = [(name, section, section()) for name, section in vaemo.config._SECTIONS.items()]
-    patch.setattr(vaemo.config, "Config", dataclasses.make_dataclass("Config", sections, bases=(Config,), frozen=True))
+        patch.setitem(vaemo.config.config.SECTIONS, name, section)
+    sections = [(name, section, section()) for name, section in vaemo.config.config.SECTIONS.items()]
+    patch.setattr(
+        vaemo.config.config, "Config", dataclasses.make_dataclass("Config", sections, bases=(Config,), frozen=True)
+    )
 
 
 @pytest.fixture
@@ -110,7 +112,7 @@ def test_a_field_that_came_later_says_what_was_so_before():
 @pytest.mark.parametrize("path", ["config.yaml", "run/best/config.yaml", "sweep/best.yaml"])
 def test_a_config_means_what_it_meant(config, expected, path):
     loaded, saved = Config.load(path).to_dict(), yaml.safe_load((GOLDEN / path).read_text())
-    for name, section in vaemo.config._SECTIONS.items():
+    for name, section in vaemo.config.config.SECTIONS.items():
         assert {key: loaded[name][key] for key in saved.get(name, {})} == saved.get(name, {})
         assert {key: loaded[name][key] for key in younger(section)} == json.loads(json.dumps(younger(section)))
     if path == "config.yaml":
@@ -206,7 +208,7 @@ def test_a_finished_run_is_finished(config):
 def test_a_store_is_trained_on_as_then(config):
     then = json.loads((GOLDEN / "run" / "summary.json").read_text())
     # What a store was made with it says itself, whatever the run that learns from it is told.
-    made_by = {name: vaemo.config._SECTIONS[name] for name in ("audio", "features", "vad")}
+    made_by = {name: vaemo.config.config.SECTIONS[name] for name in ("audio", "features", "vad")}
     told = {name: {key: fields_of(kind)[key].default for key in younger(kind)} for name, kind in made_by.items()}
     assert train("store", "anew", config.replace(told))["dev_ccc_avg"] == pytest.approx(
         then["dev_ccc_avg"], abs=TRAINED

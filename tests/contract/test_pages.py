@@ -18,8 +18,8 @@ import yaml
 
 from vaemo.commands import COMMANDS
 from vaemo.config import Config
+from vaemo.config.fields import fields_of, fit
 from vaemo.errors import ConfigValueError
-from vaemo.fields import fields_of, fit
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "README.zh.md", *sorted((ROOT / "docs").glob("*.md"))]

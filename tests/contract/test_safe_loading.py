@@ -8,8 +8,8 @@ import pytest
 from model_cases import make_model
 
 from vaemo import files
+from vaemo.data.manifest import read_manifest
 from vaemo.errors import ReadCheckpointError, VaemoError
-from vaemo.manifest import read_manifest
 from vaemo.model.checkpoint import load_checkpoint, save_checkpoint
 from vaemo.model.state import SessionState
 from vaemo.personalize import Personal
@@ -26,7 +26,7 @@ ONLY_WITH = {
     "np.load": ("allow_pickle", False),
     "numpy.load": ("allow_pickle", False),
 }
-# YAML is read by `vaemo.strict_yaml` alone, whose loader makes plain values.
+# YAML is read by `vaemo.config.strict_yaml` alone, whose loader makes plain values.
 NEVER = {"eval", "exec", "compile", "os.system", "os.popen"}
 NEVER |= {f"yaml.{name}load{all_}" for name in ("", "safe_", "unsafe_", "full_") for all_ in ("", "_all")}
 NEVER_TRUE = {"trust_remote_code", "shell", "allow_pickle"}

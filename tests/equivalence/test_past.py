@@ -11,18 +11,18 @@ from stream_cases import RATE, Energies, heard, utterances
 from training_cases import comparable, run_together
 
 from vaemo.config import Config
+from vaemo.data.lanes import schedule_lanes
+from vaemo.data.sessions import assemble_sessions
+from vaemo.data.windows import PackedSessions
 from vaemo.errors import FeatureMismatchError, NonFiniteFeatureError
-from vaemo.lanes import schedule_lanes
 from vaemo.model.streams import Streams
 from vaemo.scoring.score import score_table
-from vaemo.sessions import assemble_sessions
 from vaemo.stream import Stream
 from vaemo.testing import linear_world
 from vaemo.training.replay import replay
 from vaemo.training.sampling import add_noise
 from vaemo.training.trainer import Trainer
 from vaemo.units import DIMENSIONS
-from vaemo.windows import PackedSessions
 
 PUBLISHED = 1e-5
 """Precision to which every way of scoring agrees."""

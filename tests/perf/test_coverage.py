@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from vaemo.sessions import assemble_sessions
+from vaemo.data.sessions import assemble_sessions
 from vaemo.testing import kalman_predictions, linear_world
 from vaemo.trust.calibration import CALIB_SPLIT, calibrate
 from vaemo.trust.conformal import quantiles, spread

@@ -23,8 +23,8 @@ from tiny_models import write_speech_model
 from vaemo.cluster import encoders
 from vaemo.cluster.runtime import connect, run_shards
 from vaemo.config import Config, FeatureConfig
+from vaemo.data.manifest import write_manifest
 from vaemo.features.speech import SpeechEncoder, fitting_batch_s
-from vaemo.manifest import write_manifest
 from vaemo.parts.index import Index
 from vaemo.pipeline import extraction
 from vaemo.pipeline.sources import ManifestSource

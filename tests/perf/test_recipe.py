@@ -13,12 +13,12 @@ import pytest
 
 from vaemo import testing
 from vaemo.config import Config
+from vaemo.data.windows import PackedSessions
 from vaemo.metrics import ccc
 from vaemo.testing import ccc_avg
 from vaemo.training.data import TrainingData
 from vaemo.training.replay import replay
 from vaemo.training.trainer import Trainer
-from vaemo.windows import PackedSessions
 
 pytestmark = pytest.mark.perf
 

@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn import functional
 
 from vaemo.config import Config
-from vaemo.lanes import schedule_lanes
+from vaemo.data.lanes import schedule_lanes
 from vaemo.training import trainer as trainer_module
 from vaemo.training.loss import window_loss, window_sums
 from vaemo.training.trainer import Trainer

@@ -14,8 +14,8 @@ from vaemo.audio import decoder as decoder_module
 from vaemo.audio import recording as audio
 from vaemo.audio.recording import Decoder
 from vaemo.config import Config
+from vaemo.data.manifest import COLUMNS, read_manifest
 from vaemo.features import load_extractors
-from vaemo.manifest import COLUMNS, read_manifest
 from vaemo.parts.tally import Tally, count
 from vaemo.pipeline.sources import RecordingsSource, Tools
 from vaemo.scoring.roles import RoleRules

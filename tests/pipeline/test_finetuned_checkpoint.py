@@ -14,6 +14,7 @@ from finetune_cases import LEARNED, RATE, Heard, extract, write_encoder
 from safetensors.torch import load_file
 
 from vaemo.config import Config
+from vaemo.data.windows import PackedSessions
 from vaemo.errors import FeatureMismatchError, ReadCheckpointError
 from vaemo.features.speech import SpeechEncoder
 from vaemo.metrics import ccc
@@ -21,7 +22,6 @@ from vaemo.model.checkpoint import load_checkpoint
 from vaemo.stream import Stream
 from vaemo.training.replay import replay
 from vaemo.training.run_folder import keep, origin_of, provenance_of
-from vaemo.windows import PackedSessions
 
 pytestmark = pytest.mark.filterwarnings("ignore:Support for mismatched key_padding_mask:UserWarning")
 

@@ -19,6 +19,7 @@ from scoring_cases import (
 
 from vaemo.audio.decoder import Decoder
 from vaemo.config import Config, FeatureConfig
+from vaemo.data.manifest import read_manifest
 from vaemo.errors import (
     FeatureMismatchError,
     LabelError,
@@ -29,7 +30,6 @@ from vaemo.errors import (
     UsageError,
 )
 from vaemo.features import load_extractors
-from vaemo.manifest import read_manifest
 from vaemo.model.checkpoint import load_checkpoint
 from vaemo.scores import read_provenance, read_sessions
 from vaemo.scoring.score import score_table

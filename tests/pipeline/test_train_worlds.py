@@ -6,10 +6,10 @@ import torch
 
 from vaemo.ablation.baselines import ridge, ridge_with_memory
 from vaemo.config import Config
+from vaemo.data.windows import PackedSessions
 from vaemo.testing import ccc_avg, kalman_predictions, linear_world, match_spread, regime_world
 from vaemo.training.replay import replay
 from vaemo.training.trainer import Trainer
-from vaemo.windows import PackedSessions
 
 OF_KALMAN = 0.98
 """Share of the Kalman filter's CCC-avg that the full world must give."""

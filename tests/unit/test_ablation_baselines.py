@@ -9,9 +9,9 @@ from sklearn.linear_model import Ridge
 
 from vaemo.ablation import baselines
 from vaemo.ablation.baselines import mean_of_labels, ridge, ridge_with_memory, rivals
+from vaemo.data.windows import PackedSessions
 from vaemo.metrics import ccc
 from vaemo.testing import linear_world
-from vaemo.windows import PackedSessions
 
 EXACT = 1e-8
 """float64: two solvers of the same equations."""

@@ -9,14 +9,14 @@ from vaemo.ablation.cell import check_fold, matrix, named, read_result, write_re
 from vaemo.ablation.cell import run_cell as cell_of_the_grid
 from vaemo.ablation.grid import ABLATIONS, FULL, Cell, Variant, choose_variants, plan_cells
 from vaemo.config import Config
+from vaemo.data.splits import make_folds, plain_split
+from vaemo.data.windows import PackedSessions
 from vaemo.errors import FeatureMismatchError, LabelError, UsageError
 from vaemo.metrics import ccc
-from vaemo.splits import make_folds, plain_split
 from vaemo.testing import linear_world
 from vaemo.training.replay import replay
 from vaemo.training.trainer import Trainer
 from vaemo.units import DIMENSIONS
-from vaemo.windows import PackedSessions
 
 FLOAT32 = 1e-6
 """Predictions are kept in float32."""

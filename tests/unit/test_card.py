@@ -5,9 +5,9 @@ import json
 import pytest
 import yaml
 
-from vaemo.card import card_of, write_card
 from vaemo.config import Config
 from vaemo.errors import ReadCheckpointError
+from vaemo.training.card import card_of, write_card
 
 METRICS = {"epoch": 7, "dev_ccc_valence": 0.612, "dev_ccc_arousal": 0.701, "dev_ccc_avg": 0.6566}
 METRICS |= {"dev_within_ccc_valence": 0.412, "dev_within_ccc_arousal": 0.501, "dev_within_ccc_avg": 0.4566}

@@ -4,10 +4,10 @@ import dataclasses
 
 import pytest
 
-import vaemo.config
-from vaemo.config import PRESETS, TOGETHER, Config, ConfigValueError, UnknownConfigKeyError, settled
-from vaemo.errors import UsageError
-from vaemo.fields import option
+import vaemo.config.config
+from vaemo.config import PRESETS, TOGETHER, Config, LabelConfig, ModelConfig, settled
+from vaemo.config.fields import option
+from vaemo.errors import ConfigValueError, UnknownConfigKeyError, UsageError
 
 FIELDS = [
     (section.name, field)
@@ -213,8 +213,8 @@ def with_section(patch, name, field, older=object):
     """A config with one more field in a section, which may be new itself."""
     section = dataclasses.make_dataclass(name.title(), [field], bases=(older,), frozen=True)
     config = dataclasses.make_dataclass("Config", [(name, section, section())], bases=(Config,), frozen=True)
-    patch.setitem(vaemo.config._SECTIONS, name, section)
-    patch.setattr(vaemo.config, "Config", config)
+    patch.setitem(vaemo.config.config.SECTIONS, name, section)
+    patch.setattr(vaemo.config.config, "Config", config)
     return config
 
 
@@ -222,7 +222,7 @@ def with_section(patch, name, field, older=object):
 def younger_field(monkeypatch):
     """A field that files of today lack: its default differs from what was so before it existed."""
     field = ("hum_norm", tuple[str, ...], option(("prosody",), "Streams.", before=()))
-    return with_section(monkeypatch, "model", field, vaemo.config.ModelConfig)
+    return with_section(monkeypatch, "model", field, ModelConfig)
 
 
 def test_a_younger_field_is_absent_from_saved_configs(younger_field, tmp_path):
@@ -243,7 +243,7 @@ def test_a_younger_field_is_absent_from_saved_configs(younger_field, tmp_path):
     assert younger_field.load(path) == younger_field()
 
 
-@pytest.mark.parametrize(("name", "older"), [("labels", vaemo.config.LabelConfig), ("calibrate", object)])
+@pytest.mark.parametrize(("name", "older"), [("labels", LabelConfig), ("calibrate", object)])
 def test_a_section_of_one_field_or_none_was_saved_beside_others(monkeypatch, tmp_path, name, older):
     saved = Config().to_yaml()
     config = with_section(monkeypatch, name, ("later", str, option("as now", "Younger.", before="as then")), older)

@@ -10,6 +10,7 @@ import torch
 
 from vaemo import scores
 from vaemo.config import Config, ScoreConfig
+from vaemo.data.windows import PackedSessions
 from vaemo.errors import FeatureMismatchError, UsageError
 from vaemo.evaluation.evaluate import evaluate, table_of
 from vaemo.evaluation.fed import replay_fed
@@ -18,7 +19,6 @@ from vaemo.model.checkpoint import save_checkpoint
 from vaemo.model.regressor import SessionRegressor
 from vaemo.testing import linear_world, write_store
 from vaemo.training.replay import replay
-from vaemo.windows import PackedSessions
 
 SAME = 1e-5
 """float32, replayed in chunks of another length."""

@@ -5,9 +5,9 @@ from extract_cases import CONFIG, write_corpus
 
 from vaemo import utterances
 from vaemo.audio.acoustics import bandwidth_hz
+from vaemo.data.manifest import read_manifest
 from vaemo.errors import ExtractorError
 from vaemo.features import ExtractorHung, ExtractorLost, StandIn, load_extractors
-from vaemo.manifest import read_manifest
 from vaemo.utterances import extract_utterances
 
 N = 18

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from vaemo.lanes import schedule_lanes
+from vaemo.data.lanes import schedule_lanes
 
 MOST_PADDED = 0.12
 """Share of padded steps that the design allows."""

@@ -8,8 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 from pyarrow import feather
 
+from vaemo.data.manifest import COLUMNS, read_manifest, write_manifest
 from vaemo.errors import ReadManifestError
-from vaemo.manifest import COLUMNS, read_manifest, write_manifest
 
 
 def line(utt_id, session_id="s", **others):

@@ -8,12 +8,12 @@ from model_cases import assert_close
 from speaker_world import DIM, SPEAKER_DIM, biased_world, make_session
 
 from vaemo.config import Config, ModelConfig, PersonalizeConfig, UpdaterConfig
+from vaemo.data.windows import PackedSessions
 from vaemo.errors import FeatureMismatchError, LabelError, OtherRunError, ReadCheckpointError
 from vaemo.model.regressor import SessionRegressor
 from vaemo.model.streams import Streams
 from vaemo.personalize import Personal, personalize, personalize_store
 from vaemo.training.replay import replay
-from vaemo.windows import PackedSessions
 
 FIRST = PersonalizeConfig().utterances
 

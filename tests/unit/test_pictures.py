@@ -6,7 +6,7 @@ from picture_cases import look, share_of
 
 from vaemo.drawing import COLOURS
 from vaemo.evaluation import pictures
-from vaemo.settling import ErrorByPosition
+from vaemo.model.settling import ErrorByPosition
 from vaemo.units import LabelScale
 
 

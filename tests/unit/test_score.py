@@ -6,16 +6,16 @@ import pytest
 import torch
 
 from vaemo.config import ModelConfig, UpdaterConfig
+from vaemo.data.sessions import assemble_sessions
+from vaemo.data.windows import PackedSessions
 from vaemo.errors import NonFiniteFeatureError
 from vaemo.model.regressor import SessionRegressor
+from vaemo.model.settling import ErrorByPosition
 from vaemo.model.streams import Streams
 from vaemo.scoring.score import score_table
-from vaemo.sessions import assemble_sessions
-from vaemo.settling import ErrorByPosition
 from vaemo.testing import linear_world
 from vaemo.training import replay
 from vaemo.units import DIMENSIONS
-from vaemo.windows import PackedSessions
 
 SINGLE = 2e-6
 """Rounding of float32 over a session of 60 steps, on a range of width 1."""

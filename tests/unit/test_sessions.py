@@ -6,8 +6,8 @@ import pytest
 
 from vaemo import files
 from vaemo.config import Config
+from vaemo.data.sessions import assemble_sessions, label_ranges, read_sessions
 from vaemo.errors import ColumnError, LabelError, NonFiniteFeatureError
-from vaemo.sessions import assemble_sessions, label_ranges, read_sessions
 from vaemo.store import FeatureStore
 from vaemo.testing import linear_world, write_store
 

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from vaemo.settling import FEW, LEAST_WEIGHT, STARTS, ErrorByPosition
+from vaemo.model.settling import FEW, LEAST_WEIGHT, STARTS, ErrorByPosition
 
 
 def sequences(lengths):

@@ -5,9 +5,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from vaemo.data.sessions import assemble_sessions
+from vaemo.data.speakers import Enrolments, aggregate_speakers, running_means, say_where_nobody_is_named, sums_before
 from vaemo.errors import FeatureMismatchError, ReadStoreError
-from vaemo.sessions import assemble_sessions
-from vaemo.speakers import Enrolments, aggregate_speakers, running_means, say_where_nobody_is_named, sums_before
 from vaemo.store import FeatureStore
 
 # Sums of float32 vectors in another order.

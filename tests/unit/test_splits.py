@@ -5,8 +5,8 @@ import pyarrow as pa
 import pytest
 
 from vaemo.config import SplitConfig
+from vaemo.data.splits import make_folds, plain_split
 from vaemo.errors import SplitError, UsageError
-from vaemo.splits import make_folds, plain_split
 
 SLACK = 0.1
 """Shares are met as far as whole groups of 100 among 1000 utterances allow."""

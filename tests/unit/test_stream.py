@@ -10,12 +10,12 @@ from scoring_cases import SINGLE, make_checkpoint
 from stream_cases import EXTRACTORS, RATE, SPEAKERS, Energies, config, heard, push_all, utterances
 
 from vaemo.config import FeatureConfig
+from vaemo.data.speakers import running_means
 from vaemo.errors import FeatureMismatchError, ShapeError, StateMismatchError, UsageError
 from vaemo.model.checkpoint import load_checkpoint
 from vaemo.model.regressor import SessionRegressor
 from vaemo.model.streams import Streams
 from vaemo.personalize import Personal
-from vaemo.speakers import running_means
 from vaemo.stream import Stream
 
 

@@ -5,7 +5,7 @@ import random
 import pytest
 import yaml
 
-from vaemo.strict_yaml import NotPlainYaml, dump, load
+from vaemo.config.strict_yaml import NotPlainYaml, dump, load
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,7 @@
 
 import pytest
 
-from vaemo import suggest
-from vaemo.config import Config, nearest
+from vaemo.config import Config, nearest, suggest
 
 FIELDS = {f"{section}.{key}" for section, fields in Config().to_dict().items() for key in fields}
 

@@ -11,15 +11,16 @@ from training_cases import comparable, run_together
 
 from vaemo import scores
 from vaemo.config import Config, ModelConfig, ScoreConfig, TrainConfig, UpdaterConfig
+from vaemo.data.lanes import schedule_lanes
+from vaemo.data.manifest import read_manifest, write_manifest
+from vaemo.data.sessions import assemble_sessions, lost_labels, read_sessions
+from vaemo.data.windows import PackedSessions
 from vaemo.errors import ConfigValueError, LabelError, UsageError
 from vaemo.evaluation.evaluate import evaluate
-from vaemo.lanes import schedule_lanes
-from vaemo.manifest import read_manifest, write_manifest
 from vaemo.metrics import spearman, spearman_interval
 from vaemo.model.regressor import SessionRegressor
 from vaemo.model.streams import Streams
 from vaemo.scoring.score import score_table
-from vaemo.sessions import assemble_sessions, lost_labels, read_sessions
 from vaemo.store import FeatureStore
 from vaemo.stream import Stream
 from vaemo.targets import Target
@@ -27,7 +28,6 @@ from vaemo.testing import linear_world
 from vaemo.training.data import TrainingData
 from vaemo.training.loss import LossWeights, window_loss, window_sums
 from vaemo.training.trainer import Trainer, rater_weights
-from vaemo.windows import PackedSessions
 
 CSAT = Target("csat", "session")
 SETS = {

@@ -8,10 +8,11 @@ import torch
 from training_cases import comparable, run_together
 
 from vaemo.config import Config
+from vaemo.data.lanes import schedule_lanes
+from vaemo.data.windows import PackedSessions
 from vaemo.errors import DivergedError, LabelError
-from vaemo.lanes import schedule_lanes
 from vaemo.metrics import Moments, ccc
-from vaemo.settling import ErrorByPosition
+from vaemo.model.settling import ErrorByPosition
 from vaemo.testing import linear_world
 from vaemo.training import curves
 from vaemo.training.collapse import signs_of_collapse
@@ -21,7 +22,6 @@ from vaemo.training.replay import replay
 from vaemo.training.run_folder import restore_state, save_state
 from vaemo.training.sampling import FeedbackDraws, counts_from, label_probability, step_generator
 from vaemo.training.trainer import Trainer
-from vaemo.windows import PackedSessions
 
 FLOAT64 = 1e-9
 """Sums in another order, through one optimiser step in float64."""

@@ -6,9 +6,9 @@ import pytest
 
 from vaemo import files
 from vaemo.config import Config
+from vaemo.data.speakers import Enrolments, running_means, unit
 from vaemo.errors import LabelError, OtherRunError, ReadStoreError, UsageError
 from vaemo.pipeline import ablation, training
-from vaemo.speakers import Enrolments, running_means, unit
 from vaemo.store import SCHEMA_VERSION, FeatureStore
 from vaemo.training.data import TrainingData
 

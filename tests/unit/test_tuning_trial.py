@@ -7,12 +7,12 @@ import pytest
 import yaml
 
 from vaemo.config import Config
+from vaemo.data.windows import PackedSessions
 from vaemo.testing import linear_world
 from vaemo.training.data import SplitSessions
 from vaemo.training.trainer import Trainer
 from vaemo.tuning.space import read_space
 from vaemo.tuning.trial import METRIC, Trial, equal_steps, saved_point, schedule_end, total_steps
-from vaemo.windows import PackedSessions
 
 SMALL = [
     "model.d_c=4",

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from vaemo.lanes import schedule_lanes
+from vaemo.data.lanes import schedule_lanes
+from vaemo.data.windows import PackedSessions
 from vaemo.testing import linear_world
-from vaemo.windows import PackedSessions
 
 
 @pytest.fixture(scope="module")

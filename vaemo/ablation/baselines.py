@@ -13,10 +13,10 @@ from typing import Protocol
 
 import numpy as np
 
+from vaemo.data.windows import PackedSessions
 from vaemo.metrics import Moments, ccc
 from vaemo.model.standardize import CLIP
 from vaemo.units import DIMENSIONS
-from vaemo.windows import PackedSessions
 
 PENALTIES = (1.0, 100.0, 1_000.0, 10_000.0, 100_000.0)
 """Of the squared weights, on standardised features and the sum of squared errors."""
@@ -35,7 +35,7 @@ RIVAL_LABELS = 30
 
 
 class Heard(Protocol):
-    """What a baseline sees of a session; a `vaemo.sessions.Session` has it."""
+    """What a baseline sees of a session; a `vaemo.data.sessions.Session` has it."""
 
     @property
     def streams(self) -> Mapping[str, np.ndarray]:

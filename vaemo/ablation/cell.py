@@ -16,18 +16,18 @@ import torch
 from vaemo import files
 from vaemo.ablation.grid import Cell
 from vaemo.config import Config
+from vaemo.data.sessions import Session
+from vaemo.data.splits import Fold
+from vaemo.data.windows import PackedSessions
 from vaemo.errors import LabelError
 from vaemo.metrics import ccc
 from vaemo.model.checks import used_streams
 from vaemo.model.regressor import SessionRegressor
 from vaemo.progress import say
-from vaemo.sessions import Session
-from vaemo.splits import Fold
 from vaemo.training.data import split_of
 from vaemo.training.replay import replay
 from vaemo.training.trainer import Trainer, check_labels
 from vaemo.units import SPLITS, LabelScale
-from vaemo.windows import PackedSessions
 
 _FACTS = b"vaemo.cell"
 

@@ -25,8 +25,8 @@ from vaemo.audio.decoder import AudioInfo, AudioProblem, Block, Decoder, Lost
 from vaemo.audio.formats import headerless, suffix_of
 from vaemo.audio.sinc import resample, sinc_kernel
 from vaemo.config import AudioConfig
+from vaemo.data.manifest import embedded
 from vaemo.errors import UsageError
-from vaemo.manifest import embedded
 from vaemo.units import SAMPLING_RATE_HZ, SAMPLING_RATES_HZ
 
 __all__ = ["AudioInfo", "AudioProblem", "Decoder", "Recording", "Resampler"]
@@ -61,7 +61,7 @@ class Recording:
     or damaged there is silence, so that what follows keeps its place.
 
     Args:
-        path: Local path, URI, or a reference to what a manifest embeds (`vaemo.manifest.EMBEDDED`).
+        path: Local path, URI, or a reference to what a manifest embeds (`vaemo.data.manifest.EMBEDDED`).
         decoder: The process that decodes; another recording opened on it closes this one.
         limits: How long it, and an utterance of it, may be; what is decoded counts, whatever the header says. How
             files without a header are read. None takes the defaults.

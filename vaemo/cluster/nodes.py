@@ -12,8 +12,8 @@ from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from vaemo import files
+from vaemo.data.manifest import file_of
 from vaemo.errors import ClusterError, UsageError, named
-from vaemo.manifest import file_of
 
 _GROUP_LABEL = "ray.io/node-group"
 _SHOWN = 3

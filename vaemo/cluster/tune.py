@@ -88,7 +88,7 @@ def tune(
         ClusterError: if the cluster has too few CPUs or GPUs, or nodes are lost and trials find no place again.
         StorageError: if a disk is full or refuses.
         SweepFailedError: if no trial ran to its end.
-        VaemoError: what `vaemo.splits`, `vaemo.sessions` and `vaemo.training.trainer` raise of the data.
+        VaemoError: what `vaemo.data.splits`, `vaemo.data.sessions` and `vaemo.training.trainer` raise of the data.
     """
     around = read_space(space, config)
     _check_options(around, search, scheduler, workers)

@@ -6,7 +6,7 @@ from collections import Counter
 
 from vaemo import cli
 from vaemo.corpora.base import LABEL_LAG_S, NAMES, load_corpus
-from vaemo.manifest import read_manifest, write_manifest
+from vaemo.data.manifest import read_manifest, write_manifest
 from vaemo.progress import say
 
 PROG = "python -m vaemo.corpora"

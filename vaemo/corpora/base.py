@@ -17,8 +17,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from vaemo.data.manifest import COLUMNS
 from vaemo.errors import ReadCorpusError
-from vaemo.manifest import COLUMNS
 from vaemo.units import DIMENSIONS
 
 NAMES = ("emodb", "iemocap", "msp-conversation", "msp-improv", "msp-podcast", "recola", "sewa")

@@ -21,13 +21,12 @@ import pyarrow.compute as pc
 import pyarrow.json
 
 from vaemo import files, scores
-from vaemo.card import write_card
 from vaemo.cluster.executor import OnRay
 from vaemo.config import Config
+from vaemo.data.manifest import read_manifest
 from vaemo.demo.corpus import make_corpus, make_recordings
 from vaemo.evaluation.evaluate import evaluate, measure, table_of
 from vaemo.evaluation.pairs import read_pairs
-from vaemo.manifest import read_manifest
 from vaemo.metrics import ccc, rmse
 from vaemo.parts.shards import claim_folder, digest
 from vaemo.pipeline.extraction import extract
@@ -38,6 +37,7 @@ from vaemo.pipeline.training import train
 from vaemo.progress import duration, say
 from vaemo.report.write import write_report
 from vaemo.store import INFO, FeatureStore, write_part
+from vaemo.training.card import write_card
 from vaemo.units import DIMENSIONS
 
 SESSIONS = 84

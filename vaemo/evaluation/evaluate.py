@@ -26,7 +26,7 @@ from vaemo.evaluation.fed import replay_fed
 from vaemo.evaluation.pairs import Pairs, choose_split, has_features, in_common, leave_out, read_pairs
 from vaemo.metrics import spearman, spearman_interval
 from vaemo.model.checkpoint import ERRORS
-from vaemo.settling import ErrorByPosition, drawn_to_mean
+from vaemo.model.settling import ErrorByPosition, drawn_to_mean
 from vaemo.trust import coverage, groups
 from vaemo.trust.beside import column_of
 from vaemo.units import CALIB, SPLITS

@@ -10,13 +10,13 @@ import dataclasses
 import numpy as np
 
 from vaemo.config import Config
+from vaemo.data.windows import PackedSessions
 from vaemo.errors import UsageError
 from vaemo.evaluation.pairs import KEYS, Pairs
 from vaemo.model.checkpoint import checkpoints_in, load_checkpoint
 from vaemo.scoring.trained_on import read_as_trained
 from vaemo.training.replay import predict_sessions
 from vaemo.units import LabelScale
-from vaemo.windows import PackedSessions
 
 
 def replay_fed(pairs: Pairs, store_path: str, checkpoint_path: str, config: Config) -> tuple[Pairs, Pairs]:

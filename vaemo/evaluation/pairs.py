@@ -15,10 +15,10 @@ import pyarrow.compute as pc
 
 from vaemo import files, scores
 from vaemo.config import Config
+from vaemo.data.manifest import read_manifest
+from vaemo.data.sessions import LabelRanges, label_ranges, spread_labels
 from vaemo.errors import LabelError, ReadManifestError, ReadScoresError
-from vaemo.manifest import read_manifest
 from vaemo.progress import say
-from vaemo.sessions import LabelRanges, label_ranges, spread_labels
 from vaemo.store import FeatureStore, is_store
 from vaemo.tables import codes, typed, with_column
 from vaemo.targets import Target, names_of, session_names, utterance_names
@@ -190,7 +190,7 @@ def read_labels(
 
     Returns:
         table: `KEYS`, `PLACE`, and the targets that are labelled mapped onto `scale` (see
-            `vaemo.sessions.label_ranges`); the label of a session in all of its rows.
+            `vaemo.data.sessions.label_ranges`); the label of a session in all of its rows.
         ranges: Of these targets.
 
     Raises:

@@ -13,7 +13,7 @@ from vaemo.units import DIMENSIONS, LabelScale
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from vaemo.settling import ErrorByPosition
+    from vaemo.model.settling import ErrorByPosition
 
 _BINS = 10
 _PLACES = 20

@@ -20,10 +20,10 @@ from typing import Any, NoReturn
 
 import yaml
 
-from vaemo import strict_yaml
+from vaemo.config import strict_yaml
+from vaemo.config.fields import number
 from vaemo.errors import ExtractorError
 from vaemo.features.base import first_line
-from vaemo.fields import number
 
 MODULES = (
     "speechbrain.lobes.features",

@@ -22,11 +22,11 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from vaemo import files, strict_yaml
-from vaemo.config import Config, FeatureConfig
+from vaemo import files
+from vaemo.config import Config, FeatureConfig, strict_yaml
 from vaemo.errors import ReadCheckpointError, UsageError
 from vaemo.model.regressor import SessionRegressor
-from vaemo.settling import ErrorByPosition
+from vaemo.model.settling import ErrorByPosition
 
 WEIGHTS, CONFIG, METRICS, PROVENANCE = "model.safetensors", "config.yaml", "metrics.json", "provenance.json"
 
@@ -34,7 +34,7 @@ ENCODER = "encoder"
 """Folder of a checkpoint's own speech encoder; `features.speech` in its `config.yaml` is then `./encoder`."""
 
 ERRORS = "error_by_position"
-"""In the metrics of a checkpoint, and of an evaluation: what `vaemo.settling.ErrorByPosition.to_dict` gives."""
+"""In the metrics of a checkpoint, and of an evaluation: what `vaemo.model.settling.ErrorByPosition.to_dict` gives."""
 
 _OWN = f"./{ENCODER}"
 

@@ -18,17 +18,17 @@ from vaemo.ablation.grid import Cell, choose_variants, plan_cells
 from vaemo.ablation.pictures import ablation
 from vaemo.ablation.table import Result, Row, summarise, to_latex, to_markdown, to_parquet
 from vaemo.config import Config
+from vaemo.data.sessions import Session
+from vaemo.data.splits import Fold
+from vaemo.data.windows import PackedSessions
 from vaemo.drawing import write_pictures
 from vaemo.errors import UsageError
 from vaemo.model.checks import used_pasts
 from vaemo.parts.shards import claim_folder, digest
 from vaemo.pipeline.executors import Executor
 from vaemo.progress import Progress, say
-from vaemo.sessions import Session
-from vaemo.splits import Fold
 from vaemo.training.data import SECTIONS, TrainingData
 from vaemo.training.jobs import Failure, Job, Jobs, Line, Place
-from vaemo.windows import PackedSessions
 
 MARKER, CELLS = "_ablation.json", "cells"
 
@@ -65,8 +65,8 @@ def ablate(
         UsageError: for unknown folds or variants, or an encoder that is to be trained.
         ClusterError: if no node can do the work, or none is left.
         OtherRunError: if `out` holds a grid with other settings or data.
-        VaemoError: what `vaemo.splits`, `vaemo.sessions` and `check_fold` raise; and, where no variant can be done,
-            what the first cell failed with.
+        VaemoError: what `vaemo.data` and `check_fold` raise; and, where no variant can be done, what the first cell
+            failed with.
     """
     if config.train.encoder != "frozen":
         raise UsageError(

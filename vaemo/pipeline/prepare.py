@@ -18,6 +18,7 @@ import vaemo
 from vaemo import files
 from vaemo.audio import READING
 from vaemo.config import Config
+from vaemo.data.speakers import Enrolments, say_where_nobody_is_named
 from vaemo.errors import FeatureMismatchError, ReadManifestError, UsageError, named, rendered
 from vaemo.features import describe, load_extractors
 from vaemo.features.campplus import CampPlus
@@ -34,7 +35,6 @@ from vaemo.scoring.erase import Tombstones
 from vaemo.scoring.ids import IdKey
 from vaemo.scoring.roles import NOT_KNOWN, RoleRules
 from vaemo.scoring.trained_on import check_trained_on
-from vaemo.speakers import Enrolments, say_where_nobody_is_named
 from vaemo.targets import names_of
 from vaemo.trust.judge import Judge
 from vaemo.utterances import Problem

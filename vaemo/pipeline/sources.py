@@ -24,14 +24,14 @@ from vaemo.audio.archive import Stamp, is_still, is_table_of_paths, list_recordi
 from vaemo.audio.formats import kind_of
 from vaemo.audio.recording import Decoder
 from vaemo.config import AudioConfig, Config
+from vaemo.data.manifest import COLUMNS, file_of, read_manifest, with_labels
+from vaemo.data.sessions import label_ranges
 from vaemo.errors import UsageError
 from vaemo.features import Extractor
 from vaemo.files import Found
-from vaemo.manifest import COLUMNS, file_of, read_manifest, with_labels
 from vaemo.parts.shards import digest
 from vaemo.scoring.calls import Calls
 from vaemo.scoring.roles import NOT_KNOWN, RoleRules, cut_by_vaemo
-from vaemo.sessions import label_ranges
 from vaemo.store import FeatureStore, find_parts, is_store, part_schema
 from vaemo.tables import codes, from_bytes, to_bytes, with_column
 from vaemo.targets import Target, label_names, observed_names

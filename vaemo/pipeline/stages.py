@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from vaemo.audio.recording import Decoder
 from vaemo.config import Config
+from vaemo.data.speakers import Enrolments
 from vaemo.features import Extractor, load_extractors
 from vaemo.features.isolated import isolated
 from vaemo.model.checkpoint import load_checkpoint
@@ -22,7 +23,6 @@ from vaemo.pipeline.sources import Batch, Source, Tools
 from vaemo.scoring.calls import Calls
 from vaemo.scoring.roles import RoleRules
 from vaemo.scoring.score import score_table
-from vaemo.speakers import Enrolments
 from vaemo.targets import names_of
 from vaemo.training.jobs import one_thread
 from vaemo.trust.judge import Judge

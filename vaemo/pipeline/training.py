@@ -16,8 +16,8 @@ import numpy as np
 
 from vaemo import files
 from vaemo.ablation.baselines import RIVAL_LABELS, rivals
-from vaemo.card import write_card
 from vaemo.config import Config
+from vaemo.data.splits import Fold
 from vaemo.drawing import write_pictures
 from vaemo.errors import UsageError
 from vaemo.extras import offers
@@ -28,9 +28,9 @@ from vaemo.parts.shards import claim_folder, digest
 from vaemo.pipeline.executors import Executor
 from vaemo.progress import say
 from vaemo.scores import read_utterances
-from vaemo.splits import Fold
 from vaemo.store import FeatureStore
 from vaemo.training import run_folder
+from vaemo.training.card import write_card
 from vaemo.training.curves import draw_curves
 from vaemo.training.data import SECTIONS, SplitSessions, TrainingData
 from vaemo.training.end_to_end import EndToEnd, check_encoder_settings
@@ -99,7 +99,7 @@ def train(
         ClusterError: if the cluster has too few CPUs for the workers, a node does not see store or run, or workers
             are lost and find no place again.
         TrainingFailedError: for a mistake that is ours. The other folds and seeds are finished first, here too:
-        VaemoError: what `vaemo.splits`, `vaemo.sessions`, `vaemo.training.trainer` and `.end_to_end` raise.
+        VaemoError: what `vaemo.data.splits`, `vaemo.data.sessions`, `vaemo.training.trainer` and `.end_to_end` raise.
     """
     if config.train.lanes % workers:
         raise UsageError(

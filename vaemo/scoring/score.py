@@ -13,16 +13,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from vaemo.data.sessions import assemble_sessions, last_rows
+from vaemo.data.speakers import Enrolments, aggregate_speakers
+from vaemo.data.windows import PackedSessions
 from vaemo.model.regressor import SessionRegressor
+from vaemo.model.settling import ErrorByPosition
 from vaemo.scores import conform, spread_names, utterance_schema, weight_names
-from vaemo.sessions import assemble_sessions, last_rows
-from vaemo.settling import ErrorByPosition
-from vaemo.speakers import Enrolments, aggregate_speakers
 from vaemo.tables import with_column
 from vaemo.targets import observed_names, session_names
 from vaemo.training.replay import predict_sessions
 from vaemo.units import STREAMS, LabelScale
-from vaemo.windows import PackedSessions
 
 if TYPE_CHECKING:
     from vaemo.personalize import Personal

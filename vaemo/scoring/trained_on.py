@@ -9,11 +9,11 @@ import dataclasses
 from collections.abc import Mapping
 
 from vaemo.config import Config
+from vaemo.data.sessions import Session, read_sessions
+from vaemo.data.speakers import aggregate_speakers, say_where_nobody_is_named
 from vaemo.errors import FeatureMismatchError
 from vaemo.model.checkpoint import Checkpoint
 from vaemo.model.regressor import SessionRegressor
-from vaemo.sessions import Session, read_sessions
-from vaemo.speakers import aggregate_speakers, say_where_nobody_is_named
 from vaemo.store import FeatureStore
 
 

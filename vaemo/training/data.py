@@ -11,19 +11,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from vaemo import suggest
-from vaemo.config import Config
+from vaemo.config import Config, suggest
+from vaemo.data.sessions import Session, lost_labels, read_sessions
+from vaemo.data.speakers import Enrolments, aggregate_speakers, say_where_nobody_is_named
+from vaemo.data.splits import Fold, make_folds, plain_split
+from vaemo.data.windows import PackedSessions
 from vaemo.errors import LabelError, UsageError
 from vaemo.model.checks import used_pasts
 from vaemo.parts.shards import digest
 from vaemo.progress import say
-from vaemo.sessions import Session, lost_labels, read_sessions
-from vaemo.speakers import Enrolments, aggregate_speakers, say_where_nobody_is_named
-from vaemo.splits import Fold, make_folds, plain_split
 from vaemo.store import FeatureStore
 from vaemo.training.trainer import check_labels
 from vaemo.units import LabelScale
-from vaemo.windows import PackedSessions
 
 _LIGHT = [
     "session_id", "utt_id", "speaker_id", "channel", "role", "position", "split", "fold", "start_s", "end_s",
@@ -74,7 +73,7 @@ class TrainingData:
             LabelError: if the store lacks the column of a target.
             UsageError: if scoring could not aggregate the speaker embeddings in the same way, or enrolments are given
                 and not used.
-            VaemoError: what `vaemo.splits` and `vaemo.speakers` raise.
+            VaemoError: what `vaemo.data.splits` and `vaemo.data.speakers` raise.
         """
         opened = FeatureStore.open(store)
         how = config.features.speaker_aggregation

@@ -18,15 +18,15 @@ import torch
 from torch import Tensor, nn
 
 from vaemo.config import Config, FeatureConfig
+from vaemo.data.sessions import Session
+from vaemo.data.windows import PackedSessions, Window
 from vaemo.errors import FeatureMismatchError, UsageError
 from vaemo.features.speech import SpeechEncoder, fitting_batch_s
 from vaemo.features.speech_network import SpeechNetwork
 from vaemo.parts.shards import digest
-from vaemo.sessions import Session
 from vaemo.store import FeatureStore
 from vaemo.training.group import Group
 from vaemo.training.waveforms import Waveforms, ahead
-from vaemo.windows import PackedSessions, Window
 
 READ_AT_ONCE = 64
 """Utterances whose samples are held at a time where no window says how many."""

@@ -11,15 +11,15 @@ import torch
 
 from vaemo import files, scores
 from vaemo.config import ModelConfig
+from vaemo.data.sessions import Session, label_ranges, last_rows
+from vaemo.data.windows import PackedSessions
 from vaemo.metrics import Moments
 from vaemo.model.checkpoint import Checkpoint
-from vaemo.sessions import Session, label_ranges, last_rows
 from vaemo.tables import codes
 from vaemo.training.data import TrainingData
 from vaemo.training.end_to_end import rehear
 from vaemo.training.replay import replay
 from vaemo.training.waveforms import Waveforms
-from vaemo.windows import PackedSessions
 
 
 def score_held_out(

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vaemo.data.windows import PackedSessions
 from vaemo.metrics import Moments
 from vaemo.model.film import FilmDelta
 from vaemo.model.regressor import SessionRegressor
@@ -21,7 +22,6 @@ from vaemo.model.state import SessionState
 from vaemo.model.streams import Streams
 from vaemo.training.group import Group
 from vaemo.units import LabelScale
-from vaemo.windows import PackedSessions
 
 BLOCK_SESSIONS = 1024
 """Sessions whose states are held at once; bounds memory, not results."""

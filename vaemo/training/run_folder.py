@@ -31,14 +31,14 @@ from safetensors.torch import load
 
 import vaemo
 from vaemo import files
-from vaemo.card import write_card
 from vaemo.config import Config, FeatureConfig
+from vaemo.data.sessions import label_ranges
 from vaemo.model.checkpoint import ERRORS, save_checkpoint
 from vaemo.model.regressor import SessionRegressor
-from vaemo.sessions import label_ranges
-from vaemo.settling import ErrorByPosition
+from vaemo.model.settling import ErrorByPosition
 from vaemo.store import FeatureStore
 from vaemo.summary import results
+from vaemo.training.card import write_card
 from vaemo.training.end_to_end import KeptEncoder
 from vaemo.training.trainer import Trainer
 

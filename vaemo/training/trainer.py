@@ -22,16 +22,17 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from vaemo.config import Config
+from vaemo.data.lanes import LaneSchedule, schedule_lanes
+from vaemo.data.sessions import Session
+from vaemo.data.windows import PackedSessions, Window
 from vaemo.errors import DivergedError, LabelError, UsageError
 from vaemo.features.speech_network import SpeechNetwork
-from vaemo.lanes import LaneSchedule, schedule_lanes
 from vaemo.metrics import Moments
 from vaemo.model.chunk import Diagnostics
 from vaemo.model.regressor import SessionRegressor
+from vaemo.model.settling import ErrorByPosition
 from vaemo.model.state import SessionState
 from vaemo.progress import duration, say
-from vaemo.sessions import Session
-from vaemo.settling import ErrorByPosition
 from vaemo.targets import rater_columns
 from vaemo.training.collapse import signs_of_collapse
 from vaemo.training.end_to_end import EndToEnd, KeptEncoder
@@ -41,7 +42,6 @@ from vaemo.training.optimiser import lr_factor, moving_average
 from vaemo.training.replay import replay
 from vaemo.training.sampling import FeedbackDraws, add_noise, counts_from, label_probability, step_generator
 from vaemo.units import DIMENSIONS, LabelScale
-from vaemo.windows import PackedSessions, Window
 
 SHOWN_EVERY_S = 10.0
 

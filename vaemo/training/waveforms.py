@@ -14,8 +14,8 @@ import pyarrow.compute as pc
 
 from vaemo.audio.recording import AudioProblem, Decoder, Recording
 from vaemo.config import Config
+from vaemo.data.manifest import read_manifest
 from vaemo.errors import ReadManifestError
-from vaemo.manifest import read_manifest
 from vaemo.store import FeatureStore
 from vaemo.utterances import as_heard
 

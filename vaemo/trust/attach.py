@@ -11,12 +11,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pyarrow as pa
 
-from vaemo.card import write_card
+from vaemo.data.sessions import Session
+from vaemo.data.splits import Fold
 from vaemo.model.checkpoint import Checkpoint
 from vaemo.progress import say
-from vaemo.sessions import Session
-from vaemo.splits import Fold
 from vaemo.targets import names_of, utterance_names
+from vaemo.training.card import write_card
 from vaemo.training.data import TrainingData
 from vaemo.training.held_out import predict
 from vaemo.trust.calibration import CALIB_SPLIT, HELD_OUT, calibrate

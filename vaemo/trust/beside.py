@@ -12,9 +12,9 @@ import pyarrow.compute as pc
 
 from vaemo import files, scores
 from vaemo.config import EvaluateConfig
+from vaemo.data.manifest import read_manifest
 from vaemo.errors import LabelError, UsageError
 from vaemo.evaluation.pairs import KEYS, Pairs, has_features
-from vaemo.manifest import read_manifest
 from vaemo.scoring.roles import cut_by_vaemo
 from vaemo.store import FeatureStore
 from vaemo.targets import derived, names_of

@@ -19,9 +19,9 @@ import numpy as np
 import pyarrow.compute as pc
 
 from vaemo.config import EvaluateConfig
+from vaemo.data.splits import linked_sessions
 from vaemo.evaluation.bootstrap import SessionSums, metrics_of
 from vaemo.evaluation.pairs import Pairs
-from vaemo.splits import linked_sessions
 from vaemo.tables import codes
 
 FEW_SPEAKERS = 10

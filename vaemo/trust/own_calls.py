@@ -15,7 +15,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from vaemo import files, scores
-from vaemo.card import write_card
 from vaemo.config import Config
 from vaemo.errors import LabelError, UsageError
 from vaemo.evaluation.pairs import KEYS, read_labels
@@ -23,6 +22,7 @@ from vaemo.metrics import Moments
 from vaemo.model.checkpoint import copy_checkpoint, load_checkpoint
 from vaemo.tables import with_column
 from vaemo.targets import utterance_names
+from vaemo.training.card import write_card
 from vaemo.trust import conformal
 from vaemo.trust.calibration import CALIB_SPLIT, HELD_OUT, OWN_CALLS, Calibration, Correction, calibrate
 from vaemo.trust.novelty import NOVELTY

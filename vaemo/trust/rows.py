@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from vaemo.splits import linked_sessions
+from vaemo.data.splits import linked_sessions
 from vaemo.tables import codes
 
 LABELLED_SHARE = 0.5

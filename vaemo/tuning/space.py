@@ -19,10 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from vaemo import strict_yaml, suggest
-from vaemo.config import TOGETHER, Config, decides, fitting, nearest
+from vaemo.config import TOGETHER, Config, decides, fitting, nearest, strict_yaml, suggest
+from vaemo.config.fields import number, shown
 from vaemo.errors import ConfigValueError, UnknownConfigKeyError, UsageError, VaemoError
-from vaemo.fields import number, shown
 
 KINDS = ("choice", "uniform", "loguniform", "int")
 

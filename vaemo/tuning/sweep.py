@@ -22,10 +22,10 @@ from typing import Any
 import pyarrow as pa
 
 from vaemo import files
-from vaemo.card import write_card
 from vaemo.config import Config
 from vaemo.errors import SweepFailedError
 from vaemo.model.checkpoint import copy_checkpoint
+from vaemo.training.card import write_card
 from vaemo.training.run_folder import BEST
 from vaemo.tuning.space import Point
 from vaemo.tuning.trial import METRIC

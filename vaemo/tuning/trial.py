@@ -20,8 +20,8 @@ from safetensors.torch import load, save
 
 from vaemo import files
 from vaemo.config import Config
+from vaemo.data.lanes import schedule_lanes
 from vaemo.files import safetensors_metadata
-from vaemo.lanes import schedule_lanes
 from vaemo.store import FeatureStore
 from vaemo.training import run_folder
 from vaemo.training.data import SplitSessions

@@ -8,8 +8,8 @@ import pytest
 from vaemo.corpora import load_corpus
 from vaemo.corpora.__main__ import main
 from vaemo.corpora.emodb import EMOTIONS
+from vaemo.data.manifest import read_manifest
 from vaemo.errors import ReadCorpusError
-from vaemo.manifest import read_manifest
 
 REAL = Path(__file__).resolve().parents[4] / "shared" / "emodb"
 NAMES = ("03a01Fa.wav", "03a01Nc.wav", "16b10Td.wav", "03a01Wa.wav", "16a01Lb.wav", "08a02Ac.wav", "08b01Ea.wav")

@@ -10,9 +10,9 @@ import soundfile
 from vaemo.config import Config
 from vaemo.corpora import load_corpus
 from vaemo.corpora.__main__ import main
+from vaemo.data.manifest import read_manifest
 from vaemo.errors import ReadCorpusError, ReadManifestError
 from vaemo.features import load_extractors
-from vaemo.manifest import read_manifest
 from vaemo.utterances import extract_utterances
 
 

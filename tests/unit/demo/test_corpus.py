@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import soundfile
 
+from vaemo.data.manifest import read_manifest
 from vaemo.demo.corpus import CORPUS_VOICES, UTTERANCES, draw_latent, express, make_corpus, make_recordings
-from vaemo.manifest import read_manifest
 from vaemo.units import SPLITS
 
 

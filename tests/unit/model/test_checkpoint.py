@@ -12,8 +12,8 @@ from model_cases import DIMS, LANES, STEPS, UPDATERS, make_case, make_features, 
 from safetensors.torch import load_file, save_file
 
 from vaemo.config import Config, FeatureConfig, ModelConfig
+from vaemo.config.fields import younger
 from vaemo.errors import ReadCheckpointError, StorageError
-from vaemo.fields import younger
 from vaemo.model.checkpoint import CONFIG, METRICS, PROVENANCE, WEIGHTS, load_checkpoint, save_checkpoint
 from vaemo.model.regressor import SessionRegressor
 

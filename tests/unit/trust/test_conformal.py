@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from vaemo.splits import linked_sessions
+from vaemo.data.splits import linked_sessions
 from vaemo.trust.conformal import LEVELS, groups_needed, quantiles, spread, weights
 
 

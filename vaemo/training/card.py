@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vaemo import files, strict_yaml
+from vaemo import files
+from vaemo.config import strict_yaml
 from vaemo.errors import ReadCheckpointError, StorageError
 from vaemo.features.prosody import FEATURE_SETS
 from vaemo.targets import names_of, session_names, targets_of, utterance_names

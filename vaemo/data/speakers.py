@@ -18,9 +18,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from vaemo import files
+from vaemo.data.sessions import Session
 from vaemo.errors import ColumnError, FeatureMismatchError, ReadStoreError, named
 from vaemo.progress import say
-from vaemo.sessions import Session
 from vaemo.store import FeatureStore
 from vaemo.tables import length_of_vectors, typed, vectors
 

@@ -17,10 +17,10 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from vaemo.lanes import LaneSchedule
+from vaemo.data.lanes import LaneSchedule
+from vaemo.data.sessions import Session
+from vaemo.data.speakers import past_of
 from vaemo.model.streams import Streams
-from vaemo.sessions import Session
-from vaemo.speakers import past_of
 from vaemo.tables import codes
 
 
