@@ -8,14 +8,16 @@ Ray, shards or folders.
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from vaemo.audio.acoustics import bandwidth_hz, require_usable, simulate_telephone
+from vaemo.audio.acoustics import Sound, require_usable, simulate_telephone, sound_of
 from vaemo.audio.archive import shown
 from vaemo.audio.formats import AUDIO_SUFFIXES as AUDIO_SUFFIXES
 from vaemo.audio.recording import AudioProblem, Decoder, Recording
@@ -137,6 +139,7 @@ def extract_recording(
     turns: Sequence[Turn] | None = None,
     roles_of_voices: Callable[[Sequence[Voice], Sequence[str]], Mapping[VoiceKey, VoiceRole]] | None = None,
     verifies: bool = False,
+    course: Course | None = None,
 ) -> pa.Table:
     """Find the utterances of a recording, channel by channel, and compute their features.
 
@@ -158,11 +161,12 @@ def extract_recording(
         turns: Who speaks when, where somebody has brought that.
         roles_of_voices: Gives the roles of voices for those of channels; None knows what was brought alone.
         verifies: Whether that compares vectors of brought voices.
+        course: Of a session of several recordings, of which this is the next; see `extract_session`.
 
     Returns:
-        The columns of `part_schema` and `audio_path`, rows by start, then channel.
+        The columns of `part_schema`, rows by start, then channel.
     """
-    work = _Work(extractors, config)
+    work, course = _Work(extractors, config), course or Course()
     found: list[_Found] = []
     roles: Sequence[str | None] = ()
 
@@ -193,6 +197,8 @@ def extract_recording(
                 if what.whole:
                     raise
                 broken = what
+            finally:
+                course.heard_s = finder.heard_s
             if broken is None and (misfit := cutter.misfit(len(roles), finder.heard_s)):
                 raise AudioProblem("bad_voices", misfit)
             pieces, voices = cutter.finish()
@@ -227,10 +233,59 @@ def extract_recording(
                     work.fail(row, what)
             found.append(_Found(None, None, None))
             work.fail(len(found) - 1, what)
-    rows = _found_rows(path, session_id, found, len(roles))
+    rows = _found_rows(path, session_id, found, len(roles), course.counts)
     if problem and problem.duplicate_of:
         rows = rows.append_column("duplicate_of", pa.repeat(problem.duplicate_of, rows.num_rows))
     return _joined(rows, work.finish(), extractors, config.model.targets, by_start=True)
+
+
+@dataclass
+class Course:
+    """A session of several recordings, as far as it was read.
+
+    Attributes:
+        counts: Utterances so far, by channel.
+        heard_s: Length of the recording that was read last.
+    """
+
+    counts: Counter[int] = field(default_factory=Counter)
+    heard_s: float = 0.0
+
+
+def extract_session(
+    recordings: Sequence[tuple[float | None, Callable[[Course], pa.Table]]],
+) -> pa.Table:
+    """The utterances of a session of several recordings, all on one course.
+
+    `start_s` and `end_s` stay places in the recording that `audio_path` names, which begins `offset_s` after the
+    session. Utterances are numbered through, channel by channel, and come by their time in the session. What a channel
+    holds in all recordings is one speaker, but for recordings that run while others do, and voices that were told
+    apart: these have the number of the recording in their `speaker_id` (`#c0f2`).
+
+    Args:
+        recordings: Each with where it begins, None for behind the one before it, and what extracts it
+            (`extract_recording` on this course).
+
+    Returns:
+        As `extract_recording`.
+    """
+    course, tables, times, ended_s, latest_s = Course(), [], [], 0.0, 0.0
+    for number, (given_s, extract) in enumerate(recordings, 1):
+        offset_s, course.heard_s = ended_s if given_s is None else given_s, 0.0
+        table = extract(course)
+        end_s = offset_s + course.heard_s
+        if number > 1:
+            aside = pa.scalar(offset_s < latest_s - _KEPT_S)
+            apart = pc.and_(pc.or_(table["voice"].is_valid(), aside), table["channel"].is_valid())
+            own = pc.binary_join_element_wise(table["speaker_id"], f"f{number}", "")
+            table = with_column(table, "speaker_id", pc.if_else(apart, own, table["speaker_id"]))
+        start_s = pc.add(table["start_s"], offset_s).fill_null(end_s)
+        tables.append(with_column(table, "offset_s", pa.repeat(offset_s, table.num_rows)))
+        times.append(start_s.to_numpy())
+        ended_s, latest_s = end_s, max(latest_s, end_s)
+    order = np.argsort(np.concatenate(times), kind="stable")
+    rows = pa.concat_tables(tables).take(pa.array(order))
+    return with_column(rows, "position", pa.array(np.arange(rows.num_rows, dtype=np.int32)))
 
 
 def as_heard(samples: np.ndarray, config: Config) -> np.ndarray:
@@ -281,12 +336,11 @@ def _utterances(recording: Recording, finder: UtteranceFinder) -> Any:
     yield from finder.finish()
 
 
-def _found_rows(path: str, session_id: str, found: Sequence[_Found], n_channels: int) -> pa.Table:
-    counts: dict[int, int] = {}
+def _found_rows(path: str, session_id: str, found: Sequence[_Found], n_channels: int, counts: Counter[int]) -> pa.Table:
     utt_ids, speaker_ids = [], []
     for one in found:
-        index = counts.get(one.channel or 0, 0)
-        counts[one.channel or 0] = index + 1
+        index = counts[one.channel or 0]
+        counts[one.channel or 0] += 1
         utt_ids.append(f"{session_id}#c{one.channel or 0}-{index:05d}")
         speaker = "" if one.channel is None else f"#c{one.channel}" + ("" if one.voice is None else f"v{one.voice}")
         speaker_ids.append(f"{session_id}{speaker}")
@@ -328,7 +382,7 @@ class _Work:
         self._problems: dict[int, AudioProblem] = {}
         self._duration_s: dict[int, float] = {}
         self._lost_s: dict[int, float] = {}
-        self._bandwidth_hz: dict[int, float] = {}
+        self._sounds: dict[int, Sound] = {}
         self._vectors: dict[str, dict[int, np.ndarray]] = {stream: {} for stream in extractors}
         self._waiting: list[tuple[int, np.ndarray]] = []
         self._waiting_s = 0.0
@@ -347,7 +401,7 @@ class _Work:
         if lost_s and lost_s >= self._duration_s[row] - _KEPT_S:
             raise AudioProblem("undecodable", "the file holds nothing of it that can be decoded")
         heard = as_heard(samples, self._config)
-        self._bandwidth_hz[row] = bandwidth_hz(heard)
+        self._sounds[row] = sound_of(heard)
         self._waiting.append((row, heard))
         self._waiting_s += self._duration_s[row]
         if self._waiting_s >= _BUFFER_S:
@@ -366,14 +420,17 @@ class _Work:
         self._problems[row] = problem
 
     def finish(self) -> dict[str, pa.Array]:
-        """Columns `duration_s`, `bandwidth_hz`, `status`, `reason`, `lost_s` and the streams, by row number."""
+        """Columns `duration_s`, those of `Sound`, `status`, `reason`, `lost_s` and the streams, by row number."""
         self._run()
         self._collect()
         rows = range(self._n_rows)
         problems = [self._problems.get(row) for row in rows]
         columns: dict[str, pa.Array] = {
             "duration_s": pa.array([self._duration_s.get(row) for row in rows], pa.float64()),
-            "bandwidth_hz": pa.array([self._bandwidth_hz.get(row) for row in rows], pa.float32()),
+            **{
+                name: pa.array([getattr(self._sounds.get(row), name, None) for row in rows], pa.float32())
+                for name in Sound._fields
+            },
             "status": pa.array([problem.status if problem else "ok" for problem in problems], pa.string()),
             "reason": pa.array([problem.reason if problem else None for problem in problems], pa.string()),
             "lost_s": pa.array([self._lost_s.get(row) for row in rows], pa.float64()),
