@@ -3,10 +3,10 @@
 Their keyword arguments are the options of the commands. Paths may be relative. `config` is what `--config` takes, or a
 `Config`; `set` is what `--set` takes, repeated. Each leaves `summary.json` in its output folder, as the commands do.
 
-`executor` says where the work is done: `ray`, on the cluster that RAY_ADDRESS names or on a Ray started on this
-machine, or `process`, in this process, one part after the other. On Ray the environment variables, log levels and
-warning filters that vaemo sets are put back at return. What Ray leaves is Ray's: it stays connected until
-`ray.shutdown()`, its folder is below /tmp/ray, and it keeps the environment variables of its own processes.
+`executor` selects where the work runs: `ray`, on the cluster in RAY_ADDRESS or a Ray started on this machine, or
+    `process`, in this process, one part after the other. On Ray, the environment variables, log levels and warning
+    filters that vaemo sets are restored on return. Ray itself stays connected until `ray.shutdown()`, keeps its folder
+    below /tmp/ray, and the environment variables of its own processes.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ def extract(
 
     Args:
         out: The store's folder.
-        manifest: Which utterances, JSON Lines or Parquet; or
-        input: A folder of recordings, in which utterances are found.
+        manifest: The utterances, JSON Lines or Parquet; or
+        input: a folder of recordings, in which utterances are found.
         config: Sections audio, vad, features, labels and extract.
         set: Changes of the config, such as `["features.speech=logmel"]`.
         exclude: Patterns of names of recordings to leave out.
@@ -70,7 +70,7 @@ def extract(
     Raises:
         UsageError: if there is not one of `manifest` and `input`, or an argument has an invalid value.
         TooManyFailuresError: if more than `extract.max_failed_fraction` has failed.
-        VaemoError: for whatever else is wrong with the input, the settings, the store or the cluster.
+        VaemoError: for any other problem with the input, the settings, the store or the cluster.
 
     Example:
         >>> settings = ["features.speech=logmel", "features.prosody=none"]
@@ -127,8 +127,7 @@ def score(
     voices_from: AnyPath | None = None,
     executor: Where | Executor = "ray",
 ) -> Outcome:
-    """Score whole sessions of a feature store, a manifest or a folder of recordings; run again, it does what is
-    missing.
+    """Score whole sessions of a store, a manifest or a folder of recordings; run again, it does what is missing.
 
     Args:
         input: The store, the manifest or the folder.
@@ -154,7 +153,7 @@ def score(
     Raises:
         RolesError: if recordings are to be scored and no roles are given.
         TooManyFailuresError: if more than `score.max_failed_fraction` has failed.
-        VaemoError: for whatever else is wrong with the input, the checkpoints, the settings or the cluster.
+        VaemoError: for any other problem with the input, the checkpoints, the settings or the cluster.
 
     Example:
         >>> outcome = vaemo.score(input="store", checkpoint="run/best", out="scores", executor="process")
@@ -219,7 +218,7 @@ def train(
 
     Raises:
         OtherRunError: if `out` holds a run with other settings or data, or another process is writing it.
-        VaemoError: for whatever else is wrong with the store, the settings or the cluster.
+        VaemoError: for any other problem with the store, the settings or the cluster.
 
     Example:
         >>> settings = ["train.epochs=1", "train.lanes=4"]
@@ -268,13 +267,13 @@ def evaluate(
         exclude: Parquet file of utterances to leave out.
         compare: Other scores of the same utterances, compared in pairs.
         checkpoint: Replayed on the store with labels fed, too.
-        card: Checkpoint into whose model card the result goes.
+        card: Checkpoint to whose model card the result is added.
         by: Columns of the labels or the scores by which results are grouped and compared.
         config: Sections evaluate and labels.
         set: Changes of the config.
 
     Returns:
-        What `metrics.json` holds.
+        The content of `metrics.json`.
 
     Raises:
         VaemoError: if scores or labels cannot be read, or have nothing in common.

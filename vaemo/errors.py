@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 _OPEN, _CLOSE = "\ue000", "\ue001"
-"""Around an id or a path in a message: characters for private use, which stand in no id."""
+"""Around an id or a path in a message: characters for private use, which occur in no id."""
 
 
 def named(value: object) -> str:
@@ -115,7 +115,7 @@ class LabelError(VaemoError):
 
 
 class SplitError(VaemoError):
-    """A session or a speaker stands in two splits, or a split that is needed is empty."""
+    """A session or a speaker is in two splits, or a required split is empty."""
 
 
 class FeatureMismatchError(VaemoError):

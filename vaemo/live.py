@@ -38,8 +38,8 @@ class LiveSession:
         listen: Channels to predict; None is all. The others are used to detect crosstalk only.
         speakers: Name of the speaker on each channel, no two alike; None is `c0`, `c1`, ...
         vad: How utterances are found; None is the default.
-        speaker: Says who speaks in a stream of one channel, given when an utterance starts and ends (seconds): a name,
-            or None to leave the utterance out, such as an agent's. Nothing here tells voices apart.
+        speaker: Returns the speaker of an utterance in a session of one channel, given its start and end in seconds;
+            None leaves the utterance out, such as an agent's. Voices are not separated here.
 
     Raises:
         UsageError: for an unsupported rate, or invalid channels or speakers.
@@ -81,7 +81,7 @@ class LiveSession:
     def push(self, packet: np.ndarray, *, speaker: str | None = None) -> list[Prediction]:
         """Take the next packet; return the predictions of the utterances that end with it.
 
-        Where a packet holds NaN or infinities, the detector is given silence in their place. An utterance that reaches
+        NaN and infinities in a packet are replaced by silence for the detector. An utterance that reaches
         into them, padding included, has the status `nan_audio`; all others are unaffected.
 
         Args:
@@ -90,8 +90,8 @@ class LiveSession:
                 of it; it is not cut where the speaker changes. None leaves it unknown.
 
         Raises:
-            ShapeError: for another number of channels, and for samples of another kind, or on another scale. The
-                packet is not taken then; the session goes on with the next.
+            ShapeError: for another number of channels, and for samples of another kind, or on another scale. The packet
+                is then ignored; the session continues with the next.
             UsageError: after `finish`, and for a speaker in a session of several channels.
         """
         self._refuse_finished()
@@ -213,7 +213,7 @@ class LiveSession:
 
 
 class _Finder(UtteranceFinder):
-    """An `UtteranceFinder` whose memory can be taken out and put back."""
+    """An `UtteranceFinder` whose memory can be saved and restored."""
 
     def earliest_s(self, channels: Collection[int]) -> float:
         """The time before which no further utterance of these channels can begin."""
@@ -236,7 +236,8 @@ class _Finder(UtteranceFinder):
 
 
 class _LiveResampler:
-    """`Resampler.stream` that can go on in another process: it is fed again with the little that its filter reaches.
+    """`Resampler.stream` that can continue in another process, by feeding it the samples within its filter's reach
+    again.
 
     Attributes:
         tail: The last native samples, from a whole period of the ratio on, (C, n).
@@ -261,7 +262,7 @@ class _LiveResampler:
         return self._generator.send(None)
 
     def restore(self, tail: np.ndarray) -> None:
-        """Go on after these last native samples, whose results were given."""
+        """Continue after these last native samples, whose output was already returned."""
         self.tail = tail
         self._generator: Generator[np.ndarray, np.ndarray | None, None] = self._resampler.stream(len(tail))
         next(self._generator)
@@ -293,7 +294,7 @@ def _is_whole(value: Any) -> bool:
 
 
 _VERSION = 2
-"""Of `_Memory`; memories of version 0.1.0 say none."""
+"""Version of `_Memory`; memories of vaemo 0.1.0 have none."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -306,7 +307,7 @@ class _Memory:
         waiting: Utterances whose end is not certain yet.
         sampling_rate: Of the packets, in Hz.
         finished: Whether the conversation has ended.
-        said: Who speaks from when on, as `push` was told.
+        said: Start, end and speaker of packets, as given to `push`.
         taken_s: Seconds of packets so far.
     """
 
@@ -324,7 +325,7 @@ class _Memory:
 
     @staticmethod
     def of_tree(tree: Mapping[str, Any], path: str, sampling_rate: float) -> _Memory:
-        """What `to_tree` gave, in this version or an earlier one, which did not say its rate, nor what came later.
+        """The inverse of `to_tree`, for this version and earlier ones, which lack some fields.
 
         Raises:
             StateMismatchError: if a later version wrote it.
@@ -340,7 +341,7 @@ class _Memory:
 
 
 def _flatten(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
-    """A tree of plain values fit for JSON; arrays move to `tensors` under the path of their place."""
+    """A tree of plain values for JSON; arrays are moved to `tensors`, named by their path."""
     if isinstance(value, np.ndarray):
         tensors[name] = torch.from_numpy(np.ascontiguousarray(value))
         return {"array": name}
@@ -355,7 +356,7 @@ def _flatten(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
 
 
 def _unflatten(tree: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """What `_flatten` took apart; tuples come back as lists."""
+    """The inverse of `_flatten`; tuples become lists."""
     if isinstance(tree, list):
         return [_unflatten(item, tensors) for item in tree]
     if not isinstance(tree, dict):

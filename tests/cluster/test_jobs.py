@@ -166,7 +166,7 @@ WORK = {
 
 
 def survive(what, victim, store, folder, chance):
-    """Kill the driver with all below it, or a worker; run again; nothing that had ended is lost or done anew."""
+    """Kill the driver with all below it, or a worker; run again; nothing that had ended is lost or done again."""
     out, address = Path(folder, "out"), ray.get_runtime_context().gcs_address
     name, *more = WORK[what]
     more += ["--space", space_of(folder)] if name == "tune" else []

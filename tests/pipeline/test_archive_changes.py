@@ -69,7 +69,7 @@ def test_a_recording_that_went_on_is_told_and_done_again_where_asked(checkpoint,
     assert len(rows(out, "1.wav")) > len(half)
     assert [rows(out, name) for name in ("0.wav", "2.wav")] == others
     assert (
-        score_all(archive, checkpoint, tmp_path / "anew")
+        score_all(archive, checkpoint, tmp_path / "again")
         .drop(["run_id"])
         .equals(
             read_utterances(str(out)).sort_by([("session_id", "ascending"), ("position", "ascending")]).drop(["run_id"])

@@ -166,7 +166,7 @@ def test_a_checkpoint_whose_path_holds_commas_is_one(tmp_path, monkeypatch):
     assert checkpoints("runs/missing") == (f"{at}/runs/missing",)
     for text, part in ((f"{plain},runs/x=1", "runs/x=1"), ("runs/x=1,d=2/best", "runs/x=1"), (f"{plain},", "")):
         with pytest.raises(
-            ReadCheckpointError, match=rf"neither this is there, nor '{part}' of it. Give the option once"
+            ReadCheckpointError, match=rf"neither this exists, nor '{part}' of it. Give the option once"
         ):
             checkpoints(text)
 

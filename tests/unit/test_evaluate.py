@@ -375,7 +375,7 @@ def test_a_split_that_is_not_there_is_refused(tmp_path, rows, scored):
 def test_an_utterance_scored_twice_is_refused(tmp_path, rows):
     scored = write_scores(tmp_path / "scores", [*rows, rows[3]])
     labels = write_manifest(tmp_path / "m.jsonl", rows)
-    with pytest.raises(ReadScoresError, match=r"utterance 's0', 's0-3' stands more than once"):
+    with pytest.raises(ReadScoresError, match=r"utterance 's0', 's0-3' occurs more than once"):
         evaluate(scored, labels, str(tmp_path / "out"), QUICK)
 
 

@@ -1,4 +1,4 @@
-"""A folder of recordings: what lies in it, which of it stands there twice, and what has changed since it was read.
+"""A folder of recordings: what lies in it, which of it occurs twice, and what has changed since it was read.
 
 Works on names, sizes and times; a file is opened only where these cannot tell, and then its bytes alone are compared.
 Knows no audio beyond the ends of names (`vaemo.audio.formats`).
@@ -176,7 +176,7 @@ def read_paths(path: str, members: dict[str, Sequence[Member]] | None = None) ->
         if not place:
             raise ReadRecordingsError(f"{path}, row {row}: it names no recording. Every row needs a path.")
         if name in seen:
-            raise ReadRecordingsError(f"{path}, row {row}: '{name}' stands there already. Every row needs its own id.")
+            raise ReadRecordingsError(f"{path}, row {row}: '{name}' is already there. Every row needs its own id.")
         seen.add(name)
     sizes = table.get("size") or [0] * len(ids)
     times = table.get("last_modified_date") or [None] * len(ids)

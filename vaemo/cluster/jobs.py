@@ -1,6 +1,6 @@
 """Trainings side by side on Ray Tune: folds, seeds, cells of a grid, points of a sweep.
 
-Ray Tune places the jobs, gives their processes to the next ones, begins those anew whose process has died, and ends
+Ray Tune places the jobs, gives their processes to the next ones, begins those again whose process has died, and ends
 poor ones early where a scheduler says so. What is finished is known from the jobs' own folders: Tune's record of an
 experiment, which it reads back by unpickling, is never read, and is deleted at the end.
 """

@@ -185,7 +185,7 @@ def settled(settings: Any) -> Any:
     """Settings from a file, in a form that compares across versions.
 
     Args:
-        settings: Plain values; sections of the config may stand in them at any depth.
+        settings: Plain values; config sections may be nested at any depth.
 
     Returns:
         The same, with runtime fields removed from the sections and missing younger fields added.
@@ -313,7 +313,7 @@ def _unknown_section(section: str, values: Any) -> str:
         # A field where a section should be: written as in --set or a search space, or without its section.
         meant = [name.partition(".") for name in nearest(section)]
         nested = [f"{other}: {{{key}: {json.dumps(values, ensure_ascii=False)[:60]}}}" for other, _, key in meant]
-        hint = f" A field stands inside its section: {' or '.join(nested)}." if nested else ""
+        hint = f" A field belongs inside its section: {' or '.join(nested)}." if nested else ""
     else:
         near, key = suggest.sections(section, SECTIONS), str(next(iter(values), ""))
         if near and (not key or key in fields_of(SECTIONS[near])):

@@ -712,7 +712,7 @@ class ScoreConfig:
         """The threshold under which each target counts as low.
 
         Raises:
-            ConfigValueError: if something is said of a target that is none of these.
+            ConfigValueError: if it names another target.
         """
         own, targets = self._own_low(), tuple(targets)
         for name in own:
@@ -720,7 +720,7 @@ class ScoreConfig:
                 key = f"low: {{{name}: ...}}" if name in (self.low or {}) else f"low_{name}"
                 near = suggest.question(difflib.get_close_matches(name, targets, 1))
                 raise ConfigValueError(
-                    f"score.{key} speaks of '{name}', and the targets that utterances have scores of are "
+                    f"score.{key} names '{name}', and the targets that utterances have scores of are "
                     f"{', '.join(targets) or 'none'}.{near} Leave it out."
                 )
         return {name: own.get(name, _LOW) for name in targets}

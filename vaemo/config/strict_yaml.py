@@ -51,7 +51,7 @@ def load(text: str | bytes, source: str = "") -> Any:
         source: What messages call it.
 
     Raises:
-        NotPlainYaml: for what is not YAML, a key that stands twice, a tag, an alias within its own anchor, or aliases
+        NotPlainYaml: for what is not YAML, a repeated key, a tag, an alias within its own anchor, or aliases
             that stand for more than `MOST_VALUES` values.
     """
     with _one_line():
@@ -117,7 +117,7 @@ def _measure(node: yaml.Node, known: dict[int, tuple[int, int]]) -> tuple[int, i
     if id(node) in known:
         size, depth = known[id(node)]
         if not size:
-            raise _refused(node, "an alias stands inside its own anchor")
+            raise _refused(node, "an alias is inside its own anchor")
         return size, depth
     known[id(node)] = 0, 0
     children = [] if isinstance(node, yaml.ScalarNode) else node.value
@@ -170,7 +170,7 @@ class _Loader(yaml.SafeLoader):
             if isinstance(key, (list, dict)):
                 raise _refused(key_node, "a key is a single value")
             if key in section:
-                said = f"'{'<<' if merge else key}' stands twice, first on line {lines[key]}; leave one of them out"
+                said = f"'{'<<' if merge else key}' occurs twice, first on line {lines[key]}; leave one of them out"
                 raise _refused(key_node, said)
             section[key], lines[key] = self.construct_object(value_node, deep=True), key_node.start_mark.line + 1
             section.places[key] = f"{self.source}line {lines[key]}: "

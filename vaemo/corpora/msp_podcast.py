@@ -105,7 +105,7 @@ def _entries(path: Path) -> Iterator[tuple[str, str, dict[str, Any]]]:
         if missing:
             raise ReadCorpusError(f"{place}: there is no {missing[0]}; {', '.join(_COLUMNS)} are needed.")
         if file in seen:
-            raise ReadCorpusError(f"{place}: {file} stands there twice; give the file as it is distributed.")
+            raise ReadCorpusError(f"{place}: {file} occurs twice; give the file as it is distributed.")
         seen.add(file)
         yield place, file, entry
 

@@ -68,7 +68,7 @@ def schedule_lanes(
         lanes: L; lanes beyond the number of sessions stay idle.
         window: Most steps of a window (T).
         seed: Seed of the shuffling; None does not shuffle.
-        epoch: Every epoch is shuffled anew.
+        epoch: Every epoch is shuffled again.
         whole_at_end: Put the short window of a session at its beginning, not at its end.
     """
     lengths = np.asarray(lengths, np.int64)

@@ -164,7 +164,7 @@ def scan_manifest(
 ) -> Iterator[tuple[pa.Table, Places]]:
     """The utterances of a manifest as they stand in it, some at a time, typed and each checked alone.
 
-    Args and errors as of `read_manifest`, which alone sees whether an id stands twice. Columns that are not ours may
+    Args and errors as of `read_manifest`, which alone sees whether an id occurs twice. Columns that are not ours may
     differ between the tables: see `common_schema`.
     """
     text, n = str(path), 0
@@ -531,7 +531,7 @@ def _refuse(wrong: pa.ChunkedArray, message: Callable[[int], str]) -> None:
 
 
 def check_unique(ids: pa.ChunkedArray, places: Places) -> None:
-    """Refuse an id that stands twice.
+    """Refuse an id that occurs twice.
 
     Raises:
         ColumnError: naming both places.
@@ -544,7 +544,7 @@ def check_unique(ids: pa.ChunkedArray, places: Places) -> None:
     repeated[first] = False
     row = int(np.argmax(repeated))
     earlier = places[int(first[number[row]])]
-    repeats = f"utt_id {shown(ids[row].as_py())} already stands in {earlier}"
+    repeats = f"utt_id {shown(ids[row].as_py())} is already in {earlier}"
     raise ColumnError(f"{repeats}; every utterance needs an id of its own", row)
 
 

@@ -157,7 +157,7 @@ def _label_range(config: Config, store: FeatureStore | None, model: LabelScale, 
         scale = LabelScale(*held)
         native = info.get("native_range")
         native = native.get(name) if isinstance(native, Mapping) else native
-        cure = ", as the store says in its _vaemo.json. Correct the label, or extract the store anew."
+        cure = ", as the store says in its _vaemo.json. Correct the label, or extract the store again."
     elif own := config.labels.range_of(name):
         scale = LabelScale(*own)
         cure = ", which is labels.range. Correct the label, or labels.range."
@@ -218,7 +218,7 @@ def assemble_sessions(
             `position` is missing, `start_s` orders a session.
         sequence_by: One sequence for a session, or one for each speaker of it.
         streams: The streams to include.
-        targets: The columns of labels. The label of a target of the session may stand in any of its rows, whatever
+        targets: The columns of labels. The label of a target of the session may be in any of its rows, whatever
             their status, and goes to its last utterance.
 
     Raises:

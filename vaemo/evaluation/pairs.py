@@ -130,7 +130,7 @@ def read_pairs(scored: str, labels: str, config: Config, *, quiet: bool = False)
     repeated = counts.filter(pc.greater(counts["count_all"], 1))
     if repeated.num_rows:
         raise ReadScoresError(
-            f"utterance {_example(repeated)} stands more than once in {scored}; an utterance has one score. "
+            f"utterance {_example(repeated)} occurs more than once in {scored}; an utterance has one score. "
             "Give the folder of one run."
         )
     renamed = known.rename_columns([name if name in KEYS else f"label_{name}" for name in known.column_names])

@@ -183,10 +183,10 @@ def _weights(folder: Path, name: str) -> list[str]:
         try:
             parts = sorted(set(json.loads((folder / _INDEX).read_bytes())["weight_map"].values()))
         except (ValueError, LookupError, TypeError, AttributeError):
-            raise ExtractorError(f"{name}/{_INDEX} does not say which files hold the weights; copy it anew.") from None
+            raise ExtractorError(f"{name}/{_INDEX} does not say which files hold the weights; copy it again.") from None
         if missing := [part for part in parts if os.path.basename(part) != part or not (folder / part).is_file()]:
             raise ExtractorError(
-                f"{name} has no {missing[0]}, which its {_INDEX} names. Copy the folder anew, all of it."
+                f"{name} has no {missing[0]}, which its {_INDEX} names. Copy the folder again, all of it."
             )
         return parts
     for known in _KNOWN:

@@ -96,7 +96,7 @@ class Hyperparams:
                 if not isinstance(key, yaml.ScalarNode) or key.tag not in _CORE:
                     self._refuse(key, "a name is no plain text.")
                 if key.value in lines:
-                    self._refuse(key, f"'{key.value}' stands twice, first on line {lines[key.value]}; leave one out.")
+                    self._refuse(key, f"'{key.value}' occurs twice, first on line {lines[key.value]}; leave one out.")
                 lines[key.value] = key.start_mark.line + 1
         if node.tag in ("!ref", "!copy", "!tuple") and not isinstance(node, yaml.ScalarNode):
             self._refuse(node, f"{node.tag} takes a text.")

@@ -206,7 +206,7 @@ class SpeechEncoder:
             path, why = self._find(name)
             if not path:
                 raise ExtractorError(
-                    f"{self.name} has no {name} ({why}), which its {INDEX} names. Copy the folder anew, all of it."
+                    f"{self.name} has no {name} ({why}), which its {INDEX} names. Copy the folder again, all of it."
                 )
             digests.append(f"{name} {_digest(path)}")
         return hashlib.sha256("\n".join(digests).encode()).hexdigest()
@@ -270,7 +270,7 @@ class SpeechEncoder:
             )
         except (OSError, ValueError, LookupError, RuntimeError, SafetensorError) as error:
             raise ExtractorError(
-                f"the weights of {self.name} cannot be read ({first_line(error)}). Copy the folder anew, all of it."
+                f"the weights of {self.name} cannot be read ({first_line(error)}). Copy the folder again, all of it."
             ) from None
         missing = sorted(key for key in report["missing_keys"] if key != "masked_spec_embed")
         if missing:
@@ -339,7 +339,7 @@ class SpeechEncoder:
         try:
             held = {name.partition(".")[0] for name in load(content)} if content else set()
         except SafetensorError as error:
-            raise ExtractorError(f"{self.name}/{POOLING} cannot be read: {error}. Copy the folder anew.") from None
+            raise ExtractorError(f"{self.name}/{POOLING} cannot be read: {error}. Copy the folder again.") from None
         choices = {
             "layer_scores": ("features.speech_layer", self.config.speech_layer, "weighted"),
             "attention": ("features.speech_pooling", self.config.speech_pooling, "attention"),
@@ -384,9 +384,9 @@ def _settings(content: bytes, path: str) -> dict[str, Any]:
     try:
         said = json.loads(content)
     except ValueError as error:
-        raise ExtractorError(f"{path} is not JSON ({error}); copy the folder anew.") from None
+        raise ExtractorError(f"{path} is not JSON ({error}); copy the folder again.") from None
     if not isinstance(said, dict):
-        raise ExtractorError(f"{path} holds {type(said).__name__}, no settings; copy the folder anew.")
+        raise ExtractorError(f"{path} holds {type(said).__name__}, no settings; copy the folder again.")
     return said
 
 
@@ -395,7 +395,7 @@ def _parts(index: bytes, name: str) -> list[str]:
     held = _settings(index, f"{name}/{INDEX}").get("weight_map")
     parts = sorted({str(part) for part in held.values()}) if isinstance(held, dict) else []
     if not parts or any(os.path.isabs(part) or ".." in part.split("/") for part in parts):
-        raise ExtractorError(f"{name}/{INDEX} does not say which files hold the weights; copy the folder anew.")
+        raise ExtractorError(f"{name}/{INDEX} does not say which files hold the weights; copy the folder again.")
     return parts
 
 

@@ -42,7 +42,8 @@ _BEST = "best"
 """Of a run; see `vaemo.training.run_folder`."""
 
 _RANDOM, _ASIDE = "[0-9a-f]" * 8, ".old"
-"""A folder on its way to the name `best` is `.best.` and eight digits; what stood there before is that and `.old`."""
+"""A folder on its way to the name `best` is `.best.` and eight digits; the previous checkpoint gets the same name and
+`.old`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +59,7 @@ class Checkpoint:
         provenance: Code version, data fingerprints, seed, roles, `sequence_by`, `synthetic`.
         fingerprint: SHA-256 over weights, the encoder's too, and everything of the config that changes predictions.
         has_encoder: Whether it has a speech encoder of its own.
-        errors: Its error by position on the dev split (`error_by_position` of the metrics); None where nothing says.
+        errors: Its error by position on the dev split (`error_by_position` of the metrics); None if unknown.
     """
 
     model: SessionRegressor
@@ -81,7 +82,7 @@ def save_checkpoint(
     metrics: Mapping[str, Any] | None = None,
     provenance: Mapping[str, Any] | None = None,
 ) -> str:
-    """Write a checkpoint folder, in place of one that stands there, and return its fingerprint.
+    """Write a checkpoint folder, replacing an existing one, and return its fingerprint.
 
     Args:
         path: The folder.
@@ -138,7 +139,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     if provenance.get("fingerprint") != fingerprint:
         raise ReadCheckpointError(
             f"checkpoint '{path}' holds files of different checkpoints, or one was changed by hand: its fingerprint is "
-            f"{fingerprint[:12]}, its provenance says {str(provenance.get('fingerprint'))[:12]}. Copy it anew."
+            f"{fingerprint[:12]}, its provenance says {str(provenance.get('fingerprint'))[:12]}. Copy it again."
         )
     dims = {
         name.split(".")[1]: len(tensor)
@@ -195,12 +196,12 @@ def one_checkpoint(path: str | Path) -> str:
 
 
 def copy_checkpoint(path: str | Path, to: str | Path, **provenance: Any) -> str:
-    """Write a checkpoint once more, in another place, and return its fingerprint.
+    """Copy a checkpoint to another place and return its fingerprint.
 
     Args:
         path: The folder.
         to: The other one.
-        provenance: What it says beside its own.
+        provenance: Entries to add to its provenance.
     """
     held = load_checkpoint(path)
     encoder = None
@@ -228,7 +229,7 @@ def _fingerprint(
 
 
 def _encoder_files(features: FeatureConfig | None) -> list[str]:
-    """Files of the speech encoder in a checkpoint with these features; none where it has none of its own."""
+    """Files of the speech encoder in a checkpoint with these features; empty if it has none."""
     if features is None or features.speech != _OWN:
         return []
     names = ["config.json", "model.safetensors", "preprocessor_config.json"]
@@ -255,10 +256,10 @@ def _read(folder: str | Path, name: str) -> bytes:
 
 
 def _write_folder(path: str | Path, contents: Mapping[str, bytes]) -> None:
-    """The files under a temporary name, renamed when all are written; what stood there before is kept until then.
+    """The files under a temporary name, renamed when all are written; the previous folder is kept until then.
 
-    An object store has no renaming: there one file follows the other, and the fingerprint in the provenance keeps a
-    reader from taking files of two checkpoints for one.
+    An object store cannot rename: there the files are written one after another, and the fingerprint in the provenance
+        lets a reader detect a mixture of two checkpoints.
     """
     if files.is_uri(path):
         for name, content in contents.items():
@@ -274,13 +275,13 @@ def _write_folder(path: str | Path, contents: Mapping[str, bytes]) -> None:
             _put_in_place(new, folder)
     finally:
         shutil.rmtree(new, ignore_errors=True)
-    # What stands there now has taken the place of all that earlier writes, which were killed, have left.
+    # The new folder replaces everything that earlier, killed writes left.
     for left in folder.parent.glob(f".{glob.escape(folder.name)}.{_RANDOM}*"):
         shutil.rmtree(left, ignore_errors=True)
 
 
 def _put_in_place(new: Path, folder: Path) -> None:
-    """Rename a folder to the name of another, which lies aside for that moment: nothing is deleted."""
+    """Rename a folder to the name of another, which is renamed first, so that nothing is deleted."""
     if not folder.exists():
         os.rename(new, folder)
         return
@@ -295,7 +296,7 @@ def _put_in_place(new: Path, folder: Path) -> None:
 
 
 def _standing(path: str | Path) -> str | Path:
-    """Where a checkpoint lies: at its path, or aside where a writer was killed just when it was to be replaced."""
+    """The folder of a checkpoint: its path, or the renamed one if a writer was killed while replacing it."""
     if files.is_uri(path) or Path(path).exists():
         return path
     folder = Path(path)

@@ -36,12 +36,12 @@ from vaemo.units import LabelScale
 
 
 class SessionRegressor(nn.Module):
-    """Valence, arousal, whatever the targets are, of every utterance of a session, online, from a fixed-size memory.
+    """Predicts the targets (valence, arousal) of every utterance of a session, online, with a fixed-size memory.
 
     Args:
         model: What is combined, remembered and fed back.
         updater: Sizes of the recurrent part.
-        dims: Width of every stream that the features have. What needs an absent stream switches itself off.
+        dims: Width of every stream of the features. Parts that need an absent stream are switched off.
 
     Attributes:
         targets: Names of what is predicted, in the order of the last axis: K, of utterances first.
@@ -330,7 +330,7 @@ class SessionRegressor(nn.Module):
         observed: Tensor | None = None,
         film_delta: FilmDelta | LaneDelta | None = None,
     ) -> tuple[Tensor, SessionState]:
-        """`step` of what fits: the arithmetic alone, which looks at no number, so that it can be exported."""
+        """`step` without validation: only the arithmetic, independent of values, so that it can be exported."""
         weights = self._weights()
         to_updater, to_head = self._encode(features, weights, film_delta)
         carried = Carried(self._unpack(state), state.c)

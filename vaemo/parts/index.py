@@ -45,7 +45,7 @@ _READERS = 16
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What the index knows of a part.
+    """The index entry of a part.
 
     Attributes:
         name: Path below the folder.
@@ -65,7 +65,7 @@ class Entry:
 
     @staticmethod
     def of(folder: str, name: str) -> Entry:
-        """Of a part as it stands in its folder; opens it.
+        """The entry of a part in its folder; opens the part.
 
         Raises:
             OtherRunError: if it was not written by a job.

@@ -1,4 +1,4 @@
-"""What is to be done of a source: what a folder lacks, what is done again, what has changed, what stands there twice.
+"""What is to be done of a source: what a folder lacks, what is done again, what has changed, what occurs twice.
 
 Both jobs that turn sessions into parts, extraction and scoring, are planned here. A finished session stays as it is
 unless that is asked for, even if its input has changed since: what has changed is listed.

@@ -233,7 +233,7 @@ def prepare(request: Request, config: Config) -> Run:
     if config.score.max_novelty < 1 and not (judge and judge.novelty):
         raise UsageError(
             f"score.max_novelty is {config.score.max_novelty:g}, and the checkpoint {request.checkpoints[0]} does not "
-            "know what it was trained on (novelty.safetensors). Train it anew, or leave the setting out."
+            "know what it was trained on (novelty.safetensors). Train it again, or leave the setting out."
         )
     run = Run(request, config, checkpoints, source, listing, rules, calls, extractors, enrolments, key, prints, judge)
     _warn(run)

@@ -255,7 +255,7 @@ def plan_scoring(run: Run, index: Index) -> Plan:
         raise OtherRunError(
             f"{run.request.out} holds scores of other data: the features of {len(work.changed):,} sessions of "
             f"{run.request.source} have changed since they were scored, such as those of '{work.changed[0]}'. Give "
-            "another --out, or --changed redo to score these sessions anew."
+            "another --out, or --changed redo to score these sessions again."
         )
     return work
 

@@ -64,7 +64,7 @@ class IdKey:
 
     @property
     def check(self) -> str:
-        """12 hex digits that tell two keys apart and do not give the key away."""
+        """12 hex digits that identify the key without revealing it."""
         return self.hash("vaemo")[:12]
 
     def hash(self, text: str) -> str:
@@ -72,7 +72,7 @@ class IdKey:
         return hmac.new(self._key, text.encode(), hashlib.sha256).hexdigest()[:24]
 
     def hide(self, scored: pa.Table, audio_paths: pa.ChunkedArray | None = None) -> pa.Table:
-        """Scored utterances with all ids hashed, also where they stand in `reason`.
+        """Scored utterances with all ids hashed, also those in `reason`.
 
         An id that begins with that of its session, as those that vaemo makes, keeps the rest.
 

@@ -43,9 +43,9 @@ def score_table(
 ) -> pa.Table:
     """Score whole sessions: the columns of the utterances of a score folder but `run_id`, row for row.
 
-    Rows with a status other than `ok` keep it and their reason, have no scores and do not move the state. What stands
-    in `observed_NAME` is fed back instead of the prediction; labels never are. A target of the session has its score
-    at the last row of the session that is scored.
+    Rows with a status other than `ok` keep it and their reason, have no scores and do not update the state. A value in
+    `observed_NAME` is fed back instead of the prediction; labels never are. A target of the session has its score at
+    the last row of the session that is scored.
 
     Args:
         table: Rows of a feature store.
@@ -57,9 +57,9 @@ def score_table(
         speaker_aggregation: What the speaker embeddings become, as `aggregate_speakers` has it.
         enrolments: Voices for `enrolled`, which needs them.
         personal: Deltas of FiLM by speaker, of the one model.
-        context: Rows (bool) that move the state and are not scored, whatever their status: nothing is predicted of
-            them, the middle of the label range is fed back behind them, and no other row's past knows of them.
-        errors: What is known of each model's error by position; it gives `valence_weight` and `arousal_weight`, their
+        context: Rows (bool) that update the state without being scored, whatever their status: they get no prediction,
+            the middle of the label range is fed back after them, and they are in no other row's past.
+        errors: Each model's error by position, which gives `valence_weight` and `arousal_weight`, their
             mean over the models (1 for one that knows nothing). Without any the columns are left out.
 
     Raises:

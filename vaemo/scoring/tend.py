@@ -79,7 +79,7 @@ def _erase(args: argparse.Namespace) -> None:
     if session_ids and not removed["utterances"] + removed["stores"]:
         say(f"warning: no row is of a call '{session_ids[0]}'. Its tombstones stay: should it come, it is left out.")
     for checkpoint in trained:
-        say(f"warning: {checkpoint} was trained on what was erased, and its weights stay. Train it anew.")
+        say(f"warning: {checkpoint} was trained on what was erased, and its weights stay. Train it again.")
 
 
 def _compact(args: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""The model card: a `README.md` in a checkpoint that says what the model is, how good, and what it may be used for.
+"""The model card: a `README.md` in a checkpoint that describes the model, its results and its permitted use.
 
 Reads the files of a checkpoint and, where there is one, the result of an evaluation; loads no weights.
 """

@@ -39,7 +39,7 @@ class Chunk:
     """Steps of some sessions that a model has taken at once.
 
     Attributes:
-        features: (L, T, D) each; the lanes that are in use.
+        features: (L, T, D) each; only lanes in use.
         start: Steps of the session before these, (L,), int64.
         before: State before the steps.
         after: State after them.
@@ -55,7 +55,7 @@ class Chunk:
 
 @dataclass(frozen=True, eq=False)
 class Replay:
-    """What came out.
+    """The result of a replay.
 
     Attributes:
         prediction: (U, K), float64, in the order of the packed sessions.
@@ -87,9 +87,9 @@ def predict_sessions(
 ) -> Tensor:
     """Predict every utterance of every session from a fresh state, feeding back predictions or what is observed.
 
-    A session runs in chunks of `chunk` steps while that many are left, then in one of half the size, and so on down
-    to 1. So no step is padding, and every call has a shape that follows from the session alone, never from those in
-    the other lanes: with a fixed number of lanes they change no bit of its predictions.
+    A session runs in chunks of `chunk` steps while that many are left, then in one of half the size, and so on down to
+    1. So no step is padding, and the shape of every call depends on the session alone: with a fixed number of lanes,
+    the other lanes do not change its predictions by a single bit.
 
     Args:
         model: As loaded; predicts without dropout.
@@ -100,7 +100,7 @@ def predict_sessions(
         observed: Values that are known, (U, K), NaN = unknown; None takes those of the sessions.
         padded: Pad a session's last chunk instead of cutting it: fewer calls, for predictions whose last bits may
             depend on the other lanes.
-        watch: Is shown every chunk.
+        watch: Called with every chunk.
 
     Returns:
         Predictions on the model's label range, (U, K), float64, on the model's device, in the order of the packed
@@ -157,7 +157,7 @@ def _calls(n_chunks: np.ndarray, lanes: int) -> Iterator[np.ndarray]:
 
 
 def _remember(memory: SessionState, picked: np.ndarray, state: SessionState, left: np.ndarray) -> None:
-    """Write the first lanes of a call's state back to the sessions it served, where they go on."""
+    """Write the first lanes of a call's state back to the sessions it served, from which they continue."""
     goes_on = np.flatnonzero(left[picked])
     if not len(goes_on):
         return
@@ -182,7 +182,7 @@ def replay(
         model: Predicts without dropout.
         sessions: At least one.
         window: Most steps of one chunk; decides only the cost, and where the gain is measured.
-        observed: Values that are known, (U, F), NaN = unknown; None knows nothing.
+        observed: Values that are known, (U, F), NaN = unknown; None if unknown.
         group: The workers.
     """
     group = group or Group()

@@ -32,7 +32,7 @@ SCHEDULERS: tuple[Scheduler, ...] = ("auto", "asha", "none", "pbt")
 
 
 TRIES, COUNTED = 1_000, 100_000
-"""How often a point that was there before is drawn anew; how many points of a space are listed instead."""
+"""How often a point that was there before is drawn again; how many points of a space are listed instead."""
 
 GOOD = 5
 """Trials that count as good ones at least, where it is asked what makes one."""
@@ -103,7 +103,7 @@ class Search:
         return point
 
     def _other(self, number: int) -> Point | None:
-        """A point that is not taken: the next one of a grid, any of a small space, else one that is drawn anew."""
+        """A point that is not taken: the next one of a grid, any of a small space, else one that is drawn again."""
         if self._grid is not None:
             return next(self._left(self._grid), None)
         random = np.random.default_rng([self._seed, number, 1])

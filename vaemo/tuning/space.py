@@ -58,7 +58,7 @@ WHILE_TRAINING = SCHEDULE | {
 """Fields that may change between two epochs of one model: those that population-based training may search."""
 
 _RESAMPLED, _FACTORS = 0.25, (0.8, 1.2)
-"""How population-based training explores: this share of the values is drawn anew, the others move by a factor or to
+"""How population-based training explores: this share of the values is drawn again, the others move by a factor or to
 the neighbouring choice (Jaderberg et al. 2017)."""
 
 Point = dict[str, Any]
