@@ -169,7 +169,7 @@ def test_impossible_entries(space, name, entry, says):
     ("when", "says"),
     [
         ("mamba", "when holds 'mamba'; give fields and values"),
-        ({"model.ema": "fixed"}, "when names 'model.ema'; it may name a choice that stands before it: model.updater"),
+        ({"model.ema": "fixed"}, "when names 'model.ema'; it may name a choice listed before it: model.updater"),
         ({"model.updater": "mamba2"}, "when wants model.updater to be 'mamba2'; its choices are mamba, gru, none"),
     ],
 )

@@ -33,7 +33,7 @@ _FACTS = b"vaemo.cell"
 
 
 def check_fold(sessions: Sequence[Session], fold: Fold, config: Config) -> None:
-    """Raise LabelError unless every split of a fold has labels that can be learned from, and be judged by."""
+    """Raise LabelError unless every split of a fold has labels for training and for evaluation."""
     packed = PackedSessions.of(sessions)
     for name, part in zip(SPLITS, _parts(sessions, fold), strict=True):
         if name == "test" and not len(part):
@@ -99,12 +99,12 @@ def run_cell(
 
 
 def write_result(path: str, table: pa.Table, facts: dict[str, Any]) -> None:
-    """Keep what `run_cell` returned, the facts in the file's metadata."""
+    """Write the result of `run_cell`, with the facts in the file's metadata."""
     files.write_parquet_whole(path, table.replace_schema_metadata({_FACTS: json.dumps(facts)}))
 
 
 def read_result(path: str) -> tuple[pa.Table, dict[str, Any]]:
-    """What `write_result` kept."""
+    """Read the result that `write_result` wrote."""
     table = files.read_parquet(path)
     return table, json.loads(table.schema.metadata[_FACTS])
 

@@ -1,8 +1,8 @@
 """The grid's results as one row per variant: mean, spread over seeds, interval, and comparison with the full model.
 
-CCC is pooled over all held-out utterances, those of all folds together, once for each seed, and then averaged over
-the seeds. Intervals and comparisons resample *sessions*, the same ones for both models; what other seeds would have
-given is told by the spread beside them. The p values of all comparisons with the full model are corrected by Holm.
+CCC is pooled over all held-out utterances, those of all folds together, once for each seed, and then averaged over the
+seeds. Intervals and comparisons resample *sessions*, the same ones for both models; the spread beside them shows the
+variation between seeds. The p values of all comparisons with the full model are corrected by Holm.
 """
 
 from __future__ import annotations

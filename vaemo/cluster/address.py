@@ -1,7 +1,7 @@
 """Which Ray a job runs on: the one that RAY_ADDRESS names, one that answers on this machine, or one of its own.
 
-Ray itself takes whatever address it finds, and tries for many minutes to reach what is no longer there. Here an address
-is looked at first: whether it has the form of one, and whether anything like Ray answers.
+Ray itself uses any address it finds, and tries for many minutes to reach a cluster that no longer exists. Here an
+address is validated first: its form, and whether a Ray head answers there.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ LOCAL, RUNNING = "local", "auto"
 """The addresses that mean a new local Ray, and the one that already runs on this machine."""
 
 ANSWER_S = 5.0
-"""A head that has not answered by then is not there: it answers within milliseconds."""
+"""Seconds after which a head counts as absent: it normally answers within milliseconds."""
 
 _ADDRESS = re.compile(r"(?P<host>\[[0-9A-Fa-f:]+\]|[A-Za-z0-9_.-]+):(?P<port>[0-9]{1,5})")
 
 _LONGEST_SOCKET = 103 if sys.platform == "darwin" else 107
 _SOCKET = "ray/session_2026-01-01_00-00-00_000000_{}/sockets/plasma_store"
-"""The longest that Ray makes below its folder."""
+"""The longest path that Ray creates below its folder."""
 
 _SHORT, _ROOM = "/tmp/ray", 10_000_000
 
@@ -42,7 +42,7 @@ def find_cluster() -> str | None:
     """The address of the Ray cluster that the job is to run on, as `ray.init` takes it.
 
     Returns:
-        `LOCAL` where one is to be started for the job; None for the one that Ray has noted, which answers.
+        `LOCAL` where one is to be started for the job; None for the one that Ray has recorded, if it answers.
 
     Raises:
         UsageError: if RAY_ADDRESS is no address of a cluster.
@@ -100,7 +100,7 @@ def temporary_folder() -> str | None:
 
 
 def _check_room(folder: str) -> None:
-    with contextlib.suppress(OSError):  # what is not there yet, Ray makes or refuses
+    with contextlib.suppress(OSError):  # Ray creates a missing folder, or refuses it
         free = shutil.disk_usage(folder).free
         if free < _ROOM:
             raise StorageError(
@@ -130,7 +130,7 @@ def _check_form(asked: str) -> None:
 
 
 def _answers(address: str) -> bool:
-    """Whether something at an address speaks as a Ray head does, which speaks gRPC."""
+    """Whether a gRPC server, such as a Ray head, answers at an address."""
     found = _ADDRESS.fullmatch(address)
     if not found:
         return False

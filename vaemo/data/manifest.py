@@ -65,13 +65,13 @@ EMBEDDED = ".parquet#"
 """`FOLDER/M.parquet#17` is the audio in row 17 of that manifest's `audio` column."""
 
 _KNOWN = {**COLUMNS, "n_channels": pa.int32(), "offset_s": pa.float64()}
-"""Columns whose type is ours; the last of them travel along, into the store's columns of those names."""
+"""Columns whose type is fixed; the last are copied into the store's columns of those names."""
 
 _REFERENCE = re.compile(r"(.*\.parquet)#(\d+)", re.DOTALL)
 _BLOCK_BYTES = 1 << 24
 _PIECE_BYTES = 1 << 26
 _PIECE_ROWS = 1 << 19
-"""So much of a manifest is read at once."""
+"""Bytes and rows of a manifest that are read at once."""
 
 _OPEN, _CLOSE = b"{}"
 _NESTED = 64

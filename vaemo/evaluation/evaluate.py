@@ -2,7 +2,7 @@
 
 Reads a folder of scores and the labels of a store or a manifest, writes `metrics.json`, `groups.parquet` and pictures.
 The headline is *pooled*: one CCC over all utterances, as in training. It rewards knowing the session as well as
-following it, so `within_ccc`, of predictions and labels less their means over the session, stands beside it. CCC is
+following it, so `within_ccc`, of predictions and labels less their means over the session, is given beside it. CCC is
 defined in `metrics`, on biased
 variances unless `evaluate.variance` says otherwise; intervals in `bootstrap`.
 """
@@ -54,7 +54,7 @@ def evaluate(
     checkpoint: str | None = None,
     by: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Evaluate a folder of scores and write what was found.
+    """Evaluate a folder of scores and write the results.
 
     Args:
         scored: The folder of scores.
@@ -153,7 +153,7 @@ def measure(pairs: Pairs, config: Config) -> dict[str, Any]:
         `n`, `n_sessions`, and for each metric (those of `METRICS`) `ccc_valence`, `ccc_arousal`, whatever the targets
         are, and their mean `ccc_avg`; RMSE also as `rmse_native_valence`, ... where the corpus has a range of its own.
         A target of the session, one pair a session, has `spearman_NAME` too: such labels are ordinal and skewed.
-        `ci95`: [low, high] of each, where there are two sessions or more. What is not defined is None.
+        `ci95`: [low, high] of each, where there are two sessions or more. Undefined metrics are None.
     """
     sums = sums_of(pairs)
     resampled = Resampled.of([sums], config.evaluate)
@@ -257,7 +257,7 @@ def _share_early(values: np.ndarray, session: np.ndarray, early: np.ndarray) -> 
 
 
 def table_of(result: Mapping[str, Any]) -> str:
-    """What a person reads first: the pooled metrics with intervals, the splits, the comparison, as lines of text."""
+    """A summary as lines of text: the pooled metrics with intervals, the splits, the comparison."""
     pooled, names = result["pooled"], result["targets"]
     lines = [
         f"{pooled['n']:,} utterances of {pooled['n_sessions']:,} sessions, split: {result['split']} "
@@ -311,7 +311,7 @@ def _named(values: Mapping[str, np.ndarray], pairs: Pairs) -> dict[str, float | 
     named = {f"{metric}_{name}": value[k] for metric, value in values.items() for k, name in enumerate(names)}
     if pairs.native is not None:
         wider = np.array([pairs.native[name].width / pairs.scale.width for name in pairs.names])
-        # A mean of errors on different scales would mean nothing.
+        # A mean of errors on different scales is meaningless.
         wider = np.append(wider, wider[0] if (wider == wider[0]).all() else np.nan)
         named |= {f"rmse_native_{name}": values["rmse"][k] * wider[k] for k, name in enumerate(names)}
     return {name: defined(value) for name, value in named.items()}
@@ -339,7 +339,7 @@ def _group_sums(pairs: Pairs, by: str) -> tuple[np.ndarray, list[str], np.ndarra
     numbers = numbers[numbers >= 0]
     session, _ = some.codes("session_id")
     (group, _), cell = np.unique(np.stack([numbers, session]), axis=1, return_inverse=True)
-    # What of a session is in the group counts there as a session of its own.
+    # The part of a session in a group counts as a session there.
     sums = SessionSums.of(some.prediction, some.label, cell).of_groups(group)
     return sums, names[: len(sums)], np.bincount(group, minlength=len(sums))
 

@@ -1,6 +1,6 @@
 """Scores beside labels: the two joined on `session_id` and `utt_id`, both on the model's label range.
 
-Reads a folder of scores and a store or a manifest; what is evaluated and what a report shows comes from here.
+Reads a folder of scores and a store or a manifest; used by evaluation and reports.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def read_pairs(scored: str, labels: str, config: Config, *, quiet: bool = False)
         scored: The folder of scores.
         labels: The store or the manifest.
         config: Section `labels`.
-        quiet: Do not say which targets of the scores have no labels.
+        quiet: Do not print which targets of the scores have no labels.
 
     Raises:
         LabelError: if there are no labels, one lies outside its range, or no labelled utterance is scored.
@@ -142,7 +142,7 @@ def read_pairs(scored: str, labels: str, config: Config, *, quiet: bool = False)
     for k, name in enumerate(scores.weight_names(names[:n_utterance])):
         if name in weights:
             weight[:, k] = np.nan_to_num(_matrix(joined, [name])[:, 0], nan=1.0)
-    # A label of the session stands in all of its rows, and counts at the one that has a score of it.
+    # A label of the session is in all of its rows, and counts at the one with a score.
     session = codes(joined["session_id"])
     missing_sessions: dict[str, int] = {}
     for k in range(n_utterance, len(names)):
@@ -157,8 +157,8 @@ def read_pairs(scored: str, labels: str, config: Config, *, quiet: bool = False)
     joined = joined.filter(pa.array(kept))
     if not joined.num_rows:
         raise LabelError(
-            f"none of the {known.num_rows:,} labelled utterances of {labels} has a score in {scored}: there they are "
-            f"called such as {_example(known)}, here {_example(table)}. Give the labels that belong to these scores."
+            f"none of the {known.num_rows:,} labelled utterances of {labels} has a score in {scored}: ids there are "
+            f"such as {_example(known)}, here {_example(table)}. Give the labels that belong to these scores."
         )
     place = {name: joined[name] for name in KEYS}
     place |= {name: pc.coalesce(joined[name], joined[f"label_{name}"].cast(joined[name].type)) for name in PLACE}

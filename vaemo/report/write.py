@@ -102,7 +102,7 @@ def write_report(
 
 
 def _notices(provenance: Mapping[str, Any], scored: str) -> list[dict[str, str]]:
-    """What a reader must know before any number: synthetic training data, who was scored, and on what ground."""
+    """Notices that come before any number: synthetic training data, who was scored, and on what ground."""
     notices = []
     if provenance.get("synthetic"):
         notices.append(
@@ -146,7 +146,7 @@ def _notices(provenance: Mapping[str, Any], scored: str) -> list[dict[str, str]]
 
 
 def _agreement(scored: str, labels: str, config: Config) -> dict[str, Any]:
-    """The metrics of the split that is to be judged by."""
+    """The metrics of the split used for evaluation."""
     split, pairs = choose_split(read_pairs(scored, labels, config), None)
     return {"split": split, **measure(pairs, config)}
 

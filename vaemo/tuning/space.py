@@ -44,7 +44,7 @@ SCHEDULE = frozenset(
         "train.no_feedback_fraction",
     }
 )
-"""Fields that decide until when a run is fed what it will not have at inference."""
+"""Fields of the sampling schedule, which decides until when labels are fed."""
 
 WHILE_TRAINING = SCHEDULE | {
     "model.feedback_noise",
@@ -72,7 +72,7 @@ class Parameter:
         name: `section.key`.
         kind: One of `KINDS`.
         values: The choices, or the least and the greatest value.
-        when: Fields before it, and the values at one of which each must stand for this one to be searched.
+        when: Fields before it, and the values that each may have for this one to be searched.
     """
 
     name: str
@@ -142,7 +142,7 @@ class Space:
         return not SCHEDULE.isdisjoint(self.names)
 
     def default(self) -> Point:
-        """The point at which the config stands; it may lie outside the space."""
+        """The point of the config; it may be outside the space."""
         point: Point = {}
         for parameter in self.parameters:
             if parameter.active(point):
@@ -189,11 +189,11 @@ class Space:
         yield from _grid(self.parameters, {})
 
     def check_together(self, names: Collection[str], check: Callable[[Config], Any] | None = None) -> None:
-        """Refuse a space in which some values of these fields, each possible alone, do not go together.
+        """Refuse a space in which some values of these fields, each valid alone, are invalid together.
 
         Args:
             names: Every combination of their values is tried; of a range of numbers its two ends.
-            check: Raises what is wrong with a config; None looks for what no config may be.
+            check: Raises an error for an invalid config; None validates the config alone.
 
         Raises:
             ConfigValueError: naming the first such combination.
@@ -251,12 +251,12 @@ def read_space(path: str | Path, config: Config) -> Space:
 
     Args:
         path: The file, or the name of one of `shipped_spaces`.
-        config: What the space lies around.
+        config: The config around which the space is.
 
     Raises:
         UnknownConfigKeyError: for a field that does not exist, with the nearest one.
         ConfigValueError: if the file cannot be read, an entry is not understood, a field may not be searched, or a
-            value is impossible.
+            value is invalid.
     """
     shipped = shipped_spaces()
     file = shipped[str(path)] if str(path) in shipped and not Path(path).exists() else Path(path)
@@ -373,7 +373,7 @@ def _conditions(name: str, when: Any, before: Mapping[str, Parameter]) -> dict[s
         if other not in before or before[other].kind != "choice":
             choices = [parameter.name for parameter in before.values() if parameter.kind == "choice"]
             raise ConfigValueError(
-                f"{name}: when names '{other}'; it may name a choice that stands before it: "
+                f"{name}: when names '{other}'; it may name a choice listed before it: "
                 f"{', '.join(choices) or 'there is none'}."
             )
         wanted = values if isinstance(values, list) else [values]
