@@ -46,14 +46,14 @@ MODELS: Mapping[str, dict[str, dict[str, Any]]] = {
     "vaemo": {},
     "no-memory": {"model": {"updater": "none", "speaker_norm": [], "session_norm": []}},
 }
-"""What is compared: the model, and the same model without a memory, which knows nothing of the past."""
+"""The models compared: the full model, and the same without a memory."""
 
 METRICS = ("ccc_valence", "ccc_arousal", "ccc_avg", "rmse_avg")
 STEPS = 6
 
 
 def run_demo(out: str, config: Config) -> dict[str, Any]:
-    """Make speech, extract, train, score, evaluate and report; what an earlier run finished is not done again.
+    """Make speech, extract, train, score, evaluate and report; finished steps of an earlier run are kept.
 
     Args:
         out: The folder for all of it, local.
@@ -67,7 +67,7 @@ def run_demo(out: str, config: Config) -> dict[str, Any]:
         OtherRunError: if `out` holds something else, or a demonstration with other settings.
     """
     start = time.monotonic()
-    # The calls come from telephones, so the model is trained on what telephones leave of a voice.
+    # The calls come from telephones, so the model is trained on telephone bandwidth.
     config = config.replace({"audio": {"simulate_telephone": True}, "features": {"opensmile_license": "research"}})
     settings = {"config": config.to_dict(), "sessions": SESSIONS, "seeds": list(SEEDS)}
     claim_folder(out, "_demo.json", digest(config.fingerprint(), str(SESSIONS), str(SEEDS)), {"settings": settings})
@@ -253,7 +253,7 @@ def _summarise(out: str, config: Config) -> dict[str, Any]:
 
 
 def _mean_predictor(manifest: str) -> dict[str, list[float]]:
-    """The metrics of saying the training labels' mean for every utterance of the test sessions."""
+    """The metrics of predicting the training labels' mean for every utterance of the test sessions."""
     table = read_manifest(manifest)
     splits = {name: table.filter(pc.equal(table["split"], name)) for name in ("train", "test")}
     train_labels, label = (np.stack([rows[name].to_numpy() for name in DIMENSIONS], axis=1) for rows in splits.values())

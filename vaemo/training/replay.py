@@ -1,4 +1,4 @@
-"""Sessions replayed through a model, as at inference: predictions, and how the model behaves while it runs.
+"""Replay of sessions through a model, as at inference: predictions, and statistics of the model's behaviour.
 
 Scores, results on the dev split, held-out rows and label-fed evaluations are all made by `predict_sessions`.
 Letters: U utterances of all sessions, L lanes, T steps, K targets, F of them fed back.
@@ -31,7 +31,7 @@ LANES = 32
 
 NUDGE = 0.01
 """Share of the label range by which what is fed back is moved to measure the feedback gain: far above the rounding of
-float32, far below what would bend the sigmoid."""
+float32, far below the curvature of the sigmoid."""
 
 
 @dataclass(frozen=True, eq=False)
