@@ -125,13 +125,13 @@ def export_onnx(checkpoint: str | Checkpoint, out: str, *, film_delta: bool = Fa
     if film_delta and loaded.model.film_kind != "film":
         raise UsageError(f"--film-delta needs a model with FiLM; model.film of this one is {loaded.model.film_kind}.")
     step = OneStep(loaded.model.float().eval().requires_grad_(False), film_delta=film_delta)
-    about = describe(step, loaded)
+    about = metadata_of(step, loaded)
     files.write_whole(out, _program(step, {name: json.dumps(value) for name, value in about.items()}))
     say(f"{out}: {len(step.shapes)} inputs, {len(step.outputs())} outputs; of any number of lanes")
     return about
 
 
-def describe(step: OneStep, checkpoint: Checkpoint) -> dict[str, Any]:
+def metadata_of(step: OneStep, checkpoint: Checkpoint) -> dict[str, Any]:
     """The file's metadata: inputs, outputs and origin."""
     fresh = step.model.fresh_state(1)
     features = checkpoint.features

@@ -236,7 +236,7 @@ class _Finder(UtteranceFinder):
 
 
 class _LiveResampler:
-    """`Resampler.stream` that can continue in another process, by feeding it the samples within its filter's reach
+    """`Resampler.generator` that can continue in another process, by feeding it the samples within its filter's reach
     again.
 
     Attributes:
@@ -264,7 +264,7 @@ class _LiveResampler:
     def restore(self, tail: np.ndarray) -> None:
         """Continue after these last native samples, whose output was already returned."""
         self.tail = tail
-        self._generator: Generator[np.ndarray, np.ndarray | None, None] = self._resampler.stream(len(tail))
+        self._generator: Generator[np.ndarray, np.ndarray | None, None] = self._resampler.generator(len(tail))
         next(self._generator)
         self._generator.send(tail)
 

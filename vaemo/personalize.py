@@ -32,9 +32,9 @@ from vaemo.model.regressor import SessionRegressor
 from vaemo.model.streams import Streams
 from vaemo.parts.shards import claim_folder, digest
 from vaemo.progress import Progress
-from vaemo.scoring.trained_on import read_as_trained
+from vaemo.scoring.compatibility import read_as_trained
 
-DELTAS, SPEAKERS, USED, PROVENANCE = "deltas.safetensors", "speakers.parquet", "used.parquet", "_provenance.json"
+DELTAS, SPEAKERS, USED, PERSONAL_FILE = "deltas.safetensors", "speakers.parquet", "used.parquet", "_provenance.json"
 
 FIRST_HALF, SECOND_HALF, ALL = range(3)
 """What a fit learns from: the guard's two folds, and every utterance used."""
@@ -207,7 +207,7 @@ def personalize_store(store_path: str, checkpoint_path: str, out: str, config: C
     settings = {"checkpoint": checkpoint.fingerprint, **config.decisive("personalize")}
     data = digest(*utt_ids, hashlib.sha256(content.tobytes()).hexdigest())
     fingerprint = digest(json.dumps(settings, sort_keys=True), data)
-    claim_folder(out, PROVENANCE, fingerprint, {"settings": {**settings, "data": data}})
+    claim_folder(out, PERSONAL_FILE, fingerprint, {"settings": {**settings, "data": data}})
     personal, speakers, used = personalize(checkpoint.model, labelled, config.personalize, quiet=False)
     files.write_parquet_whole(files.join(out, SPEAKERS), speakers)
     files.write_parquet_whole(files.join(out, USED), used)

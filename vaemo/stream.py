@@ -29,7 +29,7 @@ from vaemo.model.checkpoint import Checkpoint, load_checkpoint
 from vaemo.model.regressor import SessionRegressor
 from vaemo.model.state import TENSOR_FIELDS, SessionState
 from vaemo.model.streams import Streams
-from vaemo.scoring.trained_on import check_trained_on
+from vaemo.scoring.compatibility import check_compatible
 from vaemo.trust.judge import Judge
 from vaemo.units import SAMPLING_RATE_HZ, SAMPLING_RATES_HZ
 from vaemo.utterances import as_heard, measured
@@ -134,7 +134,7 @@ class Stream:
         described = describe(dict(extractors))
         dims = {stream: facts["dim"] for stream, facts in described.items()}
         made_by = {stream: facts["fingerprint"] for stream, facts in described.items()}
-        check_trained_on(self._model, trained_on, dims, made_by, "the list of extractors")
+        check_compatible(self._model, trained_on, dims, made_by, "the list of extractors")
         if self._config.features.speaker_aggregation == "enrolled" and "speaker" in self._model.dims:
             raise FeatureMismatchError(
                 "the model was trained on enrolled speaker embeddings (features.speaker_aggregation), and a stream "
@@ -342,7 +342,7 @@ def resampler_of(sampling_rate: Any) -> Resampler:
 
 def _resampled(samples: np.ndarray, sampling_rate: float) -> np.ndarray:
     """The samples of one utterance at 16 kHz."""
-    stream = resampler_of(sampling_rate).stream(1)
+    stream = resampler_of(sampling_rate).generator(1)
     next(stream)
     block = as_float32(samples)
     if block.ndim != 1 and not (block.ndim == 2 and 1 in block.shape):

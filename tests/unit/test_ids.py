@@ -4,7 +4,7 @@ import pyarrow as pa
 import pytest
 
 from vaemo.errors import ReadStoreError, RolesError, UsageError, VaemoError, carried, named, raise_carried
-from vaemo.scoring.ids import VARIABLE, IdKey, hidden_errors
+from vaemo.scoring.ids import KEY_VARIABLE, IdKey, hidden_errors
 
 KEY = IdKey("0123456789abcdef")
 
@@ -17,12 +17,12 @@ def test_hashes_follow_from_key_and_id():
 
 
 def test_the_key_comes_from_the_environment(monkeypatch):
-    monkeypatch.setenv(VARIABLE, "0123456789abcdef")
+    monkeypatch.setenv(KEY_VARIABLE, "0123456789abcdef")
     assert IdKey.from_environment("a test").hash("x") == KEY.hash("x")
-    monkeypatch.setenv(VARIABLE, "short")
+    monkeypatch.setenv(KEY_VARIABLE, "short")
     with pytest.raises(UsageError, match=r"a test needs a secret key in .* VAEMO_ID_KEY, which holds 5 characters"):
         IdKey.from_environment("a test")
-    monkeypatch.delenv(VARIABLE)
+    monkeypatch.delenv(KEY_VARIABLE)
     with pytest.raises(UsageError, match="which is not set"):
         IdKey.from_environment("a test")
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from vaemo.ablation.cell import matrix, named, targets_of
+from vaemo.ablation.cell import columns_named, matrix, targets_in
 from vaemo.ablation.grid import FULL, Cell, Variant
 from vaemo.config import EvaluateConfig
 from vaemo.evaluation.bootstrap import Resampled, SessionSums, defined, holm, metrics_of
@@ -55,7 +55,7 @@ def summarise(
         if of_seeds
     }
     some = next((table for table, _ in results.values()), None)
-    names = (*(DIMENSIONS if some is None else targets_of(some)), "avg")
+    names = (*(DIMENSIONS if some is None else targets_in(some)), "avg")
     rows = [_row(variant, runs[variant], resampled.get(variant), names, config) for variant in variants]
     if FULL in resampled:
         compared = [(row, variant) for row, variant in zip(rows, variants, strict=True) if variant in resampled]
@@ -78,9 +78,11 @@ def _runs(results: Mapping[Cell, Result], variant: Variant, folds: Sequence[str]
 def _sums(run: Sequence[Result], what: str = "") -> SessionSums:
     """The sums of a seed, over all folds; the cells of all variants hold the same utterances in the same order."""
     table = pa.concat_tables([table.replace_schema_metadata() for table, _ in run]).combine_chunks()
-    targets, n_session = targets_of(table), run[0][1].get("n_session", 0)
-    predicted = matrix(table, named(what, targets) if what else targets)
-    return SessionSums.of(predicted, matrix(table, named("label", targets)), codes(table["session_id"]), n_session)
+    targets, n_session = targets_in(table), run[0][1].get("n_session", 0)
+    predicted = matrix(table, columns_named(what, targets) if what else targets)
+    return SessionSums.of(
+        predicted, matrix(table, columns_named("label", targets)), codes(table["session_id"]), n_session
+    )
 
 
 def _row(

@@ -28,7 +28,7 @@ from vaemo.model.checks import used_streams
 from vaemo.parts.shards import claim_folder, digest
 from vaemo.progress import duration, say
 from vaemo.training import run_folder
-from vaemo.training.data import SECTIONS, SplitSessions, TrainingData
+from vaemo.training.data import TRAINING_SECTIONS, SplitSessions, TrainingData
 from vaemo.training.end_to_end import check_encoder_settings
 from vaemo.training.jobs import Failure, Job, Jobs, Line
 from vaemo.tuning.held_out import HeldOut, told
@@ -103,7 +103,7 @@ def tune(
         "scheduler": scheduler,
         "folds": folds,
         "seeds": seeds,
-        **config.decisive(*SECTIONS),
+        **config.decisive(*TRAINING_SECTIONS),
     }
     if data.voices_differ:
         data.pack()  # which says why not

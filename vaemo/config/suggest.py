@@ -61,7 +61,11 @@ ELSEWHERE = {
 }
 """Names that other tools use for a field; of several fields the first is suggested where no section is given."""
 
-SECTIONS = {"train": "training trainer optim optimizer optimiser", "score": "scoring inference", "vad": "segmentation"}
+SECTION_ALIASES = {
+    "train": "training trainer optim optimizer optimiser",
+    "score": "scoring inference",
+    "vad": "segmentation",
+}
 """The same for sections."""
 
 
@@ -103,7 +107,7 @@ def sections(found: str, known: Collection[str]) -> str:
     """The suggestion for an unknown section; empty if there is none."""
     name = _plain(found)
     close = difflib.get_close_matches(name, known, n=1, cutoff=_CLOSE)
-    also = [section for section, others in SECTIONS.items() if name in others.split()]
+    also = [section for section, others in SECTION_ALIASES.items() if name in others.split()]
     return next(iter([*also, *close]), "")
 
 

@@ -48,7 +48,7 @@ MODELS: Mapping[str, dict[str, dict[str, Any]]] = {
 }
 """The models compared: the full model, and the same without a memory."""
 
-METRICS = ("ccc_valence", "ccc_arousal", "ccc_avg", "rmse_avg")
+TABLE_METRICS = ("ccc_valence", "ccc_arousal", "ccc_avg", "rmse_avg")
 STEPS = 6
 
 
@@ -236,7 +236,7 @@ def _summarise(out: str, config: Config) -> dict[str, Any]:
     for model in MODELS:
         pairs = (read_pairs(_scores_of(out, model, seed), files.join(out, "test-store"), quick) for seed in SEEDS)
         measured = [measure(each, quick) for each in pairs]
-        models[model] = {name: [each[name] for each in measured] for name in METRICS}
+        models[model] = {name: [each[name] for each in measured] for name in TABLE_METRICS}
     models["mean"] = _mean_predictor(_manifest(out))
     columns = ["session_id", "channel", "start_s", "end_s", *DIMENSIONS]
     found = scores.read_utterances(files.join(out, "scores", "recordings"), columns)
@@ -260,7 +260,7 @@ def _mean_predictor(manifest: str) -> dict[str, list[float]]:
     prediction = np.broadcast_to(train_labels.mean(axis=0), label.shape)
     valence, arousal = map(float, ccc(prediction, label))
     values = (valence, arousal, (valence + arousal) / 2, float(rmse(prediction, label).mean()))
-    return {name: [value] for name, value in zip(METRICS, values, strict=True)}
+    return {name: [value] for name, value in zip(TABLE_METRICS, values, strict=True)}
 
 
 def _table(summary: Mapping[str, Any]) -> str:
@@ -273,7 +273,7 @@ def _table(summary: Mapping[str, Any]) -> str:
         f"{'':<30}{'CCC valence':<18}{'CCC arousal':<18}{'CCC average':<18}RMSE",
     ]
     for model, values in summary["models"].items():
-        cells = (_mean_and_deviation(values[name]) for name in METRICS)
+        cells = (_mean_and_deviation(values[name]) for name in TABLE_METRICS)
         lines.append(f"{titles[model]:<30}" + "".join(f"{cell:<18}" for cell in cells).rstrip())
     compared = summary["compare"]
     low, high = compared["ci95"]

@@ -14,7 +14,7 @@ from vaemo.data.windows import PackedSessions
 from vaemo.errors import UsageError
 from vaemo.evaluation.pairs import KEYS, Pairs
 from vaemo.model.checkpoint import checkpoints_in, load_checkpoint
-from vaemo.scoring.trained_on import read_as_trained
+from vaemo.scoring.compatibility import read_as_trained
 from vaemo.training.replay import predict_sessions
 from vaemo.units import LabelScale
 

@@ -27,7 +27,7 @@ from vaemo.progress import say
 
 PROG = "python -m vaemo.features.convert"
 
-RECORD = "_converted.json"
+CONVERSION = "_converted.json"
 """The record of a conversion in the folder; `finished` once it is complete."""
 
 COPIED = (
@@ -51,7 +51,7 @@ _BLOCK = 1 << 20
 
 
 def convert(name: str, out: str, *, revision: str = "main") -> dict[str, Any]:
-    """Turn the weights of an encoder into safetensors, and return what `RECORD` says.
+    """Turn the weights of an encoder into safetensors, and return what `CONVERSION` says.
 
     Args:
         name: Hub name, or folder, of an encoder of transformers or SpeechBrain.
@@ -77,7 +77,7 @@ def convert(name: str, out: str, *, revision: str = "main") -> dict[str, Any]:
         if before["read"] != digests:
             raise OtherRunError(f"{out} was made of other weights ({before['source']}); give a new folder.")
         return before
-    files.write_json(files.join(out, RECORD), {**record, "finished": False})
+    files.write_json(files.join(out, CONVERSION), {**record, "finished": False})
     written, places = dict[str, str](), dict[str, str]()
     for source, target in sources.items():
         say(f"{source}: {(folder / source).stat().st_size / 1e6:,.0f} MB")
@@ -92,7 +92,7 @@ def convert(name: str, out: str, *, revision: str = "main") -> dict[str, Any]:
         if (folder / copied).is_file():
             files.write_whole(files.join(out, copied), (folder / copied).read_bytes())
     record |= {"written": written, "finished": True}
-    files.write_json(files.join(out, RECORD), record)
+    files.write_json(files.join(out, CONVERSION), record)
     return record
 
 
@@ -210,7 +210,7 @@ def _name_of(source: str) -> str:
 
 
 def _record(out: str) -> dict[str, Any] | None:
-    path = files.join(out, RECORD)
+    path = files.join(out, CONVERSION)
     return files.read_json(path) if files.exists(path) else None
 
 

@@ -28,7 +28,7 @@ from vaemo.errors import ReadCheckpointError, UsageError
 from vaemo.model.regressor import SessionRegressor
 from vaemo.model.settling import ErrorByPosition
 
-WEIGHTS, CONFIG, METRICS, PROVENANCE = "model.safetensors", "config.yaml", "metrics.json", "provenance.json"
+WEIGHTS, CONFIG, METRICS_FILE, PROVENANCE_FILE = "model.safetensors", "config.yaml", "metrics.json", "provenance.json"
 
 ENCODER = "encoder"
 """Folder of a checkpoint's own speech encoder; `features.speech` in its `config.yaml` is then `./encoder`."""
@@ -107,8 +107,8 @@ def save_checkpoint(
     contents = {
         WEIGHTS: weights,
         CONFIG: strict_yaml.dump(sections).encode(),
-        METRICS: json.dumps(dict(metrics or {}), indent=1).encode(),
-        PROVENANCE: json.dumps({**(provenance or {}), "fingerprint": fingerprint}, indent=1).encode(),
+        METRICS_FILE: json.dumps(dict(metrics or {}), indent=1).encode(),
+        PROVENANCE_FILE: json.dumps({**(provenance or {}), "fingerprint": fingerprint}, indent=1).encode(),
         **own,
     }
     _write_folder(path, contents)
@@ -126,7 +126,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     weights = _read(path, WEIGHTS)
     try:
         sections = strict_yaml.load(_read(path, CONFIG), CONFIG)
-        metrics, provenance = json.loads(_read(path, METRICS)), json.loads(_read(path, PROVENANCE))
+        metrics, provenance = json.loads(_read(path, METRICS_FILE)), json.loads(_read(path, PROVENANCE_FILE))
         tensors = load(weights)
         config = Config.from_dict(sections)
         by_position = metrics.get(ERRORS)
@@ -251,7 +251,7 @@ def _read(folder: str | Path, name: str) -> bytes:
         why = "is not there" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror or error})"
         raise ReadCheckpointError(
             f"'{folder}' is not a whole checkpoint: {name} {why}. "
-            f"A checkpoint holds {WEIGHTS}, {CONFIG}, {METRICS} and {PROVENANCE}.{hint}"
+            f"A checkpoint holds {WEIGHTS}, {CONFIG}, {METRICS_FILE} and {PROVENANCE_FILE}.{hint}"
         ) from None
 
 

@@ -24,7 +24,7 @@ import pyarrow.fs as pafs
 from vaemo import files
 from vaemo.errors import OtherRunError, VaemoError
 
-NAME = "_lease.json"
+LEASE = "_lease.json"
 _held: set[str] = set()
 """Tokens of the leases that this process holds."""
 
@@ -39,7 +39,7 @@ def lease(folder: str) -> Iterator[None]:
     Raises:
         OtherRunError: if another process holds it, naming its host and when it started.
     """
-    path = files.join(folder, NAME)
+    path = files.join(folder, LEASE)
     ours: dict[str, Any] = {
         "host": socket.gethostname(),
         "pid": os.getpid(),

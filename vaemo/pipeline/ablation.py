@@ -27,7 +27,7 @@ from vaemo.model.checks import used_pasts
 from vaemo.parts.shards import claim_folder, digest
 from vaemo.pipeline.executors import Executor
 from vaemo.progress import Progress, say
-from vaemo.training.data import SECTIONS, TrainingData
+from vaemo.training.data import TRAINING_SECTIONS, TrainingData
 from vaemo.training.jobs import Failure, Job, Jobs, Line, Place
 
 MARKER, CELLS = "_ablation.json", "cells"
@@ -98,8 +98,13 @@ def ablate(
 def _claim(out: str, data: TrainingData) -> None:
     config = data.config
     how = config.features.speaker_aggregation
-    settings = {**config.decisive(*SECTIONS), "folds": data.folds, "data": data.digest, "speaker_aggregation": how}
-    fingerprint = digest(config.fingerprint(*SECTIONS), data.digest, how, str(data.folds))
+    settings = {
+        **config.decisive(*TRAINING_SECTIONS),
+        "folds": data.folds,
+        "data": data.digest,
+        "speaker_aggregation": how,
+    }
+    fingerprint = digest(config.fingerprint(*TRAINING_SECTIONS), data.digest, how, str(data.folds))
     claim_folder(out, MARKER, fingerprint, {"data": data.digest, "settings": settings}, inputs=data.store.parts)
 
 

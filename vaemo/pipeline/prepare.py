@@ -24,17 +24,16 @@ from vaemo.features import describe, load_extractors
 from vaemo.features.campplus import CampPlus
 from vaemo.model.checkpoint import ENCODER, Checkpoint, load_checkpoint
 from vaemo.parts.shards import digest
-from vaemo.personalize import PROVENANCE as PERSONAL_PROVENANCE
-from vaemo.personalize import Personal
+from vaemo.personalize import PERSONAL_FILE, Personal
 from vaemo.pipeline.plan import Again
 from vaemo.pipeline.sources import Listing, Source, StoreSource, open_source
 from vaemo.progress import say
 from vaemo.scores import targets_said
 from vaemo.scoring.calls import Calls, read_calls
+from vaemo.scoring.compatibility import check_compatible
 from vaemo.scoring.erase import Tombstones
 from vaemo.scoring.ids import IdKey
 from vaemo.scoring.roles import NOT_KNOWN, RoleRules
-from vaemo.scoring.trained_on import check_trained_on
 from vaemo.targets import names_of
 from vaemo.trust.judge import Judge
 from vaemo.utterances import Problem
@@ -126,7 +125,7 @@ class Run:
             **({"reading": READING} if self.source.needs_features else {}),
             "checkpoints": [checkpoint.fingerprint for checkpoint in self.checkpoints],
             "extractors": {stream: facts.get("fingerprint") for stream, facts in self.extractors.items()},
-            "personal": files.read_json(files.join(personal, PERSONAL_PROVENANCE))["fingerprint"] if personal else None,
+            "personal": files.read_json(files.join(personal, PERSONAL_FILE))["fingerprint"] if personal else None,
             "speaker_aggregation": self.config.features.speaker_aggregation,
             "speakers": self.enrolments.fingerprint if self.enrolments else None,
             "roles_unknown": self.rules.score_unknown,
@@ -353,7 +352,7 @@ def _check_extractors(checkpoints: Sequence[Checkpoint], source: Source, config:
     made_by = {stream: facts.get("fingerprint") for stream, facts in described.items()}
     for checkpoint in checkpoints:
         trained_on = checkpoint.provenance.get("feature_fingerprints", {})
-        check_trained_on(checkpoint.model, trained_on, dims, made_by, where)
+        check_compatible(checkpoint.model, trained_on, dims, made_by, where)
     return described
 
 

@@ -24,7 +24,7 @@ from vaemo.personalize import DELTAS, SPEAKERS, USED
 from vaemo.scores import SESSIONS, UTTERANCES, read_provenance, read_sessions
 from vaemo.scoring.calls import DATE
 from vaemo.scoring.ids import IdKey
-from vaemo.summary import NAME as SUMMARY
+from vaemo.summary import SUMMARY
 
 TOMBSTONES = "_erased.json"
 

@@ -16,7 +16,7 @@ import pyarrow as pa
 from vaemo.errors import UsageError, VaemoError, rendered, revive
 from vaemo.tables import with_column
 
-VARIABLE = "VAEMO_ID_KEY"
+KEY_VARIABLE = "VAEMO_ID_KEY"
 FEWEST_CHARACTERS = 16
 
 
@@ -53,11 +53,11 @@ class IdKey:
         Raises:
             UsageError: if it is not set, or too short to be one.
         """
-        text = os.environ.get(VARIABLE, "")
+        text = os.environ.get(KEY_VARIABLE, "")
         if len(text) < FEWEST_CHARACTERS:
             found = f"holds {len(text)} characters" if text else "is not set"
             raise UsageError(
-                f"{purpose} needs a secret key in the environment variable {VARIABLE}, which {found}. "
+                f"{purpose} needs a secret key in the environment variable {KEY_VARIABLE}, which {found}. "
                 f"Give {FEWEST_CHARACTERS} random characters or more, keep them, and never change them."
             )
         return IdKey(text)

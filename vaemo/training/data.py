@@ -34,7 +34,7 @@ def light(targets: Sequence[str]) -> list[str]:
     return [*_LIGHT, *targets, "status", "reason"]
 
 
-SECTIONS = ("model", "updater", "train", "sessions", "splits", "labels")
+TRAINING_SECTIONS = ("model", "updater", "train", "sessions", "splits", "labels")
 """Config sections that affect the result of a training."""
 
 

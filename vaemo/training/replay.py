@@ -35,7 +35,7 @@ float32, far below the curvature of the sigmoid."""
 
 
 @dataclass(frozen=True, eq=False)
-class Chunk:
+class ReplayedChunk:
     """Steps of some sessions that a model has taken at once.
 
     Attributes:
@@ -54,7 +54,7 @@ class Chunk:
 
 
 @dataclass(frozen=True, eq=False)
-class Replay:
+class Replayed:
     """The result of a replay.
 
     Attributes:
@@ -83,7 +83,7 @@ def predict_sessions(
     film_delta: FilmDelta | None = None,
     observed: Tensor | None = None,
     padded: bool = False,
-    watch: Callable[[Chunk], None] | None = None,
+    watch: Callable[[ReplayedChunk], None] | None = None,
 ) -> Tensor:
     """Predict every utterance of every session from a fresh state, feeding back predictions or what is observed.
 
@@ -137,7 +137,7 @@ def predict_sessions(
                     used = slice(n)
                     start = torch.from_numpy(row[picked] - sessions.offsets[block][picked]).to(device)
                     states = before.select(used), state.select(used)
-                    watch(Chunk(features.select(used), start, *states, prediction[:n]))
+                    watch(ReplayedChunk(features.select(used), start, *states, prediction[:n]))
                 left[picked] -= taken
                 row[picked] += taken
                 _remember(memory, picked, state, left)
@@ -173,7 +173,7 @@ def replay(
     window: int,
     observed: Tensor | None = None,
     group: Group | None = None,
-) -> Replay:
+) -> Replayed:
     """Predict every utterance from a fresh state, feeding back predictions, or what is observed.
 
     The sessions are spread over the workers; every worker gets the whole result.
@@ -192,7 +192,7 @@ def replay(
     gain = torch.zeros(2, model.n_fed, dtype=torch.float64, device=device)
     known = torch.full_like(sessions.observed, torch.nan) if observed is None else observed
 
-    def watch(chunk: Chunk) -> None:
+    def watch(chunk: ReplayedChunk) -> None:
         c = chunk.after.c.double()
         spread[:, : c.shape[1]] += torch.stack([torch.full_like(c[0], len(c)), c.sum(dim=0), (c * c).sum(dim=0)])
         if model.feeds_predictions and observed is None:
@@ -214,14 +214,14 @@ def replay(
     group.add(prediction)
     n, total, squares = group.add(spread).cpu().numpy()
     moved, count = group.add(gain).tolist()
-    return Replay(
+    return Replayed(
         prediction=prediction.cpu().numpy(),
         state_sd=float(np.sqrt(np.maximum(squares / n - (total / n) ** 2, 0)).mean()) if n[0] else None,
         feedback_gain=tuple(m / k if k else None for m, k in zip(moved, count, strict=True)),
     )
 
 
-def _gain(model: SessionRegressor, chunk: Chunk, lanes: Tensor) -> Tensor:
+def _gain(model: SessionRegressor, chunk: ReplayedChunk, lanes: Tensor) -> Tensor:
     """Summed movement of some lanes' first predictions per unit of feedback, and how many were summed, (2, F)."""
     nudge = NUDGE * LabelScale(*model.config.label_range).width
     found = torch.zeros(2, model.n_fed, dtype=torch.float64, device=chunk.prediction.device)

@@ -42,7 +42,7 @@ from vaemo.training.card import write_card
 from vaemo.training.end_to_end import KeptEncoder
 from vaemo.training.trainer import Trainer
 
-MARKER, SUMMARY, METRICS, CURVES, BEST = "_run.json", "summary.json", "metrics.jsonl", "curves.png", "best"
+MARKER, SUMMARY, METRICS_LINES, CURVES, BEST = "_run.json", "summary.json", "metrics.jsonl", "curves.png", "best"
 SPEAKERS, USED = "speakers.parquet", "used.parquet"
 _STATES, _SUFFIX = "_state", ".safetensors"
 
@@ -178,7 +178,7 @@ def _roles(store: FeatureStore) -> list[str]:
 def write_metrics(out: str, history: Sequence[Mapping[str, Any]]) -> None:
     """Write RUN/metrics.jsonl: all lines, so that a run that goes on leaves none twice."""
     lines = "".join(json.dumps(line) + "\n" for line in history)
-    files.write_whole(files.join(out, METRICS), lines.encode())
+    files.write_whole(files.join(out, METRICS_LINES), lines.encode())
 
 
 def fold_folder(out: str, fold: str) -> str:

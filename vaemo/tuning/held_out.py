@@ -23,7 +23,7 @@ from vaemo.training.held_out import predict
 from vaemo.training.run_folder import BEST
 from vaemo.tuning.sweep import DONE, Record, Sweep
 
-RECORD = "_held_out.json"
+HELD_OUT = "_held_out.json"
 
 
 class HeldOut:
@@ -45,7 +45,7 @@ class HeldOut:
         It is empty if the store has no labelled session in the split test, and in sweeps of older versions, which held
         nothing out.
         """
-        path = files.join(sweep.out, RECORD)
+        path = files.join(sweep.out, HELD_OUT)
         if files.exists(path):
             return HeldOut(sweep, data, files.read_json(path))
         fresh = not sweep.records and not sweep.unfinished
@@ -74,7 +74,7 @@ class HeldOut:
         if found is None:
             found = {"trial_id": best.trial_id, **self._compare(best)}
             looks.append(found)
-            files.write_json(files.join(self._sweep.out, RECORD), self._record)
+            files.write_json(files.join(self._sweep.out, HELD_OUT), self._record)
         about = {name: self._record[name] for name in ("fold", "n_sessions")}
         return {**about, "looks": len(looks), **found}
 

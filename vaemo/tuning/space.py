@@ -25,7 +25,7 @@ from vaemo.errors import ConfigValueError, UnknownConfigKeyError, UsageError, Va
 
 KINDS = ("choice", "uniform", "loguniform", "int")
 
-SECTIONS = ("model", "updater", "train")
+SEARCHABLE = ("model", "updater", "train")
 """Sections that a trial may change; the others decide the data, which all trials share."""
 
 FIXED = {
@@ -339,8 +339,8 @@ def _check_name(name: str, config: Config) -> None:
         hint = suggest.question(nearest(name))
         raise UnknownConfigKeyError(f"unknown config key '{name}'.{hint} A space names fields as section.key.")
     section = name.partition(".")[0]
-    if section not in SECTIONS:
-        raise ConfigValueError(f"{name} decides the data, which all trials share; allowed are {', '.join(SECTIONS)}.")
+    if section not in SEARCHABLE:
+        raise ConfigValueError(f"{name} decides the data, which all trials share; allowed are {', '.join(SEARCHABLE)}.")
     if name in FIXED:
         raise ConfigValueError(f"{name} cannot be searched: {FIXED[name]}.")
     if not decides(*name.split(".")):
