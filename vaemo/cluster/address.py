@@ -21,7 +21,7 @@ from ray._private.services import find_gcs_addresses
 from vaemo.errors import ClusterError, StorageError, UsageError
 from vaemo.progress import say
 
-ADDRESS_VARIABLE = "RAY_ADDRESS"
+ADDRESS = "RAY_ADDRESS"
 
 LOCAL, RUNNING = "local", "auto"
 """The addresses that mean a new local Ray, and the one that already runs on this machine."""
@@ -48,15 +48,15 @@ def find_cluster() -> str | None:
         UsageError: if RAY_ADDRESS is no address of a cluster.
         ClusterError: if nothing answers there.
     """
-    asked = os.environ.get(ADDRESS_VARIABLE, "").strip()
+    asked = os.environ.get(ADDRESS, "").strip()
     if asked == LOCAL:
         return LOCAL
     if asked and asked != RUNNING:
         _check_form(asked)
         if not _answers(asked):
             raise ClusterError(
-                f"{ADDRESS_VARIABLE} is '{asked}', and no Ray cluster answers there. Give the address of one that runs, or "
-                f"unset {ADDRESS_VARIABLE}: Ray then starts on this machine."
+                f"{ADDRESS} is '{asked}', and no Ray cluster answers there. Give the address of one that runs, or "
+                f"unset {ADDRESS}: Ray then starts on this machine."
             )
         return asked
     file = get_ray_address_file(None)
@@ -70,8 +70,8 @@ def find_cluster() -> str | None:
             return running[0]
         where = f"at {noted[:80]}, which {file} names" if noted else "on this machine"
         raise ClusterError(
-            f"{ADDRESS_VARIABLE} is 'auto', and no Ray cluster answers {where}. "
-            f"Start one with `ray start --head`, or unset {ADDRESS_VARIABLE}: Ray then starts here for the job alone."
+            f"{ADDRESS} is 'auto', and no Ray cluster answers {where}. "
+            f"Start one with `ray start --head`, or unset {ADDRESS}: Ray then starts here for the job alone."
         )
     if noted:
         say(f"the Ray cluster at {noted[:80]}, which {file} names, does not answer: Ray starts here")
@@ -112,19 +112,19 @@ def _check_room(folder: str) -> None:
 def _check_form(asked: str) -> None:
     if asked.startswith(("http://", "https://")):
         raise UsageError(
-            f"{ADDRESS_VARIABLE} is '{asked}', the address of a dashboard, which is for `ray job submit`. To run the job "
+            f"{ADDRESS} is '{asked}', the address of a dashboard, which is for `ray job submit`. To run the job "
             "directly, on a node of the cluster, give that of its head, host:port (6379 unless changed), or unset "
-            f"{ADDRESS_VARIABLE}: Ray then starts on this machine."
+            f"{ADDRESS}: Ray then starts on this machine."
         )
     if "://" in asked:
         raise UsageError(
-            f"{ADDRESS_VARIABLE} is '{asked}', and jobs do not run through a Ray Client. Submit the job with `ray job submit`, "
-            f"or run it on a node of the cluster with {ADDRESS_VARIABLE}=host:port."
+            f"{ADDRESS} is '{asked}', and jobs do not run through a Ray Client. Submit the job with `ray job submit`, "
+            f"or run it on a node of the cluster with {ADDRESS}=host:port."
         )
     found = _ADDRESS.fullmatch(asked)
     if not found or not 0 < int(found["port"]) < 65536:
         raise UsageError(
-            f"{ADDRESS_VARIABLE} is '{asked}', which is no address; give host:port, auto, local, or unset it: Ray then starts "
+            f"{ADDRESS} is '{asked}', which is no address; give host:port, auto, local, or unset it: Ray then starts "
             "on this machine."
         )
 
