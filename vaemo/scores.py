@@ -306,21 +306,23 @@ def summarise_sessions(
         summary = _summarise(groups, values[target], scored, timed, start_s, length_s, recency, low, weight)
         columns |= {f"{target}_{name}": column for name, column in summary.items()}
     for target in session_names(targets):
-        of_row = _floats(utterances[target])
-        of_session = np.full(session.max(initial=-1) + 1, np.nan)
-        of_session[session[np.isfinite(of_row)]] = of_row[np.isfinite(of_row)]
+        of_session = _of_sessions(_floats(utterances[target]), session)
         columns[target] = np.where(columns["n_scored"] > 0, of_session[session[first]], np.nan)
     columns |= {name: utterances[name].take(first) for name in ("run_id", "role_by", "role_margin", *travel)}
-    return conform(
-        pa.table(
-            {
-                # An undefined number is null, never NaN.
-                name: pa.array(column, from_pandas=True) if isinstance(column, np.ndarray) else column
-                for name, column in columns.items()
-            }
-        ),
-        session_schema(targets),
-    )
+    # An undefined number is null, never NaN.
+    arrays = {
+        name: pa.array(column, from_pandas=True) if isinstance(column, np.ndarray) else column
+        for name, column in columns.items()
+    }
+    return conform(pa.table(arrays), session_schema(targets))
+
+
+def _of_sessions(of_row: np.ndarray, session: np.ndarray) -> np.ndarray:
+    """The value of each session, from any of its rows that has one; NaN where none has."""
+    of_session = np.full(session.max(initial=-1) + 1, np.nan)
+    known = np.isfinite(of_row)
+    of_session[session[known]] = of_row[known]
+    return of_session
 
 
 class _Groups:

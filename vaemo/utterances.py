@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +20,7 @@ from vaemo.audio.acoustics import Sound, require_usable, simulate_telephone, sou
 from vaemo.audio.archive import shown
 from vaemo.audio.formats import AUDIO_SUFFIXES as AUDIO_SUFFIXES
 from vaemo.audio.recording import AudioProblem, Decoder, Recording
-from vaemo.audio.vad import UtteranceFinder
+from vaemo.audio.vad import Utterance, UtteranceFinder
 from vaemo.config import Config, VoicesConfig
 from vaemo.data.manifest import with_labels
 from vaemo.data.sessions import label_ranges
@@ -184,10 +183,10 @@ def extract_recording(
                 raise AudioProblem(problem.status, problem.reason)
             recording = Recording(path, open_decoder, config.audio)
             roles = roles_of(recording.info.channels)
-            finder, broken = UtteranceFinder(len(roles), config.vad), None
+            finder, broken, bad = UtteranceFinder(len(roles), config.vad), None, _NotFinite()
             cutter = VoiceCutter(len(roles), config.voices, config.vad, turns, vectors=verifies)
             try:
-                for utterance in _utterances(recording, finder):
+                for utterance in _utterances(recording, finder, bad):
                     if utterance.channel in cutter.channels:
                         cutter.push(utterance)
                     else:
@@ -222,7 +221,7 @@ def extract_recording(
                 take(one, functools.partial(recording.utterance, piece.start_s, piece.end_s, piece.channel), why_not)
             if broken is not None:
                 raise broken
-            damage = recording.damage()
+            damage = recording.damage() or bad.problem
             if not found and (damage is None or damage.status == "damaged"):
                 raise AudioProblem("silent", f"no speech was found in it{f'; {damage.reason}' if damage else ''}")
             if damage is not None:
@@ -328,10 +327,32 @@ def _without_evidence(
     return evidence.roles_of_voices(voices, channel_roles, Evidence(), None, config)
 
 
-def _utterances(recording: Recording, finder: UtteranceFinder) -> Any:
+class _NotFinite:
+    """How much of a recording is NaN or infinite. Only utterances that hold such samples are lost by it."""
+
+    def __init__(self) -> None:
+        self._read = self._bad = self._first = 0
+
+    def look(self, block: np.ndarray) -> None:
+        """Count the next samples, (C, n), 16 kHz."""
+        bad = ~np.isfinite(block).all(axis=0)
+        if bad.any():
+            self._first = self._first if self._bad else self._read + int(bad.argmax())
+            self._bad += int(bad.sum())
+        self._read += block.shape[1]
+
+    @property
+    def problem(self) -> AudioProblem | None:
+        """What the recording's own row says of it."""
+        if not self._bad:
+            return None
+        length, at = self._bad / SAMPLING_RATE_HZ, self._first / SAMPLING_RATE_HZ
+        return AudioProblem("nan_audio", f"{length:.3f} s of it are NaN or infinite, from {at:.1f} s on")
+
+
+def _utterances(recording: Recording, finder: UtteranceFinder, bad: _NotFinite) -> Iterator[Utterance]:
     for block in recording.blocks():
-        if not np.isfinite(block).all():
-            raise AudioProblem("nan_audio", "it holds samples that are NaN or infinite")
+        bad.look(block)
         yield from finder.push(block)
     yield from finder.finish()
 

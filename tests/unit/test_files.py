@@ -79,7 +79,7 @@ def test_a_uri_that_nothing_reads_is_refused():
 
 def test_json_that_is_damaged_is_refused(tmp_path):
     files.write_whole(tmp_path / "a.json", b'{"kept": ')
-    with pytest.raises(StorageError, match=r"a\.json is not JSON \(Expecting value.*Restore the original file there"):
+    with pytest.raises(StorageError, match=r"a\.json is not JSON \(Expecting value.*Restore the original file"):
         files.read_json(tmp_path / "a.json")
 
 

@@ -72,8 +72,7 @@ def score_table(
     assert speaker_aggregation != "enrolled" or enrolments or "speaker" not in streams
     sessions = assemble_sessions(heard, sequence_by=sequence_by, streams=streams, targets=targets)
     sessions = aggregate_speakers(sessions, speaker_aggregation, enrolments)
-    names = models[0].targets
-    found = np.full((len(models), table.num_rows, len(names)), np.nan)
+    found = np.full((len(models), table.num_rows, len(models[0].targets)), np.nan)
     known = [error for error in errors if error]
     weight = np.full((table.num_rows, models[0].n_fed), np.nan)
     if sessions:
@@ -95,17 +94,31 @@ def score_table(
         inside = np.ones(table.num_rows, bool)
         inside[last_rows(heard, context)] = False
         found[:, inside, models[0].n_fed :] = np.nan
+    return _with_scores(table, models[0], found, weight if known else None)
+
+
+def _with_scores(table: pa.Table, model: SessionRegressor, found: np.ndarray, weight: np.ndarray | None) -> pa.Table:
+    """The rows with their scores.
+
+    Args:
+        table: Rows of a feature store.
+        model: One of the models.
+        found: Predictions of all models, (models, rows, K), NaN where there is none.
+        weight: Of the utterances, (rows, targets of utterances), or None.
+    """
+    targets, names = model.config.targets, model.targets
     schema = utterance_schema(targets)
     kept = [name for name in schema.names if name in table.column_names and name not in names]
     columns: dict[str, Any] = {name: table[name] for name in kept}
     for axis, name in enumerate(names):
         columns[name] = _floats(found[:, :, axis].mean(axis=0))
     scored = conform(pa.table(columns), schema)
-    if len(models) > 1:
+    if len(found) > 1:
         for axis, name in enumerate(spread_names(targets)):
             scored = scored.append_column(name, _floats(found[:, :, axis].std(axis=0, ddof=1)))
-    for axis, name in enumerate(weight_names(targets) if known else ()):
-        scored = scored.append_column(name, _floats(weight[:, axis]))
+    if weight is not None:
+        for axis, name in enumerate(weight_names(targets)):
+            scored = scored.append_column(name, _floats(weight[:, axis]))
     return scored
 
 
