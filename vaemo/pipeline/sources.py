@@ -154,7 +154,7 @@ class Listing:
         contents = []
         for content, of_it in zip(self.contents, of_session, strict=True):
             told = [turn for name in of_it for turn in turns.get(name, ())]
-            contents.append(f"{content},voices {digest_of(told)}" if told else content)
+            contents.append(f"{content},voices {digest_of(told)}" if turns.keys() & set(of_it) else content)
         without = len(names) - len(turns)
         note = (
             [f"--voices-from {path} is of {len(turns):,} recordings, and says nothing of {without:,}"]
