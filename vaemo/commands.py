@@ -35,7 +35,8 @@ def extract(argv: Arguments = None, prog: str | None = None) -> None:
     parser.add_argument("--limit", type=cli.count, metavar="N", help="only the first N utterances or recordings")
     parser.add_argument("--dry-run", action="store_true", help="say what would be done and how long it would take")
     cli.add_rerun_options(parser)
-    vaemo.extract(**cli.keywords(parser.parse_args(argv)))
+    options = cli.keywords(parser.parse_args(argv))
+    vaemo.extract(**options)
 
 
 def train(argv: Arguments = None, prog: str | None = None) -> None:
@@ -49,7 +50,8 @@ def train(argv: Arguments = None, prog: str | None = None) -> None:
     parser.add_argument("--seeds", type=count, default=1, help="trainings, from train.seed on: an ensemble")
     parser.add_argument("--manifest", type=path, metavar="FILE", help="of which the store is; to train its encoder too")
     parser.add_argument("--speakers", type=path, metavar="FILE", help="enrolments: speaker_id, speaker")
-    vaemo.train(**cli.keywords(parser.parse_args(argv)))
+    options = cli.keywords(parser.parse_args(argv))
+    vaemo.train(**options)
 
 
 def tune(argv: Arguments = None, prog: str | None = None) -> None:
@@ -105,7 +107,8 @@ def score(argv: Arguments = None, prog: str | None = None) -> None:
     parser.add_argument("--limit", type=cli.count, metavar="N", help="only the first N sessions or recordings")
     parser.add_argument("--dry-run", action="store_true", help="say what would be done")
     cli.add_rerun_options(parser)
-    vaemo.score(**cli.keywords(parser.parse_args(argv)))
+    options = cli.keywords(parser.parse_args(argv))
+    vaemo.score(**options)
 
 
 def evaluate(argv: Arguments = None, prog: str | None = None) -> None:

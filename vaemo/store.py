@@ -63,6 +63,8 @@ _AFTER = {
     "role_margin": pa.float32(),
     "audio_path": pa.string(),
     "offset_s": pa.float64(),
+    "level_db": pa.float32(),
+    "snr_db": pa.float32(),
 }
 """Columns whose place in a part is after the labels and the observed values, which are float32."""
 _IDS = ("session_id", "utt_id")

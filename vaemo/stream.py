@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from vaemo import files
-from vaemo.audio.acoustics import bandwidth_hz
+from vaemo.audio.acoustics import sound_of
 from vaemo.audio.recording import AudioProblem, Resampler
 from vaemo.audio.scale import Scale
 from vaemo.config import Config
@@ -233,7 +233,7 @@ class Stream:
             for stream, extractor in self._extractors.items()
         }
         known = self._judge.novelty.sounds if self._judge and self._judge.novelty else ()
-        return vectors, {"bandwidth_hz": bandwidth_hz(heard)} if "bandwidth_hz" in known else {}
+        return vectors, sound_of(heard)._asdict() if known else {}
 
     def _aggregated(self, heard: Mapping[str, np.ndarray], speaker: str) -> dict[str, np.ndarray]:
         """The features as the model takes them."""

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from vaemo.audio.acoustics import bandwidth_hz, require_usable, simulate_telephone
+from vaemo.audio.acoustics import Sound, require_usable, simulate_telephone, sound_of
 from vaemo.audio.archive import shown
 from vaemo.audio.formats import AUDIO_SUFFIXES as AUDIO_SUFFIXES
 from vaemo.audio.recording import AudioProblem, Decoder, Recording
@@ -382,7 +382,7 @@ class _Work:
         self._problems: dict[int, AudioProblem] = {}
         self._duration_s: dict[int, float] = {}
         self._lost_s: dict[int, float] = {}
-        self._bandwidth_hz: dict[int, float] = {}
+        self._sounds: dict[int, Sound] = {}
         self._vectors: dict[str, dict[int, np.ndarray]] = {stream: {} for stream in extractors}
         self._waiting: list[tuple[int, np.ndarray]] = []
         self._waiting_s = 0.0
@@ -401,7 +401,7 @@ class _Work:
         if lost_s and lost_s >= self._duration_s[row] - _KEPT_S:
             raise AudioProblem("undecodable", "the file holds nothing of it that can be decoded")
         heard = as_heard(samples, self._config)
-        self._bandwidth_hz[row] = bandwidth_hz(heard)
+        self._sounds[row] = sound_of(heard)
         self._waiting.append((row, heard))
         self._waiting_s += self._duration_s[row]
         if self._waiting_s >= _BUFFER_S:
@@ -420,14 +420,17 @@ class _Work:
         self._problems[row] = problem
 
     def finish(self) -> dict[str, pa.Array]:
-        """Columns `duration_s`, `bandwidth_hz`, `status`, `reason`, `lost_s` and the streams, by row number."""
+        """Columns `duration_s`, those of `Sound`, `status`, `reason`, `lost_s` and the streams, by row number."""
         self._run()
         self._collect()
         rows = range(self._n_rows)
         problems = [self._problems.get(row) for row in rows]
         columns: dict[str, pa.Array] = {
             "duration_s": pa.array([self._duration_s.get(row) for row in rows], pa.float64()),
-            "bandwidth_hz": pa.array([self._bandwidth_hz.get(row) for row in rows], pa.float32()),
+            **{
+                name: pa.array([getattr(self._sounds.get(row), name, None) for row in rows], pa.float32())
+                for name in Sound._fields
+            },
             "status": pa.array([problem.status if problem else "ok" for problem in problems], pa.string()),
             "reason": pa.array([problem.reason if problem else None for problem in problems], pa.string()),
             "lost_s": pa.array([self._lost_s.get(row) for row in rows], pa.float64()),

@@ -379,3 +379,25 @@ def test_a_report_shows_the_targets_that_were_scored(tmp_path):
     assert np.array_equal(planes["ease,effort"], np.transpose(planes["effort,ease"]))
     assert np.sum(planes["effort,ease"]) == data["overview"]["n_scored"] == scored.sum()
     assert (tmp_path / "out" / "pictures" / "plane.png").exists()
+
+
+def test_scores_of_whole_calls_alone_are_counted_and_ranked(tmp_path, no_drawing):
+    rows = make_scores(n_sessions=5).drop_columns(["valence", "arousal"])
+    last = [n for n in range(rows.num_rows) if n % 8 == 7 and rows["status"][n].as_py() == "ok"]
+    said = [None] * rows.num_rows
+    for place, n in enumerate(last):
+        said[n] = 0.9 - 0.05 * place
+    targets = (Target("csat", "session"),)
+    rows = rows.append_column("csat", pa.array(said, pa.float32()))
+    scores.write_part(str(tmp_path / "s"), "part-0.parquet", rows, ScoreConfig(), targets=targets)
+    provenance = {"targets": [{"name": "csat", "level": "session"}]}
+    files.write_json(str(tmp_path / "s" / scores.PROVENANCE), provenance)
+    counts = write_report(str(tmp_path / "s"), str(tmp_path / "out"), Config(), top=2)
+    data = data_of(tmp_path / "out" / "index.html")
+    overview = data["overview"]
+    assert counts["drawn"] == 2
+    assert data["of_calls"]
+    assert list(data["targets"]) == ["csat"]
+    assert overview["n_scored"] == len(last) == sum(overview["histogram"]["csat"])
+    assert overview["mean"]["csat"] == pytest.approx(np.mean([value for value in said if value is not None]), abs=1e-4)
+    assert min(data["calls"]["csat"]) == pytest.approx(min(value for value in said if value is not None))

@@ -292,6 +292,26 @@ def test_older_fields_mean_the_same_and_must_not_differ(older, newer, read, mess
         Config.load("default", [older.format(0.3), newer.format(0.2)])
 
 
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("score.low={valense: 0.3}", r"score\.low: \{valense: \.\.\.\} speaks of 'valense', .* valence, arousal\. "
+         "Did you mean valence?"),
+        ("score.low={csat: 0.3}", "'csat', and the targets that utterances have scores of are valence, arousal"),
+        ("score.low_arousal=0.3", None),
+    ],
+)  # fmt: skip
+def test_a_threshold_of_what_is_not_scored_is_refused(override, message):
+    score = Config.load("default", [override]).score
+    if message is None:
+        assert score.low_of(["arousal"]) == {"arousal": 0.3}
+        with pytest.raises(ConfigValueError, match=r"score\.low_arousal speaks of 'arousal'"):
+            score.low_of(["dominance"])
+    else:
+        with pytest.raises(ConfigValueError, match=message):
+            score.low_of(["valence", "arousal"])
+
+
 def test_a_config_of_other_targets_is_saved_and_others_keep_their_fingerprint():
     changes = ["model.targets=[valence, {name: csat, level: session}]", "labels.range={valence: [1, 7], csat: [0, 10]}"]
     config = Config.load("default", changes)

@@ -6,9 +6,11 @@ A field marked `runtime` cannot change results, and stays out of fingerprints.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 from collections.abc import Iterable, Mapping
 from typing import Literal
 
+from vaemo.config import suggest
 from vaemo.config.fields import option
 from vaemo.errors import ConfigValueError
 from vaemo.targets import Target, check_targets, names_of, session_names, utterance_names
@@ -703,13 +705,28 @@ class ScoreConfig:
     )
 
     def __post_init__(self) -> None:
-        self.low_of(())
+        self._own_low()
 
     def low_of(self, targets: Iterable[str]) -> dict[str, float]:
-        """Under what the speech of each target counts as low."""
-        both = {name: (f"low_{name}", getattr(self, f"low_{name}"), _LOW) for name in DIMENSIONS}
-        own = _by_target("score.low", self.low, both)
+        """Under what the speech of each target counts as low.
+
+        Raises:
+            ConfigValueError: if something is said of a target that is none of these.
+        """
+        own, targets = self._own_low(), tuple(targets)
+        for name in own:
+            if name not in targets:
+                key = f"low: {{{name}: ...}}" if name in (self.low or {}) else f"low_{name}"
+                near = suggest.question(difflib.get_close_matches(name, targets, 1))
+                raise ConfigValueError(
+                    f"score.{key} speaks of '{name}', and the targets that utterances have scores of are "
+                    f"{', '.join(targets) or 'none'}.{near} Leave it out."
+                )
         return {name: own.get(name, _LOW) for name in targets}
+
+    def _own_low(self) -> dict[str, float]:
+        both = {name: (f"low_{name}", getattr(self, f"low_{name}"), _LOW) for name in DIMENSIONS}
+        return _by_target("score.low", self.low, both)
 
 
 @dataclasses.dataclass(frozen=True)

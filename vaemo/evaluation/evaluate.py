@@ -114,9 +114,12 @@ def evaluate(
     if (covered := coverage.coverage_of(tested, scored, divided)) is not None:
         result["coverage"] = covered
     if by:
-        grouped = {name: column_of(tested, scored, labels, name, config.evaluate) for name in by}
+        grouped = {name: column_of(tested, scored, labels, name, config.evaluate, chosen) for name in by}
         result["by"] = {
-            name: groups.by_group(tested, *each, partial(measure, config=config), config.evaluate)
+            name: {
+                **groups.by_group(tested, each.group, each.names, partial(measure, config=config), config.evaluate),
+                "unfit": each.unfit,
+            }
             for name, each in grouped.items()
         }
     if compare is not None:

@@ -106,9 +106,9 @@ def plan_extraction(
 ) -> Plan:
     """What a store lacks of a source; see `vaemo.pipeline.plan.plan`."""
     contents = list(listing.contents)
-    for index, problem in listing.problems.items():
+    for number, problem in listing.problems.items():
         # It may be allowed one day.
-        contents[index] += NOT_NAMED if problem.status == "withheld" else ""
+        contents[number] += NOT_NAMED if problem.status == "withheld" else ""
     keys = [
         f"{session_id}\t{content}" if content else session_id
         for session_id, content in zip(listing.session_ids, contents, strict=True)

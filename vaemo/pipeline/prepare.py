@@ -189,6 +189,7 @@ def prepare(request: Request, config: Config) -> Run:
     Raises:
         RolesError: if recordings are to be scored and no roles are given.
         FeatureMismatchError: if the features are not those that the checkpoints were trained on.
+        ConfigValueError: if `score.low` names what the checkpoints do not predict.
         UsageError: if there is nothing to score, or a key for ids is needed and not there.
         VaemoError: if a checkpoint, the source or the table of calls cannot be read.
     """
@@ -199,6 +200,7 @@ def prepare(request: Request, config: Config) -> Run:
         _check_personal(request.personal, checkpoints)
     source = open_source(request.source, config, exclude=request.exclude)
     config = _with_checkpoints(config, checkpoints, source, request.source)
+    config.score.low_of(config.model.utterance_targets)
     extractors = _check_extractors(checkpoints, source, config)
     calls = read_calls(request.calls, request.source) if request.calls else None
     prints = _read_prints(request, config, source, calls, extractors)

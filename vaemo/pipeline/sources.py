@@ -576,7 +576,7 @@ class RecordingsSource:
 
 def _put_together(
     listed: Recordings, members: Mapping[str, Sequence[Member]], where: str
-) -> tuple[Sequence[Found], dict[int, Sequence[Part]], Sequence[str]]:
+) -> tuple[list[Found], dict[int, list[Part]], list[str]]:
     """The sessions of a folder, sorted: recordings that stand alone, and those that a table puts together.
 
     Returns:

@@ -127,7 +127,8 @@ def train(
         runs = {name: run_folder.seed_folders(folder, seeds) for name, folder in places.items()}
         checkpoints = tuple(files.join(run, run_folder.BEST) for of_fold in runs.values() for run in of_fold)
         held_out = files.join(out, "oof") if folds else None
-        if (summary := run_folder.finished(out)) is not None:
+        # One training alone writes its summary before its checkpoint is described and calibrated.
+        if (summary := run_folder.finished(out)) is not None and summary.get("concluded", True):
             say(f"{out} is finished: {headline(summary)}. Give another --out to train again.")
             return Trained(out, summary, checkpoints, held_out)
 
@@ -170,8 +171,8 @@ def train(
         for job, failure in failed:
             raise failure.error(job)
         summary = _conclude(data, places, runs, manifest, held_out, fingerprint)
-        if len(jobs) > 1:
-            files.write_json(files.join(out, run_folder.SUMMARY), summary)
+        summary["concluded"] = True
+        files.write_json(files.join(out, run_folder.SUMMARY), summary)
         say(f"done: {headline(summary)}; {held_out or files.join(out, run_folder.BEST)}")
         return Trained(out, summary, checkpoints, held_out)
 
@@ -283,7 +284,9 @@ class Fitting:
         trackers.close()
         if first:
             write_pictures(out, {run_folder.CURVES.removesuffix(".png"): lambda: draw_curves(trainer.history, name)})
-            files.write_json(files.join(out, run_folder.SUMMARY), trainer.summary())
+            # What belongs to a run of several is concluded with it.
+            alone = {} if self.several or job.part else {"concluded": False}
+            files.write_json(files.join(out, run_folder.SUMMARY), {**trainer.summary(), **alone})
         yield {"epoch": len(trainer.history), "finished": True}
 
 

@@ -7,7 +7,7 @@ of the table of calls, which may name employees: only by role, date and status.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from vaemo import scores
-from vaemo.errors import ReadScoresError
 from vaemo.scoring.roles import NOT_KNOWN
 from vaemo.targets import SUMMARY, Target, session_names, utterance_names
 from vaemo.units import DIMENSIONS, NOT_FAILED, LabelScale
@@ -42,11 +41,20 @@ def columns_of(targets: Sequence[str | Target]) -> list[str]:
     return [*_COUNTS, *summaries, *session_names(targets)]
 
 
-def _rankings(names: Sequence[str]) -> list[tuple[str, str]]:
+def _rankings(names: Sequence[str], columns: Sequence[str]) -> list[tuple[str, str]]:
     """What calls are looked at for: low, falling, ending low in the first target, and high in the second."""
     first, second = names[0], names[1:2]
-    of_first = [(f"{first}_{summary}", "ascending") for summary in ("mean", "slope_per_min", "end_weighted")]
-    return [*of_first, *((f"{name}_mean", "descending") for name in second)]
+    of_first = [(f"{first}_{summary}", "ascending") for summary in ("slope_per_min", "end_weighted")]
+    return [
+        (of_call(first, columns), "ascending"),
+        *(ranking for ranking in of_first if ranking[0] in columns),
+        *((of_call(name, columns), "descending") for name in second),
+    ]
+
+
+def of_call(name: str, columns: Collection[str]) -> str:
+    """The column of the table of calls that says most of a target: its mean, or itself if it is of the whole call."""
+    return mean if (mean := f"{name}_mean") in columns else name
 
 
 _SAID_ELSEWHERE = ("ok", "not_scored_role")
@@ -59,7 +67,8 @@ class Overview:
 
     Attributes:
         scale: The range of the scores.
-        names: The targets of utterances, K.
+        names: The targets of utterances, K; where there are none those of calls, which count once a call.
+        of_calls: Whether they are those.
         histogram: (K, BINS) scored utterances by each target.
         planes: (K, K, BINS, BINS) scored utterances by two targets, the first across, the second upwards (rows).
         statuses: Utterances by status.
@@ -71,6 +80,7 @@ class Overview:
 
     scale: LabelScale
     names: tuple[str, ...] = DIMENSIONS
+    of_calls: bool = False
     histogram: np.ndarray = field(init=False)
     planes: np.ndarray = field(init=False)
     statuses: Counter[str] = field(default_factory=Counter)
@@ -92,11 +102,10 @@ class Overview:
     @staticmethod
     def of(folder: str) -> Overview:
         """All of a folder of scores."""
-        names = utterance_names(scores.read_targets(folder))
-        if not names:
-            raise ReadScoresError(f"'{folder}' has no target of utterances; a report shows their course over calls.")
-        overview = Overview(scores.read_scales(folder)[0], names)
-        columns = [*names, "start_s", "end_s", "status", "reason"]
+        targets = scores.read_targets(folder)
+        names = utterance_names(targets)
+        overview = Overview(scores.read_scales(folder)[0], names or session_names(targets), not names)
+        columns = [*overview.names, "start_s", "end_s", "status", "reason"]
         for part in scores.scan_utterances(folder, columns):
             overview.add(part)
         return overview
@@ -118,7 +127,8 @@ class Overview:
                     self.planes[k, other] += found.reshape(BINS, BINS)
         self.n_scored += scored.num_rows
         self.totals += [value.sum(dtype=np.float64) for value in values]
-        self.speech_s += pc.sum(pc.subtract(scored["end_s"], scored["start_s"])).as_py() or 0.0
+        heard = part.filter(pc.equal(part["status"], "ok")) if self.of_calls else scored
+        self.speech_s += pc.sum(pc.subtract(heard["end_s"], heard["start_s"])).as_py() or 0.0
 
     def to_plain(self) -> dict[str, Any]:
         """What the page is given."""
@@ -170,7 +180,7 @@ def choose_calls(sessions: pa.Table, top: int, names: Sequence[str] = DIMENSIONS
     if len(distinct) <= top:
         return distinct.to_pylist()
     rankings = []
-    for column, order in _rankings(names):
+    for column, order in _rankings(names, sessions.column_names):
         some = sessions.filter(pc.is_valid(sessions[column]))
         if column.endswith("_slope_per_min"):
             some = some.filter(pc.greater_equal(some["n_scored"], MIN_SCORED))
@@ -225,9 +235,10 @@ def over_time(sessions: pa.Table, most: int = 60, names: Sequence[str] = DIMENSI
         period = pc.utf8_slice_codeunits(dates, 0, length)
         if len(period.unique()) <= most:
             break
+    values = {name: sessions[of_call(name, sessions.column_names)] for name in names}
     grouped = (
-        pa.table({"period": period, **{name: sessions[f"{name}_mean"] for name in names}})
-        .filter(pc.is_valid(sessions[f"{names[0]}_mean"]))
+        pa.table({"period": period, **values})
+        .filter(pc.is_valid(values[names[0]]))
         .group_by("period")
         .aggregate([*((name, "mean") for name in names), ([], "count_all")])
         .sort_by("period")

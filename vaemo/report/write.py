@@ -18,9 +18,18 @@ from vaemo.errors import ReadScoresError
 from vaemo.evaluation import pictures
 from vaemo.evaluation.evaluate import measure
 from vaemo.evaluation.pairs import choose_split, read_labels, read_pairs
-from vaemo.report.overview import MIN_SCORED, Overview, calls_table, choose_calls, curves, over_time, unscored_calls
+from vaemo.report.overview import (
+    MIN_SCORED,
+    Overview,
+    calls_table,
+    choose_calls,
+    curves,
+    of_call,
+    over_time,
+    unscored_calls,
+)
 from vaemo.report.page import build_report
-from vaemo.targets import session_names
+from vaemo.targets import session_names, utterance_names
 from vaemo.trust.calibration import OWN_CALLS
 from vaemo.trust.fit import FIT, WARNED_SHARE
 
@@ -76,7 +85,8 @@ def write_report(
         "n_drawn": len(drawn),
         "targets": colours_of(names),
         "session_targets": list(session_names(targets)),
-        "low_at": config.score.low_of(names),
+        "of_calls": overview.of_calls,
+        "low_at": config.score.low_of(utterance_names(targets)),
         "min_scored": MIN_SCORED,
         "half_life_s": config.score.end_half_life_s,
         "overview": overview.to_plain(),
@@ -180,7 +190,7 @@ def _local_link(path: str, out: str) -> str:
 
 
 def _draw(out: str, overview: Overview, calls: Mapping[str, list[Any]], drawn: Mapping[str, Mapping[str, Any]]) -> None:
-    means = zip(calls[f"{overview.names[0]}_mean"], calls["session_id"], strict=True)
+    means = zip(calls[of_call(overview.names[0], calls)], calls["session_id"], strict=True)
     lowest = [session for mean, session in sorted(pair for pair in means if pair[0] is not None)]
     first = list(dict.fromkeys(lowest))[:PICTURES]
     draw = {

@@ -7,7 +7,7 @@
     RUN/speakers.parquet    voices of enrolled speakers, where they are enrolled from the store
     RUN/used.parquet    utterances of train and dev, for `evaluate --exclude`
     RUN/_state/         what the run needs to go on after its last epochs, a file each
-    RUN/summary.json    the last thing that is written: the run is finished
+    RUN/summary.json    the last thing that is written: the run is finished, unless `concluded` is false
     RUN/failure.txt     the traceback of one that has failed
     RUN/fold-K/         with folds, a run each; RUN/oof holds the scores of every held-out row
     RUN/seed-K/         with several seeds, a run each, here or below each fold; best/ beside them is that of seed 0

@@ -17,6 +17,7 @@ Sources:
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -76,10 +77,17 @@ class Stream:
         rest = values[rank:].mean() if rank < len(mean) else 1.0
         return Stream(mean, deviation, np.ascontiguousarray(vectors[:, :rank]), np.append(values[:rank], rest))
 
+    @functools.cached_property
+    def _single(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Mean, 1 / deviation and directions as they are computed with."""
+        return self.mean.astype(np.float32), (1 / self.deviation).astype(np.float32), self.directions.astype(np.float32)
+
     def views(self, features: np.ndarray) -> list[np.ndarray]:
         """Logarithms of the mean squared distance along the directions, and along all others, (U,) each."""
-        centred = ((features - self.mean) / self.deviation).astype(np.float32)
-        along = centred @ self.directions.astype(np.float32)
+        middle, scale, directions = self._single
+        centred = features - middle
+        centred *= scale
+        along = centred @ directions
         squares = along.astype(np.float64) ** 2
         n_others = max(len(self.mean) - along.shape[1], 1)
         left = np.maximum(np.einsum("ud,ud->u", centred, centred) - squares.sum(axis=1), 0)
