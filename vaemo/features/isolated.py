@@ -1,6 +1,8 @@
 """Extractors in a child process: an utterance on which native code crashes costs that child, and not this process.
 
-It takes seconds to start and holds weights of its own, so it is for parts that are known to have ended a worker.
+It takes seconds to start and holds weights of its own, so it is for parts that are known to have ended a worker. The
+process that decodes (`vaemo.audio.decoder`) is of another kind: it starts without this package, passes samples as bytes
+and is ended from outside when its time is over; this one loads what this package loads, and its watch is inside it.
 """
 
 from __future__ import annotations

@@ -289,7 +289,7 @@ def curves(
 def _curve(rows: list[dict[str, Any]], names: Sequence[str]) -> dict[str, Any]:
     timed = all(row["start_s"] is not None and row["end_s"] is not None for row in rows if row["status"] == "ok")
     timed = timed and any(row["start_s"] is not None for row in rows)
-    several = [row["audio_path"] for row in rows if row["offset_s"] is not None]
+    several = any(row["offset_s"] is not None for row in rows)
     if several and timed:
         rows = [row | {name: _in_session(row, name) for name in ("start_s", "end_s")} for row in rows]
     if timed:
@@ -316,7 +316,7 @@ def _curve(rows: list[dict[str, Any]], names: Sequence[str]) -> dict[str, Any]:
         "status": [row["status"] for row in rows],
     }
     if several and timed:
-        paths = list(dict.fromkeys(several))
+        paths = list(dict.fromkeys(row["audio_path"] for row in rows))
         curve["recordings"], curve["recording"] = paths, [paths.index(row["audio_path"]) for row in rows]
         curve["offset"] = [row["offset_s"] for row in rows]
     forms = ("label_{}", "{}_sd", "{}_low", "{}_high")

@@ -75,7 +75,8 @@ def write_report(
     utterances = scores.read_utterances(scored, sessions=drawn)
     known = read_labels(labels, config, overview.scale, targets)[0] if labels is not None else None
     drawn_curves = curves(utterances, known, names)
-    links = _audio_links(drawn, drawn_curves, audio, out) if audio is not None else {}
+    recordings = {session: curve.pop("recordings", None) for session, curve in drawn_curves.items()}
+    links = _audio_links(drawn, recordings, audio, out) if audio is not None else {}
     calls = calls_table(sessions, drawn, targets)
     page: dict[str, Any] = {
         "version": vaemo.__version__,
@@ -152,7 +153,7 @@ def _agreement(scored: str, labels: str, config: Config) -> dict[str, Any]:
 
 
 def _audio_links(
-    drawn: Sequence[str], drawn_curves: Mapping[str, Mapping[str, Any]], audio: str, out: str
+    drawn: Sequence[str], recordings: Mapping[str, Sequence[str] | None], audio: str, out: str
 ) -> dict[str, str | list[str | None] | None]:
     """Where the page finds the recordings of a call: the file of its id below the folder, with or without a suffix.
 
@@ -162,7 +163,7 @@ def _audio_links(
     there = {shown(found.name): found.path for found in files.walk(audio)}
     links: dict[str, str | list[str | None] | None] = {}
     for session in drawn:
-        several = drawn_curves[session].get("recordings")
+        several = recordings.get(session)
         names = [_ends_of(path) for path in several] if several else [[session + suffix for suffix in _SUFFIXES]]
         paths = [next((there[name] for name in some if name in there), None) for some in names]
         if any(paths):
