@@ -78,9 +78,24 @@ def splits_of(targets):
 
 @every_set
 def test_workers_equal_one_for_any_targets(targets):
-    config = config_of(targets)
+    workers_equal_one(2, targets, config_of(targets))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [2, 4])
+@pytest.mark.parametrize("updater", ["mamba", "mamba2", "gru", "none"])
+@pytest.mark.parametrize("feedback", ["none", "observed", "label", "model"])
+@pytest.mark.parametrize("targets", [("valence", "arousal"), *SETS.values()], ids=["two", *SETS])
+def test_workers_equal_one_for_any_targets_updater_and_feedback(targets, feedback, updater, workers):
+    config = config_of(targets).replace(
+        {"model": {"feedback": feedback, "updater": updater}, "updater": {"headdim": 8}}
+    )
+    workers_equal_one(workers, targets, config)
+
+
+def workers_equal_one(workers, targets, config):
     (alone,) = run_together(1, config, *splits_of(targets), epochs=1)
-    for trainer in run_together(2, config, *splits_of(targets), epochs=1):
+    for trainer in run_together(workers, config, *splits_of(targets), epochs=1):
         assert comparable(trainer.history)[0] == pytest.approx(comparable(alone.history)[0], abs=1e-9)
         for name, tensor in alone.tensors().items():
             torch.testing.assert_close(trainer.tensors()[name], tensor, atol=1e-9, rtol=0)
