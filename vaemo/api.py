@@ -44,6 +44,7 @@ def extract(
     retry_failed: bool = False,
     changed: Literal["keep", "redo"] = "keep",
     voices_from: AnyPath | None = None,
+    calls: AnyPath | None = None,
     executor: Where | Executor = "ray",
 ) -> Outcome:
     """Extract the utterances of a manifest, or of recordings, into a feature store; run again, do what is missing.
@@ -60,6 +61,7 @@ def extract(
         retry_failed: Try again what failed in an earlier run.
         changed: What becomes of finished sessions whose input has changed since: they are listed, or done again.
         voices_from: Who speaks when in the recordings: RTTM, or JSON of WhisperX or Amazon Transcribe; file or folder.
+        calls: Table of calls: which recordings are one session, and which may not be processed.
         executor: `ray`, `process`, or one of one's own.
 
     Returns:
@@ -94,6 +96,7 @@ def extract(
             dry_run=dry_run,
             again=again,
             voices_from=_path(voices_from),
+            calls=_path(calls),
         )
         facts |= tally.to_dict()
     return Outcome.of(store, tally)
@@ -124,7 +127,7 @@ def score(
         input: The store, the manifest or the folder.
         checkpoint: A folder, or several, which give mean and deviation; a run folder stands for all its seeds.
         out: The folder of scores; `vaemo.scores` reads it.
-        calls: Table of calls: who speaks on which channel.
+        calls: Table of calls: who speaks on which channel, and which recordings are one session.
         personal: Folder of personal deltas that `jobs/personalize.py` wrote.
         speakers: File of enrolments: `speaker_id`, `speaker`.
         roles_unknown: Score all channels, employees perhaps among them; to evaluate.

@@ -29,10 +29,14 @@ def extract(argv: Arguments = None, prog: str | None = None) -> None:
     source.add_argument("--manifest", type=cli.data_path, metavar="FILE", help="JSON Lines or Parquet")
     source.add_argument("--input", type=cli.data_path, metavar="FOLDER", help="recordings; utterances are found")
     parser.add_argument("--out", type=cli.data_path, required=True, metavar="STORE", help="the store's folder")
+    parser.add_argument(
+        "--calls", type=cli.data_path, metavar="FILE", help="which recordings are one call, and may be processed"
+    )
     parser.add_argument("--limit", type=cli.count, metavar="N", help="only the first N utterances or recordings")
     parser.add_argument("--dry-run", action="store_true", help="say what would be done and how long it would take")
     cli.add_rerun_options(parser)
-    vaemo.extract(**cli.keywords(parser.parse_args(argv)))
+    options = cli.keywords(parser.parse_args(argv))
+    vaemo.extract(**options)
 
 
 def train(argv: Arguments = None, prog: str | None = None) -> None:
@@ -46,7 +50,8 @@ def train(argv: Arguments = None, prog: str | None = None) -> None:
     parser.add_argument("--seeds", type=count, default=1, help="trainings, from train.seed on: an ensemble")
     parser.add_argument("--manifest", type=path, metavar="FILE", help="of which the store is; to train its encoder too")
     parser.add_argument("--speakers", type=path, metavar="FILE", help="enrolments: speaker_id, speaker")
-    vaemo.train(**cli.keywords(parser.parse_args(argv)))
+    options = cli.keywords(parser.parse_args(argv))
+    vaemo.train(**options)
 
 
 def tune(argv: Arguments = None, prog: str | None = None) -> None:
@@ -102,7 +107,8 @@ def score(argv: Arguments = None, prog: str | None = None) -> None:
     parser.add_argument("--limit", type=cli.count, metavar="N", help="only the first N sessions or recordings")
     parser.add_argument("--dry-run", action="store_true", help="say what would be done")
     cli.add_rerun_options(parser)
-    vaemo.score(**cli.keywords(parser.parse_args(argv)))
+    options = cli.keywords(parser.parse_args(argv))
+    vaemo.score(**options)
 
 
 def evaluate(argv: Arguments = None, prog: str | None = None) -> None:

@@ -16,7 +16,9 @@ import re
 import stat
 import urllib.parse
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -31,6 +33,10 @@ if TYPE_CHECKING:
 
 _S3_ATTEMPTS = 12
 """Of one request; the pauses between them grow to 20 s, some two minutes in all."""
+
+_S3_FOLDERS = 1_000
+_S3_LISTED_AT_ONCE = 8
+"""Folders of a bucket whose objects are listed side by side, where there are not more than the first."""
 
 _S3_SILENCE_S = 60.0
 """A request that stays silent for so long has failed, and is tried again."""
@@ -168,14 +174,25 @@ def list_files(folder: str | Path, suffix: str = "", *, recursive: bool = False)
         raise UsageError(f"{folder} is a file; a folder is needed in its place.") from None
 
 
-def list_partitioned(folder: str | Path) -> list[tuple[str, str]]:
+def list_partitioned(folder: str | Path, found: Sequence[Found] | None = None) -> list[tuple[str, str]]:
     """The files in a folder, and in folders below it that are all named `column=value`; sorted.
 
     Hidden names are left out as in `list_files`, and so are other folders.
 
+    Args:
+        folder: Where.
+        found: All that `walk` finds there, if that is known.
+
     Returns:
         Name relative to the folder, and path, of each.
     """
+    if found is not None:
+        parts = ((item, item.name.split("/")) for item in found if not item.name.endswith("/"))
+        return sorted(
+            (item.name, item.path)
+            for item, (*folders, name) in parts
+            if all("=" in each for each in folders) and not any(each.startswith("_") for each in (*folders, name))
+        )
     return _listed(folder, recursive=True, enter=lambda name: "=" in name)
 
 
@@ -311,15 +328,28 @@ def _s3_client(options: Mapping[str, str]) -> Any:
     if importlib.util.find_spec("boto3") is None:
         return None
     import boto3
+    import botocore.session
     from botocore.config import Config
 
     endpoint = options.get("endpoint_override")
-    return boto3.client(
+    session = botocore.session.get_session()
+    # Of a listing most of the time went into dates, which it takes in any form.
+    session.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=_s3_time)
+    return boto3.Session(botocore_session=session).client(
         "s3",
         region_name=options.get("region"),
         endpoint_url=f"{options.get('scheme', 'https')}://{endpoint}" if endpoint else None,
         config=Config(retries={"mode": "standard", "total_max_attempts": _S3_ATTEMPTS}, read_timeout=_S3_SILENCE_S),
     )
+
+
+def _s3_time(text: Any) -> datetime:
+    try:
+        return datetime.fromisoformat(text)
+    except (TypeError, ValueError):
+        from botocore.utils import parse_timestamp
+
+        return parse_timestamp(text)
 
 
 def _in_bucket(uri: str) -> tuple[Any, str, str]:
@@ -336,26 +366,46 @@ def _walk_s3(uri: str) -> list[Found] | None:
         return None
     from botocore.exceptions import BotoCoreError, ClientError
 
-    prefix = f"{prefix.rstrip('/')}/" if prefix else ""
+    root = f"{prefix.rstrip('/')}/" if prefix else ""
+
+    def pages(prefix: str, **options: Any) -> Iterator[Mapping[str, Any]]:
+        listed = client.get_paginator("list_objects_v2")
+        yield from listed.paginate(Bucket=bucket, Prefix=prefix, OptionalObjectAttributes=["RestoreStatus"], **options)
+
+    def below(prefix: str) -> list[Found]:
+        return [item for page in pages(prefix) for item in _objects(page, root)]
+
     try:
-        pages = client.get_paginator("list_objects_v2").paginate(
-            Bucket=bucket, Prefix=prefix, OptionalObjectAttributes=["RestoreStatus"]
-        )
-        return [
-            Found(
-                item["Key"][len(prefix) :],
-                "",
-                item["Size"],
-                int(item["LastModified"].timestamp() * 1e9),
-                _cold(item.get("StorageClass"), item.get("RestoreStatus", {})),
-            )
-            for page in pages
-            for item in page.get("Contents", ())
-            if not item["Key"].endswith("/")
-        ]
+        found: list[Found] = []
+        folders: list[str] = []
+        for page in pages(root, Delimiter="/"):
+            folders += [item["Prefix"] for item in page.get("CommonPrefixes", ())]
+            if len(folders) >= _S3_FOLDERS:
+                # One request each would be more than the objects take.
+                return below(root)
+            found += _objects(page, root)
+        with ThreadPoolExecutor(_S3_LISTED_AT_ONCE) as pool:
+            for of_folder in pool.map(below, folders):
+                found += of_folder
+        return found
     except (BotoCoreError, ClientError):
         # It may find other credentials than pyarrow, or none.
         return None
+
+
+def _objects(page: Mapping[str, Any], root: str) -> list[Found]:
+    """The objects of a page of a listing, less what stands for a folder."""
+    return [
+        Found(
+            item["Key"][len(root) :],
+            "",
+            item["Size"],
+            int(item["LastModified"].timestamp() * 1e9),
+            _cold(item.get("StorageClass"), item.get("RestoreStatus", {})),
+        )
+        for item in page.get("Contents", ())
+        if not item["Key"].endswith("/")
+    ]
 
 
 def create_object(uri: str, content: bytes) -> bool | None:

@@ -38,7 +38,9 @@ def utterance_schema(targets: Sequence[str | Target] = DIMENSIONS) -> pa.Schema:
     its file does not hold, null where no audio was read. A recording whose bytes were scored under another name
     (`duplicate`) names that in `duplicate_of`. Where voices tell speakers apart, `voice` is which of the channel's
     speaks and `voice_margin` how certain that is, `role_by` what decided its role (`calls`, `voices_from`, `verified`,
-    `identified`, `channel`) and `role_margin` by how much a voice was verified; all null elsewhere.
+    `identified`, `channel`) and `role_margin` by how much a voice was verified; all null elsewhere. In a session of
+    several recordings `audio_path` is the one that `start_s` and `end_s` count in, and `offset_s` how many seconds
+    after the session it begins; null in others.
     """
     return pa.schema(
         [
@@ -62,6 +64,8 @@ def utterance_schema(targets: Sequence[str | Target] = DIMENSIONS) -> pa.Schema:
             ("voice_margin", pa.float32()),
             ("role_by", pa.string()),
             ("role_margin", pa.float32()),
+            ("audio_path", pa.string()),
+            ("offset_s", pa.float64()),
         ]
     )
 
@@ -259,7 +263,8 @@ def summarise_sessions(
     - `end_weighted`: mean weighted by length and by 2^(-age / `score.end_half_life_s`), the age reaching from the
       utterance's end to the end of the last utterance of the session, whoever speaks it.
 
-    What needs times is null where a scored utterance has none, and every score is null where nothing is scored.
+    What needs times is null where a scored utterance has none, and every score is null where nothing is scored. Times
+    are those of the session: `start_s` and `offset_s` together.
 
     Args:
         utterances: Rows of `utterance_schema`; the sessions must be whole.
@@ -274,7 +279,8 @@ def summarise_sessions(
     _, first, group = np.unique(key, return_index=True, return_inverse=True)
     groups = _Groups(group, len(first))
 
-    start_s, end_s = _floats(utterances["start_s"]), _floats(utterances["end_s"])
+    offset_s = _floats(utterances["offset_s"].fill_null(0.0))
+    start_s, end_s = _floats(utterances["start_s"]) + offset_s, _floats(utterances["end_s"]) + offset_s
     length_s = end_s - start_s
     timed = np.isfinite(length_s)
     status = utterances["status"]

@@ -61,6 +61,8 @@ _AFTER = {
     "voice_margin": pa.float32(),
     "role_by": pa.string(),
     "role_margin": pa.float32(),
+    "audio_path": pa.string(),
+    "offset_s": pa.float64(),
     "level_db": pa.float32(),
     "snr_db": pa.float32(),
 }
@@ -109,14 +111,14 @@ class FeatureStore:
         return {stream: facts.get("fingerprint") for stream, facts in self.info.get("extractors", {}).items()}
 
     @staticmethod
-    def open(path: str) -> FeatureStore:
+    def open(path: str, parts: Sequence[str] | None = None) -> FeatureStore:
         """Find a store's parts, columns and dimensions: of every part the footer is read, of hardly any a row.
 
         Raises:
             ReadStoreError: if there is no part, a required column is missing, some parts lack a stream for utterances
                 with status `ok`, or `_vaemo.json` has another schema.
         """
-        parts = find_parts(path)
+        parts = find_parts(path) if parts is None else parts
         if not parts:
             raise ReadStoreError(f"{path} {_without_parts(path)}; a feature store is a folder of part-*.parquet files.")
         with ThreadPoolExecutor(_READERS) as pool:
@@ -178,11 +180,16 @@ class FeatureStore:
             raise ReadStoreError(f"{where}: {error.text}.") from None
 
 
-def find_parts(path: str) -> list[str]:
-    """The Parquet files of a store: below a folder, also in folders `column=value`; or the one file that it is."""
-    if files.is_file(path):
+def find_parts(path: str, listed: Sequence[files.Found] | None = None) -> list[str]:
+    """The Parquet files of a store: below a folder, also in folders `column=value`; or the one file that it is.
+
+    Args:
+        path: Of the folder or the file.
+        listed: All that lies in the folder, if that is known.
+    """
+    if listed is None and files.is_file(path):
         return [path]
-    found = files.list_partitioned(path)
+    found = files.list_partitioned(path, listed)
     named = [part for name, part in found if name.lower().endswith((".parquet", ".pq", ".parq"))]
     # Some programs give their files no suffix at all.
     bare = [part for name, part in found if "." not in name]

@@ -123,6 +123,11 @@ def others(values: Sequence[Any]) -> pa.Array:
                 return array
         except (pa.ArrowException, OverflowError):
             pass
+    return as_text(values)
+
+
+def as_text(values: Sequence[Any]) -> pa.Array:
+    """Texts as they are, everything else as its JSON."""
     return pa.array(
         [
             value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -8,18 +8,19 @@ Ray, shards or folders.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from vaemo.audio.acoustics import Sound, require_usable, simulate_telephone, sound_of
 from vaemo.audio.archive import shown
 from vaemo.audio.formats import AUDIO_SUFFIXES as AUDIO_SUFFIXES
 from vaemo.audio.recording import AudioProblem, Decoder, Recording
-from vaemo.audio.vad import UtteranceFinder
+from vaemo.audio.vad import Utterance, UtteranceFinder
 from vaemo.config import Config, VoicesConfig
 from vaemo.data.manifest import with_labels
 from vaemo.data.sessions import label_ranges
@@ -137,6 +138,7 @@ def extract_recording(
     turns: Sequence[Turn] | None = None,
     roles_of_voices: Callable[[Sequence[Voice], Sequence[str]], Mapping[VoiceKey, VoiceRole]] | None = None,
     verifies: bool = False,
+    course: Course | None = None,
 ) -> pa.Table:
     """Find the utterances of a recording, channel by channel, and compute their features.
 
@@ -158,11 +160,12 @@ def extract_recording(
         turns: Who speaks when, where somebody has brought that.
         roles_of_voices: Gives the roles of voices for those of channels; None knows what was brought alone.
         verifies: Whether that compares vectors of brought voices.
+        course: Of a session of several recordings, of which this is the next; see `extract_session`.
 
     Returns:
-        The columns of `part_schema` and `audio_path`, rows by start, then channel.
+        The columns of `part_schema`, rows by start, then channel.
     """
-    work = _Work(extractors, config)
+    work, course = _Work(extractors, config), course or Course()
     found: list[_Found] = []
     roles: Sequence[str | None] = ()
 
@@ -180,10 +183,10 @@ def extract_recording(
                 raise AudioProblem(problem.status, problem.reason)
             recording = Recording(path, open_decoder, config.audio)
             roles = roles_of(recording.info.channels)
-            finder, broken = UtteranceFinder(len(roles), config.vad), None
+            finder, broken, bad = UtteranceFinder(len(roles), config.vad), None, _NotFinite()
             cutter = VoiceCutter(len(roles), config.voices, config.vad, turns, vectors=verifies)
             try:
-                for utterance in _utterances(recording, finder):
+                for utterance in _utterances(recording, finder, bad):
                     if utterance.channel in cutter.channels:
                         cutter.push(utterance)
                     else:
@@ -193,6 +196,8 @@ def extract_recording(
                 if what.whole:
                     raise
                 broken = what
+            finally:
+                course.heard_s = finder.heard_s
             if broken is None and (misfit := cutter.misfit(len(roles), finder.heard_s)):
                 raise AudioProblem("bad_voices", misfit)
             pieces, voices = cutter.finish()
@@ -216,7 +221,7 @@ def extract_recording(
                 take(one, functools.partial(recording.utterance, piece.start_s, piece.end_s, piece.channel), why_not)
             if broken is not None:
                 raise broken
-            damage = recording.damage()
+            damage = recording.damage() or bad.problem
             if not found and (damage is None or damage.status == "damaged"):
                 raise AudioProblem("silent", f"no speech was found in it{f'; {damage.reason}' if damage else ''}")
             if damage is not None:
@@ -227,10 +232,59 @@ def extract_recording(
                     work.fail(row, what)
             found.append(_Found(None, None, None))
             work.fail(len(found) - 1, what)
-    rows = _found_rows(path, session_id, found, len(roles))
+    rows = _found_rows(path, session_id, found, len(roles), course.counts)
     if problem and problem.duplicate_of:
         rows = rows.append_column("duplicate_of", pa.repeat(problem.duplicate_of, rows.num_rows))
     return _joined(rows, work.finish(), extractors, config.model.targets, by_start=True)
+
+
+@dataclass
+class Course:
+    """A session of several recordings, as far as it was read.
+
+    Attributes:
+        counts: Utterances so far, by channel.
+        heard_s: Length of the recording that was read last.
+    """
+
+    counts: Counter[int] = field(default_factory=Counter)
+    heard_s: float = 0.0
+
+
+def extract_session(
+    recordings: Sequence[tuple[float | None, Callable[[Course], pa.Table]]],
+) -> pa.Table:
+    """The utterances of a session of several recordings, all on one course.
+
+    `start_s` and `end_s` stay places in the recording that `audio_path` names, which begins `offset_s` after the
+    session. Utterances are numbered through, channel by channel, and come by their time in the session. What a channel
+    holds in all recordings is one speaker, but for recordings that run while others do, and voices that were told
+    apart: these have the number of the recording in their `speaker_id` (`#c0f2`).
+
+    Args:
+        recordings: Each with where it begins, None for behind the one before it, and what extracts it
+            (`extract_recording` on this course).
+
+    Returns:
+        As `extract_recording`.
+    """
+    course, tables, times, ended_s, latest_s = Course(), [], [], 0.0, 0.0
+    for number, (given_s, extract) in enumerate(recordings, 1):
+        offset_s, course.heard_s = ended_s if given_s is None else given_s, 0.0
+        table = extract(course)
+        end_s = offset_s + course.heard_s
+        if number > 1:
+            aside = pa.scalar(offset_s < latest_s - _KEPT_S)
+            apart = pc.and_(pc.or_(table["voice"].is_valid(), aside), table["channel"].is_valid())
+            own = pc.binary_join_element_wise(table["speaker_id"], f"f{number}", "")
+            table = with_column(table, "speaker_id", pc.if_else(apart, own, table["speaker_id"]))
+        start_s = pc.add(table["start_s"], offset_s).fill_null(end_s)
+        tables.append(with_column(table, "offset_s", pa.repeat(offset_s, table.num_rows)))
+        times.append(start_s.to_numpy())
+        ended_s, latest_s = end_s, max(latest_s, end_s)
+    order = np.argsort(np.concatenate(times), kind="stable")
+    rows = pa.concat_tables(tables).take(pa.array(order))
+    return with_column(rows, "position", pa.array(np.arange(rows.num_rows, dtype=np.int32)))
 
 
 def as_heard(samples: np.ndarray, config: Config) -> np.ndarray:
@@ -273,20 +327,41 @@ def _without_evidence(
     return evidence.roles_of_voices(voices, channel_roles, Evidence(), None, config)
 
 
-def _utterances(recording: Recording, finder: UtteranceFinder) -> Any:
+class _NotFinite:
+    """How much of a recording is NaN or infinite. Only utterances that hold such samples are lost by it."""
+
+    def __init__(self) -> None:
+        self._read = self._bad = self._first = 0
+
+    def look(self, block: np.ndarray) -> None:
+        """Count the next samples, (C, n), 16 kHz."""
+        bad = ~np.isfinite(block).all(axis=0)
+        if bad.any():
+            self._first = self._first if self._bad else self._read + int(bad.argmax())
+            self._bad += int(bad.sum())
+        self._read += block.shape[1]
+
+    @property
+    def problem(self) -> AudioProblem | None:
+        """What the recording's own row says of it."""
+        if not self._bad:
+            return None
+        length, at = self._bad / SAMPLING_RATE_HZ, self._first / SAMPLING_RATE_HZ
+        return AudioProblem("nan_audio", f"{length:.3f} s of it are NaN or infinite, from {at:.1f} s on")
+
+
+def _utterances(recording: Recording, finder: UtteranceFinder, bad: _NotFinite) -> Iterator[Utterance]:
     for block in recording.blocks():
-        if not np.isfinite(block).all():
-            raise AudioProblem("nan_audio", "it holds samples that are NaN or infinite")
+        bad.look(block)
         yield from finder.push(block)
     yield from finder.finish()
 
 
-def _found_rows(path: str, session_id: str, found: Sequence[_Found], n_channels: int) -> pa.Table:
-    counts: dict[int, int] = {}
+def _found_rows(path: str, session_id: str, found: Sequence[_Found], n_channels: int, counts: Counter[int]) -> pa.Table:
     utt_ids, speaker_ids = [], []
     for one in found:
-        index = counts.get(one.channel or 0, 0)
-        counts[one.channel or 0] = index + 1
+        index = counts[one.channel or 0]
+        counts[one.channel or 0] += 1
         utt_ids.append(f"{session_id}#c{one.channel or 0}-{index:05d}")
         speaker = "" if one.channel is None else f"#c{one.channel}" + ("" if one.voice is None else f"v{one.voice}")
         speaker_ids.append(f"{session_id}{speaker}")

@@ -163,6 +163,8 @@ def test_half_of_the_scores_go_on(config):
     ("then", "checkpoint"), [("scores-recordings", "run/best"), ("encoder/scores", "encoder/best")]
 )
 def test_recordings_are_scored_as_then(config, then, checkpoint):
+    if checkpoint.startswith("encoder"):
+        pytest.importorskip("transformers", reason="the extra encoders is not installed")
     rows = scored("recordings", checkpoint, "again", config)
     assert "ok" in rows["status"].to_pylist()
     assert_as_then(rows, rows_of(then), "run_id")
@@ -220,6 +222,7 @@ def test_a_store_is_trained_on_as_then(config):
 
 @also_with_further_fields
 def test_a_sweep_goes_on(config, monkeypatch):
+    pytest.importorskip("optuna", reason="the extra search is not installed")
     reported = []
     in_this_process(monkeypatch, reported.append)
     summary = tune("store", "space.yaml", "sweep-half", config, trials=2, scheduler="none")
@@ -231,6 +234,7 @@ def test_a_sweep_goes_on(config, monkeypatch):
 
 
 def test_a_finished_sweep_trains_nothing(config, monkeypatch):
+    pytest.importorskip("optuna", reason="the extra search is not installed")
     in_this_process(monkeypatch, lambda metrics: pytest.fail("a trial was trained"))
     then = json.loads((GOLDEN / "sweep" / "summary.json").read_text())
     now = tune("store", "space.yaml", "sweep", config, trials=2, scheduler="none")

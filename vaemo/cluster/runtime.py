@@ -21,10 +21,12 @@ import ray.data
 from ray.data import ActorPoolStrategy, DataContext
 from ray.data.exceptions import ExecutionTimeoutError
 
+from vaemo.audio.decoder import Decoder
 from vaemo.cluster.address import LOCAL, find_cluster, temporary_folder
 from vaemo.cluster.attempts import Attempts
 from vaemo.cluster.metrics import Seconds
 from vaemo.cluster.nodes import capacity, check_visible, driver_node
+from vaemo.data.spool import is_here
 from vaemo.errors import ClusterError, StorageError, VaemoError, carried, mistake_of, raise_carried
 from vaemo.features.watch import may_end_process
 from vaemo.progress import say
@@ -252,6 +254,7 @@ class _ShardWorker:
         self._worker: Any = None
         self._attempts, self._most = attempts, most
         self._spent = Seconds("vaemo_worker_seconds", "Seconds that workers have decoded and computed.")
+        self._decoding = Seconds("vaemo_decoding_seconds", "Seconds of these that workers have waited for decoders.")
 
     def __call__(self, shard: dict[str, Any]) -> Mapping[str, str | None]:
         number = shard.pop(_NUMBER)
@@ -265,9 +268,16 @@ class _ShardWorker:
                 )
             self._worker = self._worker or self._make()
             careful = {"careful": True} if attempt > CAREFUL_AFTER else {}
-            begun = time.monotonic()
-            message = json.dumps(self._worker({**shard, **careful}))
+            begun, decoded_s = time.monotonic(), Decoder.spent_s
+            message = json.dumps(self._worker({**self._with_rows(shard), **careful}))
             self._spent.add(time.monotonic() - begun)
+            self._decoding.add(Decoder.spent_s - decoded_s)
             return {"error": None, "message": message}
         except (VaemoError, OSError) as error:
             return carried(error)
+
+    def _with_rows(self, shard: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The shard, with what lies on the job's own node and cannot be seen here."""
+        if "spooled" not in shard or is_here(shard["spooled"]):
+            return shard
+        return {**shard, "rows": ray.get(self._attempts.rows.remote(shard["spooled"]))}

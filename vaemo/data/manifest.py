@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 from vaemo import files
 from vaemo.errors import ColumnError, ReadManifestError
 from vaemo.tables import (
+    as_text,
     codes,
     from_values,
     is_bytes,
@@ -63,18 +64,22 @@ REQUIRED = ("utt_id", "session_id", "speaker_id", "audio_path")
 EMBEDDED = ".parquet#"
 """`FOLDER/M.parquet#17` is the audio in row 17 of that manifest's `audio` column."""
 
-_KNOWN = {**COLUMNS, "n_channels": pa.int32()}
-"""Columns whose type is ours; the last of them travels along, into the store's column of that name."""
+_KNOWN = {**COLUMNS, "n_channels": pa.int32(), "offset_s": pa.float64()}
+"""Columns whose type is ours; the last of them travel along, into the store's columns of those names."""
 
 _REFERENCE = re.compile(r"(.*\.parquet)#(\d+)", re.DOTALL)
 _BLOCK_BYTES = 1 << 24
+_PIECE_BYTES = 1 << 26
+_PIECE_ROWS = 1 << 19
+"""So much of a manifest is read at once."""
+
 _OPEN, _CLOSE = b"{}"
 _NESTED = 64
 """Objects and lists that a line may hold for Arrow's reader."""
 
 
 @dataclass(frozen=True)
-class _Places:
+class Places:
     """Where the rows of a table stand in its file: `line 18` of JSON Lines (blank lines counted), `row 18` of Parquet.
 
     Attributes:
@@ -141,22 +146,80 @@ def read_manifest(
             of a session have a position and others none, or else a time, a label is outside the range, or audio
             outside the root. It names the line, or the row of a Parquet file; both are counted from 1.
     """
-    text = str(path)
+    tables, of_tables = zip(*scan_manifest(path, label_range=label_range, root=root, targets=targets), strict=True)
+    places = Places(str(path), of_tables[0].unit, np.concatenate([each.number for each in of_tables]))
+    schema = common_schema([table.schema for table in tables])
+    table = pa.concat_tables([as_schema(table, schema) for table in tables])
+    with places.named():
+        check_unique(table["utt_id"], places)
+        return _in_order(table)
+
+
+def scan_manifest(
+    path: str | Path,
+    *,
+    label_range: Sequence[float] | Mapping[str, Sequence[float]] | None = None,
+    root: str | None = None,
+    targets: Sequence[str | Target] = DIMENSIONS,
+) -> Iterator[tuple[pa.Table, Places]]:
+    """The utterances of a manifest as they stand in it, some at a time, typed and each checked alone.
+
+    Args and errors as of `read_manifest`, which alone sees whether an id stands twice. Columns that are not ours may
+    differ between the tables: see `common_schema`.
+    """
+    text, n = str(path), 0
     try:
-        table, places = _read(text)
+        for table, places in _read(text):
+            n += table.num_rows
+            with places.named():
+                table = with_labels(table, targets)
+                _check(table, label_range, targets)
+                table = _resolved(table, text)
+                if root is not None:
+                    _check_root(table["audio_path"], text, root)
+                yield table, places
     except FileNotFoundError:
         raise ReadManifestError(f"there is no manifest {text}; give a JSON Lines or a Parquet file.") from None
     except OSError as error:
         raise ReadManifestError(f"manifest {text} cannot be read: {' '.join(str(error).split())}.") from None
-    if not table.num_rows:
+    if not n:
         raise ReadManifestError(f"manifest {text} is empty; it needs one utterance a line.")
-    with places.named():
-        table = with_labels(table, targets)
-        _check(table, places, label_range, targets)
-        table = _resolved(table, text)
-        if root is not None:
-            _check_root(table["audio_path"], text, root)
-        return _in_order(table)
+
+
+def common_schema(schemas: Sequence[pa.Schema]) -> pa.Schema:
+    """The columns of all tables of a manifest, in the order of their first appearance; text where types differ."""
+    types: dict[str, list[pa.DataType]] = {}
+    for schema in schemas:
+        for field in schema:
+            of_name = types.setdefault(field.name, [])
+            if field.type not in of_name:
+                of_name.append(field.type)
+    return pa.schema([(name, _common_type(of_name)) for name, of_name in types.items()])
+
+
+def _common_type(types: Sequence[pa.DataType]) -> pa.DataType:
+    if len(types) == 1:
+        return types[0]
+    fields = [pa.schema([("", type_)]) for type_ in types]
+    try:
+        return pa.unify_schemas(fields, promote_options="permissive").field(0).type
+    except pa.ArrowException:
+        return pa.string()
+
+
+def as_schema(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """A table of a manifest with the columns that all of them have (`common_schema`)."""
+    if table.schema == schema:
+        return table
+    columns = []
+    for field in schema:
+        if field.name not in table.column_names:
+            columns.append(pa.nulls(table.num_rows, field.type))
+        elif field.type == pa.string() and table[field.name].type != pa.string():
+            columns.append(as_text(table[field.name].to_pylist()))
+        else:
+            columns.append(table[field.name].cast(field.type))
+    return pa.table(columns, schema=schema)
 
 
 def file_of(audio_path: str) -> str:
@@ -181,22 +244,45 @@ def write_manifest(path: str | Path, table: pa.Table) -> None:
     files.write_whole(path, lines.getvalue().encode())
 
 
-def _read(path: str) -> tuple[pa.Table, _Places]:
-    """The rows, typed, and where they stand."""
+def _read(path: str) -> Iterator[tuple[pa.Table, Places]]:
+    """The rows, typed, and where they stand, some at a time."""
     if path.lower().endswith(".parquet"):
-        return _read_parquet(path)
-    content = files.read_bytes(path)
-    if content.startswith(b"PAR1"):
-        return _read_parquet(path)
-    if (kind := kind_of_file(content)) is not None:
-        raise ReadManifestError(f"{path} is {kind}; give JSON Lines in UTF-8, one object an utterance, or Parquet.")
-    content = content.removeprefix(b"\xef\xbb\xbf")
-    every = [line.strip() for line in content.splitlines()]
-    places = _Places(path, "line", np.array([number for number, line in enumerate(every, 1) if line], np.int64))
-    lines = list(filter(None, every))
-    with places.named():
-        table = _parse_fast(content, lines)
-        return _parse(lines) if table is None else table, places
+        yield from _read_parquet(path)
+        return
+    n_before = 0
+    for content in _pieces(path):
+        if not n_before:
+            if content.startswith(b"PAR1"):
+                yield from _read_parquet(path)
+                return
+            if (kind := kind_of_file(content)) is not None:
+                raise ReadManifestError(
+                    f"{path} is {kind}; give JSON Lines in UTF-8, one object an utterance, or Parquet."
+                )
+            content = content.removeprefix(b"\xef\xbb\xbf")
+        every = [line.strip() for line in content.splitlines()]
+        numbers = [number for number, line in enumerate(every, n_before + 1) if line]
+        places, lines = Places(path, "line", np.array(numbers, np.int64)), list(filter(None, every))
+        n_before += len(every)
+        del every, numbers
+        if lines:
+            with places.named():
+                table = _parse_fast(content, lines)
+                yield _parse(lines) if table is None else table, places
+
+
+def _pieces(path: str) -> Iterator[bytes]:
+    """The content of a file, whole lines at a time."""
+    filesystem, inner = files.filesystem_of(path)
+    with filesystem.open_input_stream(inner) as stream:
+        held = b""
+        while read := stream.read(_PIECE_BYTES):
+            end = held.rfind(b"\n") + 1
+            if end:
+                yield held[:end]
+            held = held[end:] + read
+        if held:
+            yield held
 
 
 def _parse_fast(content: bytes, lines: Sequence[bytes]) -> pa.Table | None:
@@ -273,20 +359,35 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return row
 
 
-def _read_parquet(path: str) -> tuple[pa.Table, _Places]:
+def _read_parquet(path: str) -> Iterator[tuple[pa.Table, Places]]:
     try:
         held = files.read_parquet_schema(path).names
         names = [name for name in held if name != "audio" and name not in STREAMS]
         repeated = next((name for name in names if names.count(name) > 1), None)
         if repeated is not None:
             raise ReadManifestError(f"{path} has the column {repeated} twice; one is needed.")
-        table = files.read_parquet(path, names)
-        places = _Places(path, "row", np.arange(1, table.num_rows + 1))
-        with places.named():
-            return _typed(_with_embedded(table, path) if "audio" in held else table), places
+        first = 0
+        with Places(path, "row", np.zeros(0, np.int64)).named():
+            present = _embedded_in(path) if "audio" in held else None
+        filesystem, inner = files.filesystem_of(path)
+        with filesystem.open_input_file(inner) as source:
+            for table in _in_pieces(pq.ParquetFile(source), names):
+                places = Places(path, "row", np.arange(first + 1, first + table.num_rows + 1))
+                with places.named():
+                    yield _typed(table if present is None else _with_embedded(table, present, path, first)), places
+                first += table.num_rows
     except pa.ArrowException as error:
         found = kind_of_file(files.head(path, 8)) or " ".join(str(error).split())
         raise ReadManifestError(f"{path} is not a Parquet file ({found}); write it again.") from None
+
+
+def _in_pieces(held: pq.ParquetFile, names: Sequence[str]) -> Iterator[pa.Table]:
+    """Rows of some columns, row groups together up to `_PIECE_ROWS`."""
+    if held.metadata.num_rows <= _PIECE_ROWS:
+        yield held.read(names)
+        return
+    for batch in held.iter_batches(_PIECE_ROWS, columns=names):
+        yield pa.table(batch)
 
 
 def embedded_bytes(column: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
@@ -303,15 +404,19 @@ def embedded_bytes(column: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedA
     return column
 
 
-def _with_embedded(table: pa.Table, path: str) -> pa.Table:
+def _embedded_in(path: str) -> pa.ChunkedArray:
+    """Which rows of a Parquet file hold audio, bool."""
     filesystem, inner = files.filesystem_of(path)
     with filesystem.open_input_file(inner) as source:
-        groups = pq.ParquetFile(source)
         # Only whether there are bytes is asked here; the bytes are read where they are decoded.
-        batches = groups.iter_batches(batch_size=256, columns=["audio"])
-        present = [embedded_bytes(batch["audio"]).is_valid() for batch in batches]
-    references = pa.array([f"{_absolute(path)}#{row}" for row in range(table.num_rows)], pa.string())
-    embedded = pc.if_else(pa.chunked_array(present, pa.bool_()), references, pa.scalar(None, pa.string()))
+        batches = pq.ParquetFile(source).iter_batches(batch_size=256, columns=["audio"])
+        return pa.chunked_array([embedded_bytes(batch["audio"]).is_valid() for batch in batches], pa.bool_())
+
+
+def _with_embedded(table: pa.Table, present: pa.ChunkedArray, path: str, first: int) -> pa.Table:
+    references = pa.array([f"{_absolute(path)}#{first + row}" for row in range(table.num_rows)], pa.string())
+    inside = present.slice(first, table.num_rows)
+    embedded = pc.if_else(inside, references, pa.scalar(None, pa.string()))
     if "audio_path" in table.column_names:
         embedded = pc.coalesce(embedded, typed(table["audio_path"], "audio_path", pa.string()))
         table = table.drop_columns("audio_path")
@@ -357,7 +462,6 @@ def with_labels(table: pa.Table, targets: Sequence[str | Target]) -> pa.Table:
 
 def _check(
     table: pa.Table,
-    places: _Places,
     label_range: Sequence[float] | Mapping[str, Sequence[float]] | None,
     targets: Sequence[str | Target],
 ) -> None:
@@ -381,7 +485,6 @@ def _check(
             target = name.removeprefix("observed_")
             low, high = label_range[target] if isinstance(label_range, Mapping) else label_range
             _check_range(table[name], name, float(low), float(high))
-    _check_unique(table["utt_id"], places)
 
 
 def _check_text(column: pa.ChunkedArray, name: str) -> None:
@@ -426,7 +529,12 @@ def _refuse(wrong: pa.ChunkedArray, message: Callable[[int], str]) -> None:
         raise ColumnError(message(row), row)
 
 
-def _check_unique(ids: pa.ChunkedArray, places: _Places) -> None:
+def check_unique(ids: pa.ChunkedArray, places: Places) -> None:
+    """Refuse an id that stands twice.
+
+    Raises:
+        ColumnError: naming both places.
+    """
     number = codes(ids)
     first = np.unique(number, return_index=True)[1]
     if len(first) == len(number):
@@ -453,6 +561,9 @@ def _absolute(path: str) -> str:
 
 
 def _in_order(table: pa.Table) -> pa.Table:
-    order, position = session_order(table["session_id"], table["position"], table["start_s"])
+    start_s = table["start_s"]
+    if "offset_s" in table.column_names:
+        start_s = pc.add(start_s, table["offset_s"].fill_null(0.0))
+    order, position = session_order(table["session_id"], table["position"], start_s)
     table = with_column(table, "position", pa.array(position))
     return table if order is None else table.take(pa.array(order))

@@ -23,11 +23,12 @@ from vaemo.parts.tally import Tally
 from vaemo.pipeline.estimate import estimate
 from vaemo.pipeline.executors import Executor
 from vaemo.pipeline.outcome import make_parts
-from vaemo.pipeline.plan import Again, Plan, n_sessions, plan, write_shard
-from vaemo.pipeline.prepare import require_encoder, voices_section
+from vaemo.pipeline.plan import NOT_NAMED, Again, Plan, n_sessions, plan, write_shard
+from vaemo.pipeline.prepare import require_encoder, voices_section, without_withheld
 from vaemo.pipeline.sources import Listing, Source
 from vaemo.pipeline.stages import Extract
 from vaemo.progress import say
+from vaemo.scoring.calls import read_calls
 from vaemo.scoring.erase import Tombstones
 from vaemo.store import INFO, store_info, write_part
 from vaemo.units import DIMENSIONS
@@ -47,6 +48,7 @@ def extract(
     again: Again = Again(),  # noqa: B008 - frozen
     about: Mapping[str, Any] | None = None,
     voices_from: str | None = None,
+    calls: str | None = None,
 ) -> Tally:
     """Extract a source into a store; run again, it does what is missing.
 
@@ -60,6 +62,7 @@ def extract(
         again: Which finished sessions are done again.
         about: What else `_vaemo.json` is to say.
         voices_from: Who speaks when in recordings, a file or folder.
+        calls: Table of calls, which says what recordings are one session and what may not be processed.
 
     Returns:
         What became of everything in the store.
@@ -71,9 +74,12 @@ def extract(
         config = config.replace({"features": {"speaker": "none"}})
     extractors = load_extractors(config.features, batch_s=config.extract.batch_s)
     require_encoder(config, source)
-    listing = source.list()
+    named = read_calls(calls, source.path) if calls else None
+    listing = source.list(named)
     if voices_from:
         listing = listing.with_turns(voices_from)
+    if named:
+        listing = without_withheld(listing, named.spelled_as(listing.session_ids))
     for note in listing.notes:
         say(note)
     listing = _first(listing.without(Tombstones.read(out).erased(listing.session_ids)), limit)
@@ -99,9 +105,13 @@ def plan_extraction(
     again: Again = Again(),  # noqa: B008
 ) -> Plan:
     """What a store lacks of a source; see `vaemo.pipeline.plan.plan`."""
+    contents = list(listing.contents)
+    for number, problem in listing.problems.items():
+        # It may be allowed one day.
+        contents[number] += NOT_NAMED if problem.status == "withheld" else ""
     keys = [
         f"{session_id}\t{content}" if content else session_id
-        for session_id, content in zip(listing.session_ids, listing.contents, strict=True)
+        for session_id, content in zip(listing.session_ids, contents, strict=True)
     ]
     once = config.extract.duplicates == "skip"
     return plan(

@@ -206,7 +206,7 @@ def prepare(request: Request, config: Config) -> Run:
     prints = _read_prints(request, config, source, calls, extractors)
     enrolments = _read_enrolments(request.speakers, checkpoints, config, prints)
     require_encoder(config, source)
-    listing = source.list()
+    listing = source.list(calls)
     if request.voices_from:
         listing = listing.with_turns(request.voices_from)
     for note in listing.notes:
@@ -214,9 +214,7 @@ def prepare(request: Request, config: Config) -> Run:
     if calls:
         calls = calls.spelled_as(listing.session_ids)
         listing = _named_only(listing, calls, config, request.calls or "", key)
-        refused = np.flatnonzero(calls.withheld(listing.session_ids)).tolist()
-        withheld = Problem("withheld", "the table of calls says that it may not be processed")
-        listing = replace(listing, problems={**listing.problems, **dict.fromkeys(refused, withheld)})
+        listing = without_withheld(listing, calls)
     known = bool(calls and calls.has_roles and calls.contains(listing.session_ids).any())
     known |= bool(set(listing.roles) - set(NOT_KNOWN)) or prints is not None
     known |= any(turn.role for turns in listing.turns.values() for turn in turns)
@@ -240,6 +238,13 @@ def prepare(request: Request, config: Config) -> Run:
     run = Run(request, config, checkpoints, source, listing, rules, calls, extractors, enrolments, key, prints, judge)
     _warn(run)
     return run
+
+
+def without_withheld(listing: Listing, calls: Calls) -> Listing:
+    """The listing, in which sessions that nobody may process are listed and not read."""
+    refused = np.flatnonzero(calls.withheld(listing.session_ids)).tolist()
+    withheld = Problem("withheld", "the table of calls says that it may not be processed")
+    return replace(listing, problems={**listing.problems, **dict.fromkeys(refused, withheld)})
 
 
 def _with_checkpoints(config: Config, checkpoints: Sequence[Checkpoint], source: Source, where: str) -> Config:

@@ -184,6 +184,9 @@ class ScoreWorker:
             batch = self._extract(shard, calls)
             scored = self._replay(batch.table)
             scored = with_column(scored, "run_id", pa.repeat(self._run_id, scored.num_rows))
+            one_of_several = scored["offset_s"].is_valid()
+            where = pc.if_else(one_of_several, scored["audio_path"], pa.scalar(None, pa.string()))
+            scored = with_column(scored, "audio_path", where)
             if calls:
                 scored = _with_travelling(scored, calls)
             part = self._write(shard, batch, scored, calls.travel if calls else ())
@@ -220,7 +223,9 @@ def plan_scoring(run: Run, index: Index) -> Plan:
         # What is withheld now may be named as fit to be processed one day.
         named = run.calls.contains(listing.session_ids) & ~run.calls.withheld(listing.session_ids)
     said = (
-        [_said(calls, name, run.prints is not None) for name in listing.session_ids] if calls else itertools.repeat(())
+        [_said(run.calls, name, run.prints is not None) for name in listing.session_ids]
+        if run.calls
+        else itertools.repeat(())
     )
     keys = [
         _key(run.key, session_id, content, roles, known)
@@ -228,10 +233,13 @@ def plan_scoring(run: Run, index: Index) -> Plan:
     ]
 
     def extra(indices: Sequence[int]) -> Mapping[str, Any]:
-        return {"calls": to_bytes(calls.rows.take(pa.array(indices))) if calls else b""}
+        if not (calls and run.calls):
+            return {"calls": b""}
+        recordings = run.calls.of_recordings([listing.session_ids[index] for index in indices])
+        return {"calls": to_bytes(pa.concat_tables([calls.rows.take(pa.array(indices)), recordings]))}
 
     def roles_of(index: int) -> Sequence[str | None]:
-        return calls.roles[listing.session_ids[index]] if calls else ()
+        return calls.roles.get(listing.session_ids[index], ()) if calls else ()
 
     work = plan(
         listing,
@@ -254,8 +262,11 @@ def plan_scoring(run: Run, index: Index) -> Plan:
 
 def _said(calls: Calls, session_id: str, agents: bool) -> Sequence[str | None]:
     """What the table of calls says of who speaks: roles of channels, of voices, and who the agent was."""
-    agent = [calls.agent_ids.get(session_id)] if agents else []
-    return [*calls.roles.get(session_id, ()), *calls.voice_roles.get(session_id, ()), *agent]
+    said: list[str | None] = []
+    for key in calls.keys_of(session_id):
+        agent = [calls.agent_ids.get(key)] if agents else []
+        said += [*calls.roles.get(key, ()), *calls.voice_roles.get(key, ()), *agent]
+    return said
 
 
 def _key(hidden: IdKey | None, session_id: str, content: str, roles: Sequence[str | None], named: bool) -> str:
@@ -282,6 +293,9 @@ def _with_travelling(scored: pa.Table, calls: Calls) -> pa.Table:
     row = pc.index_in(scored["session_id"], value_set=calls.rows["session_id"].combine_chunks())
     for name in calls.travel:
         column = calls.rows[name].take(row)
+        if name in scored.column_names:  # where a recording lies, which is known of some
+            scored = with_column(scored, name, pc.coalesce(scored[name], column.cast(pa.string())))
+            continue
         # As a dictionary a date agrees with what readers make of the folder's name.
         scored = scored.append_column(name, column.dictionary_encode() if name == DATE else column)
     return scored

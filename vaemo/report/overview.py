@@ -273,7 +273,8 @@ def curves(
         `valence`, `arousal`, `status`; where there are labels `label_valence`, `label_arousal`, and where several
         models scored `valence_sd`, `arousal_sd`, and where the model is calibrated `valence_low`, ...; and `lowest`,
         by dimension the index of the utterance that the table of sessions would call the lowest of all of them, None
-        where nothing is scored.
+        where nothing is scored. Of a session of several recordings also `recordings`, their paths, and per utterance
+        `recording` (index into them) and `offset` (seconds from the session's begin to its own).
     """
     table = utterances.append_column("row", pa.array(np.arange(utterances.num_rows)))
     if labels is not None:
@@ -290,6 +291,9 @@ def curves(
 def _curve(rows: list[dict[str, Any]], names: Sequence[str]) -> dict[str, Any]:
     timed = all(row["start_s"] is not None and row["end_s"] is not None for row in rows if row["status"] == "ok")
     timed = timed and any(row["start_s"] is not None for row in rows)
+    several = [row["audio_path"] for row in rows if row["offset_s"] is not None]
+    if several and timed:
+        rows = [row | {name: _in_session(row, name) for name in ("start_s", "end_s")} for row in rows]
     if timed:
         rows = sorted((row for row in rows if row["start_s"] is not None), key=lambda row: row["start_s"])
     from_s = rows[0]["start_s"] if timed and rows[0]["start_s"] >= WITHIN_RECORDING_S else 0.0
@@ -313,6 +317,10 @@ def _curve(rows: list[dict[str, Any]], names: Sequence[str]) -> dict[str, Any]:
         "end": [round(row["end_s"] - from_s, 2) if timed else place + 1 for place, row in enumerate(rows)],
         "status": [row["status"] for row in rows],
     }
+    if several and timed:
+        paths = list(dict.fromkeys(several))
+        curve["recordings"], curve["recording"] = paths, [paths.index(row["audio_path"]) for row in rows]
+        curve["offset"] = [row["offset_s"] for row in rows]
     forms = ("label_{}", "{}_sd", "{}_low", "{}_high")
     further = (form.format(name) for form in forms for name in names)
     for name in (*names, *further):
@@ -321,6 +329,11 @@ def _curve(rows: list[dict[str, Any]], names: Sequence[str]) -> dict[str, Any]:
             curve[name] = [None if value is None else round(value, 4) for value in values]
     curve["lowest"] = {name: scores.lowest_of(rows, name) for name in names}
     return curve
+
+
+def _in_session(row: Mapping[str, Any], name: str) -> float | None:
+    """A time of an utterance, from the begin of its session."""
+    return None if row[name] is None else row[name] + (row["offset_s"] or 0.0)
 
 
 def _who(row: Mapping[str, Any]) -> str:

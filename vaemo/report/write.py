@@ -82,7 +82,7 @@ def write_report(
     utterances = scores.read_utterances(scored, sessions=drawn)
     known = read_labels(labels, config, overview.scale, targets)[0] if labels is not None else None
     drawn_curves = curves(utterances, known, names)
-    links = _audio_links(drawn, audio, out) if audio is not None else {}
+    links = _audio_links(drawn, drawn_curves, audio, out) if audio is not None else {}
     calls = calls_table(sessions, drawn, targets)
     page: dict[str, Any] = {
         "version": vaemo.__version__,
@@ -170,20 +170,35 @@ def _agreement(scored: str, labels: str, config: Config) -> dict[str, Any]:
     return {"split": split, **measure(pairs, config)}
 
 
-def _audio_links(drawn: Sequence[str], audio: str, out: str) -> dict[str, str]:
-    """Where the page finds the recording of a call: the file of its id below the folder, with or without a suffix."""
+def _audio_links(
+    drawn: Sequence[str], drawn_curves: Mapping[str, Mapping[str, Any]], audio: str, out: str
+) -> dict[str, str | list[str | None] | None]:
+    """Where the page finds the recordings of a call: the file of its id below the folder, with or without a suffix.
+
+    Of a call in several recordings the scores name the files, wherever the folder lies now: a list, None for one that
+    is not there.
+    """
     there = {shown(found.name): found.path for found in files.walk(audio)}
-    links = {}
+    links: dict[str, str | list[str | None] | None] = {}
     for session in drawn:
-        path = next((there[session + suffix] for suffix in _SUFFIXES if session + suffix in there), None)
-        if path is not None:
-            links[session] = path if files.is_uri(path) else _local_link(path, out)
+        several = drawn_curves[session].get("recordings")
+        names = [_ends_of(path) for path in several] if several else [[session + suffix for suffix in _SUFFIXES]]
+        paths = [next((there[name] for name in some if name in there), None) for some in names]
+        if any(paths):
+            found = [path if path is None or files.is_uri(path) else _local_link(path, out) for path in paths]
+            links[session] = found if several else found[0]
     if not links:
         raise ReadScoresError(
             f"none of the {len(drawn):,} calls has a recording in {audio}: a call such as '{drawn[0]}' would be the "
             "file of that name, with or without a suffix such as .wav. Give the folder that was scored."
         )
     return links
+
+
+def _ends_of(path: str) -> list[str]:
+    """A path, and what is left of it below each of its folders."""
+    parts = path.split("/")
+    return ["/".join(parts[first:]) for first in range(len(parts))]
 
 
 def _local_link(path: str, out: str) -> str:

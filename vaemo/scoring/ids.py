@@ -94,6 +94,9 @@ class IdKey:
         firsts = scored["duplicate_of"].to_pylist() if twins else [None] * len(scored)
         if twins:
             hidden["duplicate_of"] = [None if first is None else self.hash(first) for first in firsts]
+        if "audio_path" in scored.column_names:
+            places = scored["audio_path"].to_pylist()
+            hidden["audio_path"] = [None if place is None else self.hash(place) for place in places]
         reasons = scored["reason"].to_pylist()
         for row, reason in enumerate(reasons):
             if reason is not None:

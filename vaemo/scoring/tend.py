@@ -96,7 +96,7 @@ def _day(text: str) -> str:
 
 def _read_ids(path: str) -> list[str]:
     if path.lower().endswith(_TABLES):
-        return read_calls(path).rows["session_id"].to_pylist()
+        return read_calls(path).session_ids
     return [line.strip() for line in files.read_bytes(path).decode().splitlines() if line.strip()]
 
 

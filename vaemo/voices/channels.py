@@ -139,8 +139,9 @@ class VoiceCutter:
         return None
 
     def push(self, utterance: Utterance) -> None:
-        """Take an utterance of one of the channels."""
-        samples, window = utterance.samples, round(self._config.window_s * SAMPLING_RATE_HZ)
+        """Take an utterance of one of the channels; NaN and infinities count as silence."""
+        samples = np.nan_to_num(utterance.samples, posinf=0.0, neginf=0.0)
+        window = round(self._config.window_s * SAMPLING_RATE_HZ)
         starts = np.zeros(0, int)
         vectors = np.zeros((0, campplus.CampPlus.dim), np.float32)
         length = min(len(samples), window)

@@ -28,7 +28,9 @@ function callPage(data, session) {
     state.at = i;
     describe();
     chart.dispatchEvent(new CustomEvent("selected"));
-    if (play && player && curve.timed) player.play(curve.from_s + curve.start[i], curve.from_s + curve.end[i]);
+    if (!play || !player || !curve.timed) return;
+    const from = curve.from_s - (curve.offset ? curve.offset[i] : 0);
+    player.play(from + curve.start[i], from + curve.end[i], curve.recording ? curve.recording[i] : 0);
   }
 
   const chart = h("div", { class: "chart", tabindex: 0, role: "group",
@@ -177,14 +179,19 @@ function callFacts(data, i, curve) {
       data.session_targets.map((name) => [h("dt", {}, `${name}, of the call`), h("dd", { style: `grid-column: span ${Math.max(known.length, 1)}` }, number(calls[name][i]))]).flat()));
 }
 
-function makePlayer(source) {
-  const audio = h("audio", { controls: true, preload: "metadata", src: source });
+// Plays a call: the link of its recording, or those of several, null where one is not there.
+function makePlayer(links) {
+  const sources = [].concat(links);
+  let shown = sources.findIndex((source) => source !== null);
+  const audio = h("audio", { controls: true, preload: "metadata", src: sources[shown] });
   const problem = h("p", { class: "note", hidden: true }, "This browser cannot play the recording, or it is no longer beside the report.");
   let stop = null;
   audio.addEventListener("timeupdate", () => { if (stop !== null && audio.currentTime >= stop) { audio.pause(); stop = null; } });
   audio.addEventListener("error", () => { problem.hidden = false; });
   audio.addEventListener("canplay", () => { problem.hidden = true; });
-  const play = (start, end) => {
+  const play = (start, end, which) => {
+    if (!sources[which]) { problem.hidden = false; return; }
+    if (which !== shown) { shown = which; audio.src = sources[which]; }
     const begin = () => { audio.currentTime = start; stop = end; audio.play().catch((error) => { if (error.name === "NotSupportedError") problem.hidden = false; }); };
     if (audio.readyState >= 1) begin();
     else { audio.addEventListener("loadedmetadata", begin, { once: true }); audio.load(); }
