@@ -401,3 +401,25 @@ def test_scores_of_whole_calls_alone_are_counted_and_ranked(tmp_path, no_drawing
     assert overview["n_scored"] == len(last) == sum(overview["histogram"]["csat"])
     assert overview["mean"]["csat"] == pytest.approx(np.mean([value for value in said if value is not None]), abs=1e-4)
     assert min(data["calls"]["csat"]) == pytest.approx(min(value for value in said if value is not None))
+
+
+def test_calls_that_fit_least_and_best_are_drawn_and_listed(tmp_path, no_drawing):
+    table = make_scores(n_sessions=12)
+    out = str(tmp_path / "s")
+
+    def judged(utterances, sessions):
+        values = pa.array(np.linspace(0, 1, sessions.num_rows), pa.float32())
+        return sessions.append_column("novelty", values).append_column("novelty_of", pa.array(["speech"] * len(values)))
+
+    scores.write_part(out, "part-0.parquet", table, ScoreConfig(), further=judged)
+    files.write_json(files.join(out, scores.PROVENANCE), {"label_range": [0, 1]})
+    fit = {"beyond": 0.4, "expected": 0.05, "most": ["call-011.wav", "erased.wav"], "least": ["call-000.wav"]}
+    files.write_json(files.join(out, "_fit.json"), fit)
+    write_report(out, str(tmp_path / "out"), Config(), top=1)
+    data = data_of(tmp_path / "out" / "index.html")
+    assert [call["session_id"] for call in data["fit"]["most"]] == ["call-011.wav"]
+    assert data["fit"]["least"][0]["novelty_of"] == "speech"
+    assert {"call-000.wav", "call-011.wav"} <= set(data["curves"])
+    (notice,) = data["notices"]
+    assert notice["kind"] == "warning"
+    assert notice["text"].startswith("40 % of the calls are more unusual")

@@ -167,8 +167,10 @@ class Overview:
         return np.clip((share * BINS).astype(np.int64), 0, BINS - 1)
 
 
-def choose_calls(sessions: pa.Table, top: int, names: Sequence[str] = DIMENSIONS) -> list[str]:
-    """The calls that are drawn: all where there are at most `top`, else the first of each ranking in turn.
+def choose_calls(
+    sessions: pa.Table, top: int, names: Sequence[str] = DIMENSIONS, also: Collection[str] = ()
+) -> list[str]:
+    """The calls that are drawn: all where there are at most `top`, else the first of each ranking in turn, and some.
 
     The rankings: lowest mean of the first target (valence), its steepest fall, its lowest end, and the highest mean of
     the second (arousal).
@@ -192,7 +194,7 @@ def choose_calls(sessions: pa.Table, top: int, names: Sequence[str] = DIMENSIONS
         for ranking in rankings:
             if place < len(ranking) and len(chosen) < top:
                 chosen.setdefault(ranking[place])
-    return [name for name in distinct.to_pylist() if name in chosen]
+    return [name for name in distinct.to_pylist() if name in chosen or name in also]
 
 
 def calls_table(
