@@ -61,7 +61,7 @@ def session_names(targets: Sequence[str | Target]) -> tuple[str, ...]:
 
 
 def observed_names(targets: Sequence[str | Target]) -> tuple[str, ...]:
-    """The columns of the values that somebody knows while a session runs."""
+    """The columns of observed values, known while a session runs."""
     return tuple(f"observed_{name}" for name in utterance_names(targets))
 
 

@@ -73,7 +73,7 @@ _KEPT_S = 0.005
 """An utterance of which less is there is lost."""
 
 _HOPELESS = 5
-"""An extractor whose process dies of each of so many utterances, the first of a buffer, is broken itself."""
+"""An extractor whose process dies on each of this many utterances, the first of a buffer, is itself broken."""
 
 
 def unsaid_roles(n_channels: int) -> Sequence[str | None]:
@@ -155,7 +155,7 @@ def extract_recording(
         config: Sections audio, vad, voices, features and extract.
         decoder: The process that decodes; None starts one for this call.
         roles_of: Gives the role of each channel, None where it is not known, for how many there are.
-        hears: Whether a role is to have features; utterances of others are listed with status `not_scored_role`.
+        hears: Whether a role gets features; utterances of others are listed with status `not_scored_role`.
         problem: Why the recording is listed and not read, where that is known beforehand.
         turns: Who speaks when, where somebody has brought that.
         roles_of_voices: Gives the roles of voices for those of channels; None knows what was brought alone.

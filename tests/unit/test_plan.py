@@ -1,4 +1,4 @@
-"""Every session is planned once, whatever was finished before, has been added, has changed, or stands there twice."""
+"""Every session is planned once, whatever was finished before, has been added, has changed, or occurs twice."""
 
 import json
 import random

@@ -20,7 +20,7 @@ from vaemo.evaluation.evaluate import evaluate
 from vaemo.metrics import spearman, spearman_interval
 from vaemo.model.regressor import SessionRegressor
 from vaemo.model.streams import Streams
-from vaemo.scoring.score import score_table
+from vaemo.scoring.table import score_table
 from vaemo.store import FeatureStore
 from vaemo.stream import Stream
 from vaemo.targets import Target

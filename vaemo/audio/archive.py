@@ -1,4 +1,4 @@
-"""A folder of recordings: what lies in it, which of it stands there twice, and what has changed since it was read.
+"""A folder of recordings: what lies in it, which of it occurs twice, and what has changed since it was read.
 
 Works on names, sizes and times; a file is opened only where these cannot tell, and then its bytes alone are compared.
 Knows no audio beyond the ends of names (`vaemo.audio.formats`).
@@ -47,7 +47,7 @@ class Listing:
     Attributes:
         recordings: What is to be read, or has a problem already. Names are as they are shown: bytes that are no UTF-8
             and control characters are escaped, as `shown` has them.
-        notes: Lines that say what was passed over, and why.
+        notes: Lines that name what was skipped, and why.
         members: Of a table of paths, the recordings of each session that has several, by their names.
         waiting: Names of those that are too young.
         excluded: Names of those that were left out.
@@ -74,7 +74,7 @@ def list_recordings(
         folder: A path or URI; a file is a table as `read_paths` takes it, and no folder is listed then.
         audio: Says whether headerless files are read; None is the default.
         exclude: Patterns (`fnmatch`) of names to leave out: relative paths, or their last part.
-        min_age_s: Files that were written less than so many seconds ago wait for the next run.
+        min_age_s: Files modified less than this many seconds ago wait for the next run.
         found: What `vaemo.files.walk` finds in the folder, if that is known.
 
     Raises:
@@ -176,7 +176,7 @@ def read_paths(path: str, members: dict[str, Sequence[Member]] | None = None) ->
         if not place:
             raise ReadRecordingsError(f"{path}, row {row}: it names no recording. Every row needs a path.")
         if name in seen:
-            raise ReadRecordingsError(f"{path}, row {row}: '{name}' stands there already. Every row needs its own id.")
+            raise ReadRecordingsError(f"{path}, row {row}: '{name}' is already there. Every row needs its own id.")
         seen.add(name)
     sizes = table.get("size") or [0] * len(ids)
     times = table.get("last_modified_date") or [None] * len(ids)

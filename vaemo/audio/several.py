@@ -74,7 +74,7 @@ def group_members(
         where: The table, for messages.
 
     Raises:
-        ReadManifestError: if a recording stands in two rows, or some rows of a session have a path, or else an offset,
+        ReadManifestError: if a recording is in two rows, or some rows of a session have a path, or else an offset,
             and others none.
     """
     found: dict[str, list[Member]] = {}

@@ -234,7 +234,7 @@ class _Spool:
 
 
 def _check_unique(hashes: list[np.ndarray], spool: _Spool, where: Places) -> None:
-    """Refuse an id that stands twice; only ids of one hash are compared."""
+    """Refuse an id that occurs twice; only ids of one hash are compared."""
     every = np.concatenate(hashes)
     held = np.sort(every)
     twice = np.unique(held[1:][held[1:] == held[:-1]])

@@ -17,7 +17,7 @@ from vaemo.units import NOT_FAILED
 _COLUMNS = ["session_id", "utt_id", "status", "reason", "duration_s", "start_s", "end_s", "audio_path", "offset_s"]
 _TOLD = ("status", "utt_id", "reason")
 _FEWEST = 20
-"""Of fewer sessions the silent share says nothing."""
+"""With fewer sessions the silent share is not checked."""
 
 _SHOWN = 5
 _TOUCHING_S = 0.01
@@ -145,13 +145,13 @@ class Tally:
             say("  --changed redo does them again")
 
     def check(self, section: str, max_failed: float, max_silent: float, where: str) -> None:
-        """Refuse to be content with too many failures.
+        """Raise an error if too many have failed.
 
         Args:
             section: Of the config, for the message.
             max_failed: Largest share of utterances, and of sessions, that may have failed.
             max_silent: Largest share of sessions that may hold no speech, where there are at least 20.
-            where: What to say of where they are listed, and what to do.
+            where: The end of the message: where failures are listed, and what to do.
 
         Raises:
             TooManyFailuresError: if there are more.
@@ -175,7 +175,7 @@ class Tally:
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """What summary.json says."""
+        """The content of summary.json."""
         judged = self.statuses["ok"] + self.failed
         return {
             "utterances": dict(self.statuses),

@@ -1,8 +1,8 @@
-"""What features and scores are made of: a feature store, a manifest, or recordings.
+"""Sources of features and scores: a feature store, a manifest, or recordings.
 
-A source is light and travels to every worker. Its listing (`list`) stays on the driver: the sessions, their keys for
+A source is light and is sent to every worker. Its listing (`list`) stays on the driver: the sessions, their keys for
 `vaemo.parts.shards`, and `pack`, which describes some of them to a worker. `read` turns such a description into rows
-of a feature store, whole sessions in order, and stamps by which a later run tells whether the input has changed.
+of a feature store, whole sessions in order, and stamps from which a later run detects changed input.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ from vaemo.voices.roles import UNKNOWN, Evidence, VoiceRole, of_piece, roles_of_
 from vaemo.voices.turns import Turn, digest_of, read_voices, turns_of_json, turns_to_json
 
 _DIGESTED = 16
-"""Numbers of every vector that a session's digest is made of."""
+"""How many numbers of every vector enter a session's digest."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +78,7 @@ class Listing:
         notes: Lines for people.
         files: Of recordings, the file of each.
         places: What every worker must be able to see: some of what is read.
-        turns: By the name of a recording, who speaks when in it, where somebody has brought that.
+        turns: By the name of a recording, who speaks when in it, if given.
         several: By index, the recordings of a session whose id is not the name of its only one.
     """
 
@@ -127,7 +127,7 @@ class Listing:
         return self.select([index for index in range(len(self.session_ids)) if index not in gone])
 
     def described(self, indices: Sequence[int]) -> dict[str, Any]:
-        """What a worker is told of these sessions: `pack`, and their problems."""
+        """The description of these sessions for a worker: `pack`, and their problems."""
         known = {self.session_ids[index]: vars(self.problems[index]) for index in indices if index in self.problems}
         names = itertools.chain.from_iterable(map(self.recordings_of, indices)) if self.turns else ()
         brought = {name: turns_to_json(self.turns[name]) for name in names if name in self.turns}
@@ -189,7 +189,7 @@ class Part(NamedTuple):
 class Tools:
     """What a worker needs to compute features: empty for a store.
 
-    `rules` are None where all speech is wanted, whoever speaks; `prints` are voices of persons, where roles of voices
+    `rules` are None where all speech is wanted, of any role; `prints` are voices of persons, where roles of voices
     may follow from them.
     """
 
@@ -209,7 +209,7 @@ class Batch:
 
 
 class Source(Protocol):
-    """Where sessions come from."""
+    """A source of sessions."""
 
     @property
     def path(self) -> str:
@@ -258,7 +258,7 @@ def open_source(path: str, config: Config, *, exclude: Sequence[str] = ()) -> So
     if not files.exists(path):
         raise UsageError(f"--input {path} does not exist; give a feature store, a manifest or a folder of recordings.")
     single = files.is_file(path)
-    # A bucket is listed once, whatever it turns out to hold; on a disk most of it need not be looked at.
+    # A bucket is listed once, whatever its content; on a disk most of it need not be listed.
     listed = list(files.walk(path)) if files.is_uri(path) and not single else None
     parts = find_parts(path, listed)
     if is_store(path, parts):
@@ -270,7 +270,7 @@ def open_source(path: str, config: Config, *, exclude: Sequence[str] = ()) -> So
             return RecordingsSource(path, config.audio, tuple(exclude), config.extract.min_age_s)
         source = ManifestSource(path, config.extract.root)
     elif parts and all(kind_of(item.name, config.audio) == "other" for item in listed or files.walk(path)):
-        # Tables may lie beside recordings. Alone they were meant as a store: this says what they lack.
+        # Tables may be beside recordings. Alone they were meant as a store: the error names what they lack.
         source = StoreSource(FeatureStore.open(path, parts))
     else:
         return RecordingsSource(path, config.audio, tuple(exclude), config.extract.min_age_s, listed)
@@ -386,7 +386,7 @@ class ManifestSource:
     counts_rows = True
 
     def shard_size(self, config: Config) -> int:
-        """So many utterances."""
+        """The number of utterances in a shard."""
         return config.extract.shard_utterances
 
     def list(self, calls: Calls | None = None) -> Listing:
@@ -399,7 +399,7 @@ class ManifestSource:
         def still(index: int, stamps: Sequence[Sequence[Any]]) -> bool:
             paths = _audio_files(held.rows(index)["audio_path"])
             now = [_stat(path) for path in paths]
-            # Audio that is gone was deleted when its time was over; what was made of it stays.
+            # Missing audio was deleted at the end of its retention; results made from it stay.
             return len(stamps) != len(paths) or all(
                 current is None or is_still(path, current.size, current.mtime_ns, before)
                 for before, current, path in zip(stamps, now, paths, strict=True)
@@ -427,7 +427,7 @@ class ManifestSource:
         starts, session_ids = _runs(rows, [rows.num_rows])
         paths = rows["audio_path"].combine_chunks()
         edges = [*starts.tolist(), rows.num_rows]
-        # Taken before anything is read: what is written meanwhile shows as a change.
+        # Taken before reading, so that a write in the meantime shows as a change.
         stamps = {
             session_id: [Stamp.of(path) or Stamp(0, 0) for path in _audio_files(paths[first:stop])]
             for session_id, (first, stop) in zip(session_ids, itertools.pairwise(edges), strict=True)
@@ -475,7 +475,7 @@ class RecordingsSource:
         return {**self.__dict__, "listed": None}
 
     def shard_size(self, config: Config) -> int:
-        """So many recordings."""
+        """The number of recordings in a shard."""
         return config.extract.shard_recordings
 
     def list(self, calls: Calls | None = None) -> Listing:
@@ -640,12 +640,12 @@ def _missing(where: str) -> tuple[str, str]:
 
 
 def _composition(parts: Sequence[Part]) -> Stamp:
-    """What tells whether a session is still made of the same recordings."""
+    """A digest that shows whether a session still has the same recordings."""
     return Stamp(len(parts), 0, digest(*(f"{part.name}\t{part.offset_s}" for part in parts))[:16])
 
 
 def evidence_of(calls: Calls | None, session_id: str) -> Evidence:
-    """What a table of calls says of the voices of a session."""
+    """The table of calls on the voices of a session."""
     if calls is None:
         return Evidence()
     return Evidence(calls.voice_roles.get(session_id, ()), calls.agent_ids.get(session_id))
@@ -729,7 +729,7 @@ def _with_roles(table: pa.Table, rules: RoleRules, calls: Calls | None) -> pa.Ta
     last ones silent all along, fewer are found than the calls name, and none of them gets a role.
     """
     cut = cut_by_vaemo(table)
-    # A role that extraction filled in (`mixed`) was not given by anybody.
+    # A role that extraction filled in (`mixed`) was not declared.
     unnamed = table["role"].is_null().to_numpy() | (cut & pc.is_in(table["role"], pa.array(NOT_KNOWN)).to_numpy())
     if not unnamed.any() or not (cut.any() or calls or rules.channel_roles):
         return table
@@ -765,7 +765,7 @@ def _recordings_in(table: pa.Table, calls: Calls | None) -> tuple[np.ndarray, li
 
 
 def _with_voice_roles(table: pa.Table, tools: Tools, rules: RoleRules, calls: Calls | None) -> pa.Table:
-    """The roles of what is told apart by voice; the channel's alone says nothing of them."""
+    """The roles of voices within a channel; the channel's own role does not apply to them."""
     if table["voice"].null_count == table.num_rows:
         return table
     held = table.select(
@@ -817,5 +817,5 @@ def _voices_of(table: pa.Table, rows: Sequence[Mapping[str, Any]], tools: Tools)
 
 
 def _known(role: str, cut: bool) -> str | None:
-    """A role that nobody said is null where somebody declared the utterance: that is research data."""
+    """A missing role is null for an utterance that the data declares: that is research data."""
     return role if cut or role not in NOT_KNOWN else None

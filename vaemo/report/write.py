@@ -124,7 +124,7 @@ def _fit_of(scored: str, sessions: pa.Table) -> dict[str, Any] | None:
 
 
 def _notices(provenance: Mapping[str, Any], fit: Mapping[str, Any] | None) -> list[dict[str, str]]:
-    """What a reader must know before any number: synthetic training data, who was scored, and on what ground."""
+    """Notices that come before any number: synthetic training data, who was scored, and on what ground."""
     notices = []
     if provenance.get("synthetic"):
         notices.append(
@@ -166,7 +166,7 @@ def _notices(provenance: Mapping[str, Any], fit: Mapping[str, Any] | None) -> li
 
 
 def _agreement(scored: str, labels: str, config: Config) -> dict[str, Any]:
-    """The metrics of the split that is to be judged by."""
+    """The metrics of the split used for evaluation."""
     split, pairs = choose_split(read_pairs(scored, labels, config), None)
     return {"split": split, **measure(pairs, config)}
 

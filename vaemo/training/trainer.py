@@ -49,6 +49,33 @@ END_SHARE = 0.5
 """Of the weight of a session's label in the loss, what lies on the session's last step."""
 
 
+def _require_encoder(config: Config, end_to_end: EndToEnd | None) -> None:
+    if config.train.encoder != "frozen" and end_to_end is None:
+        raise UsageError(
+            f"train.encoder is '{config.train.encoder}', and only jobs/train.py --manifest trains an encoder; "
+            "leave it frozen here."
+        )
+
+
+def _packed(sessions: Sequence[Session] | PackedSessions, device: torch.device, dtype: torch.dtype) -> PackedSessions:
+    if isinstance(sessions, PackedSessions):
+        return sessions.to(device, dtype)
+    return PackedSessions.of(sessions, dtype=dtype, device=device)
+
+
+def _new_model(config: Config, sessions: PackedSessions) -> SessionRegressor:
+    """A model with the initial weights of `train.seed`, for the features of these sessions."""
+    dims = {name: features.shape[-1] for name, features in sessions.features.items()}
+    # The caller's global generator is left unchanged.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.train.seed)
+        return SessionRegressor.from_config(config.model, config.updater, dims)
+
+
+def _averaged(modules: nn.Module, decay: float) -> AveragedModel | None:
+    return AveragedModel(modules, multi_avg_fn=moving_average(decay)) if decay else None
+
+
 class Trainer:
     """A training run: iterate over it for one metrics line per epoch.
 
@@ -81,22 +108,13 @@ class Trainer:
         end_to_end: EndToEnd | None = None,
         say: Callable[[str], None] = say,
     ) -> None:
-        if config.train.encoder != "frozen" and end_to_end is None:
-            raise UsageError(
-                f"train.encoder is '{config.train.encoder}', and only jobs/train.py --manifest trains an encoder; "
-                "leave it frozen here."
-            )
+        _require_encoder(config, end_to_end)
         self.config = config
         self.group = group or Group()
         self.device = torch.device(device)
         self._say = say
         dtype = getattr(torch, config.train.dtype)
-        self._train, self._dev = (
-            sessions.to(self.device, dtype)
-            if isinstance(sessions, PackedSessions)
-            else PackedSessions.of(sessions, dtype=dtype, device=self.device)
-            for sessions in (train, dev)
-        )
+        self._train, self._dev = (_packed(sessions, self.device, dtype) for sessions in (train, dev))
         for name, packed in (("train", self._train), ("dev", self._dev)):
             check_labels(packed, name, LabelScale(*config.model.label_range), config.model.names)
         self._deviation = torch.from_numpy(np.nanstd(self._train.labels.double().cpu().numpy(), axis=0))
@@ -106,11 +124,7 @@ class Trainer:
             self._train = replace(self._train, weights=rater_weights(self._train, self._deviation, config))
         self._train = spread_labels_of_sessions(self._train, len(config.model.session_targets))
 
-        # The global generator is left as it was: who calls may have plans of their own for it.
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.train.seed)
-            dims = {name: features.shape[-1] for name, features in self._train.features.items()}
-            self.model = SessionRegressor.from_config(config.model, config.updater, dims).to(self.device, dtype)
+        self.model = _new_model(config, self._train).to(self.device, dtype)
         self._train, self._dev = (sessions.with_past(self.model.pasts) for sessions in (self._train, self._dev))
         statistics = self._train.statistics()
         self.model.set_statistics(statistics, self._deviation)
@@ -124,11 +138,7 @@ class Trainer:
         if end_to_end:
             self._modules["encoder"] = end_to_end.network.to(self.device, dtype)
             groups += end_to_end.parameter_groups()
-        self._averaged = (
-            AveragedModel(self._modules, multi_avg_fn=moving_average(config.train.weight_averaging))
-            if config.train.weight_averaging
-            else None
-        )
+        self._averaged = _averaged(self._modules, config.train.weight_averaging)
         self._optimizer = torch.optim.AdamW(groups, lr=config.train.lr, fused=True)
         self._peak_lr = [group["lr"] for group in self._optimizer.param_groups]
         self._schedules = [self._schedule(epoch) for epoch in range(config.train.epochs)]

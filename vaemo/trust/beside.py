@@ -90,7 +90,7 @@ def column_of(pairs: Pairs, scored: str, labels: str, name: str, config: Evaluat
         split: Whose pairs they are, `all` of them perhaps.
 
     Raises:
-        UsageError: if nobody has the column, it tells too many groups apart, or it may name employees of an archive.
+        UsageError: if the column does not exist, has too many groups, or may name employees in an archive.
     """
     refuse_employees(scored, name, config)
     table, known = _with_column(scored, labels, name)

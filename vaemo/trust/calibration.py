@@ -257,7 +257,7 @@ class Calibration:
             return Calibration.of_plain(files.read_json(path))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ReadCheckpointError(
-                f"'{path}' is damaged ({error.__class__.__name__}: {error}). Calibrate anew with jobs/calibrate.py, or "
+                f"'{path}' is damaged ({error.__class__.__name__}: {error}). Calibrate again with jobs/calibrate.py or "
                 "remove the file: scores then have no intervals."
             ) from None
 

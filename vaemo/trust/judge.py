@@ -49,7 +49,7 @@ class Judge:
         max_novelty: float = 1.0,
         names: Sequence[str] = DIMENSIONS,
     ) -> Judge | None:
-        """What these checkpoints say; None where they say nothing.
+        """The calibration of these checkpoints; None if they have none.
 
         Raises:
             ReadCheckpointError: if a file is damaged.
