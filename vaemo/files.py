@@ -380,7 +380,7 @@ def _walk_s3(uri: str) -> list[Found] | None:
         folders: list[str] = []
         for page in pages(root, Delimiter="/"):
             folders += [item["Prefix"] for item in page.get("CommonPrefixes", ())]
-            if len(folders) >= _S3_FOLDERS:
+            if len(folders) > _S3_FOLDERS:
                 # One request each would be more than the objects take.
                 return below(root)
             found += _objects(page, root)

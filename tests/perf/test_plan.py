@@ -75,7 +75,12 @@ def write_manifest(path, n):
         return
     with open(path, "w") as file:
         for block in blocks(n):
-            file.writelines(json.dumps(row) + "\n" for row in block.to_pylist())
+            texts = [type_ == pa.string() for type_ in block.schema.types]
+            fields = (
+                f'"{name}": ' + ('"%s"' if text else "%r") for name, text in zip(block.column_names, texts, strict=True)
+            )
+            line = f"{{{', '.join(fields)}}}\n"
+            file.writelines(line % row for row in zip(*block.to_pydict().values(), strict=True))
 
 
 def planned(path, out):

@@ -1,6 +1,8 @@
 """Extractors in a child process: a crash of native code on an utterance kills the child and not this process.
 
-It takes seconds to start and loads its own weights, so it is used only for parts that have killed a worker.
+It takes seconds to start and loads its own weights, so it is used only for parts that have killed a worker. The process
+that decodes (`vaemo.audio.decoder`) is separate: it starts without this package, passes samples as bytes and is ended
+from outside when its time is over. This one loads what this package loads, and its watchdog runs inside it.
 """
 
 from __future__ import annotations

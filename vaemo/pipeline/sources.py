@@ -11,6 +11,7 @@ import functools
 import hashlib
 import itertools
 import json
+import posixpath
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol
@@ -154,7 +155,7 @@ class Listing:
         contents = []
         for content, of_it in zip(self.contents, of_session, strict=True):
             told = [turn for name in of_it for turn in turns.get(name, ())]
-            contents.append(f"{content},voices {digest_of(told)}" if told else content)
+            contents.append(f"{content},voices {digest_of(told)}" if turns.keys() & set(of_it) else content)
         without = len(names) - len(turns)
         note = (
             [f"--voices-from {path} is of {len(turns):,} recordings, and says nothing of {without:,}"]
@@ -504,6 +505,7 @@ class RecordingsSource:
             parts = several.get(index)
             return found[index].name, [part[:4] for part in parts] if parts else found[index].path
 
+        alone = [index for index in range(len(found)) if index not in several]
         return Listing(
             session_ids=[item.name for item in found],
             contents=[""] * len(found),
@@ -516,7 +518,7 @@ class RecordingsSource:
             roles=(),
             problems={index: Problem(*item.problem) for index, item in enumerate(found) if item.problem},
             notes=[*listed.notes, *notes],
-            files=() if unsized and not all(item.size or item.problem for item in found) else found,
+            files=() if unsized and not all(found[i].size or found[i].problem for i in alone) else found,
             places=[self.path, *itertools.islice((item.path for item in found if not item.problem), 1)],
             several=several,
         )
@@ -587,6 +589,7 @@ def _put_together(
     if any(plain(member.path) not in by_name for of_it in members.values() for member in of_it):
         by_path = {plain(item.path): item for item in listed.recordings}
     waiting, excluded = (frozenset(map(plain, names)) for names in (listed.waiting, listed.excluded))
+    root = posixpath.dirname(where) if files.is_file(where) else where
     taken: set[str] = set()
     parts_of: dict[str, list[Part]] = {}
     n_waiting = 0
@@ -604,7 +607,14 @@ def _put_together(
         parts_of[session_id] = [
             Part(item.name, item.path, member.offset_s, item.problem, item.size, item.mtime_ns)
             if item
-            else Part(member.path, files.join(where, member.path), member.offset_s, _missing(where))
+            else Part(
+                member.path,
+                member.path
+                if files.is_uri(member.path) or posixpath.isabs(member.path)
+                else files.join(root, member.path),
+                member.offset_s,
+                _missing(where),
+            )
             for item, member in zip(of_it, of_session, strict=True)
             if plain(member.path) not in excluded
         ]

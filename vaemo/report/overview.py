@@ -167,8 +167,10 @@ class Overview:
         return np.clip((share * BINS).astype(np.int64), 0, BINS - 1)
 
 
-def choose_calls(sessions: pa.Table, top: int, names: Sequence[str] = DIMENSIONS) -> list[str]:
-    """The calls that are drawn: all where there are at most `top`, else the first of each ranking in turn.
+def choose_calls(
+    sessions: pa.Table, top: int, names: Sequence[str] = DIMENSIONS, also: Collection[str] = ()
+) -> list[str]:
+    """The calls that are drawn: all where there are at most `top`, else the first of each ranking in turn, and some.
 
     The rankings: lowest mean of the first target (valence), its steepest fall, its lowest end, and the highest mean of
     the second (arousal).
@@ -192,7 +194,7 @@ def choose_calls(sessions: pa.Table, top: int, names: Sequence[str] = DIMENSIONS
         for ranking in rankings:
             if place < len(ranking) and len(chosen) < top:
                 chosen.setdefault(ranking[place])
-    return [name for name in distinct.to_pylist() if name in chosen]
+    return [name for name in distinct.to_pylist() if name in chosen or name in also]
 
 
 def calls_table(
@@ -289,7 +291,7 @@ def curves(
 def _curve(rows: list[dict[str, Any]], names: Sequence[str]) -> dict[str, Any]:
     timed = all(row["start_s"] is not None and row["end_s"] is not None for row in rows if row["status"] == "ok")
     timed = timed and any(row["start_s"] is not None for row in rows)
-    several = [row["audio_path"] for row in rows if row["offset_s"] is not None]
+    several = any(row["offset_s"] is not None for row in rows)
     if several and timed:
         rows = [row | {name: _in_session(row, name) for name in ("start_s", "end_s")} for row in rows]
     if timed:
@@ -316,7 +318,7 @@ def _curve(rows: list[dict[str, Any]], names: Sequence[str]) -> dict[str, Any]:
         "status": [row["status"] for row in rows],
     }
     if several and timed:
-        paths = list(dict.fromkeys(several))
+        paths = list(dict.fromkeys(row["audio_path"] for row in rows))
         curve["recordings"], curve["recording"] = paths, [paths.index(row["audio_path"]) for row in rows]
         curve["offset"] = [row["offset_s"] for row in rows]
     forms = ("label_{}", "{}_sd", "{}_low", "{}_high")

@@ -331,7 +331,8 @@ def _read_json_lines(content: bytes) -> pa.Table:
         if not all(isinstance(row, dict) for row in rows):
             raise ValueError("one JSON object a line is needed") from None
         table = pa.Table.from_pylist(rows, pa.schema([(name, pa.string()) for name in dict.fromkeys(_keys(rows))]))
-    unused = [name for name in as_text.names if table[name].null_count == len(table)]
+    ours = (name for name in as_text.names if name in table.column_names)
+    unused = [name for name in ours if table[name].null_count == len(table)]
     return table.drop_columns(unused)
 
 

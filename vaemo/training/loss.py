@@ -85,9 +85,10 @@ def window_loss(sums: Tensor, cells: int, train: TrainConfig, weights: LossWeigh
     MSE. A target with fewer than `min_labelled` labels has no CCC worth a gradient: it adds its MSE alone, weighted by
     its labels' share of the window. A target without labels adds nothing.
 
-    A target of the session adds weight * (x - y)^2 / (2 * variance of the labels), summed over the sessions that end
-    in the window, / lanes: about what 1 - CCC would be, and as much for a long session as for a short one. Its gradient
-    reaches back as far as the window, which holds the last `train.window` utterances of the session.
+    A target of the session adds weight * (x - y)^2 / (2 * variance of the labels), summed over the steps of the window
+    with their labels' weights, which are 1 together over a session, / lanes: about what 1 - CCC would be, and as much
+    for a long session as for a short one. Its gradient reaches back as far as the window; the last one holds the last
+    `train.window` utterances of the session.
 
     Args:
         sums: `window_sums` of all lanes of all ranks, (7, K).

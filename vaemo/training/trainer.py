@@ -45,6 +45,9 @@ from vaemo.units import DIMENSIONS, LabelScale
 
 SHOWN_EVERY_S = 10.0
 
+END_SHARE = 0.5
+"""Of the weight of a session's label in the loss, what lies on the session's last step."""
+
 
 def _require_encoder(config: Config, end_to_end: EndToEnd | None) -> None:
     if config.train.encoder != "frozen" and end_to_end is None:
@@ -119,6 +122,7 @@ class Trainer:
         self._loss_weights = LossWeights.of(config.model, config.train, self._deviation)
         if config.train.label_weight == "raters":
             self._train = replace(self._train, weights=rater_weights(self._train, self._deviation, config))
+        self._train = spread_labels_of_sessions(self._train, len(config.model.session_targets))
 
         self.model = _new_model(config, self._train).to(self.device, dtype)
         self._train, self._dev = (sessions.with_past(self.model.pasts) for sessions in (self._train, self._dev))
@@ -444,6 +448,35 @@ def rater_weights(sessions: PackedSessions, deviation: Tensor, config: Config) -
     weight = error.maximum(config.train.label_weight_floor * deviation).square().reciprocal().masked_fill(~known, 0)
     mean = weight.sum(0) / known.sum(0).clamp(min=1)
     return torch.where(known, weight / mean.clamp(min=1e-30), 1)
+
+
+def spread_labels_of_sessions(sessions: PackedSessions, n_session: int) -> PackedSessions:
+    """The sessions, with the label of each one at all of its steps, of one weight together.
+
+    `END_SHARE` of the weight lies on the last step, where such a target is read; the rest is spread evenly. A few
+    hundred labels of sessions are soon learned by heart from last steps alone: what is heard in one utterance tells
+    sessions apart. Over all steps it varies and the label does not, so that what has gathered in the memory is used.
+
+    Args:
+        sessions: To be trained on.
+        n_session: How many of the targets, the last ones, are of sessions.
+    """
+    if not n_session:
+        return sessions
+    device, dtype = sessions.labels.device, sessions.labels.dtype
+    number = torch.from_numpy(np.repeat(np.arange(len(sessions.lengths)), sessions.lengths)).to(device)
+    length = torch.from_numpy(sessions.lengths).to(device)[number]
+    last = torch.from_numpy(sessions.offsets + sessions.lengths - 1).to(device)
+    labels = sessions.labels.clone()
+    weights = torch.ones_like(labels) if sessions.weights is None else sessions.weights.clone()
+    share = (1 - END_SHARE) / length.to(dtype)
+    share[last] += END_SHARE
+    for k in range(labels.shape[1] - n_session, labels.shape[1]):
+        known = ~labels[:, k].isnan()
+        of_session = torch.stack([labels.new_full((len(last),), math.nan), labels.new_ones(len(last))])
+        of_session[:, number[known]] = torch.stack([labels[known, k], weights[known, k]])
+        labels[:, k], weights[:, k] = of_session[0][number], of_session[1][number] * share
+    return replace(sessions, labels=labels, weights=weights)
 
 
 def check_labels(sessions: PackedSessions, split: str, scale: LabelScale, targets: Sequence[str] = DIMENSIONS) -> None:

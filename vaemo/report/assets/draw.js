@@ -8,6 +8,7 @@ const COUNTED = data.of_calls ? "call" : "utterance";
 for (const [name, colour] of Object.entries(data.targets)) {
   if (!getComputedStyle(document.documentElement).getPropertyValue(`--${name}`)) document.documentElement.style.setProperty(`--${name}`, colour);
 }
+document.head.append(Object.assign(document.createElement("style"), { textContent: DIMENSIONS.map((name) => `dd.${name}, .now .${name}, .value.${name} { color: var(--${name}); }`).join(" ") }));
 const capital = (name) => name[0].toUpperCase() + name.slice(1);
 const listed = (names) => (names.length < 2 ? names.join("") : `${names.slice(0, -1).join(", ")} and ${names[names.length - 1]}`);
 const SVG = "http://www.w3.org/2000/svg";

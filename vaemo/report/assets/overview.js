@@ -38,6 +38,15 @@ function ranking(title, note, data, column, format, wanted) {
     items.length ? h("ol", { class: "ranking" }, items) : h("p", { class: "note" }, "There is none."));
 }
 
+// The calls that are least and most like those that the model was measured on, to be listened to.
+function fit(data, end, title, note) {
+  const items = data.fit[end].map((call) => h("li", {},
+    h("a", { href: callLink(call.session_id), title: call.session_id }, call.session_id),
+    h("span", { class: "note" }, call.novelty_of || ""),
+    h("span", { class: "value" }, number(call.novelty))));
+  return h("section", { class: "card span-4" }, h("h2", {}, title), h("p", { class: "note" }, note), h("ol", { class: "ranking" }, items));
+}
+
 // Calls of which nobody knows who speaks: they wait for evidence, and are heard on their own page where it is drawn.
 function unscored(data) {
   const calls = data.unscored;
@@ -106,10 +115,13 @@ function overviewPage(data) {
   page.push(h("div", { class: "grid" },
     ...DIMENSIONS.map((name) => h("section", { class: "card span-4" },
       h("h2", {}, capital(name)),
-      h("p", { class: "note" }, `${ENDS[name] ? `${ENDS[name]}; ` : ""}${COUNTED}s by score.`),
+      h("p", { class: "note" }, capital(`${ENDS[name] ? `${ENDS[name]}; ` : ""}${COUNTED}s by score.`)),
       chart((width) => histogram(width, o.histogram[name], o.low, o.high, name, data.low_at[name])))),
-    SECOND ? together(o) : null));
-  page.push(h("div", { class: "grid" },
+    SECOND ? together(o) : null,
+    ...(data.fit ? [
+      fit(data, "most", "Least fitting calls", "Novelty: the share of known calls that are less unusual; and what differs most."),
+      fit(data, "least", "Best fitting calls", "Most like those that the model was measured on."),
+    ] : []),
     ranking("Lowest calls", data.of_calls ? `${capital(FIRST)} of the whole call.` : `Mean ${FIRST}, longer utterances counting more.`, data, ofCall(FIRST), (v) => number(v), () => true),
     ...(data.of_calls ? [] : [ranking("Most falling calls", `Change of ${FIRST} per minute, from ${data.min_scored} utterances on.`, data, `${FIRST}_slope_per_min`, (v) => signed(v, 2),
       (i) => data.calls.n_scored[i] >= data.min_scored && data.calls[`${FIRST}_slope_per_min`][i] < 0),
