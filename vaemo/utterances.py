@@ -157,7 +157,7 @@ def extract_recording(
         roles_of: Gives the role of each channel, None where it is not known, for how many there are.
         hears: Whether a role gets features; utterances of others are listed with status `not_scored_role`.
         problem: Why the recording is listed and not read, where that is known beforehand.
-        turns: Who speaks when, where somebody has brought that.
+        turns: Who speaks when, if given.
         roles_of_voices: Gives the roles of voices for those of channels; None knows what was brought alone.
         verifies: Whether that compares vectors of brought voices.
         course: Of a session of several recordings, of which this is the next; see `extract_session`.
@@ -411,7 +411,7 @@ class _Work:
         self._n_rows = n_rows
 
     def add(self, row: int, samples: np.ndarray, lost_s: float, cut_s: float = 0.0) -> None:
-        """Take an utterance, of which so much is silence that was put in, and so much was cut off at the file's end.
+        """Take an utterance, with its inserted silence and the part cut off at the end of the file.
 
         Raises:
             AudioProblem: if it cannot be used.
@@ -505,7 +505,7 @@ class _Work:
                 if n_lost == number == _HOPELESS:
                     raise ExtractorError(
                         f"{extractor.name} ended its process on each of {number} utterances alone ({lost}): it is "
-                        "broken here, or memory is short. What is finished is kept; put it right and run the same "
+                        "broken here, or memory is short. What is finished is kept; correct it and run the same "
                         "command again."
                     ) from None
 

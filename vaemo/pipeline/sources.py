@@ -158,7 +158,7 @@ class Listing:
             contents.append(f"{content},voices {digest_of(told)}" if turns.keys() & set(of_it) else content)
         without = len(names) - len(turns)
         note = (
-            [f"--voices-from {path} is of {len(turns):,} recordings, and says nothing of {without:,}"]
+            [f"--voices-from {path} is of {len(turns):,} recordings, and has none of {without:,} others"]
             if without
             else []
         )
@@ -580,7 +580,8 @@ def _put_together(
     """The sessions of a folder, sorted: recordings that stand alone, and those that a table puts together.
 
     Returns:
-        found: One per session; of one with several recordings, a file without size that is nobody's twin.
+        found: One per session; of one with several recordings, a file without size, which matches no other as a
+            duplicate.
         several: By index, the recordings of sessions whose id is not the name of their only one.
         notes: Lines for people.
     """

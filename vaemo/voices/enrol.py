@@ -136,7 +136,7 @@ def _voice(
         )
     each = unit(np.stack(sums))
     if (least := float((each @ each.T).min())) < _ALIKE:
-        say(f"warning: the recordings of {person} are little alike ({least:.2f}): is somebody else heard in them?")
+        say(f"warning: the recordings of {person} are not very similar ({least:.2f}): is another person in them?")
     return unit(np.sum(sums, axis=0)), seconds
 
 
