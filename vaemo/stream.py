@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from vaemo import files
@@ -27,7 +26,7 @@ from vaemo.errors import FeatureMismatchError, ShapeError, StateMismatchError, U
 from vaemo.features import Extractor, describe, load_extractors
 from vaemo.model.checkpoint import Checkpoint, load_checkpoint
 from vaemo.model.regressor import SessionRegressor
-from vaemo.model.state import TENSOR_FIELDS, SessionState
+from vaemo.model.state import TENSOR_FIELDS, SessionState, read_tensors
 from vaemo.model.streams import Streams
 from vaemo.scoring.compatibility import check_compatible
 from vaemo.trust.judge import Judge
@@ -352,12 +351,7 @@ def _resampled(samples: np.ndarray, sampling_rate: float) -> np.ndarray:
 
 def read_memory(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors and texts of a memory file; errors as `Stream.load`."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 -- not a mapping
-    except (OSError, SafetensorError) as error:
-        raise StateMismatchError(f"the memory '{path}' cannot be read: {error}") from None
+    tensors, metadata = read_tensors(path, "the memory")
     if not {"names", "fingerprint"} <= metadata.keys():
         raise StateMismatchError(f"'{path}' is not a memory that Stream.save or LiveSession.save wrote.")
     return tensors, metadata

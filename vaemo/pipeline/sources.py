@@ -29,6 +29,7 @@ from vaemo.audio.several import Member, plain
 from vaemo.config import AudioConfig, Config
 from vaemo.data.manifest import file_of, with_labels
 from vaemo.data.sessions import label_ranges
+from vaemo.data.speakers import unit
 from vaemo.data.spool import open_rows, read_rows
 from vaemo.errors import ReadManifestError, UsageError, named
 from vaemo.features import Extractor
@@ -50,7 +51,6 @@ from vaemo.utterances import (
     unsaid_roles,
 )
 from vaemo.voices.channels import Voice
-from vaemo.voices.clustering import unit
 from vaemo.voices.prints import Voiceprints
 from vaemo.voices.roles import UNKNOWN, Evidence, VoiceRole, of_piece, roles_of_voices
 from vaemo.voices.turns import Turn, digest_of, read_voices, turns_of_json, turns_to_json
