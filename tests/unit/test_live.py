@@ -61,6 +61,7 @@ def test_packets_of_any_length_give_what_the_batch_job_finds(opened):
     assert len(heard) >= 4
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("cut", [0.2, 0.47, 0.8])
 def test_a_session_goes_on_where_it_was_saved_also_by_the_version_before(opened, tmp_path, cut):
     samples, _ = both_talk(3, seed=2)

@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from vaemo.data.sessions import assemble_sessions
-from vaemo.data.speakers import Enrolments, aggregate_speakers, running_means, note_unnamed_speakers, sums_before
+from vaemo.data.speakers import Enrolments, aggregate_speakers, note_unnamed_speakers, running_means, sums_before
 from vaemo.errors import FeatureMismatchError, ReadStoreError
 from vaemo.store import FeatureStore
 

@@ -83,6 +83,7 @@ def test_a_trial_of_one_training_is_that_training(data):
     assert f"{METRIC}_sd" not in measured[-1]
 
 
+@pytest.mark.long
 def test_folds_and_seeds_are_averaged(data):
     trial = Trial(only(data, 1, 2), config(), 2)
     last = run(trial)[-1]

@@ -159,6 +159,7 @@ def test_what_is_not_weights_alone_is_refused(tmp_path, content, says):
         convert.write_tensors(str(path), io.BytesIO())
 
 
+@pytest.mark.long
 def test_a_pickle_that_runs_something_is_refused_in_one_line(tmp_path):
     path = tmp_path / "evil" / "pytorch_model.bin"
     path.parent.mkdir()

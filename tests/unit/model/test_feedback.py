@@ -20,6 +20,7 @@ def run(case, gain):
     return prediction, gradients(case, random_loss(prediction, after, FULL), features, state), diagnostics
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("gain", [0.0, 0.1, 1.0, 30.0])
 @pytest.mark.parametrize("feedback_gradient", [True, False])
 @pytest.mark.parametrize("updater", ["mamba", "mamba2"])
