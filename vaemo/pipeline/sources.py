@@ -43,6 +43,7 @@ from vaemo.targets import Target, observed_names
 from vaemo.units import DIMENSIONS, STREAMS
 from vaemo.utterances import (
     Course,
+    Parties,
     Problem,
     extract_recording,
     extract_session,
@@ -562,14 +563,16 @@ class RecordingsSource:
             extractors=tools.extractors,
             config=tools.config,
             decoder=tools.decoder,
-            roles_of=(lambda n_channels: rules.of_channels(n_channels, said)) if rules else unsaid_roles,
-            hears=lambda role: rules is None or rules.scores(role, cut=True) or role in rules.context,
-            problem=problem or (Problem(*part.problem) if part.problem else None),
-            turns=brought.get(part.name),
-            roles_of_voices=lambda voices, roles: roles_of_voices(
-                voices, roles, evidence_of(calls, key), tools.prints, tools.config.voices
+            parties=Parties(
+                roles_of=(lambda n_channels: rules.of_channels(n_channels, said)) if rules else unsaid_roles,
+                scored=lambda role: rules is None or rules.scores(role, cut=True) or role in rules.context,
+                turns=brought.get(part.name),
+                roles_of_voices=lambda voices, roles: roles_of_voices(
+                    voices, roles, evidence_of(calls, key), tools.prints, tools.config.voices
+                ),
+                verifies=tools.prints is not None,
             ),
-            verifies=tools.prints is not None,
+            problem=problem or (Problem(*part.problem) if part.problem else None),
             course=course,
         )
 
