@@ -88,12 +88,13 @@ def test_imports_go_one_way(path):
 LAZY = {
     "vaemo.api": "the package is as light as its config until something is asked of it",
     "vaemo.commands": "a command loads what it needs: `--help` of all takes no second",
+    "vaemo.cluster.attempts": "a process of its own counts, which takes little memory unless rows are asked of it",
     "vaemo.cluster.executor": "Ray Tune takes a second to import, which extraction and scoring do not need",
     "vaemo.pipeline.executors": "training needs torch, which extraction of some features does not",
     "vaemo.features.load": "an extractor is imported when a config asks for it: each has packages of its own",
     "vaemo.model.regressor": "two methods are short for functions of `vaemo.model.checkpoint`, which loads regressors",
     "vaemo.model.feedback": "for types alone: its functions are parts of the regressor",
-    "vaemo.scoring.score": "for types alone: personal deltas are trained with what stands here",
+    "vaemo.scoring.table": "for types alone: personal deltas are trained with what stands here",
     "vaemo.stream": "for types alone: personal deltas are trained, which a stream does not do",
     "vaemo.evaluation.pictures": "only one of the pictures needs it",
 }

@@ -16,7 +16,7 @@ from vaemo.data.sessions import assemble_sessions
 from vaemo.data.windows import PackedSessions
 from vaemo.errors import FeatureMismatchError, NonFiniteFeatureError
 from vaemo.model.streams import Streams
-from vaemo.scoring.score import score_table
+from vaemo.scoring.table import score_table
 from vaemo.stream import Stream
 from vaemo.testing import linear_world
 from vaemo.training.replay import replay

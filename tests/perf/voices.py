@@ -26,7 +26,7 @@ from pyannote.metrics.diarization import DiarizationErrorRate, JaccardErrorRate
 from vaemo.audio.recording import Decoder
 from vaemo.config import Config
 from vaemo.features.campplus import CampPlus, embed
-from vaemo.utterances import extract_recording
+from vaemo.utterances import Parties, extract_recording
 from vaemo.voices.clustering import unit
 from vaemo.voices.prints import Voiceprints
 from vaemo.voices.roles import Evidence, roles_of_voices
@@ -108,7 +108,7 @@ def measure(sets, babble, condition, args, decoder, peer):
 
             began = time.process_time()
             rows = extract_recording(str(path), name, extractors={}, config=config, decoder=decoder,
-                                     roles_of_voices=roles, verifies=True)  # fmt: skip
+                                     parties=Parties(roles_of_voices=roles, verifies=True))  # fmt: skip
             cpu_s += time.process_time() - began
             held_rows = [row for row in rows.to_pylist() if row["start_s"] is not None]
             true.append(likeness(seen[0][0], prints))

@@ -32,7 +32,7 @@ from vaemo.errors import (
 from vaemo.features import load_extractors
 from vaemo.model.checkpoint import load_checkpoint
 from vaemo.scores import read_provenance, read_sessions
-from vaemo.scoring.score import score_table
+from vaemo.scoring.table import score_table
 from vaemo.store import write_part
 from vaemo.utterances import extract_recording, extract_utterances
 

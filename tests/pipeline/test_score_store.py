@@ -23,7 +23,7 @@ from vaemo.errors import (
 )
 from vaemo.model.regressor import SessionRegressor
 from vaemo.scores import read_provenance, read_sessions
-from vaemo.scoring.score import score_table
+from vaemo.scoring.table import score_table
 from vaemo.store import FeatureStore
 from vaemo.testing import write_store
 

@@ -246,8 +246,8 @@ def test_an_inventory_of_s3_is_one(tmp_path, packed):
     ("text", "message"),
     [
         ("path,size\na.wav,1\n,2\n", "row 2: it names no recording"),
-        ("path\na.wav\na.wav\n", "row 2: 'a.wav' stands there already"),
-        ("session_id,path\nx,a.wav\nx,b.wav\n", "row 2: 'x' stands there already"),
+        ("path\na.wav\na.wav\n", "row 2: 'a.wav' is already there"),
+        ("session_id,path\nx,a.wav\nx,b.wav\n", "row 2: 'x' is already there"),
         ('path\n"a.wav\n', "cannot be read|names no recording|holds no recordings"),
         ("", "cannot be read"),
     ],

@@ -1,4 +1,4 @@
-"""Small parts are joined: nothing is lost or stands twice, whenever that is killed; other programs read the folder."""
+"""Small parts are joined: nothing is lost or occurs twice, whenever that is killed; other programs read the folder."""
 
 import functools
 import json

@@ -30,7 +30,7 @@ def test_lines_in_a_log_come_now_and_then(capsys):
     assert lines[1].startswith("score: 2 of 10 sessions, ")
     assert "2 failed" in lines[1]
     progress.close()
-    assert capsys.readouterr().err == "", "the last line stands there already"
+    assert capsys.readouterr().err == "", "the last line is already there"
 
 
 def test_the_last_line_is_written_where_it_is_new(capsys):

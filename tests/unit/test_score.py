@@ -12,7 +12,7 @@ from vaemo.errors import NonFiniteFeatureError
 from vaemo.model.regressor import SessionRegressor
 from vaemo.model.settling import ErrorByPosition
 from vaemo.model.streams import Streams
-from vaemo.scoring.score import score_table
+from vaemo.scoring.table import score_table
 from vaemo.testing import linear_world
 from vaemo.training import replay
 from vaemo.units import DIMENSIONS

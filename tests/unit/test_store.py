@@ -91,7 +91,7 @@ def test_written_parts_are_read_back_equal(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"utt_id": ["u0"] * 6}, r"utt_id 'u0' stands more than once in .*part-0.parquet"),
+        ({"utt_id": ["u0"] * 6}, r"utt_id 'u0' occurs more than once in .*part-0.parquet"),
         ({"utt_id": ["u0", None, "u2", "u3", "u4", "u5"]}, "row 2, utterance null: it has no utt_id"),
         ({"session_id": ["a", "a", "", "a", "a", "a"]}, "row 3, utterance 'u2': it has no session_id"),
         ({"status": ["ok"] * 5 + ["broken"]}, "row 6, .*status 'broken' is unknown; allowed are ok, too_short"),

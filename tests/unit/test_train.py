@@ -329,7 +329,7 @@ def healthy():
             {"feedback_gain_valence": 0.3, "gap_ccc_avg": 0.25},
             "valence copies what is fed back .* model.feedback=model",
         ),
-        ({"state_sd": 1e-5}, "session state stands still .* model.alpha"),
+        ({"state_sd": 1e-5}, "session state hardly changes .* model.alpha"),
     ],
 )
 def test_signs_of_collapse(change, text):

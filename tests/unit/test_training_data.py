@@ -107,7 +107,9 @@ def test_voices_that_nothing_asks_for_are_refused(store, tmp_path):
 @pytest.mark.parametrize("how", ["enrolled", "running_mean"])
 def test_what_scoring_could_not_repeat_is_refused(store, how):
     write_store(store, settings=False)
-    with pytest.raises(UsageError, match=f"speaker_aggregation is '{how}', but .* does not say what its features are"):
+    with pytest.raises(
+        UsageError, match=f"speaker_aggregation is '{how}', but .* does not record what its features are"
+    ):
         TrainingData.open(store, config(f"features.speaker_aggregation={how}"))
 
 

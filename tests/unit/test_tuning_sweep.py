@@ -119,6 +119,7 @@ def test_choices_of_several_kinds_stand_as_json(space):
 
 
 def test_importance_finds_what_matters(space):
+    pytest.importorskip("optuna", reason="the extra search is not installed")
     shares = shares_of(space, simulated(space, 200))
     assert sum(shares.values()) == pytest.approx(1)
     assert max(shares, key=shares.get) == "model.alpha"
@@ -127,6 +128,7 @@ def test_importance_finds_what_matters(space):
 
 
 def test_a_field_that_few_trials_search_counts_there(space):
+    pytest.importorskip("optuna", reason="the extra search is not installed")
     """All good trials are of mamba with its largest state: within them alone it decides."""
     records = [record(space, number, 0.5) for number in range(120)]
     values = [0.9 if made.point.get("updater.d_state") == 64 else 0.5 + made.number * 1e-4 for made in records]

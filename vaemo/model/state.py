@@ -37,6 +37,15 @@ class SessionState:
         n_steps: Utterances seen, (L,), int64; 0 is fresh.
         middle: Middle of the label range, the first feedback of a session.
         fingerprint: Checkpoint that made the state; empty for a model that was not loaded from one.
+
+    Example:
+        >>> model = vaemo.SessionRegressor(vaemo.config.ModelConfig(), vaemo.config.UpdaterConfig(), {"speech": 40})
+        >>> state = model.fresh_state(2)
+        >>> state.n_steps, state.last_feedback.shape
+        (tensor([0, 0]), torch.Size([2, 2]))
+        >>> state.save("state.safetensors")
+        >>> SessionState.load("state.safetensors").lanes
+        2
     """
 
     conv_tail: Tensor

@@ -45,6 +45,36 @@ from vaemo.units import DIMENSIONS, LabelScale
 
 SHOWN_EVERY_S = 10.0
 
+END_SHARE = 0.5
+"""Of the weight of a session's label in the loss, what lies on the session's last step."""
+
+
+def _require_encoder(config: Config, end_to_end: EndToEnd | None) -> None:
+    if config.train.encoder != "frozen" and end_to_end is None:
+        raise UsageError(
+            f"train.encoder is '{config.train.encoder}', and only jobs/train.py --manifest trains an encoder; "
+            "leave it frozen here."
+        )
+
+
+def _packed(sessions: Sequence[Session] | PackedSessions, device: torch.device, dtype: torch.dtype) -> PackedSessions:
+    if isinstance(sessions, PackedSessions):
+        return sessions.to(device, dtype)
+    return PackedSessions.of(sessions, dtype=dtype, device=device)
+
+
+def _new_model(config: Config, sessions: PackedSessions) -> SessionRegressor:
+    """A model with the initial weights of `train.seed`, for the features of these sessions."""
+    dims = {name: features.shape[-1] for name, features in sessions.features.items()}
+    # The caller's global generator is left unchanged.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.train.seed)
+        return SessionRegressor.from_config(config.model, config.updater, dims)
+
+
+def _averaged(modules: nn.Module, decay: float) -> AveragedModel | None:
+    return AveragedModel(modules, multi_avg_fn=moving_average(decay)) if decay else None
+
 
 class Trainer:
     """A training run: iterate over it for one metrics line per epoch.
@@ -78,22 +108,13 @@ class Trainer:
         end_to_end: EndToEnd | None = None,
         say: Callable[[str], None] = say,
     ) -> None:
-        if config.train.encoder != "frozen" and end_to_end is None:
-            raise UsageError(
-                f"train.encoder is '{config.train.encoder}', and only jobs/train.py --manifest trains an encoder; "
-                "leave it frozen here."
-            )
+        _require_encoder(config, end_to_end)
         self.config = config
         self.group = group or Group()
         self.device = torch.device(device)
         self._say = say
         dtype = getattr(torch, config.train.dtype)
-        self._train, self._dev = (
-            sessions.to(self.device, dtype)
-            if isinstance(sessions, PackedSessions)
-            else PackedSessions.of(sessions, dtype=dtype, device=self.device)
-            for sessions in (train, dev)
-        )
+        self._train, self._dev = (_packed(sessions, self.device, dtype) for sessions in (train, dev))
         for name, packed in (("train", self._train), ("dev", self._dev)):
             check_labels(packed, name, LabelScale(*config.model.label_range), config.model.names)
         self._deviation = torch.from_numpy(np.nanstd(self._train.labels.double().cpu().numpy(), axis=0))
@@ -101,12 +122,9 @@ class Trainer:
         self._loss_weights = LossWeights.of(config.model, config.train, self._deviation)
         if config.train.label_weight == "raters":
             self._train = replace(self._train, weights=rater_weights(self._train, self._deviation, config))
+        self._train = spread_labels_of_sessions(self._train, len(config.model.session_targets))
 
-        # The global generator is left as it was: who calls may have plans of their own for it.
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.train.seed)
-            dims = {name: features.shape[-1] for name, features in self._train.features.items()}
-            self.model = SessionRegressor.from_config(config.model, config.updater, dims).to(self.device, dtype)
+        self.model = _new_model(config, self._train).to(self.device, dtype)
         self._train, self._dev = (sessions.with_past(self.model.pasts) for sessions in (self._train, self._dev))
         statistics = self._train.statistics()
         self.model.set_statistics(statistics, self._deviation)
@@ -120,11 +138,7 @@ class Trainer:
         if end_to_end:
             self._modules["encoder"] = end_to_end.network.to(self.device, dtype)
             groups += end_to_end.parameter_groups()
-        self._averaged = (
-            AveragedModel(self._modules, multi_avg_fn=moving_average(config.train.weight_averaging))
-            if config.train.weight_averaging
-            else None
-        )
+        self._averaged = _averaged(self._modules, config.train.weight_averaging)
         self._optimizer = torch.optim.AdamW(groups, lr=config.train.lr, fused=True)
         self._peak_lr = [group["lr"] for group in self._optimizer.param_groups]
         self._schedules = [self._schedule(epoch) for epoch in range(config.train.epochs)]
@@ -432,6 +446,35 @@ def rater_weights(sessions: PackedSessions, deviation: Tensor, config: Config) -
     weight = error.maximum(config.train.label_weight_floor * deviation).square().reciprocal().masked_fill(~known, 0)
     mean = weight.sum(0) / known.sum(0).clamp(min=1)
     return torch.where(known, weight / mean.clamp(min=1e-30), 1)
+
+
+def spread_labels_of_sessions(sessions: PackedSessions, n_session: int) -> PackedSessions:
+    """The sessions, with the label of each one at all of its steps, of one weight together.
+
+    `END_SHARE` of the weight lies on the last step, where such a target is read; the rest is spread evenly. A few
+    hundred labels of sessions are soon learned by heart from last steps alone: what is heard in one utterance tells
+    sessions apart. Over all steps it varies and the label does not, so that what has gathered in the memory is used.
+
+    Args:
+        sessions: To be trained on.
+        n_session: How many of the targets, the last ones, are of sessions.
+    """
+    if not n_session:
+        return sessions
+    device, dtype = sessions.labels.device, sessions.labels.dtype
+    number = torch.from_numpy(np.repeat(np.arange(len(sessions.lengths)), sessions.lengths)).to(device)
+    length = torch.from_numpy(sessions.lengths).to(device)[number]
+    last = torch.from_numpy(sessions.offsets + sessions.lengths - 1).to(device)
+    labels = sessions.labels.clone()
+    weights = torch.ones_like(labels) if sessions.weights is None else sessions.weights.clone()
+    share = (1 - END_SHARE) / length.to(dtype)
+    share[last] += END_SHARE
+    for k in range(labels.shape[1] - n_session, labels.shape[1]):
+        known = ~labels[:, k].isnan()
+        of_session = torch.stack([labels.new_full((len(last),), math.nan), labels.new_ones(len(last))])
+        of_session[:, number[known]] = torch.stack([labels[known, k], weights[known, k]])
+        labels[:, k], weights[:, k] = of_session[0][number], of_session[1][number] * share
+    return replace(sessions, labels=labels, weights=weights)
 
 
 def check_labels(sessions: PackedSessions, split: str, scale: LabelScale, targets: Sequence[str] = DIMENSIONS) -> None:

@@ -125,6 +125,9 @@ def table_of(by: Mapping[str, Any]) -> list[str]:
                 f"{name:<{width}}  {measured['n_speakers']:>8}  {''.join(f'{cell:<24}' for cell in cells)}".rstrip()
                 + small
             )
+        if unfit := found.get("unfit"):
+            shares = sorted(unfit.items(), key=lambda item: -item[1])
+            lines.append(f"unfit, and so not scored: {', '.join(f'{name} {100 * x:.1f} %' for name, x in shares)}")
         gaps = found["largest_gap"]
         if gaps is None:
             lines.append(f"no gap is judged: fewer than two groups have {FEW_SPEAKERS} speakers")

@@ -8,17 +8,17 @@ from __future__ import annotations
 import numpy as np
 
 _ALIKE = 0.81
-"""Two groups whose mean vectors are so much alike (cosine) are one voice. Halves of one calm voice over the telephone
+"""Two groups whose mean vectors have this cosine similarity are one voice. Halves of one calm voice over the telephone
 are 0.85 alike and more, two voices of one language and sex 0.77 and less."""
 
 _EXPLAINS = 0.09
-"""One voice more leaves so much less of the windows' spread, or is none."""
+"""The reduction of the windows' spread that a further voice must bring."""
 
 _SHORT_S = 1.0
 """Shorter windows say too little to found a voice on."""
 
 _LEAST_S = 3.0
-"""Speech that a voice has at least; fewer is somebody's cough, or two who speak at once."""
+"""Least speech of a voice; less is a cough, or two speaking at once."""
 
 _MOST_WINDOWS = 2000
 """Windows that are compared, spread evenly over the recording: memory does not grow with its length."""

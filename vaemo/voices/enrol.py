@@ -29,7 +29,7 @@ LEAST_S = 10.0
 """Speech that a person is enrolled from, at least."""
 
 _ALIKE = 0.5
-"""So much alike are two recordings of one person at least; less is said, since somebody else may be heard."""
+"""Least similarity of two recordings of one person; below it a warning is printed."""
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:

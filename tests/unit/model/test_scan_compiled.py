@@ -109,4 +109,4 @@ def test_where_nothing_may_be_written_it_is_compiled_all_the_same(monkeypatch, c
     caplog.set_level(logging.INFO, scan_compiled.__name__)
     monkeypatch.setattr(numba.core.dispatcher.Dispatcher, "enable_caching", refuse)
     assert scan_compiled._compiled(lambda x: x + 1)(1) == 2
-    assert "compiled anew by every process: no locator available" in caplog.text
+    assert "compiled again by every process: no locator available" in caplog.text
