@@ -447,7 +447,7 @@ class _Work:
         self._n_rows = n_rows
 
     def add(self, row: int, samples: np.ndarray, lost_s: float, cut_s: float = 0.0) -> None:
-        """Take an utterance, of which so much is silence that was put in, and so much was cut off at the file's end.
+        """Take an utterance, with its inserted silence and the part cut off at the end of the file.
 
         Raises:
             AudioProblem: if it cannot be used.
@@ -541,7 +541,7 @@ class _Work:
                 if n_lost == number == _HOPELESS:
                     raise ExtractorError(
                         f"{extractor.name} ended its process on each of {number} utterances alone ({lost}): it is "
-                        "broken here, or memory is short. What is finished is kept; put it right and run the same "
+                        "broken here, or memory is short. What is finished is kept; correct it and run the same "
                         "command again."
                     ) from None
 

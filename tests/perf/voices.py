@@ -25,9 +25,9 @@ from pyannote.metrics.diarization import DiarizationErrorRate, JaccardErrorRate
 
 from vaemo.audio.recording import Decoder
 from vaemo.config import Config
+from vaemo.data.speakers import unit
 from vaemo.features.campplus import CampPlus, embed
 from vaemo.utterances import Parties, extract_recording
-from vaemo.voices.clustering import unit
 from vaemo.voices.prints import Voiceprints
 from vaemo.voices.roles import Evidence, roles_of_voices
 

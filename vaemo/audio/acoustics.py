@@ -40,7 +40,7 @@ def require_usable(samples: np.ndarray, min_s: float) -> None:
 
 
 class Sound(NamedTuple):
-    """How an utterance sounds, whatever is said.
+    """Acoustic measures of an utterance, independent of its words.
 
     Attributes:
         bandwidth_hz: The frequency up to which speech reaches: about 3400-4000 for telephone, 7000 and more for

@@ -199,7 +199,7 @@ class Decoder:
             env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
         )
         _say_what_is_weaker(sys.platform)
-        # What is read passes in few and large pieces, where the system lets us say so.
+        # Large pipe buffers, where the system supports them, so that data passes in few pieces.
         with contextlib.suppress(OSError, ImportError, AttributeError):
             import fcntl
 

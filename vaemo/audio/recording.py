@@ -298,7 +298,7 @@ def _said(error: Exception) -> str:
 
 
 def _read_embedded(path: str, manifest: str, row: int) -> tuple[bytes, str]:
-    """The bytes in a row of a manifest, and the name that stands beside them."""
+    """The bytes in a row of a manifest, and the name beside them."""
     try:
         group, first = _row_group(manifest, row)
     except FileNotFoundError:

@@ -129,7 +129,7 @@ def speech_detector() -> SpeechDetector:
 
 
 def detector_weights() -> dict[str, Tensor]:
-    """The tensors of silero-vad's 16 kHz model; where they come from stands beside their file."""
+    """The tensors of silero-vad's 16 kHz model; their origin is in a notice beside the file."""
     return load((resources.files("vaemo.audio") / "weights" / "silero_vad_16khz.safetensors").read_bytes())
 
 

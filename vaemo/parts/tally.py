@@ -1,4 +1,4 @@
-"""What became of everything in a folder of parts: counted per part, summed up for people and for schedulers."""
+"""Outcomes in a folder of parts: counted per part, summed up for people and for schedulers."""
 
 from __future__ import annotations
 

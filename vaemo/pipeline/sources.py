@@ -29,6 +29,7 @@ from vaemo.audio.several import Member, plain
 from vaemo.config import AudioConfig, Config
 from vaemo.data.manifest import file_of, with_labels
 from vaemo.data.sessions import label_ranges
+from vaemo.data.speakers import unit
 from vaemo.data.spool import open_rows, read_rows
 from vaemo.errors import ReadManifestError, UsageError, named
 from vaemo.features import Extractor
@@ -51,7 +52,6 @@ from vaemo.utterances import (
     unsaid_roles,
 )
 from vaemo.voices.channels import Voice
-from vaemo.voices.clustering import unit
 from vaemo.voices.prints import Voiceprints
 from vaemo.voices.roles import UNKNOWN, Evidence, VoiceRole, of_piece, roles_of_voices
 from vaemo.voices.turns import Turn, digest_of, read_voices, turns_of_json, turns_to_json
@@ -159,7 +159,7 @@ class Listing:
             contents.append(f"{content},voices {digest_of(told)}" if turns.keys() & set(of_it) else content)
         without = len(names) - len(turns)
         note = (
-            [f"--voices-from {path} is of {len(turns):,} recordings, and says nothing of {without:,}"]
+            [f"--voices-from {path} is of {len(turns):,} recordings, and has none of {without:,} others"]
             if without
             else []
         )
@@ -588,7 +588,8 @@ def _put_together(
     """The sessions of a folder, sorted: recordings that stand alone, and those that a table puts together.
 
     Returns:
-        found: One per session; of one with several recordings, a file without size that is nobody's twin.
+        found: One per session; of one with several recordings, a file without size, which matches no other as a
+            duplicate.
         several: By index, the recordings of sessions whose id is not the name of their only one.
         notes: Lines for people.
     """

@@ -139,7 +139,7 @@ def refuse_employees(scored: str, name: str, config: EvaluateConfig) -> None:
     if plain in OF_CUSTOMERS or name in config.no_employees or not _is_archive(scored):
         return
     raise UsageError(
-        f"--by {name}: these are scores of an archive, and the column may name employees. If it does not, say so: "
+        f"--by {name}: these are scores of an archive, and the column may name employees. If it does not, add it: "
         f"--set evaluate.no_employees=[{name}]."
     )
 

@@ -25,7 +25,7 @@ from vaemo.units import DIMENSIONS, LabelScale
 CALIBRATION = "calibration.json"
 
 MANY_GROUPS = 50
-"""With fewer groups the coverage of one calibration may lie far from the nominal one, which is said."""
+"""With fewer groups the coverage of one calibration may be far from the nominal one, and a line is printed."""
 
 CALIB_SPLIT, HELD_OUT, OWN_CALLS = "the split calib", "held-out folds", "own labelled calls"
 """What a calibration was made on."""
@@ -88,7 +88,7 @@ class Scale:
         x = np.column_stack(columns)[known]
         middle, deviation = x.mean(axis=0), np.maximum(x.std(axis=0), 1e-6)
         x = (x - middle) / deviation
-        # A residual that happens to be tiny says nothing about the size of errors.
+        # A residual that happens to be tiny carries no information on the size of errors.
         y = np.log(residual[known] + 0.1 * np.median(residual[known]) + 1e-12)
         weight = np.linalg.solve(x.T @ x + _RIDGE * len(x) * np.eye(len(names)), x.T @ (y - y.mean()))
         return Scale(tuple(names), *(tuple(map(float, each)) for each in (middle, deviation, weight)))

@@ -1,7 +1,7 @@
 """Results by group of speakers: agreement, bias and error of each, and the largest gap, corrected for the looking.
 
 CCC alone misleads between groups: it falls where the labels of a group vary less, with errors of the same size. So
-bias and mean absolute error stand beside it. A gap between two groups that were picked for being the furthest apart
+bias and mean absolute error are given beside it. A gap between two groups that were picked for being the furthest apart
 is judged against the largest gap that resampled speakers give, over all pairs and both dimensions.
 
 Letters: C components (sessions linked by speakers), G groups, B draws.

@@ -141,7 +141,7 @@ class Novelty:
 
     @staticmethod
     def of(features: Mapping[str, np.ndarray], sounds: Mapping[str, np.ndarray]) -> Novelty:
-        """Describe training data, (U, D) by stream, and what is said of their sound, (U,), NaN = not known."""
+        """Describe training data, (U, D) by stream, and acoustic measures, (U,), NaN = unknown."""
         n = len(next(iter(features.values())))
         picked = np.linspace(0, n - 1, min(n, _MOST_ROWS)).astype(int)
         streams = {name: Stream.of(features[name][picked]) for name in STREAMS if name in features}

@@ -123,9 +123,9 @@ def groups_of(table: pa.Table) -> np.ndarray:
     speaker = table["speaker_id"].fill_null("") if "speaker_id" in table.column_names else None
     if speaker is None:
         return codes(ids)
-    nobody = pc.equal(speaker, "")
+    unnamed = pc.equal(speaker, "")
     # Without a name a session stands alone.
-    return linked_sessions(codes(ids), codes(pc.if_else(nobody, pc.binary_join_element_wise(ids, "", "\0"), speaker)))
+    return linked_sessions(codes(ids), codes(pc.if_else(unnamed, pc.binary_join_element_wise(ids, "", "\0"), speaker)))
 
 
 def order_in_session(table: pa.Table, name: str) -> np.ndarray:

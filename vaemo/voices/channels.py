@@ -16,9 +16,10 @@ import numpy as np
 
 from vaemo.audio.vad import Utterance
 from vaemo.config import VadConfig, VoicesConfig
+from vaemo.data.speakers import unit
 from vaemo.features import campplus
 from vaemo.units import SAMPLING_RATE_HZ
-from vaemo.voices.clustering import find_voices, unit
+from vaemo.voices.clustering import find_voices
 from vaemo.voices.turns import Turn
 
 _FRAME_S = 0.02

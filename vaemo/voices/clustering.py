@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from vaemo.data.speakers import unit
+
 _ALIKE = 0.81
 """Two groups whose mean vectors have this cosine similarity are one voice. Halves of one calm voice over the telephone
 are 0.85 alike and more, two voices of one language and sex 0.77 and less."""
@@ -59,11 +61,6 @@ def find_voices(vectors: np.ndarray, lengths_s: np.ndarray, hop_s: float, most: 
         if alike.max() < _ALIKE and sizes.min() >= least:
             best = centres
     return best
-
-
-def unit(vectors: np.ndarray) -> np.ndarray:
-    """Vectors (..., D) of length 1, float32."""
-    return (vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)).astype(np.float32)
 
 
 def _groups(points: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray, float]:
