@@ -147,11 +147,11 @@ def read_paths(path: str, several: Collection[str] = ()) -> Iterator[Found]:
     keys = table.get("key")
     if keys is not None:
         buckets = table.get("bucket") or [""] * len(keys)
-        several = len(set(buckets)) > 1
+        many = len(set(buckets)) > 1
         # Inventories write keys as URLs do.
         keys = [urllib.parse.unquote_plus(key or "") for key in keys]
         places = [f"s3://{bucket}/{key}" if key else "" for bucket, key in zip(buckets, keys, strict=True)]
-        names = [f"{bucket}/{key}" if several else key for bucket, key in zip(buckets, keys, strict=True)]
+        names = [f"{bucket}/{key}" if many else key for bucket, key in zip(buckets, keys, strict=True)]
     else:
         root = posixpath.dirname(path)
         names = [place or "" for place in table["path"]]
