@@ -108,17 +108,18 @@ class Recording:
         longest_s = self._limits.max_utterance_s + 2 * resampler.context / rate
         self._refuse_longer((stop or 0) - begin, longest_s)
         parts, at, loudness = [], max(begin, 0), _Loudness()
+        heard = 0 if channel is None and self.info.channels == 1 else channel
         block = max(_BLOCK_VALUES // self.info.channels, 1)
         while stop is None or at < stop:
             wanted = at + block if stop is None else min(at + block, stop)
             samples = self._read(at, wanted, loudness)
-            parts.append(samples.mean(axis=1) if channel is None else samples[:, channel])
+            parts.append(samples.mean(axis=1) if heard is None else samples[:, heard])
             at += len(samples)
             self._refuse_longer(at - begin, longest_s)
             if at < wanted:
                 break
         loudness.check()
-        native = np.concatenate(parts)
+        native = parts[0] if len(parts) == 1 else np.concatenate(parts)
         end = max(begin, 0) + len(native)
         available = -(-end * resampler.new // resampler.old)
         if available <= first:
@@ -352,6 +353,7 @@ class Resampler:
         self.context = 0 if old == new else -(-(sinc_kernel(old, new, _FILTER_ZEROS)[1] + old) // old) * old
 
     @staticmethod
+    @functools.lru_cache(maxsize=32)
     def to_16_khz(sampling_rate: float) -> Resampler:
         """What brings samples at a rate in Hz to 16 kHz.
 
@@ -366,6 +368,8 @@ class Resampler:
 
     def between(self, samples: np.ndarray, *, pad_left: int = 0) -> np.ndarray:
         """The whole of (n,) as (m,), behind `pad_left` more zeros, m rounded up; there is silence around it."""
+        if self.old == self.new and not pad_left:
+            return np.ascontiguousarray(samples)
         padded = np.pad(samples, (pad_left, self.context))
         return self._run(padded)[: -(-(pad_left + len(samples)) * self.new // self.old)]
 
@@ -381,6 +385,9 @@ class Resampler:
                 padded = np.pad(held, ((0, 0), (0, self.context + self.old)))
                 yield self._run(padded)[:, self.context // self.old * self.new :][:, :n_last]
                 return
+            if self.old == self.new:
+                out = np.ascontiguousarray(block)
+                continue
             total += block.shape[1]
             held = np.concatenate([held, block], axis=1)
             ready = (held.shape[1] - 2 * self.context) // self.old * self.old

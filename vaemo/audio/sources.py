@@ -177,11 +177,18 @@ class Container:
         reopen: Opens the container.
         index: Which of its audio streams.
         is_broken: Says whether a gap is due to damage; None judges by the bytes that FFmpeg passes over.
+        container: What `reopen` has given already, nothing of it demuxed; None opens it.
     """
 
-    def __init__(self, reopen: Callable[[], Any], index: int = 0, is_broken: Callable[[], bool] | None = None) -> None:
+    def __init__(
+        self,
+        reopen: Callable[[], Any],
+        index: int = 0,
+        is_broken: Callable[[], bool] | None = None,
+        container: Any = None,
+    ) -> None:
         self._reopen, self._index, self._is_broken, self._origin_s = reopen, index, is_broken, 0.0
-        self._open()
+        self._open(container)
         stream, container = self._stream, self._container
         self.tick_s = float(stream.time_base)
         name, codec = container.format.name.split(",")[0], stream.codec_context.name
@@ -204,8 +211,8 @@ class Container:
         self.damaged_until_s: float | None = None
         self.until_s, self.is_cut_off = 0.0, False
 
-    def _open(self) -> None:
-        self._container = self._reopen()
+    def _open(self, container: Any = None) -> None:
+        self._container = self._reopen() if container is None else container
         self._stream = self._container.streams.audio[self._index]
         if self._stream.codec_context.name == "flac":
             # FFmpeg would give what it makes of a damaged frame, which is noise at full scale.

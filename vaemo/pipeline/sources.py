@@ -481,10 +481,15 @@ class RecordingsSource:
 
     def list(self, calls: Calls | None = None) -> Listing:
         """List the files that may be audio; nothing is opened."""
+        members = calls.members if calls else {}
         listed = list_recordings(
-            self.path, self.audio, exclude=self.exclude, min_age_s=self.min_age_s, found=self.listed
+            self.path,
+            self.audio,
+            exclude=self.exclude,
+            min_age_s=self.min_age_s,
+            found=self.listed,
+            several={name for name, of_it in members.items() if len(of_it) > 1},
         )
-        members = {**listed.members, **(calls.members if calls else {})}
         found, several, notes = _put_together(listed, members, self.path) if members else (listed.recordings, {}, ())
         # A table may not say how large its recordings are: then it is not seen whether they have changed, or are twins.
         unsized = files.is_file(self.path)
