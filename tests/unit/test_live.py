@@ -247,7 +247,7 @@ def test_a_packet_that_is_not_clear_is_refused(opened, packet, message):
     ("arguments", "message"),
     [
         *(
-            ({"rate": rate}, f"the sampling rate is {shown}; from 2000 to 768000 Hz is heard")
+            ({"rate": rate}, f"the sampling rate is {shown}; give a number from 2000 to 768000 Hz")
             for rate, shown in (
                 ("8000", "'8000'"),
                 (None, "None"),

@@ -1,4 +1,4 @@
-"""What samples show without any model: whether they can be used, how wide their band is, what a telephone does."""
+"""Acoustic measures without a model: usability, bandwidth, and simulation of a telephone."""
 
 from __future__ import annotations
 

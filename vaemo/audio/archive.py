@@ -1,4 +1,4 @@
-"""A folder of recordings: what lies in it, which of it occurs twice, and what has changed since it was read.
+"""Archives of recordings: listing, duplicates, and detection of changes.
 
 Works on names, sizes and times; a file is opened only where these cannot tell, and then its bytes alone are compared.
 Knows no audio beyond the ends of names (`vaemo.audio.formats`).
@@ -33,7 +33,7 @@ from vaemo.errors import ReadRecordingsError
 from vaemo.files import Found
 
 _SAMPLE_BYTES = 1 << 16
-"""Read at the head, the middle and the tail of a file whose size and time do not tell whether it has changed."""
+"""Bytes read at the head, middle and tail of a file whose size and time do not show whether it has changed."""
 
 _READERS = 16
 _SHOWN_SUFFIXES = 6
@@ -323,7 +323,7 @@ def find_twins(
     for item in recordings:
         if not item.problem and item.size:
             by_size.setdefault((item.size, group(item.name)), []).append(item)
-    # Where all of them are known, they were compared when they were new.
+    # If all are known, they were compared when they were new.
     alike = [items for items in by_size.values() if len(items) > 1 and any(item.name not in known for item in items)]
 
     def digest_of(item: Found) -> str:

@@ -1,4 +1,4 @@
-"""The process that decodes, seen from the job: its death or its silence is a status, not the job's end.
+"""The job's side of the decoding process: its death or a time-out is a status and does not end the job.
 
 `decode.py` is the program that runs there.
 """

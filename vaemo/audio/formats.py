@@ -1,4 +1,4 @@
-"""What a file's name says of its format: whether it is a recording, and how one without a header is to be read.
+"""Formats by file name: which files are recordings, and how to read those without a header.
 
 Tells recordings from other files by suffix, whatever its case; the decoder then looks into them. Knows what the
 decoders here can read, what they cannot although it is audio, and the conventions of headerless telephone formats.
@@ -24,7 +24,7 @@ _CONTAINERS = (
     *(".ra", ".rmvb", ".ape", ".mac", ".wv", ".tta", ".tak", ".mpc", ".shn", ".dsf", ".qcp", ".dss", ".act", ".lbc"),
     *(".ilbc", ".amr", ".awb", ".sbc"),
 )
-"""Suffixes of what says itself how it is coded, as far as soundfile or FFmpeg reads it."""
+"""Suffixes of self-describing formats that soundfile or FFmpeg reads."""
 
 _MULAW, _ALAW, _GSM = Headerless("mulaw", 8000), Headerless("alaw", 8000), Headerless("gsm", 8000)
 
@@ -45,10 +45,10 @@ _HEADERLESS = {
 """Telephone formats without a header, as Asterisk, SoX and FFmpeg name them."""
 
 _AS_SET = (".raw", ".pcm")
-"""What may be anything: read as `audio.headerless` says, else passed over."""
+"""Suffixes of unknown content: read as `audio.headerless` defines, else skipped."""
 
 AUDIO_SUFFIXES = (*_CONTAINERS, *_HEADERLESS)
-"""Ends of the names that are taken for recordings without any setting."""
+"""Suffixes that are taken for recordings without any setting."""
 
 _DECRYPT = "decrypt it, and give what comes out"
 _EXPORT = "export it as WAV with the maker's software"

@@ -1,4 +1,4 @@
-"""Where coded frames come from, each with its time: containers that FFmpeg demuxes, and streams that frame themselves.
+"""Sources of coded frames with their times: containers that FFmpeg demuxes, and self-framing streams.
 
 Used by the process that decodes (`decode.py`), so nothing of vaemo is imported here. A source gives `Piece`s; what
 cannot be decoded is left out, and the next piece is marked. Times are seconds from 0: the container's start behind the
@@ -30,7 +30,7 @@ GAP_S = 0.015
 """Time stamps that run ahead of the samples by less are inexact, and no gap."""
 
 OVERLAP_S = 0.04
-"""Time stamps that lag behind the samples by less are inexact, and nothing is heard twice."""
+"""Time stamps that lag behind the samples by less are inexact, and no audio is repeated."""
 
 PREROLL_S = 0.5
 """Decoded before a place that was jumped to: a codec's memory fills."""
@@ -680,7 +680,7 @@ class Framed:
         found = next((at for at in self._places(begin + 1) if self._begins(at)), self._stop)
         gap = self._at
         if self._offsets and found < self._at:
-            # The frame before is what is broken: its header lies about its length.
+            # The previous frame is the damaged one: its header has a wrong length.
             gap = self._offsets.pop()
             self._time_s = self._times_s.pop()
         if self._offsets and self._links[-1].first <= len(self._offsets):

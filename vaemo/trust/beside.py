@@ -41,7 +41,7 @@ OF_CUSTOMERS = frozenset(
         *("date", "year", "month", "split", "fold", "role", "status", "position", "duration_s", "novelty_of"),
     }
 )
-"""Columns that by their name tell customers, calls or lines apart, and no employee."""
+"""Columns that by their names identify customers, calls or lines, and no employee."""
 
 _EMPLOYEES = re.compile(
     r"(^|_)(agent|employee|staff|operator|advisor|worker|supervisor|rep|handler|team|teller)s?(_|$)"

@@ -1,4 +1,4 @@
-"""`calibration.json` of a checkpoint: how far its scores err on sessions that it never saw, as intervals need it.
+"""`calibration.json` of a checkpoint: errors of its scores on unseen sessions, from which intervals are made.
 
 Made by `calibrate` from scores and labels, kept beside the weights, applied while scoring. A checkpoint without the
 file scores as it always did. See `vaemo.trust.conformal` for what is guaranteed.
@@ -42,11 +42,11 @@ GUARANTEES = {
     "did not see are pooled (cross-conformal: Vovk 2015), and the mean of all models errs no more than one of them on "
     "average. CV+ (Barber et al. 2021) would prove no more than 1 - 2 (1 - level)",
 }
-"""What holds for intervals by what they were made on; `calibration.json` says it."""
+"""The guarantee of intervals by the data they were made on, as recorded in `calibration.json`."""
 
 _VERSION = 1
 _FEWEST_ROWS, _FEWEST_CALLS = 200, 40
-"""Rows of dev from which the scale of the error is learned; with fewer it is constant."""
+"""Least rows of dev to learn the scale of the error from; with fewer it is constant."""
 _RIDGE = 0.01
 _MOST = 3.0
 

@@ -1,4 +1,4 @@
-"""Hierarchical conformal prediction: how far predictions err, so that an interval covers at a chosen rate.
+"""Hierarchical conformal prediction: intervals that cover at a chosen rate.
 
 Utterances of one conversation are not exchangeable, and neither are conversations that share a speaker. The unit is
 therefore a *group*: the sessions that are linked by speakers. Of K groups, each residual of group k has the weight

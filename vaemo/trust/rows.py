@@ -1,4 +1,4 @@
-"""Scored utterances as intervals need them: whose they are, which call, what predicts their error, what the label is.
+"""Scored utterances for intervals: speaker, call, predictors of the error, and label.
 
 Letters: U utterances, C calls (a session and a role).
 """
@@ -124,7 +124,7 @@ def groups_of(table: pa.Table) -> np.ndarray:
     if speaker is None:
         return codes(ids)
     unnamed = pc.equal(speaker, "")
-    # Without a name a session stands alone.
+    # Without a speaker a session is its own group.
     return linked_sessions(codes(ids), codes(pc.if_else(unnamed, pc.binary_join_element_wise(ids, "", "\0"), speaker)))
 
 

@@ -1,4 +1,5 @@
-"""Speech of a channel cut by voice: utterances go in as they are found, pieces of one voice each come out at the end.
+"""Cutting a channel's speech by voice: takes utterances as they are found, and returns pieces of one voice each at the
+end.
 
 Voices are given from outside (`vaemo.voices.turns`), or found by comparing windows of speech. Vectors
 stay in memory, those of an hour take some megabytes; samples are not kept. Letters: N windows, K voices, F frames.
@@ -27,13 +28,13 @@ _HOPS = 3
 """Windows that begin within the length of one."""
 
 _CHANGE = 0.05
-"""What a change of voice from one window to the next costs, in likeness."""
+"""Cost of a change of voice between windows, in similarity."""
 
 _SNAP_S = 0.25
 """A change of voice is put at the quietest point within this distance of where two voices are equally similar."""
 
 _SHORT_S = 0.5
-"""Whose voice shorter speech is, such as a backchannel, is never certain."""
+"""Shorter speech, such as a backchannel, is too short to attribute with certainty."""
 
 _PAST_END_S = 1.0
 """How far given turns may end after the recording."""

@@ -1,4 +1,4 @@
-"""How many voices a channel holds, and what each is like: windows of speech as vectors, put into groups.
+"""The number of voices in a channel and their mean vectors, from clustering of windows of speech.
 
 Letters: N windows, D numbers of a speaker embedding, K voices.
 """
@@ -17,7 +17,7 @@ _EXPLAINS = 0.09
 """The reduction of the windows' spread that a further voice must bring."""
 
 _SHORT_S = 1.0
-"""Shorter windows say too little to found a voice on."""
+"""Shorter windows are too uncertain to start a voice from."""
 
 _LEAST_S = 3.0
 """Least speech of a voice; less is a cough, or two speaking at once."""
@@ -49,7 +49,7 @@ def find_voices(vectors: np.ndarray, lengths_s: np.ndarray, hop_s: float, most: 
     if len(rows) > _MOST_WINDOWS:
         rows = rows[np.linspace(0, len(rows) - 1, _MOST_WINDOWS).round().astype(int)]
     points = vectors[rows]
-    # As many windows as speech of that length gives, where not all of them are taken.
+    # The number of windows in speech of that length, where not all are used.
     least = max(round(_LEAST_S / hop_s * len(points) / max(len(long), 1)), 2)
     best = unit(points.mean(axis=0, keepdims=True))
     spread = float(np.square(points - points.mean(axis=0)).sum())

@@ -26,7 +26,7 @@ from vaemo.units import SAMPLING_RATE_HZ
 from vaemo.voices.prints import Voiceprints
 
 LEAST_S = 10.0
-"""Speech that a person is enrolled from, at least."""
+"""Least speech to enrol a person from."""
 
 _ALIKE = 0.5
 """Least similarity of two recordings of one person; below it a warning is printed."""
@@ -125,7 +125,7 @@ def _voice(
         except AudioProblem as problem:
             raise ReadVoicesError(f"{named(path)} cannot be used: {problem.reason}.") from None
         speech = [utterance.samples for utterance in found if utterance.channel == own]
-        # Windows as calls have them, so that voices are compared on equal terms.
+        # The same windows as in calls, so that vectors are comparable.
         windows = [s[at : at + window] for s in speech for at in range(0, len(s) - window + 1, window // 2)]
         seconds += sum(map(len, speech)) / SAMPLING_RATE_HZ
         if windows:

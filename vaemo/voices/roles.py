@@ -21,7 +21,7 @@ VoiceKey = tuple[int, int | None]
 """Channel and number of a voice; None where there is no voice."""
 
 _LEAST_S = 3.0
-"""Speech of a voice from which it is told whose it is."""
+"""Least speech of a voice for it to be identified."""
 
 _TWO = 2
 
