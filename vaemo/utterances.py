@@ -137,6 +137,7 @@ def extract_recording(
     turns: Sequence[Turn] | None = None,
     roles_of_voices: Callable[[Sequence[Voice], Sequence[str]], Mapping[VoiceKey, VoiceRole]] | None = None,
     verifies: bool = False,
+    expected: np.ndarray | None = None,
 ) -> pa.Table:
     """Find the utterances of a recording, channel by channel, and compute their features.
 
@@ -158,6 +159,7 @@ def extract_recording(
         turns: Who speaks when, where somebody has brought that.
         roles_of_voices: Gives the roles of voices for those of channels; None knows what was brought alone.
         verifies: Whether that compares vectors of brought voices.
+        expected: See `VoiceCutter`.
 
     Returns:
         The columns of `part_schema` and `audio_path`, rows by start, then channel.
@@ -181,7 +183,7 @@ def extract_recording(
             recording = Recording(path, open_decoder, config.audio)
             roles = roles_of(recording.info.channels)
             finder, broken = UtteranceFinder(len(roles), config.vad), None
-            cutter = VoiceCutter(len(roles), config.voices, config.vad, turns, vectors=verifies)
+            cutter = VoiceCutter(len(roles), config.voices, config.vad, turns, vectors=verifies, expected=expected)
             try:
                 for utterance in _utterances(recording, finder):
                     if utterance.channel in cutter.channels:

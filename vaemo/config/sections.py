@@ -169,7 +169,7 @@ class VoicesConfig:
         before=0.15,
     )
     verification: float = option(
-        0.8,
+        0.85,
         "How much alike (cosine) a voice must be to the one that is enrolled in --speakers to be that person.",
         low=0.2,
         high=1,

@@ -40,7 +40,7 @@ from vaemo.utterances import Problem, extract_recording, extract_utterances, lis
 from vaemo.voices.channels import Voice
 from vaemo.voices.clustering import unit
 from vaemo.voices.prints import Voiceprints
-from vaemo.voices.roles import UNKNOWN, Evidence, VoiceRole, of_piece, roles_of_voices
+from vaemo.voices.roles import UNKNOWN, Evidence, VoiceRole, expected_voice, of_piece, roles_of_voices
 from vaemo.voices.turns import Turn, digest_of, read_voices, turns_of_json, turns_to_json
 
 _DIGESTED = 16
@@ -477,6 +477,7 @@ class RecordingsSource:
         turns: Sequence[Turn] | None,
     ) -> pa.Table:
         rules, said = tools.rules, calls.roles.get(name, ()) if calls else ()
+        evidence, how = evidence_of(calls, name), tools.config.voices
         return extract_recording(
             path,
             name,
@@ -487,10 +488,9 @@ class RecordingsSource:
             hears=lambda role: rules is None or rules.scores(role, cut=True) or role in rules.context,
             problem=problem,
             turns=turns,
-            roles_of_voices=lambda voices, roles: roles_of_voices(
-                voices, roles, evidence_of(calls, name), tools.prints, tools.config.voices
-            ),
+            roles_of_voices=lambda voices, roles: roles_of_voices(voices, roles, evidence, tools.prints, how),
             verifies=tools.prints is not None,
+            expected=expected_voice(evidence, tools.prints, how),
         )
 
 
