@@ -21,6 +21,9 @@ from vaemo.voices.turns import Turn
 RATE = 8000
 CONDITIONS = ("clean", "mp3", "babble")
 _SEXES = {"m": ("03", "10", "11", "12", "15"), "f": ("08", "09", "13", "14", "16")}
+_PROMPTS = 150
+"""Prompts that are read of a voice, many times what a call needs."""
+
 _LEVEL = 0.06
 """Root mean square of a voice."""
 
@@ -71,7 +74,9 @@ def prompts(folder: Path, names: Sequence[str] = ()) -> dict[str, Voice]:
         if names and name not in names:
             continue
         paths = sorted(path for path in (folder / name).rglob("*.*") if path.suffix in {".wav", ".gsm", ".WAV"})
-        clips = [clip for path in paths if 1.0 <= len(clip := _clip(path)) / RATE <= 9.0]
+        clips = [
+            clip for path in paths[:: max(len(paths) // _PROMPTS, 1)] if 1.0 <= len(clip := _clip(path)) / RATE <= 9.0
+        ]
         if clips:
             voices[name] = Voice(name, language, sex, clips)
     return voices

