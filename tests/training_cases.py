@@ -13,9 +13,9 @@ def train(store, out, config, **options):
     return dict(training.train(store, out, config, OnRay(), **options).summary)
 
 
-def ablate(store, out, config, **options):
-    """The rows of a grid on Ray."""
-    return ablation.ablate(store, out, config, OnRay(), **options)
+def ablate(store, out, config, executor=None, **options):
+    """The rows of a grid, on Ray unless an executor is given."""
+    return ablation.ablate(store, out, config, executor or OnRay(), **options)
 
 
 def comparable(history):

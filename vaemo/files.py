@@ -1,4 +1,4 @@
-"""Paths of every kind, and writes that happen whole or not at all.
+"""Local paths and URIs, and atomic writes.
 
 A path is local, or a URI (`file://`, `s3://`, `gs://`, or anything that fsspec knows). A reader never sees half a
 file: on a file system a file is written under a hidden name and renamed, on an object store it is one upload.
@@ -16,7 +16,9 @@ import re
 import stat
 import urllib.parse
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -32,12 +34,16 @@ if TYPE_CHECKING:
 _S3_ATTEMPTS = 12
 """Of one request; the pauses between them grow to 20 s, some two minutes in all."""
 
+_S3_FOLDERS = 1_000
+_S3_LISTED_AT_ONCE = 8
+"""Folders of a bucket whose objects are listed side by side, where there are not more than the first."""
+
 _S3_SILENCE_S = 60.0
-"""A request that stays silent for so long has failed, and is tried again."""
+"""Seconds after which a silent request has failed and is retried."""
 
 
 _OPTIONS = re.compile(r"\?(?:(?:region|scheme|endpoint_override|allow_bucket_creation|anonymous)=[^&/?]*&?)+$")
-"""What follows a bucket's URI and is no part of a name."""
+"""The options behind a bucket's URI, which are not part of a name."""
 
 _COLD = ("GLACIER", "DEEP_ARCHIVE")
 """Storage classes of S3 whose objects cannot be read before they are restored."""
@@ -55,10 +61,10 @@ def filesystem_of(path: str | Path) -> tuple[pafs.FileSystem, str]:
 
     Returns:
         filesystem: pyarrow's own for local paths, S3 and GCS, otherwise fsspec's.
-        path: What that file system calls it; absolute for local paths.
+        path: Its path on that file system; absolute for local paths.
 
     Raises:
-        UsageError: for a URI of a kind that nothing installed here can read.
+        UsageError: for a URI scheme that no installed package can read.
     """
     text = str(path)
     if not is_uri(text):
@@ -70,7 +76,7 @@ def filesystem_of(path: str | Path) -> tuple[pafs.FileSystem, str]:
     rest, options = _without_options(rest)
     bucket, _, key = rest.partition("/")
     if scheme in ("s3", "gs", "gcs"):
-        # What the environment says of a store is part of which store it is.
+        # Settings in the environment are part of a store's identity.
         told = tuple(sorted((name, value) for name, value in os.environ.items() if name.startswith("AWS_")))
         return _bucket(f"{scheme}://{bucket}{options}", told), posixpath.join(bucket, key) if key else bucket
     try:
@@ -102,7 +108,7 @@ def _bucket(uri: str, environment: tuple[tuple[str, str], ...]) -> pafs.FileSyst
 
 
 def _patient(filesystem: pafs.FileSystem) -> pafs.FileSystem:
-    """The same file system; S3 with the patience for minutes in which it refuses or stalls, pyarrow has but seconds."""
+    """The same file system; S3 with minutes of retries while it refuses or stalls; pyarrow's default is seconds."""
     if not isinstance(filesystem, pafs.S3FileSystem):
         return filesystem
     _, (settings,) = filesystem.__reduce__()
@@ -168,14 +174,25 @@ def list_files(folder: str | Path, suffix: str = "", *, recursive: bool = False)
         raise UsageError(f"{folder} is a file; a folder is needed in its place.") from None
 
 
-def list_partitioned(folder: str | Path) -> list[tuple[str, str]]:
+def list_partitioned(folder: str | Path, found: Sequence[Found] | None = None) -> list[tuple[str, str]]:
     """The files in a folder, and in folders below it that are all named `column=value`; sorted.
 
     Hidden names are left out as in `list_files`, and so are other folders.
 
+    Args:
+        folder: Where.
+        found: All that `walk` finds there, if that is known.
+
     Returns:
         Name relative to the folder, and path, of each.
     """
+    if found is not None:
+        parts = ((item, item.name.split("/")) for item in found if not item.name.endswith("/"))
+        return sorted(
+            (item.name, item.path)
+            for item, (*folders, name) in parts
+            if all("=" in each for each in folders) and not any(each.startswith("_") for each in (*folders, name))
+        )
     return _listed(folder, recursive=True, enter=lambda name: "=" in name)
 
 
@@ -217,7 +234,7 @@ def _infos(filesystem: pafs.FileSystem, selector: pafs.FileSelector) -> list[paf
     try:
         return filesystem.get_file_info(selector)
     except FileNotFoundError:
-        # Made between pyarrow's two looks: the first found nothing to list, the second that it is there.
+        # Created between pyarrow's two requests: the first found nothing, the second found it.
         return filesystem.get_file_info(selector)
 
 
@@ -225,7 +242,7 @@ class Found(NamedTuple):
     """A file below a folder, as `walk` finds it.
 
     Attributes:
-        name: Relative to the folder. Bytes that are no UTF-8 stand in it as lone surrogates, as `os.fsdecode` has them.
+        name: Relative to the folder. Bytes that are no UTF-8 are lone surrogates in it, as `os.fsdecode` has them.
         path: What the functions of this module take.
         size: Bytes; 0 where there is a problem.
         mtime_ns: When it was last written, in ns since 1970; 0 where the storage does not say.
@@ -307,19 +324,32 @@ def _on_disk(entry: os.DirEntry, name: str) -> Found:
 
 
 def _s3_client(options: Mapping[str, str]) -> Any:
-    """A client of boto3, which knows what pyarrow does not tell; None where it is not installed."""
+    """A client of boto3, for what pyarrow does not offer; None if it is not installed."""
     if importlib.util.find_spec("boto3") is None:
         return None
     import boto3
+    import botocore.session
     from botocore.config import Config
 
     endpoint = options.get("endpoint_override")
-    return boto3.client(
+    session = botocore.session.get_session()
+    # Of a listing most of the time went into dates, which it takes in any form.
+    session.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=_s3_time)
+    return boto3.Session(botocore_session=session).client(
         "s3",
         region_name=options.get("region"),
         endpoint_url=f"{options.get('scheme', 'https')}://{endpoint}" if endpoint else None,
         config=Config(retries={"mode": "standard", "total_max_attempts": _S3_ATTEMPTS}, read_timeout=_S3_SILENCE_S),
     )
+
+
+def _s3_time(text: Any) -> datetime:
+    try:
+        return datetime.fromisoformat(text)
+    except (TypeError, ValueError):
+        from botocore.utils import parse_timestamp
+
+        return parse_timestamp(text)
 
 
 def _in_bucket(uri: str) -> tuple[Any, str, str]:
@@ -330,36 +360,56 @@ def _in_bucket(uri: str) -> tuple[Any, str, str]:
 
 
 def _walk_s3(uri: str) -> list[Found] | None:
-    """The objects below a prefix with their storage classes, which pyarrow does not tell; None where boto3 cannot."""
+    """The objects below a prefix with their storage classes, which pyarrow does not give; None where boto3 cannot."""
     client, bucket, prefix = _in_bucket(uri)
     if client is None:
         return None
     from botocore.exceptions import BotoCoreError, ClientError
 
-    prefix = f"{prefix.rstrip('/')}/" if prefix else ""
+    root = f"{prefix.rstrip('/')}/" if prefix else ""
+
+    def pages(prefix: str, **options: Any) -> Iterator[Mapping[str, Any]]:
+        listed = client.get_paginator("list_objects_v2")
+        yield from listed.paginate(Bucket=bucket, Prefix=prefix, OptionalObjectAttributes=["RestoreStatus"], **options)
+
+    def below(prefix: str) -> list[Found]:
+        return [item for page in pages(prefix) for item in _objects(page, root)]
+
     try:
-        pages = client.get_paginator("list_objects_v2").paginate(
-            Bucket=bucket, Prefix=prefix, OptionalObjectAttributes=["RestoreStatus"]
-        )
-        return [
-            Found(
-                item["Key"][len(prefix) :],
-                "",
-                item["Size"],
-                int(item["LastModified"].timestamp() * 1e9),
-                _cold(item.get("StorageClass"), item.get("RestoreStatus", {})),
-            )
-            for page in pages
-            for item in page.get("Contents", ())
-            if not item["Key"].endswith("/")
-        ]
+        found: list[Found] = []
+        folders: list[str] = []
+        for page in pages(root, Delimiter="/"):
+            folders += [item["Prefix"] for item in page.get("CommonPrefixes", ())]
+            if len(folders) > _S3_FOLDERS:
+                # One request each would be more than the objects take.
+                return below(root)
+            found += _objects(page, root)
+        with ThreadPoolExecutor(_S3_LISTED_AT_ONCE) as pool:
+            for of_folder in pool.map(below, folders):
+                found += of_folder
+        return found
     except (BotoCoreError, ClientError):
         # It may find other credentials than pyarrow, or none.
         return None
 
 
+def _objects(page: Mapping[str, Any], root: str) -> list[Found]:
+    """The objects of a page of a listing, less what stands for a folder."""
+    return [
+        Found(
+            item["Key"][len(root) :],
+            "",
+            item["Size"],
+            int(item["LastModified"].timestamp() * 1e9),
+            archived(item.get("StorageClass"), item.get("RestoreStatus", {})),
+        )
+        for item in page.get("Contents", ())
+        if not item["Key"].endswith("/")
+    ]
+
+
 def create_object(uri: str, content: bytes) -> bool | None:
-    """Write an S3 object that is not there; whether it was not. None where boto3 cannot, and nothing was written."""
+    """Create an S3 object; whether it did not exist before. None where boto3 cannot, and nothing was written."""
     client, bucket, key = _in_bucket(uri)
     if client is None:
         return None
@@ -389,11 +439,12 @@ def archive_tier(uri: str) -> str | None:
     said = about.get("Restore", "")
     restored = {"IsRestoreInProgress": 'request="true"' in said, "RestoreExpiryDate": "expiry-date" in said}
     # Objects of intelligent tiering keep their class and name the tier apart.
-    cold = _cold("GLACIER" if about.get("ArchiveStatus") else about.get("StorageClass"), restored)
+    cold = archived("GLACIER" if about.get("ArchiveStatus") else about.get("StorageClass"), restored)
     return cold and cold[1]
 
 
-def _cold(storage_class: str | None, restored: Mapping[str, Any]) -> tuple[str, str] | None:
+def archived(storage_class: str | None, restored: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Status and reason of an object in an archive tier that is not restored; None for any other."""
     if storage_class not in _COLD or restored.get("RestoreExpiryDate"):
         return None
     under_way = ", which is under way" if restored.get("IsRestoreInProgress") else ""
@@ -402,7 +453,7 @@ def _cold(storage_class: str | None, restored: Mapping[str, Any]) -> tuple[str, 
 
 
 def said(error: OSError) -> str:
-    """What an operating system or a storage says of a failure, in words, without numbers and paths."""
+    """The message of an operating system or storage about a failure, without numbers and paths."""
     return (error.strerror or " ".join(str(error).split()) or type(error).__name__).lower()
 
 
@@ -434,13 +485,13 @@ def read_json(path: str | Path) -> Any:
     """The value that a JSON file holds.
 
     Raises:
-        StorageError: if it holds something else.
+        StorageError: if it holds anything else.
     """
     try:
         return json.loads(read_bytes(path))
     except ValueError as error:
         raise StorageError(
-            f"{path} is not JSON ({error}): it was cut short or changed by hand. Put back what was written there."
+            f"{path} is not JSON ({error}): it was cut short or changed by hand. Restore the original file."
         ) from None
 
 
@@ -465,7 +516,7 @@ def delete(path: str | Path) -> None:
 
 
 def write_whole(path: str | Path, content: bytes | memoryview | Iterator[bytes | memoryview]) -> None:
-    """Write a file so that it is there complete or not at all; an older one of that name is replaced.
+    """Write a file atomically; an older one of that name is replaced.
 
     Args:
         path: The file; folders are made.
@@ -527,7 +578,7 @@ def read_parquet_schema(path: str | Path) -> pa.Schema:
 def write_safetensors(
     path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write tensors as safetensors, whole, one after the other: they are not in memory, or on another disk, twice.
+    """Write tensors as safetensors, whole, one after the other: without a second copy in memory or on disk.
 
     Raises:
         StorageError: as `write_whole`.
@@ -558,7 +609,7 @@ def safetensors_pieces(
 
 
 def safetensors_header(content: bytes) -> dict[str, Any]:
-    """The header of a safetensors file, which is JSON; its length stands in the first eight bytes."""
+    """The header of a safetensors file, which is JSON; its length is in the first eight bytes."""
     length = int.from_bytes(content[:8], "little")
     return json.loads(content[8 : 8 + length])
 

@@ -20,7 +20,8 @@ _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 _TAKEN = {
     *("session_id", "utt_id", "speaker_id", "audio_path", "audio", "start_s", "end_s", "duration_s", "channel", "role"),
     *("position", "split", "fold", "status", "reason", "run_id", "lost_s", "duplicate_of", "n_channels"),
-    *("bandwidth_hz", "voice", "n_utterances", "n_scored", "n_failed", "talk_s", "speech", "prosody", "speaker"),
+    *("bandwidth_hz", "level_db", "snr_db", "voice"),
+    *("n_utterances", "n_scored", "n_failed", "talk_s", "speech", "prosody", "speaker"),
     *("text", "avg", "row", "date", "index", "level", "name"),
 }
 """Columns and words of the contracts, which mean something else."""
@@ -60,7 +61,7 @@ def session_names(targets: Sequence[str | Target]) -> tuple[str, ...]:
 
 
 def observed_names(targets: Sequence[str | Target]) -> tuple[str, ...]:
-    """The columns of the values that somebody knows while a session runs."""
+    """The columns of observed values, known while a session runs."""
     return tuple(f"observed_{name}" for name in utterance_names(targets))
 
 
@@ -84,7 +85,7 @@ def derived(name: str) -> set[str]:
 
 
 def check_targets(targets: Sequence[str | Target]) -> None:
-    """Raise ConfigValueError unless these names can stand beside each other and the columns of the contracts."""
+    """Raise ConfigValueError if these names clash with each other or with columns of the contracts."""
     names = [target if isinstance(target, str) else target.name for target in targets]
     if not names:
         raise ConfigValueError("model.targets is empty; name at least one, such as [valence, arousal].")

@@ -1,13 +1,13 @@
 """Worlds in which the truth is known, as feature stores: for tests, benchmarks and documentation.
 
-A world is a table in the contract of the feature store. Each is made from its own seed and nothing else. Beside the
-worlds stand the predictors that a session model is measured against. Letters: T utterances of a session, D features.
+A world is a table in the contract of the feature store. Each is made from its own seed and nothing else. The module
+also has the reference predictors for a session model. Letters: T utterances of a session, D features.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +20,9 @@ from vaemo.units import SPLITS
 
 AR = np.array([0.95, 0.85])
 """How much of valence and of arousal stays from one utterance to the next."""
+
+CALL_AR, SLOW_SHOWN = np.array([*AR, 0.98]), 0.4
+"""The same in `call_world`, with its third target, and how much the features show of that."""
 
 LABEL_SPREAD = 0.16
 """Deviation of the labels on [0, 1] before clipping, around 0.5."""
@@ -36,11 +39,13 @@ class World:
         table: Rows of a feature store, sessions contiguous.
         mixing: W, what the features show of the latent, (D, 2); in `dialogue_world` of what is around valence's level.
         noise: Deviation of the features' noise.
+        ar: How much of each latent stays from one utterance to the next, where it is an AR(1) process.
     """
 
     table: pa.Table
     mixing: np.ndarray
     noise: float
+    ar: np.ndarray = field(default_factory=lambda: AR)
 
     def sessions(self, split: str) -> list[Session]:
         """The sessions of one split."""
@@ -76,6 +81,51 @@ def linear_world(
     shown = latent @ mixing.T + noise * random.standard_normal((len(latent), features))
     split = np.repeat(np.array(SPLITS, object), sessions)
     return World(_table(sizes, split, _labels(random, latent, unlabelled), shown), mixing, noise)
+
+
+def call_world(
+    seed: int,
+    *,
+    sessions: Sequence[int] = (200, 60, 200),
+    lengths: tuple[int, int] = (60, 60),
+    features: int = 40,
+    noise: float = 7.0,
+) -> World:
+    """A linear world with a third target, `dominance`, that only memory shows, and one of the whole call, `csat`.
+
+    As `linear_world`, with a third latent that moves more slowly and shows less: one utterance tells little of it. What
+    is said of a call after it is half the mean of its valence and half its end, each utterance from the last one
+    back counting 2^(-1/5) of the next, and as much again of what no call shows; in whole numbers from 0 to 10 with a
+    mean of 7.5, many of them 10, as such answers are, and on [0, 1].
+
+    Args:
+        seed: Of everything.
+        sessions: How many in train, dev and test.
+        lengths: Least and most utterances of a session.
+        features: D, all in the stream `speech`.
+        noise: Deviation of the features' noise.
+    """
+    random = np.random.default_rng(seed)
+    sizes = random.integers(lengths[0], lengths[1] + 1, sum(sessions))
+    mixing = random.standard_normal((features, 3)) * np.array([1.0, 1.0, SLOW_SHOWN])
+    latent = _latent(random, sizes, CALL_AR)
+    shown = latent @ mixing.T + noise * random.standard_normal((len(latent), features))
+    split = np.repeat(np.array(SPLITS, object), sessions)
+    labels = _labels(random, latent)
+    table = _table(sizes, split, labels, shown)
+    table = table.append_column("dominance", pa.array(labels[:, 2].astype(np.float32)))
+    starts = np.cumsum(sizes) - sizes
+    felt = np.array([_remembered(latent[start : start + size, 0]) for start, size in zip(starts, sizes, strict=True)])
+    felt = felt / felt.std() + random.standard_normal(len(felt))
+    said = np.clip(np.round(7.5 + 1.5 * felt), 0, 10) / 10
+    table = table.append_column("csat", pa.array(np.repeat(said, sizes).astype(np.float32)))
+    return World(table, mixing, noise, CALL_AR)
+
+
+def _remembered(valence: np.ndarray) -> float:
+    """What is remembered of a call's valence, (T,): half its mean, half its end."""
+    recent = np.exp2(-np.arange(len(valence))[::-1] / 5)
+    return float(valence.mean() / 2 + valence @ recent / recent.sum() / 2)
 
 
 def regime_world(
@@ -132,17 +182,17 @@ def dialogue_world(
 ) -> World:
     """A world of acted dialogs, in which recipes rank as they do on people: few voices, many turns, rough labels.
 
-    Two speakers take irregular turns. What is to be told has a level that both share for the whole dialog, and around
+    Two speakers take irregular turns. The latent has a level that both share for the whole dialog, and around
     it an AR(1) process of each speaker over their own turns. A label is the mean of two or three ratings in whole
     numbers from 1 to 5, mapped to [0, 1]: half of valence's variance lies between dialogs, and a fifth of arousal's.
 
     The 47 features show arousal strongly and valence weakly: its level over the dialog in one way, what happens within
-    the dialog in another, and a little through its product with arousal. Most of their noise is shared (8 factors),
-    and what tells valence lies in the little that is not, so that noise added to single features hides it. The noise
-    is heavy-tailed, and every feature is bent a little, one way or the other. Each speaker has an offset in all
-    features, about as large as the spread within a voice, which is a little another one in each dialog. Part of it
-    looks as valence and arousal themselves do: some voices sound pleasant whatever they say, and on some days more
-    than on others. Labels know nothing of it.
+    the dialog in another, and a little through its product with arousal. Most of their noise is shared (8 factors), and
+    the information on valence is in the part that is not, so that noise added to single features hides it. The noise is
+    heavy-tailed, and every feature is bent a little, one way or the other. Each speaker has an offset in all features,
+    about as large as the spread within a voice, which is a little another one in each dialog. Part of it looks as
+    valence and arousal themselves do: some voices sound pleasant whatever they say, and on some days more than on
+    others. Labels know nothing of it.
 
     Calibrated to IEMOCAP (10,039 turns, 151 dialogs, 47 GeMAPS functionals, one recording session left out; CCC of
     valence / arousal): ridge regression with matched spread .33 / .64; the model without updater .36 / .64; ridge on
@@ -158,7 +208,7 @@ def dialogue_world(
 
     What it cannot show: anything about words, about who answers whom (the speakers' processes are independent), about
     voices that change in a session, about channels and rooms, or about features of other kinds and sizes. It has one
-    mechanism for each effect, and people have many. A recipe that was chosen here is to be shown on speech.
+    mechanism for each effect, and people have many. A recipe that was chosen here must be confirmed on speech.
 
     Args:
         seed: Of everything.
@@ -220,21 +270,41 @@ def write_store(world: World, path: str, *, parts: int = 2) -> str:
 
 
 def kalman_predictions(world: World, sessions: Sequence[Session]) -> list[np.ndarray]:
-    """The mean of the latent given past and present, as labels, (T, 2) per session; for `linear_world` only."""
-    predictions = []
+    """The mean of the latent given past and present, as labels, (T, K) per session; for linear worlds only."""
+    found = (_filtered(world, session)[0] for session in sessions)
+    return [np.clip(0.5 + LABEL_SPREAD * means, 0, 1) for means in found]
+
+
+def best_of_calls(world: World, sessions: Sequence[Session]) -> np.ndarray:
+    """What ranks the `csat` of calls best, (sessions,): the mean of what is remembered given the whole call.
+
+    For `call_world` only. A Kalman smoother: the means of the filter, corrected from the end back.
+    """
+    found = []
     for session in sessions:
-        mean, covariance = np.zeros(2), np.eye(2)
-        found = np.empty((len(session), 2))
-        for step, shown in enumerate(session.streams["speech"].astype(np.float64)):
-            if step:
-                mean = AR * mean
-                covariance = AR[:, None] * covariance * AR + np.diag(1 - AR**2)
-            precision = np.linalg.inv(covariance) + world.mixing.T @ world.mixing / world.noise**2
-            covariance = np.linalg.inv(precision)
-            mean = mean + covariance @ world.mixing.T @ (shown - world.mixing @ mean) / world.noise**2
-            found[step] = mean
-        predictions.append(np.clip(0.5 + LABEL_SPREAD * found, 0, 1))
-    return predictions
+        means, covariances = _filtered(world, session)
+        for step in range(len(session) - 2, -1, -1):
+            ahead = world.ar[:, None] * covariances[step] * world.ar + np.diag(1 - world.ar**2)
+            gain = covariances[step] * world.ar @ np.linalg.inv(ahead)
+            means[step] += gain @ (means[step + 1] - world.ar * means[step])
+        found.append(_remembered(means[:, 0]))
+    return np.array(found)
+
+
+def _filtered(world: World, session: Session) -> tuple[np.ndarray, np.ndarray]:
+    """Mean (T, K) and covariance (T, K, K) of the latent given past and present: the Kalman filter."""
+    n = len(world.ar)
+    mean, covariance = np.zeros(n), np.eye(n)
+    means, covariances = np.empty((len(session), n)), np.empty((len(session), n, n))
+    for step, shown in enumerate(session.streams["speech"].astype(np.float64)):
+        if step:
+            mean = world.ar * mean
+            covariance = world.ar[:, None] * covariance * world.ar + np.diag(1 - world.ar**2)
+        precision = np.linalg.inv(covariance) + world.mixing.T @ world.mixing / world.noise**2
+        covariance = np.linalg.inv(precision)
+        mean = mean + covariance @ world.mixing.T @ (shown - world.mixing @ mean) / world.noise**2
+        means[step], covariances[step] = mean, covariance
+    return means, covariances
 
 
 def ccc_avg(predictions: Sequence[np.ndarray], sessions: Sequence[Session]) -> float:
@@ -291,22 +361,22 @@ def _dialog(random: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndar
     return np.tile(level, (size, 1)), np.sqrt(1 - _BETWEEN) * around, who
 
 
-def _latent(random: np.random.Generator, sizes: np.ndarray) -> np.ndarray:
-    """AR(1) processes with unit variance, one pair per session, end to end."""
+def _latent(random: np.random.Generator, sizes: np.ndarray, ar: np.ndarray = AR) -> np.ndarray:
+    """AR(1) processes with unit variance, K per session, end to end."""
     parts = []
     for size in sizes:
-        shocks = random.standard_normal((size, 2)) * np.sqrt(1 - AR**2)
-        shocks[0] /= np.sqrt(1 - AR**2)
+        shocks = random.standard_normal((size, len(ar))) * np.sqrt(1 - ar**2)
+        shocks[0] /= np.sqrt(1 - ar**2)
         part = np.empty_like(shocks)
-        value = np.zeros(2)
+        value = np.zeros(len(ar))
         for step, shock in enumerate(shocks):
-            value = part[step] = AR * value + shock
+            value = part[step] = ar * value + shock
         parts.append(part)
     return np.concatenate(parts)
 
 
 def _labels(random: np.random.Generator, latent: np.ndarray, unlabelled: float = 0.0) -> np.ndarray:
-    """Labels of the latent on [0, 1], (U, 2), a share of the utterances without any (NaN)."""
+    """Labels of the latent on [0, 1], (U, K), a share of the utterances without any (NaN)."""
     labels = np.clip(0.5 + LABEL_SPREAD * latent, 0, 1)
     labels[random.random(len(labels)) < unlabelled] = np.nan
     return labels

@@ -8,18 +8,19 @@ Ray, shards or folders.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from vaemo.audio.acoustics import bandwidth_hz, require_usable, simulate_telephone
+from vaemo.audio.acoustics import Sound, require_usable, simulate_telephone, sound_of
 from vaemo.audio.archive import shown
 from vaemo.audio.formats import AUDIO_SUFFIXES as AUDIO_SUFFIXES
 from vaemo.audio.recording import AudioProblem, Decoder, Recording
-from vaemo.audio.vad import UtteranceFinder
+from vaemo.audio.vad import Utterance, UtteranceFinder
 from vaemo.config import Config, VoicesConfig
 from vaemo.data.manifest import with_labels
 from vaemo.data.sessions import label_ranges
@@ -72,7 +73,7 @@ _KEPT_S = 0.005
 """An utterance of which less is there is lost."""
 
 _HOPELESS = 5
-"""An extractor whose process dies of each of so many utterances, the first of a buffer, is broken itself."""
+"""An extractor whose process dies on each of this many utterances, the first of a buffer, is itself broken."""
 
 
 def unsaid_roles(n_channels: int) -> Sequence[str | None]:
@@ -124,6 +125,40 @@ def extract_utterances(
     return _joined(_on_model_scale(rows, config), result, extractors, config.model.targets)
 
 
+@dataclass(frozen=True)
+class Parties:
+    """Who speaks in a recording, as far as that is known beforehand, and whose speech gets features.
+
+    Attributes:
+        roles_of: Gives the role of each channel, None where it is not known, for how many there are.
+        scored: Whether a role gets features; utterances of others are listed with status `not_scored_role`.
+        turns: Who speaks when, where a file says so.
+        roles_of_voices: Gives the roles of voices for those of channels; None uses what `turns` say alone.
+        verifies: Whether it compares vectors of voices that `turns` name.
+        expected: See `VoiceCutter`.
+    """
+
+    roles_of: Callable[[int], Sequence[str | None]] = unsaid_roles
+    scored: Callable[[str | None], bool] = lambda role: True
+    turns: Sequence[Turn] | None = None
+    roles_of_voices: Callable[[Sequence[Voice], Sequence[str]], Mapping[VoiceKey, VoiceRole]] | None = None
+    verifies: bool = False
+    expected: np.ndarray | None = None
+
+
+@dataclass
+class Course:
+    """A session of several recordings, as far as it was read.
+
+    Attributes:
+        counts: Utterances so far, by channel.
+        heard_s: Length of the recording that was read last.
+    """
+
+    counts: Counter[int] = field(default_factory=Counter)
+    heard_s: float = 0.0
+
+
 def extract_recording(
     path: str,
     session_id: str,
@@ -131,13 +166,9 @@ def extract_recording(
     extractors: Mapping[str, Extractor],
     config: Config,
     decoder: Decoder | None = None,
-    roles_of: Callable[[int], Sequence[str | None]] = unsaid_roles,
-    hears: Callable[[str | None], bool] = lambda role: True,
+    parties: Parties = Parties(),
     problem: Problem | None = None,
-    turns: Sequence[Turn] | None = None,
-    roles_of_voices: Callable[[Sequence[Voice], Sequence[str]], Mapping[VoiceKey, VoiceRole]] | None = None,
-    verifies: bool = False,
-    expected: np.ndarray | None = None,
+    course: Course | None = None,
 ) -> pa.Table:
     """Find the utterances of a recording, channel by channel, and compute their features.
 
@@ -153,86 +184,152 @@ def extract_recording(
         extractors: By stream.
         config: Sections audio, vad, voices, features and extract.
         decoder: The process that decodes; None starts one for this call.
-        roles_of: Gives the role of each channel, None where it is not known, for how many there are.
-        hears: Whether a role is to have features; utterances of others are listed with status `not_scored_role`.
+        parties: Who speaks, and whose speech gets features.
         problem: Why the recording is listed and not read, where that is known beforehand.
-        turns: Who speaks when, where somebody has brought that.
-        roles_of_voices: Gives the roles of voices for those of channels; None knows what was brought alone.
-        verifies: Whether that compares vectors of brought voices.
-        expected: See `VoiceCutter`.
+        course: Of a session of several recordings, of which this is the next; see `extract_session`.
 
     Returns:
-        The columns of `part_schema` and `audio_path`, rows by start, then channel.
+        The columns of `part_schema`, rows by start, then channel.
     """
-    work = _Work(extractors, config)
-    found: list[_Found] = []
-    roles: Sequence[str | None] = ()
-
-    def take(one: _Found, samples: Callable[[], np.ndarray], why_not: str | None = None) -> None:
-        found.append(one)
-        if hears(one.role):
-            work.try_add(len(found) - 1, samples, lambda: recording.lost_s(one.start_s, one.end_s, one.channel))
-        else:
-            reason = why_not or f"role {one.role or 'unknown'} is not scored"
-            work.fail(len(found) - 1, AudioProblem("not_scored_role", reason))
-
+    search, course = _Search(_Work(extractors, config), config, parties), course or Course()
     with _decoding(decoder, config) as open_decoder:
         try:
             if problem:
                 raise AudioProblem(problem.status, problem.reason)
-            recording = Recording(path, open_decoder, config.audio)
-            roles = roles_of(recording.info.channels)
-            finder, broken = UtteranceFinder(len(roles), config.vad), None
-            cutter = VoiceCutter(len(roles), config.voices, config.vad, turns, vectors=verifies, expected=expected)
-            try:
-                for utterance in _utterances(recording, finder):
-                    if utterance.channel in cutter.channels:
-                        cutter.push(utterance)
-                    else:
-                        place = utterance.channel, utterance.start_s, utterance.end_s
-                        take(_Found(*place, role=roles[utterance.channel]), functools.partial(_same, utterance.samples))
-            except AudioProblem as what:
-                if what.whole:
-                    raise
-                broken = what
-            if broken is None and (misfit := cutter.misfit(len(roles), finder.heard_s)):
-                raise AudioProblem("bad_voices", misfit)
-            pieces, voices = cutter.finish()
-            known = [role or UNKNOWN for role in roles]
-            decide = roles_of_voices or functools.partial(_without_evidence, config.voices)
-            by_voice = decide(voices, known) if voices else {}
-            for piece in pieces:
-                of_voice = by_voice.get((piece.channel, piece.voice), VoiceRole(UNKNOWN))
-                role = of_piece(of_voice, piece.margin, config.voices)
-                one = _Found(
-                    piece.channel,
-                    piece.start_s,
-                    piece.end_s,
-                    role.role,
-                    piece.voice,
-                    piece.margin,
-                    role.by,
-                    role.margin,
-                )
-                why_not = why_unknown(of_voice, piece.margin, config.voices) if role.role == UNKNOWN else None
-                take(one, functools.partial(recording.utterance, piece.start_s, piece.end_s, piece.channel), why_not)
-            if broken is not None:
-                raise broken
-            damage = recording.damage()
-            if not found and (damage is None or damage.status == "damaged"):
-                raise AudioProblem("silent", f"no speech was found in it{f'; {damage.reason}' if damage else ''}")
-            if damage is not None:
-                raise damage
+            search.read(Recording(path, open_decoder, config.audio), course)
         except AudioProblem as what:
-            if what.whole:
-                for row in range(len(found)):
-                    work.fail(row, what)
-            found.append(_Found(None, None, None))
-            work.fail(len(found) - 1, what)
-    rows = _found_rows(path, session_id, found, len(roles))
+            search.end_with(what)
+    rows = _found_rows(path, session_id, search.found, search.n_channels, course.counts)
     if problem and problem.duplicate_of:
         rows = rows.append_column("duplicate_of", pa.repeat(problem.duplicate_of, rows.num_rows))
-    return _joined(rows, work.finish(), extractors, config.model.targets, by_start=True)
+    return _joined(rows, search.work.finish(), extractors, config.model.targets, by_start=True)
+
+
+class _Search:
+    """The utterances of a recording, each measured as soon as it is found.
+
+    Attributes:
+        work: What measures them.
+        found: The utterances, and at the end a row of the recording itself where there is something to say of it.
+        n_channels: Of the recording; 0 where it was not opened.
+    """
+
+    def __init__(self, work: _Work, config: Config, parties: Parties) -> None:
+        self.work = work
+        self.found: list[_Found] = []
+        self.n_channels = 0
+        self._config, self._parties = config, parties
+
+    def read(self, recording: Recording, course: Course) -> None:
+        """Find and measure everything.
+
+        Raises:
+            AudioProblem: for what keeps the recording, or a part of it, from being heard.
+        """
+        config, parties = self._config, self._parties
+        roles = parties.roles_of(recording.info.channels)
+        self.n_channels = len(roles)
+        finder, bad = UtteranceFinder(len(roles), config.vad), _NotFinite()
+        cutter = VoiceCutter(
+            len(roles),
+            config.voices,
+            config.vad,
+            parties.turns,
+            vectors=parties.verifies,
+            expected=parties.expected,
+        )
+        broken = None
+        try:
+            for utterance in _utterances(recording, finder, bad):
+                if utterance.channel in cutter.channels:
+                    cutter.push(utterance)
+                else:
+                    place = utterance.channel, utterance.start_s, utterance.end_s
+                    one = _Found(*place, role=roles[utterance.channel])
+                    self._take(recording, one, functools.partial(_same, utterance.samples))
+        except AudioProblem as what:
+            if what.whole:
+                raise
+            broken = what
+        finally:
+            course.heard_s = finder.heard_s
+        if broken is None and (misfit := cutter.misfit(len(roles), finder.heard_s)):
+            raise AudioProblem("bad_voices", misfit)
+        self._take_pieces(recording, cutter, roles)
+        damage = broken or recording.damage() or bad.problem
+        if broken is None and not self.found and (damage is None or damage.status == "damaged"):
+            raise AudioProblem("silent", f"no speech was found in it{f'; {damage.reason}' if damage else ''}")
+        if damage is not None:
+            raise damage
+
+    def end_with(self, problem: AudioProblem) -> None:
+        """Add the recording's own row; where the problem is of the whole recording, all rows have it."""
+        if problem.whole:
+            for row in range(len(self.found)):
+                self.work.fail(row, problem)
+        self.found.append(_Found(None, None, None))
+        self.work.fail(len(self.found) - 1, problem)
+
+    def _take(
+        self, recording: Recording, one: _Found, samples: Callable[[], np.ndarray], why_not: str | None = None
+    ) -> None:
+        self.found.append(one)
+        row = len(self.found) - 1
+        if self._parties.scored(one.role):
+            self.work.try_add(row, samples, lambda: recording.lost_s(one.start_s, one.end_s, one.channel))
+        else:
+            reason = why_not or f"role {one.role or 'unknown'} is not scored"
+            self.work.fail(row, AudioProblem("not_scored_role", reason))
+
+    def _take_pieces(self, recording: Recording, cutter: VoiceCutter, roles: Sequence[str | None]) -> None:
+        """The utterances of channels in which voices are told apart."""
+        how = self._config.voices
+        pieces, voices = cutter.finish()
+        decide = self._parties.roles_of_voices or functools.partial(_without_evidence, how)
+        by_voice = decide(voices, [role or UNKNOWN for role in roles]) if voices else {}
+        for piece in pieces:
+            of_voice = by_voice.get((piece.channel, piece.voice), VoiceRole(UNKNOWN))
+            role = of_piece(of_voice, piece.margin, how)
+            place = piece.channel, piece.start_s, piece.end_s
+            one = _Found(*place, role.role, piece.voice, piece.margin, role.by, role.margin)
+            why_not = why_unknown(of_voice, piece.margin, how) if role.role == UNKNOWN else None
+            self._take(recording, one, functools.partial(recording.utterance, *place[1:], piece.channel), why_not)
+
+
+def extract_session(
+    recordings: Sequence[tuple[float | None, Callable[[Course], pa.Table]]],
+) -> pa.Table:
+    """The utterances of a session of several recordings, all on one course.
+
+    `start_s` and `end_s` stay places in the recording that `audio_path` names, which begins `offset_s` after the
+    session. Utterances are numbered through, channel by channel, and come by their time in the session. What a channel
+    holds in all recordings is one speaker, but for recordings that run while others do, and voices that were told
+    apart: these have the number of the recording in their `speaker_id` (`#c0f2`).
+
+    Args:
+        recordings: Each with where it begins, None for behind the one before it, and what extracts it
+            (`extract_recording` on this course).
+
+    Returns:
+        As `extract_recording`.
+    """
+    course, tables, times, ended_s, latest_s = Course(), [], [], 0.0, 0.0
+    for number, (given_s, extract) in enumerate(recordings, 1):
+        offset_s, course.heard_s = ended_s if given_s is None else given_s, 0.0
+        table = extract(course)
+        end_s = offset_s + course.heard_s
+        if number > 1:
+            aside = pa.scalar(offset_s < latest_s - _KEPT_S)
+            apart = pc.and_(pc.or_(table["voice"].is_valid(), aside), table["channel"].is_valid())
+            own = pc.binary_join_element_wise(table["speaker_id"], f"f{number}", "")
+            table = with_column(table, "speaker_id", pc.if_else(apart, own, table["speaker_id"]))
+        start_s = pc.add(table["start_s"], offset_s).fill_null(end_s)
+        tables.append(with_column(table, "offset_s", pa.repeat(offset_s, table.num_rows)))
+        times.append(start_s.to_numpy())
+        ended_s, latest_s = end_s, max(latest_s, end_s)
+    order = np.argsort(np.concatenate(times), kind="stable")
+    rows = pa.concat_tables(tables).take(pa.array(order))
+    return with_column(rows, "position", pa.array(np.arange(rows.num_rows, dtype=np.int32)))
 
 
 def as_heard(samples: np.ndarray, config: Config) -> np.ndarray:
@@ -275,20 +372,41 @@ def _without_evidence(
     return evidence.roles_of_voices(voices, channel_roles, Evidence(), None, config)
 
 
-def _utterances(recording: Recording, finder: UtteranceFinder) -> Any:
+class _NotFinite:
+    """How much of a recording is NaN or infinite. Only utterances that hold such samples are lost by it."""
+
+    def __init__(self) -> None:
+        self._read = self._bad = self._first = 0
+
+    def look(self, block: np.ndarray) -> None:
+        """Count the next samples, (C, n), 16 kHz."""
+        bad = ~np.isfinite(block).all(axis=0)
+        if bad.any():
+            self._first = self._first if self._bad else self._read + int(bad.argmax())
+            self._bad += int(bad.sum())
+        self._read += block.shape[1]
+
+    @property
+    def problem(self) -> AudioProblem | None:
+        """What the recording's own row says of it."""
+        if not self._bad:
+            return None
+        length, at = self._bad / SAMPLING_RATE_HZ, self._first / SAMPLING_RATE_HZ
+        return AudioProblem("nan_audio", f"{length:.3f} s of it are NaN or infinite, from {at:.1f} s on")
+
+
+def _utterances(recording: Recording, finder: UtteranceFinder, bad: _NotFinite) -> Iterator[Utterance]:
     for block in recording.blocks():
-        if not np.isfinite(block).all():
-            raise AudioProblem("nan_audio", "it holds samples that are NaN or infinite")
+        bad.look(block)
         yield from finder.push(block)
     yield from finder.finish()
 
 
-def _found_rows(path: str, session_id: str, found: Sequence[_Found], n_channels: int) -> pa.Table:
-    counts: dict[int, int] = {}
+def _found_rows(path: str, session_id: str, found: Sequence[_Found], n_channels: int, counts: Counter[int]) -> pa.Table:
     utt_ids, speaker_ids = [], []
     for one in found:
-        index = counts.get(one.channel or 0, 0)
-        counts[one.channel or 0] = index + 1
+        index = counts[one.channel or 0]
+        counts[one.channel or 0] += 1
         utt_ids.append(f"{session_id}#c{one.channel or 0}-{index:05d}")
         speaker = "" if one.channel is None else f"#c{one.channel}" + ("" if one.voice is None else f"v{one.voice}")
         speaker_ids.append(f"{session_id}{speaker}")
@@ -330,7 +448,7 @@ class _Work:
         self._problems: dict[int, AudioProblem] = {}
         self._duration_s: dict[int, float] = {}
         self._lost_s: dict[int, float] = {}
-        self._bandwidth_hz: dict[int, float] = {}
+        self._sounds: dict[int, Sound] = {}
         self._vectors: dict[str, dict[int, np.ndarray]] = {stream: {} for stream in extractors}
         self._waiting: list[tuple[int, np.ndarray]] = []
         self._waiting_s = 0.0
@@ -338,7 +456,7 @@ class _Work:
         self._n_rows = n_rows
 
     def add(self, row: int, samples: np.ndarray, lost_s: float, cut_s: float = 0.0) -> None:
-        """Take an utterance, of which so much is silence that was put in, and so much was cut off at the file's end.
+        """Take an utterance, with its inserted silence and the part cut off at the end of the file.
 
         Raises:
             AudioProblem: if it cannot be used.
@@ -349,7 +467,7 @@ class _Work:
         if lost_s and lost_s >= self._duration_s[row] - _KEPT_S:
             raise AudioProblem("undecodable", "the file holds nothing of it that can be decoded")
         heard = as_heard(samples, self._config)
-        self._bandwidth_hz[row] = bandwidth_hz(heard)
+        self._sounds[row] = sound_of(heard)
         self._waiting.append((row, heard))
         self._waiting_s += self._duration_s[row]
         if self._waiting_s >= _BUFFER_S:
@@ -368,14 +486,17 @@ class _Work:
         self._problems[row] = problem
 
     def finish(self) -> dict[str, pa.Array]:
-        """Columns `duration_s`, `bandwidth_hz`, `status`, `reason`, `lost_s` and the streams, by row number."""
+        """Columns `duration_s`, those of `Sound`, `status`, `reason`, `lost_s` and the streams, by row number."""
         self._run()
         self._collect()
         rows = range(self._n_rows)
         problems = [self._problems.get(row) for row in rows]
         columns: dict[str, pa.Array] = {
             "duration_s": pa.array([self._duration_s.get(row) for row in rows], pa.float64()),
-            "bandwidth_hz": pa.array([self._bandwidth_hz.get(row) for row in rows], pa.float32()),
+            **{
+                name: pa.array([getattr(self._sounds.get(row), name, None) for row in rows], pa.float32())
+                for name in Sound._fields
+            },
             "status": pa.array([problem.status if problem else "ok" for problem in problems], pa.string()),
             "reason": pa.array([problem.reason if problem else None for problem in problems], pa.string()),
             "lost_s": pa.array([self._lost_s.get(row) for row in rows], pa.float64()),
@@ -429,7 +550,7 @@ class _Work:
                 if n_lost == number == _HOPELESS:
                     raise ExtractorError(
                         f"{extractor.name} ended its process on each of {number} utterances alone ({lost}): it is "
-                        "broken here, or memory is short. What is finished is kept; put it right and run the same "
+                        "broken here, or memory is short. What is finished is kept; correct it and run the same "
                         "command again."
                     ) from None
 

@@ -13,6 +13,7 @@ from vaemo.ablation import grid
 from vaemo.ablation.grid import Variant
 from vaemo.config import Config
 from vaemo.errors import DivergedError, LabelError, OtherRunError, UsageError
+from vaemo.pipeline.executors import InProcess
 from vaemo.testing import linear_world, write_store
 
 pytestmark = pytest.mark.ray
@@ -84,52 +85,60 @@ def test_grid(store, small, local_ray, tmp_path, capsys):
         ablate(store, out, config("train.lr=2e-2"), seeds=2)
 
 
-def test_a_cell_that_fails_does_not_end_the_grid(store, small, local_ray, tmp_path, capsys, monkeypatch):
-    """One is refused, one is a bug, one takes its process down."""
+def failed(out):
+    """By variant why its cells failed."""
+    rows = pq.read_table(Path(out, "cells.parquet")).to_pylist()
+    return {row["variant"]: row["reason"] for row in rows if row["status"] == "failed"}
 
-    def crash(*_):
-        os._exit(1)
+
+def test_a_cell_that_fails_does_not_end_the_grid(store, small, tmp_path, capsys, monkeypatch):
+    """One is refused, one is a bug."""
 
     def mistake(*_):
         raise RuntimeError("this cannot work")
 
-    broken = [Variant("crash", "crashes", baseline=crash), Variant("mistake", "is wrong", baseline=mistake)]
     changes = {"model": {"norm_z": True}, "train": {"weight_decay": 1e300}}
     diverges = Variant("diverges", "a decay that no number outlives", changes)
     monkeypatch.setattr(grid, "ABLATIONS", [diverges])
-    monkeypatch.setattr(grid, "BASELINES", broken)
+    monkeypatch.setattr(grid, "BASELINES", [Variant("mistake", "is wrong", baseline=mistake)])
     out = str(tmp_path / "grid")
-    rows = ablate(store, out, config(), seeds=1)
-    assert {row["variant"]: row["n_seeds"] for row in rows} == {
-        "full": 1, "diverges": 0, "crash": 0, "mistake": 0,
-    }  # fmt: skip
-    failed = {
-        row["variant"]: row["reason"]
-        for row in pq.read_table(Path(out, "cells.parquet")).to_pylist()
-        if row["status"] == "failed"
-    }
-    assert "the loss is not a finite number" in failed["diverges"]
-    assert failed["mistake"] == "RuntimeError: this cannot work"
-    assert failed.keys() == {"diverges", "crash", "mistake"}
+    rows = ablate(store, out, config(), InProcess(), seeds=1)
+    assert {row["variant"]: row["n_seeds"] for row in rows} == {"full": 1, "diverges": 0, "mistake": 0}
+    why = failed(out)
+    assert "the loss is not a finite number" in why["diverges"]
+    assert why["mistake"] == "RuntimeError: this cannot work"
+    assert why.keys() == {"diverges", "mistake"}
     assert "in mistake" in Path(out, "cells", "mistake", "failure.txt").read_text(), "the traceback"
     assert "| a decay that no number outlives | failed |" in Path(out, "ablation.md").read_text()
     assert "warning: diverges-seed-0 failed: DivergedError: the loss is not a finite number" in capsys.readouterr().out
 
 
 @pytest.mark.slow
-def test_where_all_fail_the_first_error_ends_it(store, small, local_ray, tmp_path, monkeypatch):
+def test_a_cell_that_takes_its_process_down_does_not_end_the_grid(store, small, local_ray, tmp_path, monkeypatch):
+    def crash(*_):
+        os._exit(1)
+
+    monkeypatch.setattr(grid, "ABLATIONS", [])
+    monkeypatch.setattr(grid, "BASELINES", [Variant("crash", "crashes", baseline=crash)])
+    out = str(tmp_path / "grid")
+    rows = ablate(store, out, config(), seeds=1)
+    assert {row["variant"]: row["n_seeds"] for row in rows} == {"full": 1, "crash": 0}
+    assert failed(out).keys() == {"crash"}
+
+
+def test_where_all_fail_the_first_error_ends_it(store, small, tmp_path, monkeypatch):
     monkeypatch.setattr(grid, "ABLATIONS", [])
     monkeypatch.setattr(grid, "BASELINES", [])
     diverges = config("train.weight_decay=1e300")
     with pytest.raises(DivergedError, match=r"the loss is not a finite number"):
-        ablate(store, str(tmp_path / "grid"), diverges, seeds=2)
+        ablate(store, str(tmp_path / "grid"), diverges, InProcess(), seeds=2)
     assert not Path(tmp_path, "grid", "ablation.md").exists()
 
 
-def test_folds_hold_out_everything(store, small, local_ray, tmp_path, monkeypatch):
+def test_folds_hold_out_everything(store, small, tmp_path, monkeypatch):
     monkeypatch.setattr(grid, "ABLATIONS", [])
     out = str(tmp_path / "grid")
-    rows = ablate(store, out, config("train.epochs=1"), seeds=1, folds="k=2")
+    rows = ablate(store, out, config("train.epochs=1"), InProcess(), seeds=1, folds="k=2")
     assert set(cells(out)) == {f"{name}-fold-{fold}.parquet" for name in ("full-seed-0", "ridge") for fold in "01"}
     assert [(row["n_sessions"], row["n"]) for row in rows] == [(96, pq.read_table(store).num_rows)] * 2
 

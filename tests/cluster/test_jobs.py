@@ -4,6 +4,7 @@ import dataclasses
 import json
 import pickle
 import random
+import re
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 import ray
 from processes import kill, kill_job, start_job, workers
+from ray.cluster_utils import Cluster
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.util import placement_group_table
 from training_cases import train
@@ -165,29 +167,40 @@ WORK = {
 }
 
 
-def survive(what, victim, store, folder, chance):
-    """Kill the driver with all below it, or a worker; run again; nothing that had ended is lost or done anew."""
-    out, address = Path(folder, "out"), ray.get_runtime_context().gcs_address
+def begin(what, store, folder):
+    """A job that trains several times, in a process of its own on the Ray of this one."""
     name, *more = WORK[what]
     more += ["--space", space_of(folder)] if name == "tune" else []
-    options = ["--store", store, "--out", out, *more]
+    options = ["--store", store, "--out", Path(folder, "out"), *more]
+    address = ray.get_runtime_context().gcs_address
+    return start_job(name, *options, overrides=[*SMALL, "train.epochs=6"], RAY_ADDRESS=address)
 
-    def start():
-        return start_job(name, *options, overrides=[*SMALL, "train.epochs=6"], RAY_ADDRESS=address)
 
-    job, due = start(), chance.randrange(0, 3)
+def survive(what, victim, store, folder, chance):
+    """Kill the driver with all below it, a worker or a node; run again; nothing that had ended is lost or done anew.
+
+    Args:
+        what: A key of `WORK`.
+        victim: `driver`, `worker`, or a function that kills.
+        store: The store.
+        folder: Where the job may write.
+        chance: Says when.
+    """
+    out = Path(folder, "out")
+    job, due = begin(what, store, folder), chance.randrange(0, 3)
     if victim == "driver":
         kill_job(job, due=lambda: len(finished(out)) >= due, delay_s=chance.uniform(0, 2))
     else:
         deadline = time.monotonic() + 120
         while job.poll() is None and time.monotonic() < deadline and len(finished(out)) < due:
             time.sleep(0.05)
-        found = workers("ImplicitFunc")
-        if found:
+        if victim != "worker":
+            victim()
+        elif found := workers("ImplicitFunc"):
             kill(chance.choice(found))
     before = finished(out)
     if victim == "driver":
-        job = start()
+        job = begin(what, store, folder)
     said, complained = job.communicate(timeout=280)
     assert job.returncode == 0, complained + said
     after = finished(out)
@@ -210,6 +223,36 @@ def test_seeds_whose_driver_is_killed_go_on(store, local_ray, tmp_path):
 def test_killed_anywhere_and_run_again(store, local_ray, tmp_path, what, seed):
     chance = random.Random(seed)
     survive(what, chance.choice(["driver", "worker"]), store, tmp_path, chance)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("what", WORK)
+def test_one_of_three_nodes_is_lost(store, tmp_path, what):
+    ray.shutdown()
+    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    second, _ = (nodes.add_node(num_cpus=1) for _ in range(2))
+    ray.init(address=nodes.address, logging_level="ERROR", log_to_driver=False)
+    try:
+        survive(what, second.all_processes["raylet"][0].process.kill, store, tmp_path, random.Random(1))
+    finally:
+        ray.shutdown()
+        nodes.shutdown()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("what", WORK)
+def test_all_on_sixteen_cpus_and_a_gpu_that_ray_counts(store, tmp_path, what):
+    """None waits for a GPU that another holds: a quarter each, four at a time."""
+    ray.shutdown()
+    ray.init(num_cpus=16, num_gpus=1, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+    try:
+        said, complained = begin(what, store, tmp_path).communicate(timeout=600)
+    finally:
+        ray.shutdown()
+    assert re.search(r"\b[34] at a time\b", said), complained + said
+    assert len(finished(tmp_path / "out")) >= 3
 
 
 class StopsAll(FIFOScheduler):

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from vaemo.commands import COMMANDS
+
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "vaemo"
 JOBS = sorted((ROOT / "jobs").glob("*.py"))
@@ -86,12 +88,13 @@ def test_imports_go_one_way(path):
 LAZY = {
     "vaemo.api": "the package is as light as its config until something is asked of it",
     "vaemo.commands": "a command loads what it needs: `--help` of all takes no second",
+    "vaemo.cluster.attempts": "a process of its own counts, which takes little memory unless rows are asked of it",
     "vaemo.cluster.executor": "Ray Tune takes a second to import, which extraction and scoring do not need",
     "vaemo.pipeline.executors": "training needs torch, which extraction of some features does not",
     "vaemo.features.load": "an extractor is imported when a config asks for it: each has packages of its own",
     "vaemo.model.regressor": "two methods are short for functions of `vaemo.model.checkpoint`, which loads regressors",
     "vaemo.model.feedback": "for types alone: its functions are parts of the regressor",
-    "vaemo.scoring.score": "for types alone: personal deltas are trained with what stands here",
+    "vaemo.scoring.table": "for types alone: personal deltas are trained with what stands here",
     "vaemo.stream": "for types alone: personal deltas are trained, which a stream does not do",
     "vaemo.evaluation.pictures": "only one of the pictures needs it",
 }
@@ -209,24 +212,37 @@ def vaemo_command(*arguments):
     return subprocess.run([sys.executable, "-m", "vaemo", *arguments], capture_output=True, text=True)
 
 
-def test_every_job_is_a_command_and_every_command_explains_itself():
-    from vaemo.commands import COMMANDS
-
+def test_every_job_is_a_command_and_every_command_explains_itself(capsys):
     assert {path.stem for path in JOBS} <= COMMANDS.keys()
     listed = dict(re.findall(r"^  (\w+) +(\S.*)", vaemo_command("--help").stdout, re.M))
     assert listed.keys() == COMMANDS.keys()
-    for name in COMMANDS:
-        shown = vaemo_command(name, "--help")
-        assert shown.stdout.startswith(f"usage: vaemo {name} "), shown.stderr
+    for name, command in COMMANDS.items():
+        with pytest.raises(SystemExit):
+            command(["--help"], f"vaemo {name}")
+        assert capsys.readouterr().out.startswith(f"usage: vaemo {name} ")
+
+
+def test_help_loads_nothing_heavy():
+    code = f"""
+import sys
+from vaemo.commands import COMMANDS
+try:
+    COMMANDS[sys.argv[1]](["--help"])
+finally:
+    print("loaded:", *(module for module in {sorted(HEAVY)!r} if module in sys.modules))
+"""
+    for name in ("extract", "train", "score", "evaluate"):
+        shown = subprocess.run([sys.executable, "-c", code, name], capture_output=True, text=True)
+        assert shown.stdout.endswith("\nloaded:\n"), shown.stdout
 
 
 def test_a_command_is_refused_in_one_line():
-    assert vaemo_command("tran").stderr.endswith("Did you mean train?\n")
-    for arguments in (["tran"], ["train"], ["train", "--nonsense"]):
-        refused = vaemo_command(*arguments)
+    unknown = vaemo_command("tran")
+    assert unknown.stderr.endswith("Did you mean train?\n")
+    for refused, prog in ((unknown, "vaemo"), (vaemo_command("train", "--nonsense"), "vaemo train")):
         assert refused.returncode == 2
         assert len(refused.stderr.splitlines()) == 1
-        assert refused.stderr.startswith(f"vaemo{' train' if arguments[0] == 'train' else ''}: ")
+        assert refused.stderr.startswith(f"{prog}: ")
 
 
 def test_a_command_and_its_job_are_the_same():
@@ -244,10 +260,9 @@ def test_jobs_are_thin_and_executable(path):
 
 
 @pytest.mark.parametrize("path", JOBS, ids=lambda path: path.name)
-def test_jobs_explain_themselves_and_refuse_nonsense(path):
-    shown = subprocess.run([sys.executable, path, "--help"], capture_output=True, text=True, check=True).stdout
-    options = set(re.findall(r"^  (--[a-z-]+)", shown, re.M))
+def test_jobs_are_their_commands(path, capsys):
+    assert f'commands.run("{path.stem}")' in path.read_text()
+    with pytest.raises(SystemExit):
+        COMMANDS[path.stem](["--help"])
+    options = set(re.findall(r"^  (--[a-z-]+)", capsys.readouterr().out, re.M))
     assert options >= {"--config", "--set"}
-    refused = subprocess.run([sys.executable, path, "--nonsense"], capture_output=True, text=True)
-    assert refused.returncode == 2
-    assert len(refused.stderr.splitlines()) == 1

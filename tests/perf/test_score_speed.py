@@ -15,6 +15,7 @@ import torch
 from scoring_cases import make_audio_checkpoint, make_checkpoint, run, write_calls
 from timed import Timed
 
+import vaemo
 from vaemo import files
 from vaemo.audio.recording import Decoder
 from vaemo.config import Config
@@ -22,8 +23,12 @@ from vaemo.features import load_extractors
 from vaemo.model.checkpoint import load_checkpoint
 from vaemo.model.streams import Streams
 from vaemo.pipeline.sources import RecordingsSource, Tools
+from vaemo.scores import read_utterances
 from vaemo.scoring.roles import RoleRules
-from vaemo.scoring.score import score_table
+from vaemo.scoring.table import score_table
+from vaemo.trust.calibration import CALIB_SPLIT, calibrate
+from vaemo.trust.novelty import Novelty
+from vaemo.units import DIMENSIONS, LabelScale
 
 pytestmark = [pytest.mark.perf, pytest.mark.ray]
 
@@ -31,10 +36,10 @@ DIMS = {"speech": 768, "prosody": 88, "speaker": 192}
 SESSIONS, STEPS, PARTS = 96, 50, 12
 
 
-def write_wide_store(path):
+def write_wide_store(path, parts=PARTS):
     """Sessions with the dimensions of WavLM, eGeMAPS and ECAPA."""
     random = np.random.default_rng(0)
-    for part in range(PARTS):
+    for part in range(parts):
         n = SESSIONS * STEPS
         columns = {
             "session_id": [f"s{part}-{row // STEPS}" for row in range(n)],
@@ -45,6 +50,47 @@ def write_wide_store(path):
             columns[stream] = pa.FixedSizeListArray.from_arrays(pa.array(vectors), dim)
         files.write_parquet_whole(files.join(str(path), f"part-{part:03d}.parquet"), pa.table(columns))
     return str(path)
+
+
+def write_trust(checkpoint, fingerprint):
+    """Give a checkpoint a description of training data as wide as the store's, and a calibration that knows signs."""
+    random = np.random.default_rng(1)
+    features = {name: random.standard_normal((6000, dim)).astype(np.float32) for name, dim in DIMS.items()}
+    n = np.arange(6000)
+    table = pa.table({"session_id": [f"s{k // 30}" for k in n], "speaker_id": [f"p{k // 30}" for k in n]})
+    table = table.append_column("role", pa.nulls(6000, pa.string()))
+    novelty = Novelty.of(features, {})
+    unusual, _ = novelty.unusual(features, {})
+    novelty = novelty.referred(unusual, table, from_dev=False)
+    novelty.write(checkpoint)
+    for name in (*DIMENSIONS, "label_valence", "label_arousal"):
+        table = table.append_column(name, pa.array(random.random(6000)))
+    for name, values in (("novelty", novelty.novelty(unusual)), ("start_s", 5.0 * n), ("end_s", 5.0 * n + 4)):
+        table = table.append_column(name, pa.array(values))
+    calibrate(table, table, [fingerprint], CALIB_SPLIT, LabelScale(0, 1)).write(checkpoint)
+
+
+def test_intervals_and_novelty_cost_little(tmp_path, capsys):
+    """CPU time of scoring a store in this process, reading and writing included, the best of each, taken in turn."""
+    plain, trusted = (make_checkpoint(tmp_path / name, config={}, dims=DIMS) for name in ("plain", "trusted"))
+    write_trust(trusted, load_checkpoint(trusted).fingerprint)
+    store = write_wide_store(tmp_path / "store", parts=8)
+    found = {plain: [], trusted: []}
+    for turn in range(5):
+        for checkpoint, times in found.items():
+            start = time.process_time()
+            vaemo.score(input=store, checkpoint=checkpoint, out=f"{checkpoint}-scores-{turn}", executor="process")
+            times.append(time.process_time() - start)
+    table = read_utterances(f"{trusted}-scores-0")
+    assert table["valence_low"].null_count == table["novelty"].null_count == 0
+    without, with_trust = (min(times) for times in found.values())
+    n = table.num_rows
+    with capsys.disabled():
+        print(
+            f"\nscoring a store: {1e6 * without / n:.1f} us an utterance, with intervals and novelty "
+            f"{1e6 * with_trust / n:.1f} ({100 * (with_trust / without - 1):+.1f} %)"
+        )
+    assert with_trust < 1.05 * without
 
 
 def steps_per_second(model, threads, n=400):

@@ -27,10 +27,10 @@ from pyannote.metrics.diarization import DiarizationErrorRate, JaccardErrorRate
 
 from vaemo.audio.recording import Decoder
 from vaemo.config import Config, FeatureConfig
+from vaemo.data.speakers import unit
 from vaemo.features import campplus, load_extractors
 from vaemo.features.campplus import CampPlus, embed
-from vaemo.utterances import extract_recording
-from vaemo.voices.clustering import unit
+from vaemo.utterances import Parties, extract_recording
 from vaemo.voices.prints import Voiceprints
 from vaemo.voices.roles import Evidence, expected_voice, roles_of_voices
 
@@ -207,10 +207,9 @@ def hear(path, name, prints, config, decoder):
         heard.extend(sorted((float(voice.vector @ prints.vectors[0]) for voice in voices), reverse=True))
         return roles_of_voices(voices, lines, evidence, prints, config.voices)
 
-    rows = extract_recording(
-        str(path), name, extractors={}, config=config, decoder=decoder, roles_of_voices=roles, verifies=True,
-        expected=expected_voice(evidence, prints, config.voices),
-    )  # fmt: skip
+    expected = expected_voice(evidence, prints, config.voices)
+    parties = Parties(roles_of_voices=roles, verifies=True, expected=expected)
+    rows = extract_recording(str(path), name, extractors={}, config=config, decoder=decoder, parties=parties)
     margin = heard[0] - heard[1] if len(heard) > 1 else 0.0
     return [row for row in rows.to_pylist() if row["start_s"] is not None], (heard[0], margin)
 

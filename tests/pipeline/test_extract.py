@@ -21,7 +21,7 @@ from vaemo.pipeline.sources import RecordingsSource, Tools
 from vaemo.scoring.roles import RoleRules
 from vaemo.store import part_schema
 from vaemo.units import STREAMS
-from vaemo.utterances import extract_recording, extract_utterances
+from vaemo.utterances import Parties, extract_recording, extract_utterances
 
 CONFIG = Config()
 
@@ -190,8 +190,9 @@ def test_roles_are_written_and_skipped_channels_cost_no_features(recording, deco
         extractors={"speech": extractor},
         config=CONFIG,
         decoder=decoder,
-        roles_of=lambda n_channels: ["agent", "customer"][:n_channels],
-        hears=lambda role: role == "customer",
+        parties=Parties(
+            roles_of=lambda n_channels: ["agent", "customer"][:n_channels], scored=lambda role: role == "customer"
+        ),
     )
     rows = table.to_pylist()
     agent = [row for row in rows if row["channel"] == 0]
@@ -274,18 +275,26 @@ def test_a_recording_with_damage_keeps_what_is_around_it(recording, decoder, tmp
     assert table["status"].to_pylist().count("ok") >= 2
 
 
-def test_nan_in_a_recording_ends_it_with_a_row(recording, decoder, tmp_path, monkeypatch):
-    monkeypatch.setattr(audio, "_BLOCK_VALUES", 320_000)
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_nan_in_a_recording_costs_the_utterance_that_holds_it(recording, decoder, tmp_path, bad):
     samples, rate = soundfile.read(recording[0])
-    samples[len(samples) - 1000] = np.nan
-    soundfile.write(tmp_path / "a.wav", samples, rate, subtype="FLOAT")
-    table = extract_recording(
-        str(tmp_path / "a.wav"), "a", extractors={"speech": Loudness()}, config=CONFIG, decoder=decoder
-    )
-    last = table.to_pylist()[-1]
-    assert (last["status"], last["start_s"]) == ("nan_audio", None)
-    assert len(set(table["utt_id"].to_pylist())) == table.num_rows
-    assert table["status"].to_pylist().count("ok") >= 2
+    tools = {"extractors": {"speech": Loudness()}, "config": CONFIG, "decoder": decoder}
+
+    def heard(name):
+        soundfile.write(tmp_path / name, samples, rate, subtype="FLOAT")
+        return extract_recording(str(tmp_path / name), "a", **tools).to_pylist()
+
+    whole = heard("whole.wav")
+    first = whole[0]
+    samples[round((first["start_s"] + first["end_s"]) / 2 * rate)] = bad
+    rows = heard("a.wav")
+    assert [row["status"] for row in rows] == ["nan_audio", *["ok"] * (len(whole) - 1), "nan_audio"]
+    for row, before in zip(rows[1:-1], whole[1:], strict=True):
+        assert (row["start_s"], row["end_s"], row["speech"]) == (before["start_s"], before["end_s"], before["speech"])
+    assert (rows[-1]["start_s"], rows[-1]["channel"]) == (None, None)
+    assert re.search(r"s of it are NaN or infinite, from \d+\.\d s on", rows[-1]["reason"])
+    samples[:] = bad
+    assert [row["status"] for row in heard("all.wav")] == ["nan_audio"]
 
 
 def test_labels_go_to_the_models_range_and_unknown_keys_travel(recording, decoder, tmp_path):

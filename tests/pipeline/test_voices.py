@@ -186,7 +186,7 @@ def test_what_cannot_be_done_is_refused_at_once(calls, tmp_path, monkeypatch):
     folder, turns, _ = calls
     with pytest.raises(ReadVoicesError, match="of none of the 2 recordings"):
         score(calls, tmp_path / "s", voices_from=write_rttm(tmp_path, turns, "strange"))
-    with pytest.raises(UsageError, match="nobody to compare with"):
+    with pytest.raises(UsageError, match="no enrolled voice to compare with"):
         score(calls, tmp_path / "s", set=["voices.mode=auto", "voices.identification=DPIA", "score.channel_roles=[x]"])
     other = str(tmp_path / "other.parquet")
     write_parquet_whole(other, pa.table({"speaker_id": ["ann"], "speaker": [[1.0, 0.0]], "role": ["agent"]}))

@@ -2,15 +2,13 @@
 
 import errno
 import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import fsspec
 import pyarrow.fs as pafs
 import pytest
 
 from vaemo import cli, files
+from vaemo.commands import COMMANDS
 from vaemo.errors import LabelError, ReadCheckpointError, UsageError
 
 
@@ -62,7 +60,7 @@ def test_a_full_disk_is_one_line(capsys):
         cli.run(main)
     assert exit_.value.code == 1
     printed = capsys.readouterr().err
-    assert "storage failed: [Errno 28] No space left on device: '/out/a.parquet'. Nothing is half written" in printed
+    assert "storage failed: [Errno 28] No space left on device: '/out/a.parquet'. No file is half written" in printed
     assert len(printed.splitlines()) == 1
 
 
@@ -139,14 +137,13 @@ def test_what_counts_nothing_is_one_line(text, capsys):
     assert len(printed.splitlines()) == 1
 
 
-@pytest.mark.parametrize("job", ["extract", "score"])
-def test_a_limit_of_nothing_is_refused_by_the_jobs(job):
-    command = [sys.executable, str(Path(__file__).parents[2] / "jobs" / f"{job}.py"), "--limit", "0"]
-    refused = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert refused.returncode == 2
-    assert (
-        refused.stderr == f"{job}.py: argument --limit: '0' is not a whole number of at least 1. See {job}.py --help.\n"
-    )
+@pytest.mark.parametrize("name", ["extract", "score"])
+def test_a_limit_of_nothing_is_refused(name, capsys):
+    with pytest.raises(SystemExit) as refused:
+        COMMANDS[name](["--limit", "0"], name)
+    assert refused.value.code == 2
+    said = f"{name}: argument --limit: '0' is not a whole number of at least 1. See {name} --help.\n"
+    assert capsys.readouterr().err == said
 
 
 def checkpoints(*arguments, several=True):
@@ -169,7 +166,7 @@ def test_a_checkpoint_whose_path_holds_commas_is_one(tmp_path, monkeypatch):
     assert checkpoints("runs/missing") == (f"{at}/runs/missing",)
     for text, part in ((f"{plain},runs/x=1", "runs/x=1"), ("runs/x=1,d=2/best", "runs/x=1"), (f"{plain},", "")):
         with pytest.raises(
-            ReadCheckpointError, match=rf"neither this is there, nor '{part}' of it. Give the option once"
+            ReadCheckpointError, match=rf"neither this exists, nor '{part}' of it. Give the option once"
         ):
             checkpoints(text)
 

@@ -4,7 +4,7 @@ import pytest
 from extract_cases import CONFIG, write_corpus
 
 from vaemo import utterances
-from vaemo.audio.acoustics import bandwidth_hz
+from vaemo.audio.acoustics import sound_of
 from vaemo.data.manifest import read_manifest
 from vaemo.errors import ExtractorError
 from vaemo.features import ExtractorHung, ExtractorLost, StandIn, load_extractors
@@ -33,7 +33,7 @@ class Elsewhere:
 
     def hear(self, samples):
         self.heard += 1
-        return bandwidth_hz(samples)
+        return sound_of(samples)
 
     def __call__(self, utterances):
         for samples in utterances:
@@ -53,7 +53,7 @@ def extracted(rows, monkeypatch, lost=(), buffer_s=600.0, how=None):
     monkeypatch.setattr(utterances, "_BUFFER_S", buffer_s)
     extractors = load_extractors(CONFIG.features)
     elsewhere = Elsewhere(extractors["speech"], lost, how)
-    monkeypatch.setattr(utterances, "bandwidth_hz", elsewhere.hear)
+    monkeypatch.setattr(utterances, "sound_of", elsewhere.hear)
     extractors["speech"] = StandIn.of(extractors["speech"], elsewhere)
     return extract_utterances(rows, extractors=extractors, config=CONFIG), elsewhere.course
 

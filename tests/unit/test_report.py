@@ -282,6 +282,25 @@ def test_recordings_are_linked_relative_to_the_page(tmp_path, scored, no_drawing
     }
 
 
+def test_a_call_in_several_recordings_is_drawn_and_played_in_its_own_time(tmp_path, no_drawing):
+    rows = make_scores(n_sessions=1).to_pylist()[:4]
+    places = [("/old/a/1.wav", 0.0), ("/old/b/2.wav", 50.0), ("/old/b/2.wav", 50.0), ("/old/3.wav", 90.0)]
+    for number, (row, (path, offset_s)) in enumerate(zip(rows, places, strict=True)):
+        row |= {"start_s": 2.0 * number, "end_s": 2.0 * number + 1, "audio_path": path, "offset_s": offset_s}
+    table = scores.conform(pa.Table.from_pylist(rows[::-1]))
+    assert scores.summarise_sessions(table, ScoreConfig())["valence_min_at_s"].to_pylist()[0] in {0.0, 52.0, 54.0, 96.0}
+    scores.write_part(str(tmp_path / "scores"), "part-0.parquet", table, ScoreConfig())
+    for name in ("a/1.wav", "2.wav"):
+        (tmp_path / "audio" / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / "audio" / name).touch()
+    write_report(str(tmp_path / "scores"), str(tmp_path / "out"), Config(), audio=str(tmp_path / "audio"))
+    data = data_of(tmp_path / "out" / "index.html")
+    (curve,), (links,) = data["curves"].values(), data["audio"].values()
+    assert curve["start"] == [0.0, 52.0, 54.0, 96.0]
+    assert (curve["recording"], curve["offset"]) == ([0, 1, 1, 2], [0.0, 50.0, 50.0, 90.0])
+    assert links == ["../audio/a/1.wav", "../audio/2.wav", None]
+
+
 def test_a_folder_without_the_recordings_is_refused(tmp_path, scored, no_drawing):
     (tmp_path / "audio").mkdir()
     with pytest.raises(ReadScoresError, match=r"none of the 7 calls has a recording in .*'call-000\.wav' would be"):
@@ -337,6 +356,7 @@ def test_pictures_are_drawn(tmp_path):
         assert len(png) > 5000
 
 
+@pytest.mark.long
 def test_a_report_shows_the_targets_that_were_scored(tmp_path):
     """Any names, and one of the whole call; nothing of valence where none was scored."""
     targets = ("effort", "dominance", "ease", Target("csat", "session"))
@@ -360,3 +380,47 @@ def test_a_report_shows_the_targets_that_were_scored(tmp_path):
     assert np.array_equal(planes["ease,effort"], np.transpose(planes["effort,ease"]))
     assert np.sum(planes["effort,ease"]) == data["overview"]["n_scored"] == scored.sum()
     assert (tmp_path / "out" / "pictures" / "plane.png").exists()
+
+
+def test_scores_of_whole_calls_alone_are_counted_and_ranked(tmp_path, no_drawing):
+    rows = make_scores(n_sessions=5).drop_columns(["valence", "arousal"])
+    last = [n for n in range(rows.num_rows) if n % 8 == 7 and rows["status"][n].as_py() == "ok"]
+    said = [None] * rows.num_rows
+    for place, n in enumerate(last):
+        said[n] = 0.9 - 0.05 * place
+    targets = (Target("csat", "session"),)
+    rows = rows.append_column("csat", pa.array(said, pa.float32()))
+    scores.write_part(str(tmp_path / "s"), "part-0.parquet", rows, ScoreConfig(), targets=targets)
+    provenance = {"targets": [{"name": "csat", "level": "session"}]}
+    files.write_json(str(tmp_path / "s" / scores.PROVENANCE), provenance)
+    counts = write_report(str(tmp_path / "s"), str(tmp_path / "out"), Config(), top=2)
+    data = data_of(tmp_path / "out" / "index.html")
+    overview = data["overview"]
+    assert counts["drawn"] == 2
+    assert data["of_calls"]
+    assert list(data["targets"]) == ["csat"]
+    assert overview["n_scored"] == len(last) == sum(overview["histogram"]["csat"])
+    assert overview["mean"]["csat"] == pytest.approx(np.mean([value for value in said if value is not None]), abs=1e-4)
+    assert min(data["calls"]["csat"]) == pytest.approx(min(value for value in said if value is not None))
+
+
+def test_calls_that_fit_least_and_best_are_drawn_and_listed(tmp_path, no_drawing):
+    table = make_scores(n_sessions=12)
+    out = str(tmp_path / "s")
+
+    def judged(utterances, sessions):
+        values = pa.array(np.linspace(0, 1, sessions.num_rows), pa.float32())
+        return sessions.append_column("novelty", values).append_column("novelty_of", pa.array(["speech"] * len(values)))
+
+    scores.write_part(out, "part-0.parquet", table, ScoreConfig(), further=judged)
+    files.write_json(files.join(out, scores.PROVENANCE), {"label_range": [0, 1]})
+    fit = {"beyond": 0.4, "expected": 0.05, "most": ["call-011.wav", "erased.wav"], "least": ["call-000.wav"]}
+    files.write_json(files.join(out, "_fit.json"), fit)
+    write_report(out, str(tmp_path / "out"), Config(), top=1)
+    data = data_of(tmp_path / "out" / "index.html")
+    assert [call["session_id"] for call in data["fit"]["most"]] == ["call-011.wav"]
+    assert data["fit"]["least"][0]["novelty_of"] == "speech"
+    assert {"call-000.wav", "call-011.wav"} <= set(data["curves"])
+    (notice,) = data["notices"]
+    assert notice["kind"] == "warning"
+    assert notice["text"].startswith("40 % of the calls are more unusual")

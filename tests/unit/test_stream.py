@@ -199,6 +199,7 @@ np.save(sys.argv[3], push_all(stream, utterances(8)[4:], list("abbabaab")[4:]))
 """
 
 
+@pytest.mark.long
 def test_a_stream_goes_on_in_another_process(checkpoint, tmp_path):
     samples, speakers = utterances(8), list("abbabaab")
     whole = push_all(Stream(checkpoint, EXTRACTORS, config=config(**SPEAKERS)), samples, speakers)

@@ -20,14 +20,14 @@ from vaemo.evaluation.evaluate import evaluate
 from vaemo.metrics import spearman, spearman_interval
 from vaemo.model.regressor import SessionRegressor
 from vaemo.model.streams import Streams
-from vaemo.scoring.score import score_table
+from vaemo.scoring.table import score_table
 from vaemo.store import FeatureStore
 from vaemo.stream import Stream
 from vaemo.targets import Target
 from vaemo.testing import linear_world
 from vaemo.training.data import TrainingData
 from vaemo.training.loss import LossWeights, window_loss, window_sums
-from vaemo.training.trainer import Trainer, rater_weights
+from vaemo.training.trainer import END_SHARE, Trainer, rater_weights, spread_labels_of_sessions
 
 CSAT = Target("csat", "session")
 SETS = {
@@ -78,9 +78,24 @@ def splits_of(targets):
 
 @every_set
 def test_workers_equal_one_for_any_targets(targets):
-    config = config_of(targets)
+    workers_equal_one(2, targets, config_of(targets))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [2, 4])
+@pytest.mark.parametrize("updater", ["mamba", "mamba2", "gru", "none"])
+@pytest.mark.parametrize("feedback", ["none", "observed", "label", "model"])
+@pytest.mark.parametrize("targets", [("valence", "arousal"), *SETS.values()], ids=["two", *SETS])
+def test_workers_equal_one_for_any_targets_updater_and_feedback(targets, feedback, updater, workers):
+    config = config_of(targets).replace(
+        {"model": {"feedback": feedback, "updater": updater}, "updater": {"headdim": 8}}
+    )
+    workers_equal_one(workers, targets, config)
+
+
+def workers_equal_one(workers, targets, config):
     (alone,) = run_together(1, config, *splits_of(targets), epochs=1)
-    for trainer in run_together(2, config, *splits_of(targets), epochs=1):
+    for trainer in run_together(workers, config, *splits_of(targets), epochs=1):
         assert comparable(trainer.history)[0] == pytest.approx(comparable(alone.history)[0], abs=1e-9)
         for name, tensor in alone.tensors().items():
             torch.testing.assert_close(trainer.tensors()[name], tensor, atol=1e-9, rtol=0)
@@ -199,6 +214,23 @@ def test_windows_of_sessions_that_are_read_at_their_end_are_whole_there():
 # -- loss ------------------------------------------------------------------------------------------------------------
 
 
+def test_a_label_of_a_session_is_learned_from_all_its_steps_and_counts_once():
+    train, _ = splits_of(("valence", CSAT))
+    packed = PackedSessions.of(train)
+    spread = spread_labels_of_sessions(packed, 1)
+    assert spread_labels_of_sessions(packed, 0) is packed
+    torch.testing.assert_close(spread.labels[:, 0], packed.labels[:, 0], equal_nan=True)
+    assert (spread.weights[:, 0] == 1).all()
+    for start, length in zip(packed.offsets, packed.lengths, strict=True):
+        rows = slice(start, start + length)
+        (label,) = {float(each) for each in packed.labels[rows, 1] if not each.isnan()}
+        assert spread.labels[rows, 1].tolist() == [label] * length
+        assert float(spread.weights[rows, 1].sum()) == pytest.approx(1)
+        assert float(spread.weights[rows, 1][-1]) == pytest.approx(END_SHARE + (1 - END_SHARE) / length)
+    raters = dataclasses.replace(packed, weights=torch.full_like(packed.labels, 3.0))
+    assert float(spread_labels_of_sessions(raters, 1).weights[:, 1].sum()) == pytest.approx(3 * len(train), rel=1e-5)
+
+
 def test_weights_of_targets_and_the_loss_of_a_session():
     random = torch.Generator().manual_seed(0)
     x, y = (torch.rand(4, 10, 3, generator=random) for _ in range(2))
@@ -290,6 +322,26 @@ def test_older_fields_mean_the_same_and_must_not_differ(older, newer, read, mess
         assert read(Config.load("default", given)) == 0.2
     with pytest.raises(ConfigValueError, match=message):
         Config.load("default", [older.format(0.3), newer.format(0.2)])
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("score.low={valense: 0.3}", r"score\.low: \{valense: \.\.\.\} speaks of 'valense', .* valence, arousal\. "
+         "Did you mean valence?"),
+        ("score.low={csat: 0.3}", "'csat', and the targets that utterances have scores of are valence, arousal"),
+        ("score.low_arousal=0.3", None),
+    ],
+)  # fmt: skip
+def test_a_threshold_of_what_is_not_scored_is_refused(override, message):
+    score = Config.load("default", [override]).score
+    if message is None:
+        assert score.low_of(["arousal"]) == {"arousal": 0.3}
+        with pytest.raises(ConfigValueError, match=r"score\.low_arousal speaks of 'arousal'"):
+            score.low_of(["dominance"])
+    else:
+        with pytest.raises(ConfigValueError, match=message):
+            score.low_of(["valence", "arousal"])
 
 
 def test_a_config_of_other_targets_is_saved_and_others_keep_their_fingerprint():

@@ -119,6 +119,7 @@ def test_choices_of_several_kinds_stand_as_json(space):
 
 
 def test_importance_finds_what_matters(space):
+    pytest.importorskip("optuna", reason="the extra search is not installed")
     shares = shares_of(space, simulated(space, 200))
     assert sum(shares.values()) == pytest.approx(1)
     assert max(shares, key=shares.get) == "model.alpha"
@@ -127,6 +128,7 @@ def test_importance_finds_what_matters(space):
 
 
 def test_a_field_that_few_trials_search_counts_there(space):
+    pytest.importorskip("optuna", reason="the extra search is not installed")
     """All good trials are of mamba with its largest state: within them alone it decides."""
     records = [record(space, number, 0.5) for number in range(120)]
     values = [0.9 if made.point.get("updater.d_state") == 64 else 0.5 + made.number * 1e-4 for made in records]
@@ -170,6 +172,7 @@ def test_all_trials_failing_ends_with_the_first_error(space, tmp_path):
         sweep.keep_best()
 
 
+@pytest.mark.long
 def test_pictures_show_every_kind_of_trial(space):
     records = simulated(space, 30)
     shares = shares_of(space, records)
@@ -207,6 +210,7 @@ def test_page_holds_everything_and_loads_nothing(space):
     assert all(name in page for name in space.names)
 
 
+@pytest.mark.long
 def test_summary(space, tmp_path):
     sweep = Sweep(str(tmp_path))
     for made in simulated(space, 9):

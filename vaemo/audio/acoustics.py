@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 from vaemo.audio.recording import AudioProblem, Resampler
@@ -14,6 +16,7 @@ _EDGE = 160
 _FFT = 512
 _BAND_BINS = 8
 _BAND_FLOOR_DB = 50.0
+_QUIET, _LEAST = 0.1, 1e-6
 _MU = 255.0
 
 
@@ -36,11 +39,26 @@ def require_usable(samples: np.ndarray, min_s: float) -> None:
         raise AudioProblem("silent", f"its level is {20 * np.log10(max(deviation, 1e-10)):.0f} dB of full scale")
 
 
-def bandwidth_hz(samples: np.ndarray) -> float:
-    """The frequency up to which speech reaches: about 3400-4000 for telephone, 7000 and more for wideband speech.
+class Sound(NamedTuple):
+    """Acoustic measures of an utterance, independent of its words.
 
-    The upper edge of the highest band (250 Hz) whose level, in the loudest twentieth of the frames, is within 50 dB
-    of the strongest band's.
+    Attributes:
+        bandwidth_hz: The frequency up to which speech reaches: about 3400-4000 for telephone, 7000 and more for
+            wideband speech. The upper edge of the highest band (250 Hz) whose level, in the loudest twentieth of the
+            frames, is within 50 dB of the strongest band's.
+        level_db: Root mean square against full scale.
+        snr_db: Power over that of the background, which in each band is what the quietest tenth of the frames do not
+            exceed; less the background, and at most 60. Speech without a pause, whose sounds hide the background,
+            seems noisier than it is.
+    """
+
+    bandwidth_hz: float
+    level_db: float
+    snr_db: float
+
+
+def sound_of(samples: np.ndarray) -> Sound:
+    """How samples sound.
 
     Args:
         samples: (n,) at 16 kHz, not silent.
@@ -51,7 +69,14 @@ def bandwidth_hz(samples: np.ndarray) -> float:
     bands = power.reshape(len(power), -1, _BAND_BINS).mean(axis=2)
     level = 10 * np.log10(np.quantile(bands, 0.95, axis=0) + 1e-12)
     highest = int(np.flatnonzero(level > level.max() - _BAND_FLOOR_DB)[-1])
-    return (highest + 1) * _BAND_BINS * SAMPLING_RATE_HZ / _FFT
+    whole, background = bands.mean(axis=0).sum(), np.quantile(bands, _QUIET, axis=0).sum()
+    snr = max(whole - background, _LEAST * whole) / max(background, _LEAST * whole)
+    rms = np.sqrt(np.mean(np.square(samples, dtype=np.float64)))
+    return Sound(
+        (highest + 1) * _BAND_BINS * SAMPLING_RATE_HZ / _FFT,
+        float(20 * np.log10(max(rms, 1e-10))),
+        float(10 * np.log10(snr)),
+    )
 
 
 def simulate_telephone(samples: np.ndarray) -> np.ndarray:

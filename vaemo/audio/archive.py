@@ -1,4 +1,4 @@
-"""A folder of recordings: what lies in it, which of it stands there twice, and what has changed since it was read.
+"""A folder of recordings: what lies in it, which of it occurs twice, and what has changed since it was read.
 
 Works on names, sizes and times; a file is opened only where these cannot tell, and then its bytes alone are compared.
 Knows no audio beyond the ends of names (`vaemo.audio.formats`).
@@ -17,7 +17,7 @@ import re
 import time
 import urllib.parse
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -46,15 +46,25 @@ class Listing:
     Attributes:
         recordings: What is to be read, or has a problem already. Names are as they are shown: bytes that are no UTF-8
             and control characters are escaped, as `shown` has them.
-        notes: Lines that say what was passed over, and why.
+        notes: Lines that name what was skipped, and why.
+        waiting: Names of those that are too young.
+        excluded: Names of those that were left out.
     """
 
     recordings: Sequence[Found]
     notes: Sequence[str] = ()
+    waiting: frozenset[str] = frozenset()
+    excluded: frozenset[str] = frozenset()
 
 
 def list_recordings(
-    folder: str, audio: AudioConfig | None = None, *, exclude: Sequence[str] = (), min_age_s: float = 0.0
+    folder: str,
+    audio: AudioConfig | None = None,
+    *,
+    exclude: Sequence[str] = (),
+    min_age_s: float = 0.0,
+    found: Sequence[Found] | None = None,
+    several: Collection[str] = (),
 ) -> Listing:
     """Every file below a folder, or in a table of paths, whose name ends as a recording's does.
 
@@ -62,46 +72,49 @@ def list_recordings(
         folder: A path or URI; a file is a table as `read_paths` takes it, and no folder is listed then.
         audio: Says whether headerless files are read; None is the default.
         exclude: Patterns (`fnmatch`) of names to leave out: relative paths, or their last part.
-        min_age_s: Files that were written less than so many seconds ago wait for the next run.
+        min_age_s: Files modified less than this many seconds ago wait for the next run.
+        found: What `vaemo.files.walk` finds in the folder, if that is known.
+        several: Ids that a table of paths may give to several recordings; these have the names of their paths.
 
     Raises:
         ReadRecordingsError: if there is none, or the table cannot be read.
     """
-    found, notes = [], []
+    there, notes = list[Found](), list[str]()
     others: Counter[str] = Counter()
-    n_excluded = n_young = 0
+    excluded, young = set[str](), set[str]()
     youngest_ns = time.time_ns() - int(min_age_s * 1e9)
     kind_by_suffix = functools.cache(lambda suffixes: kind_of(f"_.{suffixes}", audio or AudioConfig()))
     table = files.is_file(folder)
-    for item in _named(read_paths(folder) if table else files.walk(folder)):
+    for item in _named(read_paths(folder, several) if table else found or files.walk(folder)):
         # A folder that cannot be listed ends in "/".
         file = item.path if table else item.name
         kind = "folder" if file[-1] == "/" else kind_by_suffix(".".join(file.rsplit(".", 2)[1:]))
         if kind == "other":
             others[shown(posixpath.splitext(file)[1].lower()) or "without a suffix"] += 1
         elif any(fnmatch.fnmatchcase(name, glob) for glob in exclude for name in (item.name, _last(item.name))):
-            n_excluded += 1
+            excluded.add(item.name)
         elif min_age_s and item.mtime_ns > youngest_ns:
-            n_young += 1
+            young.add(item.name)
         elif kind == "foreign" and not item.problem:
-            found.append(item._replace(problem=("undecodable", foreign_reason(item.name) or "")))
+            there.append(item._replace(problem=("undecodable", foreign_reason(item.name) or "")))
         else:
-            found.append(item)
+            there.append(item)
     if others:
         listed = ", ".join(f"{n:,} {suffix}" for suffix, n in others.most_common(_SHOWN_SUFFIXES))
         more = f", {len(others) - _SHOWN_SUFFIXES} more kinds" if len(others) > _SHOWN_SUFFIXES else ""
         notes.append(f"passed over {others.total():,} files whose names do not end as a recording's: {listed}{more}")
-    if n_excluded:
-        notes.append(f"left out {n_excluded:,} files that --exclude names")
-    if n_young:
+    if excluded:
+        notes.append(f"left out {len(excluded):,} files that --exclude names")
+    if young:
         notes.append(
-            f"{n_young:,} files are younger than {min_age_s:g} s (extract.min_age_s) and wait for the next run"
+            f"{len(young):,} files are younger than {min_age_s:g} s (extract.min_age_s) and wait for the next run"
         )
-    if not found:
+    if not there:
         state = "holds no recordings to read" if files.exists(folder) else "does not exist"
         hint = "; ".join(notes) or "files are taken whose names end as a recording's, such as .wav, .flac or .mp3"
         raise ReadRecordingsError(f"{folder} {state}: {hint}.")
-    return Listing(sorted(found, key=lambda item: item.name), notes)
+    there.sort(key=lambda item: item.name)
+    return Listing(there, notes, frozenset(young), frozenset(excluded))
 
 
 _INVENTORY = ("bucket", "key", "size", "last_modified_date")
@@ -118,13 +131,14 @@ def is_table_of_paths(path: str) -> bool:
     return "utt_id" not in names and bool(names & {"path", "key"})
 
 
-def read_paths(path: str) -> Iterator[Found]:
+def read_paths(path: str, several: Collection[str] = ()) -> Iterator[Found]:
     """The recordings that a table names, unseen: nothing is listed or opened.
 
     Args:
         path: Parquet or CSV. `path` is relative to the table, absolute or a URI; or `bucket` and `key` as in an S3
             inventory, whose CSV needs no header. Where they are there: `session_id` (else the path as it stands, or
             the key), `size` in bytes, and `last_modified_date`.
+        several: Ids of several recordings each, which have the names of their paths.
 
     Raises:
         ReadRecordingsError: if it has none of these columns, a row without a path, or two rows of one id.
@@ -133,11 +147,11 @@ def read_paths(path: str) -> Iterator[Found]:
     keys = table.get("key")
     if keys is not None:
         buckets = table.get("bucket") or [""] * len(keys)
-        several = len(set(buckets)) > 1
+        many = len(set(buckets)) > 1
         # Inventories write keys as URLs do.
         keys = [urllib.parse.unquote_plus(key or "") for key in keys]
         places = [f"s3://{bucket}/{key}" if key else "" for bucket, key in zip(buckets, keys, strict=True)]
-        names = [f"{bucket}/{key}" if several else key for bucket, key in zip(buckets, keys, strict=True)]
+        names = [f"{bucket}/{key}" if many else key for bucket, key in zip(buckets, keys, strict=True)]
     else:
         root = posixpath.dirname(path)
         names = [place or "" for place in table["path"]]
@@ -146,12 +160,17 @@ def read_paths(path: str) -> Iterator[Found]:
             for place in names
         ]
     ids = [name or place for name, place in zip(table.get("session_id") or names, names, strict=True)]
+    if several:
+        ids = [name if session_id in several else session_id for session_id, name in zip(ids, names, strict=True)]
     seen: set[str] = set()
     for row, (name, place) in enumerate(zip(ids, places, strict=True), 1):
         if not place:
             raise ReadRecordingsError(f"{path}, row {row}: it names no recording. Every row needs a path.")
         if name in seen:
-            raise ReadRecordingsError(f"{path}, row {row}: '{name}' stands there already. Every row needs its own id.")
+            raise ReadRecordingsError(
+                f"{path}, row {row}: '{name}' is already there. Every row needs its own id; which recordings are "
+                "one call is said by --calls, which may be the same table."
+            )
         seen.add(name)
     sizes = table.get("size") or [0] * len(ids)
     times = table.get("last_modified_date") or [None] * len(ids)
@@ -198,7 +217,7 @@ def _last(name: str) -> str:
     return name.rstrip("/").rpartition("/")[2]
 
 
-def _named(found: Iterator[Found]) -> Iterator[Found]:
+def _named(found: Iterable[Found]) -> Iterator[Found]:
     """The files under names that can be written anywhere, all different."""
     items = list(found)
     taken = {item.name for item in items if shown(item.name) == item.name}

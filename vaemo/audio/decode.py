@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 if __package__:
-    from vaemo.audio import headers, sources, timeline
+    from vaemo.audio import headers, timeline
 else:
 
     def _beside(name: str) -> Any:
@@ -36,11 +36,12 @@ else:
         spec.loader.exec_module(module)
         return module
 
-    headers, sources, timeline = map(_beside, ("headers", "sources", "timeline"))
+    headers, timeline = map(_beside, ("headers", "timeline"))
 
 MEMORY_LIMIT_BYTES = 8 << 30
 MAX_CHANNELS = 64
 
+_HEAD_BYTES = 4096
 _SKIP_FRAMES = 1 << 20
 _UNKNOWN_FRAMES = (1 << 63) - 1
 
@@ -61,6 +62,28 @@ _RAW = {
 DecodeError = timeline.DecodeError
 
 
+@functools.cache
+def _ffmpeg() -> Any:
+    """The sources that FFmpeg reads: loading it takes longer than libsndfile needs for a recording."""
+    if __package__:
+        from vaemo.audio import sources
+
+        return sources
+    return _beside("sources")
+
+
+@functools.cache
+def _libsndfile() -> Any:
+    """A file of soundfile's that is left where a read ends: soundfile asks for its place and seeks there each time."""
+    import soundfile
+
+    class File(soundfile.SoundFile):
+        def seekable(self) -> bool:
+            return False
+
+    return File
+
+
 class SoundFile:
     """What libsndfile reads, without time stamps: WAV (PCM, mu-law, A-law, GSM, ADPCM), FLAC, AIFF, AU, W64, plain Ogg.
 
@@ -77,9 +100,9 @@ class SoundFile:
         self._error = soundfile.LibsndfileError
         self._rest: Any = None
         self._reopen_rest = lambda: open_av(file)
-        self._reopen = lambda: soundfile.SoundFile(_for_soundfile(file), **raw)
+        self._reopen = lambda: _libsndfile()(_for_soundfile(file), **raw)
         self._file = self._reopen()
-        self._seekable = self._file.seekable()
+        self._seekable = soundfile.SoundFile.seekable(self._file)
         self._position = 0
         self.sampling_rate = self._file.samplerate
         self.channels = self._file.channels
@@ -97,7 +120,9 @@ class SoundFile:
         try:
             if start != self._position and not self._go_to(start):
                 return np.zeros((0, self.channels), np.float32)
-            samples = self._file.read(stop - start, dtype="float32", always_2d=True)
+            # No more than there is: room for it is made before.
+            n = max(min(stop, self._file.frames) - start, 0) if self._seekable else stop - start
+            samples = self._file.read(n, dtype="float32", always_2d=True)
         except self._error:
             try:
                 self._rest = self._reopen_rest()
@@ -152,17 +177,18 @@ def open_file(path: str, headerless: tuple[str, int, int] | None = None) -> Any:
     Raises:
         DecodeError: if no decoder knows it, or it claims what no recording has.
     """
-    with open(path, "rb") as file:
-        head = file.read(64)
+    with open(path, "rb", buffering=0) as file:
+        head = file.read(_HEAD_BYTES)
+        size = os.fstat(file.fileno()).st_size
     if not head:
         raise DecodeError("the file is empty")
-    reason = headers.not_audio(head)
+    reason = headers.not_audio(head[:64])
     if reason is not None:
         raise DecodeError(reason)
     if headerless is not None and not head.startswith(_SOUNDFILE + _FFMPEG):
         audio = _open_headerless(path, *headerless)
     else:
-        audio = _open_links(path, head)
+        audio = _open_links(path, head, size)
     if not 1 <= audio.channels <= MAX_CHANNELS:
         raise DecodeError(f"it has {audio.channels} channels; up to {MAX_CHANNELS} are read")
     return audio
@@ -180,8 +206,10 @@ def _open_headerless(path: str, codec: str, rate: int, channels: int) -> Any:
     return open_av(path, demuxer=demuxer, options=options)
 
 
-def _open_links(path: str, head: bytes) -> Any:
+def _open_links(path: str, head: bytes, size: int) -> Any:
     """A file with what was joined to it."""
+    if headers.is_whole_wav(head, size):
+        return _open_link(path, head, None, sound=True)
     if head.startswith(b"OggS") and headers.is_plain_ogg(path):
         with contextlib.suppress(*_sf_errors()):
             audio = SoundFile(path)
@@ -213,12 +241,12 @@ def _sf_errors() -> tuple[type[Exception], ...]:
     return soundfile.LibsndfileError, ValueError, OverflowError, TypeError
 
 
-def _open_link(path: str, head: bytes, stop: int | None) -> Any:
-    """A file up to where another begins."""
+def _open_link(path: str, head: bytes, stop: int | None, *, sound: bool = False) -> Any:
+    """A file up to where another begins; `sound` where its header is known to be right."""
     errors = _sf_errors()
     file: Any = path if stop is None else headers.Window(path, 0, stop)
     if head.startswith(_SOUNDFILE):
-        if stop is None:
+        if stop is None and not sound:
             whole = headers.repaired(path)
             if isinstance(whole, str):
                 raise DecodeError(whole)
@@ -258,21 +286,29 @@ def open_av(
     import av
 
     def reopen() -> Any:
-        return sources.open_container(_from_start(file), demuxer, options)
+        return _ffmpeg().open_container(_from_start(file), demuxer, options)
 
     try:
-        with reopen() as container:
-            name, guess_s = container.format.name, container.duration and container.duration / 1e6
-            codecs = [stream.codec_context and stream.codec_context.name for stream in container.streams.audio]
-            if name == "ogg" and codecs[:1] == ["opus"] and sampling_rate is None:
-                sampling_rate = _opus_rate(container.streams.audio[0].codec_context.extradata)
+        container = reopen()
+        name, guess_s = container.format.name, container.duration and container.duration / 1e6
+        codecs = [stream.codec_context and stream.codec_context.name for stream in container.streams.audio]
+        if name == "ogg" and codecs[:1] == ["opus"] and sampling_rate is None:
+            sampling_rate = _opus_rate(container.streams.audio[0].codec_context.extradata)
         heard = [index for index, codec in enumerate(codecs) if codec]
         if not heard:
             raise DecodeError("it holds no audio track" if not codecs else "no decoder here knows its audio")
         data = headers.data_of_wav(file) if isinstance(file, str) and name == "wav" else None
-        framed = sources.framed(file, name, codecs[0] or "", data) if isinstance(file, str) else None
+        framed = _ffmpeg().framed(file, name, codecs[0] or "", data) if isinstance(file, str) else None
         is_broken = functools.cache(functools.partial(_is_broken_ogg, file)) if name == "ogg" else None
-        found = [framed] if framed else [sources.Container(reopen, index, is_broken) for index in heard]
+        if framed:
+            container.close()
+            found = [framed]
+        else:
+            # What looking into it has read need not be read again.
+            opened = [container, *(None for _ in heard[1:])]
+            found = [
+                _ffmpeg().Container(reopen, index, is_broken, one) for index, one in zip(heard, opened, strict=True)
+            ]
         tracks = [timeline.Track(source, sampling_rate) for source in found]
         rate = max(track.sampling_rate for track in tracks)
         tracks = [

@@ -17,7 +17,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 
@@ -102,6 +102,9 @@ class Decoder:
         timeout_s: Seconds that one request may take before the child is ended.
     """
 
+    spent_s: ClassVar[float] = 0.0
+    """Seconds that this process has waited for its decoders."""
+
     def __init__(self, timeout_s: float = 120.0) -> None:
         self._timeout_s = timeout_s
         self._child: subprocess.Popen | None = None
@@ -134,7 +137,7 @@ class Decoder:
         answer = self._request({"read": [start, stop]})
         samples = np.empty((answer["frames"], channels), np.float32)
         if samples.size:
-            self._receive(memoryview(samples.data).cast("B"), self._deadline)
+            self._receive(memoryview(samples.data).cast("B"))
         return Block(samples, tuple(Lost(*lost) for lost in answer.get("lost", ())), answer.get("broken"))
 
     @property
@@ -177,9 +180,9 @@ class Decoder:
         except BrokenPipeError:
             raise self._died() from None
         size = bytearray(4)
-        self._receive(memoryview(size), self._deadline)
+        self._receive(memoryview(size))
         line = bytearray(int.from_bytes(size, "little"))
-        self._receive(memoryview(line), self._deadline)
+        self._receive(memoryview(line))
         answer = json.loads(line)
         if "status" in answer:
             raise AudioProblem(answer["status"], answer["reason"])
@@ -196,7 +199,7 @@ class Decoder:
             env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
         )
         _say_what_is_weaker(sys.platform)
-        # What is read passes in few and large pieces, where the system lets us say so.
+        # Large pipe buffers, where the system supports them, so that data passes in few pieces.
         with contextlib.suppress(OSError, ImportError, AttributeError):
             import fcntl
 
@@ -204,17 +207,21 @@ class Decoder:
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._child.stdout, selectors.EVENT_READ)  # type: ignore[arg-type]
 
-    def _receive(self, target: memoryview, deadline: float) -> None:
+    def _receive(self, target: memoryview) -> None:
         assert self._child is not None
         assert self._child.stdout is not None
-        while len(target):
-            if not self._selector.select(max(deadline - time.monotonic(), 0.0)):
-                self.close()
-                raise AudioProblem("timeout", f"decoding took longer than {self._timeout_s:g} s")
-            n = self._child.stdout.readinto(target)  # type: ignore[attr-defined]
-            if not n:
-                raise self._died()
-            target = target[n:]
+        begun = time.monotonic()
+        try:
+            while len(target):
+                if not self._selector.select(max(self._deadline - time.monotonic(), 0.0)):
+                    self.close()
+                    raise AudioProblem("timeout", f"decoding took longer than {self._timeout_s:g} s")
+                n = self._child.stdout.readinto(target)  # type: ignore[attr-defined]
+                if not n:
+                    raise self._died()
+                target = target[n:]
+        finally:
+            Decoder.spent_s += time.monotonic() - begun
 
     def _died(self) -> AudioProblem:
         assert self._child is not None

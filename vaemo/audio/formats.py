@@ -90,7 +90,7 @@ def kind_of(name: str, audio: AudioConfig) -> Kind:
 
 
 def foreign_reason(name: str) -> str | None:
-    """Why a recording of this name cannot be read, and what to do; None where its name says nothing of the kind."""
+    """Why a recording of this name cannot be read, and what to do; None if its name gives no hint."""
     suffix = suffix_of(name)
     inner = suffix_of(name[: -len(suffix)]) if suffix else ""
     if suffix in _ENCRYPTED and inner not in _TABLES:
@@ -105,7 +105,7 @@ def foreign_reason(name: str) -> str | None:
 
 
 def headerless(name: str, audio: AudioConfig) -> Headerless | None:
-    """How a file of this name is to be read if it has no header; None where its format says so itself."""
+    """How to read a file of this name if it has no header; None for formats with a header."""
     suffix = suffix_of(name)
     if suffix in _AS_SET:
         return audio.headerless_format

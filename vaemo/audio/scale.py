@@ -17,7 +17,7 @@ class Scale:
     """How far samples stick out, over as many blocks as there are.
 
     Args:
-        n_least: Fewer samples are judged as if they were so many.
+        n_least: Fewer samples are judged as if there were this many.
 
     Attributes:
         n: Samples that were taken.

@@ -11,7 +11,6 @@ import itertools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol
 
-import av
 import numpy as np
 
 _GARBAGE, _GARBAGE_S = 4.0, 0.02
@@ -192,6 +191,8 @@ class Track:
                 yield self._cut(placed, self._mixed(frame), piece)
                 continue
             if resampler is None:
+                import av
+
                 resampler = av.AudioResampler(format="fltp", layout=frame.layout.name, rate=self.sampling_rate)
                 kind, at, begin, n = now, placed, placed, 0
             last, n = piece, n + frame.samples

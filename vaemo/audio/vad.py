@@ -44,10 +44,10 @@ _LEVEL_FRAMES = 4.0
 """Time constant of the levels that channels are compared by, in frames."""
 
 _FLOOR_RISE = 10.0 ** (2.0 * _FRAME_S)
-"""The background of a channel, its lowest level, may grow so much per frame in its pauses: 20 dB per second."""
+"""The most that a channel's background, its lowest level, may rise per frame in pauses: 20 dB per second."""
 
 _HANGOVER_FRAMES = 10
-"""Speech on a channel masks crosstalk on the others so much longer."""
+"""How much longer speech on a channel masks crosstalk on the others."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,7 +129,7 @@ def speech_detector() -> SpeechDetector:
 
 
 def detector_weights() -> dict[str, Tensor]:
-    """The tensors of silero-vad's 16 kHz model; where they come from stands beside their file."""
+    """The tensors of silero-vad's 16 kHz model; their origin is in a notice beside the file."""
     return load((resources.files("vaemo.audio") / "weights" / "silero_vad_16khz.safetensors").read_bytes())
 
 
@@ -139,7 +139,7 @@ class UtteranceFinder:
     An utterance begins where the probability reaches the threshold, ends where it stays below for `join_gap_s`, and
     is cut at its quietest frame in the second half of `max_utterance_s` where it grows longer. Where a channel is
     `crosstalk_db` quieter than another that speaks, it is taken for that one's echo. Both levels are of the speech
-    band. In place of NaN and infinities silence is heard; the samples of an utterance keep them.
+    band. NaN and infinities are replaced by silence for detection; the samples of an utterance keep them.
 
     Args:
         channels: C.

@@ -1,7 +1,7 @@
-"""Manifests: which utterances there are, where their audio lies, what is known of them.
+"""Manifests: the utterances of a corpus, where their audio is, and their labels and metadata.
 
-Reads and writes JSON Lines and Parquet, one utterance a line, columns of the contract (`COLUMNS`) and any others,
-which travel along. A table that was read is typed, checked, and in the order of its sessions.
+Reads and writes JSON Lines and Parquet, one utterance a line, the columns of the contract (`COLUMNS`) and any others,
+which are kept. A table that is read is typed, validated and ordered by session.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 from vaemo import files
 from vaemo.errors import ColumnError, ReadManifestError
 from vaemo.tables import (
+    as_text,
     codes,
     from_values,
     is_bytes,
@@ -63,19 +64,23 @@ REQUIRED = ("utt_id", "session_id", "speaker_id", "audio_path")
 EMBEDDED = ".parquet#"
 """`FOLDER/M.parquet#17` is the audio in row 17 of that manifest's `audio` column."""
 
-_KNOWN = {**COLUMNS, "n_channels": pa.int32()}
-"""Columns whose type is ours; the last of them travels along, into the store's column of that name."""
+_KNOWN = {**COLUMNS, "n_channels": pa.int32(), "offset_s": pa.float64()}
+"""Columns whose type is fixed; the last are copied into the store's columns of those names."""
 
 _REFERENCE = re.compile(r"(.*\.parquet)#(\d+)", re.DOTALL)
 _BLOCK_BYTES = 1 << 24
+_PIECE_BYTES = 1 << 26
+_PIECE_ROWS = 1 << 19
+"""Bytes and rows of a manifest that are read at once."""
+
 _OPEN, _CLOSE = b"{}"
 _NESTED = 64
-"""Objects and lists that a line may hold for Arrow's reader."""
+"""Most nested objects and lists in a line that goes to Arrow's reader."""
 
 
 @dataclass(frozen=True)
-class _Places:
-    """Where the rows of a table stand in its file: `line 18` of JSON Lines (blank lines counted), `row 18` of Parquet.
+class Places:
+    """Where the rows of a table are in its file: `line 18` of JSON Lines (blank lines counted), `row 18` of Parquet.
 
     Attributes:
         path: The file.
@@ -92,7 +97,7 @@ class _Places:
 
     @contextlib.contextmanager
     def named(self) -> Iterator[None]:
-        """A column's error in the block becomes one that names the file and the line or row."""
+        """Add the file, and the line or row, to a column's error raised in the block."""
         try:
             yield
         except ColumnError as error:
@@ -101,9 +106,9 @@ class _Places:
 
 
 def embedded(path: str) -> tuple[str, int] | None:
-    """The manifest and the row in which a path's audio lies; None where it is a file's own (`EMBEDDED`).
+    """The manifest and the row that hold a path's audio (`EMBEDDED`); None for a file of its own.
 
-    What looks like a reference and is a local file is that file.
+    An existing local file takes precedence over a reference of the same form.
     """
     match = _REFERENCE.fullmatch(path)
     if match is None or (not files.is_uri(path) and os.path.lexists(path)):
@@ -132,31 +137,89 @@ def read_manifest(
 
     Returns:
         All of `COLUMNS` and the labels (null where the manifest has nothing), typed by `vaemo.tables.typed`, then the
-        manifest's other columns as they are, but for those that are named as a stream. `position` is filled. Where JSON
-        Lines hold several types under one key that is not ours, all are text, what was no text as its JSON.
+        manifest's other columns unchanged, without those named like a stream. `position` is filled. Where JSON Lines
+        hold several types under one key that is not ours, all become text, other values as their JSON.
 
     Raises:
-        ReadManifestError: if the file is missing, empty or unreadable, a line lacks a required key or holds a value
-            of another type or a key twice, a `utt_id` stands twice, `end_s` is not after `start_s`, some utterances
-            of a session have a position and others none, or else a time, a label is outside the range, or audio
-            outside the root. It names the line, or the row of a Parquet file; both are counted from 1.
+        ReadManifestError: if the file is missing, empty or unreadable, a line lacks a required key, holds a value of
+            another type or repeats a key, a `utt_id` is repeated, `end_s` is not after `start_s`, some utterances of a
+            session have a position and others none, or else a time, a label is outside the range, or audio outside the
+            root. It names the line, or the row of a Parquet file; both are counted from 1.
     """
-    text = str(path)
+    tables, of_tables = zip(*scan_manifest(path, label_range=label_range, root=root, targets=targets), strict=True)
+    places = Places(str(path), of_tables[0].unit, np.concatenate([each.number for each in of_tables]))
+    schema = common_schema([table.schema for table in tables])
+    table = pa.concat_tables([as_schema(table, schema) for table in tables])
+    with places.named():
+        check_unique(table["utt_id"], places)
+        return _in_order(table)
+
+
+def scan_manifest(
+    path: str | Path,
+    *,
+    label_range: Sequence[float] | Mapping[str, Sequence[float]] | None = None,
+    root: str | None = None,
+    targets: Sequence[str | Target] = DIMENSIONS,
+) -> Iterator[tuple[pa.Table, Places]]:
+    """The utterances of a manifest as they stand in it, some at a time, typed and each checked alone.
+
+    Args and errors as of `read_manifest`, which alone sees whether an id occurs twice. Columns that are not ours may
+    differ between the tables: see `common_schema`.
+    """
+    text, n = str(path), 0
     try:
-        table, places = _read(text)
+        for table, places in _read(text):
+            n += table.num_rows
+            with places.named():
+                table = with_labels(table, targets)
+                _check(table, label_range, targets)
+                table = _resolved(table, text)
+                if root is not None:
+                    _check_root(table["audio_path"], text, root)
+                yield table, places
     except FileNotFoundError:
         raise ReadManifestError(f"there is no manifest {text}; give a JSON Lines or a Parquet file.") from None
     except OSError as error:
         raise ReadManifestError(f"manifest {text} cannot be read: {' '.join(str(error).split())}.") from None
-    if not table.num_rows:
+    if not n:
         raise ReadManifestError(f"manifest {text} is empty; it needs one utterance a line.")
-    with places.named():
-        table = with_labels(table, targets)
-        _check(table, places, label_range, targets)
-        table = _resolved(table, text)
-        if root is not None:
-            _check_root(table["audio_path"], text, root)
-        return _in_order(table)
+
+
+def common_schema(schemas: Sequence[pa.Schema]) -> pa.Schema:
+    """The columns of all tables of a manifest, in the order of their first appearance; text where types differ."""
+    types: dict[str, list[pa.DataType]] = {}
+    for schema in schemas:
+        for field in schema:
+            of_name = types.setdefault(field.name, [])
+            if field.type not in of_name:
+                of_name.append(field.type)
+    return pa.schema([(name, _common_type(of_name)) for name, of_name in types.items()])
+
+
+def _common_type(types: Sequence[pa.DataType]) -> pa.DataType:
+    if len(types) == 1:
+        return types[0]
+    fields = [pa.schema([("", type_)]) for type_ in types]
+    try:
+        return pa.unify_schemas(fields, promote_options="permissive").field(0).type
+    except pa.ArrowException:
+        return pa.string()
+
+
+def as_schema(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """A table of a manifest with the columns that all of them have (`common_schema`)."""
+    if table.schema == schema:
+        return table
+    columns = []
+    for field in schema:
+        if field.name not in table.column_names:
+            columns.append(pa.nulls(table.num_rows, field.type))
+        elif field.type == pa.string() and table[field.name].type != pa.string():
+            columns.append(as_text(table[field.name].to_pylist()))
+        else:
+            columns.append(table[field.name].cast(field.type))
+    return pa.table(columns, schema=schema)
 
 
 def file_of(audio_path: str) -> str:
@@ -181,37 +244,60 @@ def write_manifest(path: str | Path, table: pa.Table) -> None:
     files.write_whole(path, lines.getvalue().encode())
 
 
-def _read(path: str) -> tuple[pa.Table, _Places]:
-    """The rows, typed, and where they stand."""
+def _read(path: str) -> Iterator[tuple[pa.Table, Places]]:
+    """The rows, typed, and where they stand, some at a time."""
     if path.lower().endswith(".parquet"):
-        return _read_parquet(path)
-    content = files.read_bytes(path)
-    if content.startswith(b"PAR1"):
-        return _read_parquet(path)
-    if (kind := kind_of_file(content)) is not None:
-        raise ReadManifestError(f"{path} is {kind}; give JSON Lines in UTF-8, one object an utterance, or Parquet.")
-    content = content.removeprefix(b"\xef\xbb\xbf")
-    every = [line.strip() for line in content.splitlines()]
-    places = _Places(path, "line", np.array([number for number, line in enumerate(every, 1) if line], np.int64))
-    lines = list(filter(None, every))
-    with places.named():
-        table = _parse_fast(content, lines)
-        return _parse(lines) if table is None else table, places
+        yield from _read_parquet(path)
+        return
+    n_before = 0
+    for content in _pieces(path):
+        if not n_before:
+            if content.startswith(b"PAR1"):
+                yield from _read_parquet(path)
+                return
+            if (kind := kind_of_file(content)) is not None:
+                raise ReadManifestError(
+                    f"{path} is {kind}; give JSON Lines in UTF-8, one object an utterance, or Parquet."
+                )
+            content = content.removeprefix(b"\xef\xbb\xbf")
+        every = [line.strip() for line in content.splitlines()]
+        numbers = [number for number, line in enumerate(every, n_before + 1) if line]
+        places, lines = Places(path, "line", np.array(numbers, np.int64)), list(filter(None, every))
+        n_before += len(every)
+        del every, numbers
+        if lines:
+            with places.named():
+                table = _parse_fast(content, lines)
+                yield _parse(lines) if table is None else table, places
+
+
+def _pieces(path: str) -> Iterator[bytes]:
+    """The content of a file, whole lines at a time."""
+    filesystem, inner = files.filesystem_of(path)
+    with filesystem.open_input_stream(inner) as stream:
+        held = b""
+        while read := stream.read(_PIECE_BYTES):
+            end = held.rfind(b"\n") + 1
+            if end:
+                yield held[:end]
+            held = held[end:] + read
+        if held:
+            yield held
 
 
 def _parse_fast(content: bytes, lines: Sequence[bytes]) -> pa.Table | None:
-    """The rows as Arrow reads them; None where it might read them otherwise than `_parse`, or not at all."""
-    # It takes several objects a line, one that goes over several, and crashes on some lines that are none.
+    """The rows as Arrow reads them; None if it cannot, or might read them differently from `_parse`."""
+    # Arrow accepts several objects on a line and objects over several lines, and crashes on some invalid lines.
     if not all(line[0] == _OPEN and line[-1] == _CLOSE for line in lines):
         return None
-    # Arrow's reader ends the process where lines are nested too deeply.
+    # Arrow's reader kills the process on deeply nested lines.
     nested = content.count(b"{") + content.count(b"[") > len(lines)
     if nested and max(line.count(b"{") + line.count(b"[") for line in lines) > _NESTED:
         return None
     schema = {name: pa.float64() for name, type_ in COLUMNS.items() if type_ != pa.string()}
     try:
         table = _read_json(content, schema)
-        # What stands between quotation marks is text, also where it looks like a date.
+        # A quoted value is text, even if it looks like a date.
         dates = {field.name: pa.string() for field in table.schema if pa.types.is_timestamp(field.type)}
         table = _read_json(content, schema | dates) if dates else table
         inferred = [table[name] for name in table.column_names if name not in schema]
@@ -227,16 +313,16 @@ def _read_json(content: bytes, schema: Mapping[str, pa.DataType]) -> pa.Table:
 
 
 def _is_exact(column: pa.ChunkedArray) -> bool:
-    """Whether Arrow can only have read a column of JSON as it stands."""
+    """Whether Arrow is certain to have read a column of JSON without changing its values."""
     if pa.types.is_nested(column.type):
         return not any(name in str(column.type) for name in ("timestamp", "double", "struct<>"))
-    # Whole numbers beyond this became floats, and are no longer themselves.
+    # Larger integers became floats and lost digits.
     largest = pc.max(pc.abs(column)).as_py() if pa.types.is_floating(column.type) else None
     return largest is None or largest < 2**53
 
 
 def _parse(lines: Sequence[bytes]) -> pa.Table:
-    """The rows, typed, line by line: slower, and exact in what it takes and in what it refuses."""
+    """The rows, typed, parsed line by line: slower, and exact in what is accepted and refused."""
     columns: dict[str, list[Any]] = {}
     for row, line in enumerate(lines):
         try:
@@ -273,27 +359,43 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return row
 
 
-def _read_parquet(path: str) -> tuple[pa.Table, _Places]:
+def _read_parquet(path: str) -> Iterator[tuple[pa.Table, Places]]:
     try:
         held = files.read_parquet_schema(path).names
         names = [name for name in held if name != "audio" and name not in STREAMS]
         repeated = next((name for name in names if names.count(name) > 1), None)
         if repeated is not None:
             raise ReadManifestError(f"{path} has the column {repeated} twice; one is needed.")
-        table = files.read_parquet(path, names)
-        places = _Places(path, "row", np.arange(1, table.num_rows + 1))
-        with places.named():
-            return _typed(_with_embedded(table, path) if "audio" in held else table), places
+        first = 0
+        with Places(path, "row", np.zeros(0, np.int64)).named():
+            present = _embedded_in(path) if "audio" in held else None
+        filesystem, inner = files.filesystem_of(path)
+        with filesystem.open_input_file(inner) as source:
+            for table in _in_pieces(pq.ParquetFile(source), names):
+                places = Places(path, "row", np.arange(first + 1, first + table.num_rows + 1))
+                with places.named():
+                    yield _typed(table if present is None else _with_embedded(table, present, path, first)), places
+                first += table.num_rows
     except pa.ArrowException as error:
         found = kind_of_file(files.head(path, 8)) or " ".join(str(error).split())
         raise ReadManifestError(f"{path} is not a Parquet file ({found}); write it again.") from None
 
 
+def _in_pieces(held: pq.ParquetFile, names: Sequence[str]) -> Iterator[pa.Table]:
+    """Rows of some columns, row groups together up to `_PIECE_ROWS`."""
+    if held.metadata.num_rows <= _PIECE_ROWS:
+        yield held.read(names)
+        return
+    for batch in held.iter_batches(_PIECE_ROWS, columns=names):
+        yield pa.table(batch)
+
+
 def embedded_bytes(column: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
-    """The bytes in an `audio` column, which holds them or, as in Hugging Face data sets, structs with `bytes`.
+    """The bytes in an `audio` column, which holds them directly or, as in Hugging Face data sets, in structs with a
+    field `bytes`.
 
     Raises:
-        ColumnError: if it holds something else.
+        ColumnError: if it holds anything else.
     """
     kind = column.type
     if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
@@ -303,15 +405,19 @@ def embedded_bytes(column: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedA
     return column
 
 
-def _with_embedded(table: pa.Table, path: str) -> pa.Table:
+def _embedded_in(path: str) -> pa.ChunkedArray:
+    """Which rows of a Parquet file hold audio, bool."""
     filesystem, inner = files.filesystem_of(path)
     with filesystem.open_input_file(inner) as source:
-        groups = pq.ParquetFile(source)
-        # Only whether there are bytes is asked here; the bytes are read where they are decoded.
-        batches = groups.iter_batches(batch_size=256, columns=["audio"])
-        present = [embedded_bytes(batch["audio"]).is_valid() for batch in batches]
-    references = pa.array([f"{_absolute(path)}#{row}" for row in range(table.num_rows)], pa.string())
-    embedded = pc.if_else(pa.chunked_array(present, pa.bool_()), references, pa.scalar(None, pa.string()))
+        # Only the presence of bytes is checked here; they are read when they are decoded.
+        batches = pq.ParquetFile(source).iter_batches(batch_size=256, columns=["audio"])
+        return pa.chunked_array([embedded_bytes(batch["audio"]).is_valid() for batch in batches], pa.bool_())
+
+
+def _with_embedded(table: pa.Table, present: pa.ChunkedArray, path: str, first: int) -> pa.Table:
+    references = pa.array([f"{_absolute(path)}#{first + row}" for row in range(table.num_rows)], pa.string())
+    inside = present.slice(first, table.num_rows)
+    embedded = pc.if_else(inside, references, pa.scalar(None, pa.string()))
     if "audio_path" in table.column_names:
         embedded = pc.coalesce(embedded, typed(table["audio_path"], "audio_path", pa.string()))
         table = table.drop_columns("audio_path")
@@ -333,17 +439,17 @@ def _typed(raw: pa.Table) -> pa.Table:
 
 
 def _filled(columns: Mapping[str, Any], n: int) -> pa.Table:
-    """Every column of the contract, in its order, then the others, but for those that extraction makes."""
+    """Every column of the contract, in order, then the others, without those that extraction makes."""
     known = {name: columns.get(name, pa.nulls(n, type_)) for name, type_ in COLUMNS.items()}
     rest = {name: column for name, column in columns.items() if name not in known and name not in STREAMS}
     return pa.table({**known, **rest})
 
 
 def with_labels(table: pa.Table, targets: Sequence[str | Target]) -> pa.Table:
-    """The table with labels, observed values and what is said of raters as numbers; labels are null where it has none.
+    """The table with labels, observed values and rater statistics as numbers; missing labels are null.
 
     Raises:
-        ColumnError: if there is something else.
+        ColumnError: if a value is no number.
     """
     for name in (*label_names(targets), *rater_columns(targets)):
         if name not in table.column_names:
@@ -357,7 +463,6 @@ def with_labels(table: pa.Table, targets: Sequence[str | Target]) -> pa.Table:
 
 def _check(
     table: pa.Table,
-    places: _Places,
     label_range: Sequence[float] | Mapping[str, Sequence[float]] | None,
     targets: Sequence[str | Target],
 ) -> None:
@@ -381,7 +486,6 @@ def _check(
             target = name.removeprefix("observed_")
             low, high = label_range[target] if isinstance(label_range, Mapping) else label_range
             _check_range(table[name], name, float(low), float(high))
-    _check_unique(table["utt_id"], places)
 
 
 def _check_text(column: pa.ChunkedArray, name: str) -> None:
@@ -397,13 +501,13 @@ def _check_range(column: pa.ChunkedArray, name: str, low: float, high: float) ->
         pc.or_(pc.less(column, low), pc.greater(column, high)),
         lambda row: (
             f"{name} is {column[row]}, outside the range [{low:g}, {high:g}]. "
-            "Mend the label, or labels.range, which is the corpus's own range"
+            "Correct the label, or labels.range, which is the corpus's own range"
         ),
     )
 
 
 def _check_root(paths: pa.ChunkedArray, path: str, root: str) -> None:
-    """Refuse audio outside the root; what the manifest itself holds is inside."""
+    """Refuse audio outside the root; audio in the manifest itself is allowed."""
     distinct, manifest = paths.unique(), _absolute(path)
 
     def allowed(audio: str) -> bool:
@@ -420,13 +524,18 @@ def _check_root(paths: pa.ChunkedArray, path: str, root: str) -> None:
 
 
 def _refuse(wrong: pa.ChunkedArray, message: Callable[[int], str]) -> None:
-    """Raise for the first row that is wrong, if there is one."""
+    """Raise an error for the first wrong row, if there is one."""
     row = pc.index(wrong, True).as_py()
     if row >= 0:
         raise ColumnError(message(row), row)
 
 
-def _check_unique(ids: pa.ChunkedArray, places: _Places) -> None:
+def check_unique(ids: pa.ChunkedArray, places: Places) -> None:
+    """Refuse an id that occurs twice.
+
+    Raises:
+        ColumnError: naming both places.
+    """
     number = codes(ids)
     first = np.unique(number, return_index=True)[1]
     if len(first) == len(number):
@@ -435,7 +544,7 @@ def _check_unique(ids: pa.ChunkedArray, places: _Places) -> None:
     repeated[first] = False
     row = int(np.argmax(repeated))
     earlier = places[int(first[number[row]])]
-    repeats = f"utt_id {shown(ids[row].as_py())} already stands in {earlier}"
+    repeats = f"utt_id {shown(ids[row].as_py())} is already in {earlier}"
     raise ColumnError(f"{repeats}; every utterance needs an id of its own", row)
 
 
@@ -453,6 +562,9 @@ def _absolute(path: str) -> str:
 
 
 def _in_order(table: pa.Table) -> pa.Table:
-    order, position = session_order(table["session_id"], table["position"], table["start_s"])
+    start_s = table["start_s"]
+    if "offset_s" in table.column_names:
+        start_s = pc.add(start_s, table["offset_s"].fill_null(0.0))
+    order, position = session_order(table["session_id"], table["position"], start_s)
     table = with_column(table, "position", pa.array(position))
     return table if order is None else table.take(pa.array(order))

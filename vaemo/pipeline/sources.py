@@ -1,8 +1,8 @@
-"""What features and scores are made of: a feature store, a manifest, or recordings.
+"""Sources of features and scores: a feature store, a manifest, or recordings.
 
-A source is light and travels to every worker. Its listing (`list`) stays on the driver: the sessions, their keys for
+A source is light and is sent to every worker. Its listing (`list`) stays on the driver: the sessions, their keys for
 `vaemo.parts.shards`, and `pack`, which describes some of them to a worker. `read` turns such a description into rows
-of a feature store, whole sessions in order, and stamps by which a later run tells whether the input has changed.
+of a feature store, whole sessions in order, and stamps from which a later run detects changed input.
 """
 
 from __future__ import annotations
@@ -11,40 +11,53 @@ import functools
 import hashlib
 import itertools
 import json
+import posixpath
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from vaemo import files
+from vaemo.audio.archive import Listing as Recordings
 from vaemo.audio.archive import Stamp, is_still, is_table_of_paths, list_recordings
 from vaemo.audio.formats import kind_of
 from vaemo.audio.recording import Decoder
+from vaemo.audio.several import Member, plain
 from vaemo.config import AudioConfig, Config
-from vaemo.data.manifest import COLUMNS, file_of, read_manifest, with_labels
+from vaemo.data.manifest import file_of, with_labels
 from vaemo.data.sessions import label_ranges
-from vaemo.errors import UsageError
+from vaemo.data.speakers import unit
+from vaemo.data.spool import open_rows, read_rows
+from vaemo.errors import ReadManifestError, UsageError, named
 from vaemo.features import Extractor
 from vaemo.files import Found
 from vaemo.parts.shards import digest
 from vaemo.scoring.calls import Calls
 from vaemo.scoring.roles import NOT_KNOWN, RoleRules, cut_by_vaemo
 from vaemo.store import FeatureStore, find_parts, is_store, part_schema
-from vaemo.tables import codes, from_bytes, to_bytes, with_column
-from vaemo.targets import Target, label_names, observed_names
+from vaemo.tables import codes, with_column
+from vaemo.targets import Target, observed_names
 from vaemo.units import DIMENSIONS, STREAMS
-from vaemo.utterances import Problem, extract_recording, extract_utterances, listed_only, unsaid_roles
+from vaemo.utterances import (
+    Course,
+    Parties,
+    Problem,
+    extract_recording,
+    extract_session,
+    extract_utterances,
+    listed_only,
+    unsaid_roles,
+)
 from vaemo.voices.channels import Voice
-from vaemo.voices.clustering import unit
 from vaemo.voices.prints import Voiceprints
 from vaemo.voices.roles import UNKNOWN, Evidence, VoiceRole, expected_voice, of_piece, roles_of_voices
 from vaemo.voices.turns import Turn, digest_of, read_voices, turns_of_json, turns_to_json
 
 _DIGESTED = 16
-"""Numbers of every vector that a session's digest is made of."""
+"""How many numbers of every vector enter a session's digest."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +79,8 @@ class Listing:
         notes: Lines for people.
         files: Of recordings, the file of each.
         places: What every worker must be able to see: some of what is read.
-        turns: By index, who speaks when in a recording, where somebody has brought that.
+        turns: By the name of a recording, who speaks when in it, if given.
+        several: By index, the recordings of a session whose id is not the name of its only one.
     """
 
     session_ids: Sequence[str]
@@ -82,7 +96,13 @@ class Listing:
     notes: Sequence[str] = ()
     files: Sequence[Found] = ()
     places: Sequence[str] = ()
-    turns: Mapping[int, Sequence[Turn]] = field(default_factory=dict)
+    turns: Mapping[str, Sequence[Turn]] = field(default_factory=dict)
+    several: Mapping[int, Sequence[Part]] = field(default_factory=dict)
+
+    def recordings_of(self, index: int) -> Sequence[str]:
+        """The names of a session's recordings, where it is made of recordings."""
+        several = self.several.get(index)
+        return [part.name for part in several] if several else [self.session_ids[index]]
 
     def select(self, indices: Sequence[int]) -> Listing:
         """The sessions at these indices."""
@@ -97,7 +117,7 @@ class Listing:
             still=lambda index, stamps: self.still(indices[index], stamps),
             problems={place[index]: problem for index, problem in self.problems.items() if index in place},
             files=[self.files[index] for index in indices] if self.files else (),
-            turns={place[index]: turns for index, turns in self.turns.items() if index in place},
+            several={place[index]: parts for index, parts in self.several.items() if index in place},
         )
 
     def without(self, indices: Collection[int]) -> Listing:
@@ -108,11 +128,10 @@ class Listing:
         return self.select([index for index in range(len(self.session_ids)) if index not in gone])
 
     def described(self, indices: Sequence[int]) -> dict[str, Any]:
-        """What a worker is told of these sessions: `pack`, and their problems."""
+        """The description of these sessions for a worker: `pack`, and their problems."""
         known = {self.session_ids[index]: vars(self.problems[index]) for index in indices if index in self.problems}
-        brought = {
-            self.session_ids[index]: turns_to_json(self.turns[index]) for index in indices if index in self.turns
-        }
+        names = itertools.chain.from_iterable(map(self.recordings_of, indices)) if self.turns else ()
+        brought = {name: turns_to_json(self.turns[name]) for name in names if name in self.turns}
         return {
             **self.pack(indices),
             "problems": json.dumps(known),
@@ -131,25 +150,47 @@ class Listing:
                 f"--voices-from {path} tells voices apart in recordings, and the input is none: its utterances were "
                 "found before. Give it when they are extracted."
             )
-        turns = read_voices(path, self.session_ids)
-        contents = [
-            f"{content},voices {digest_of(turns[number])}" if number in turns else content
-            for number, content in enumerate(self.contents)
-        ]
-        without = len(self.session_ids) - len(turns)
+        of_session = [self.recordings_of(index) for index in range(len(self.session_ids))]
+        names = list(itertools.chain.from_iterable(of_session))
+        turns = {names[number]: found for number, found in read_voices(path, names).items()}
+        contents = []
+        for content, of_it in zip(self.contents, of_session, strict=True):
+            told = [turn for name in of_it for turn in turns.get(name, ())]
+            contents.append(f"{content},voices {digest_of(told)}" if turns.keys() & set(of_it) else content)
+        without = len(names) - len(turns)
         note = (
-            [f"--voices-from {path} is of {len(turns):,} recordings, and says nothing of {without:,}"]
+            [f"--voices-from {path} is of {len(turns):,} recordings, and has none of {without:,} others"]
             if without
             else []
         )
         return replace(self, turns=turns, contents=contents, notes=[*self.notes, *note])
 
 
+class Part(NamedTuple):
+    """A recording of a session of several.
+
+    Attributes:
+        name: As the source lists it.
+        path: Of the file.
+        offset_s: Where it begins in the session; None is where the one before it ends.
+        problem: Status and reason where it is known already that it cannot be read.
+        size: Bytes.
+        mtime_ns: When it was last written.
+    """
+
+    name: str
+    path: str
+    offset_s: float | None = None
+    problem: tuple[str, str] | None = None
+    size: int = 0
+    mtime_ns: int = 0
+
+
 @dataclass(frozen=True, eq=False)
 class Tools:
     """What a worker needs to compute features: empty for a store.
 
-    `rules` are None where all speech is wanted, whoever speaks; `prints` are voices of persons, where roles of voices
+    `rules` are None where all speech is wanted, of any role; `prints` are voices of persons, where roles of voices
     may follow from them.
     """
 
@@ -169,7 +210,12 @@ class Batch:
 
 
 class Source(Protocol):
-    """Where sessions come from."""
+    """A source of sessions."""
+
+    @property
+    def path(self) -> str:
+        """What `--input` names."""
+        ...
 
     kind: str
     """`store`, `manifest` or `recordings`."""
@@ -183,8 +229,8 @@ class Source(Protocol):
     counts_rows: bool
     """Whether its unit is the utterance."""
 
-    def list(self) -> Listing:
-        """Find the sessions, on the driver."""
+    def list(self, calls: Calls | None = None) -> Listing:
+        """Find the sessions, on the driver; the table of calls may say which recordings are one."""
         ...
 
     def shard_size(self, config: Config) -> int:
@@ -212,20 +258,23 @@ def open_source(path: str, config: Config, *, exclude: Sequence[str] = ()) -> So
     """
     if not files.exists(path):
         raise UsageError(f"--input {path} does not exist; give a feature store, a manifest or a folder of recordings.")
-    parts = find_parts(path)
+    single = files.is_file(path)
+    # A bucket is listed once, whatever its content; on a disk most of it need not be listed.
+    listed = list(files.walk(path)) if files.is_uri(path) and not single else None
+    parts = find_parts(path, listed)
     if is_store(path, parts):
-        source: Source = StoreSource(FeatureStore.open(path))
-    elif files.is_file(path):
+        source: Source = StoreSource(FeatureStore.open(path, parts))
+    elif single:
         if kind_of(path, config.audio) == "audio":
             raise UsageError(f"--input {path} is a recording; give the folder that it lies in.")
         if is_table_of_paths(path):
             return RecordingsSource(path, config.audio, tuple(exclude), config.extract.min_age_s)
         source = ManifestSource(path, config.extract.root)
-    elif parts and all(kind_of(item.name, config.audio) == "other" for item in files.walk(path)):
-        # Tables may lie beside recordings. Alone they were meant as a store: this says what they lack.
-        source = StoreSource(FeatureStore.open(path))
+    elif parts and all(kind_of(item.name, config.audio) == "other" for item in listed or files.walk(path)):
+        # Tables may be beside recordings. Alone they were meant as a store: the error names what they lack.
+        source = StoreSource(FeatureStore.open(path, parts))
     else:
-        return RecordingsSource(path, config.audio, tuple(exclude), config.extract.min_age_s)
+        return RecordingsSource(path, config.audio, tuple(exclude), config.extract.min_age_s, listed)
     if exclude:
         raise UsageError(f"--exclude leaves out recordings of a folder, and --input {path} is none.")
     return source
@@ -241,11 +290,16 @@ class StoreSource:
     replaceable = False
     counts_rows = False
 
+    @property
+    def path(self) -> str:
+        """The store."""
+        return self.store.path
+
     def shard_size(self, config: Config) -> int:
         """Replaying costs little: many sessions."""
         return config.score.shard_sessions
 
-    def list(self) -> Listing:
+    def list(self, calls: Calls | None = None) -> Listing:
         """Read the ids of every part; a part's first session carries the weight of all of it."""
         counted = self.store.read_parts(["session_id", "utt_id", "channel", "role"])
         lengths = [table.num_rows for table in counted]
@@ -333,56 +387,48 @@ class ManifestSource:
     counts_rows = True
 
     def shard_size(self, config: Config) -> int:
-        """So many utterances."""
+        """The number of utterances in a shard."""
         return config.extract.shard_utterances
 
-    def list(self) -> Listing:
+    def list(self, calls: Calls | None = None) -> Listing:
         """Read the manifest."""
-        table = read_manifest(self.path, label_range=self.label_range, root=self.root, targets=self.targets)
-        starts, session_ids = _runs(table, [table.num_rows])
-        sizes = np.diff(np.r_[starts, table.num_rows])
-        # Where a corpus lies may change between two runs, what it holds may not.
-        names = pc.replace_substring_regex(table["audio_path"], r"^.*/", "")
-        of_further = [name for name in label_names(self.targets) if name not in COLUMNS]
-        texts = [names, *(table[name] for name in (*COLUMNS, *of_further) if name != "audio_path")]
-        texts = [pc.fill_null(text.cast(pa.string()), "") for text in texts]
-        lines = pc.binary_join_element_wise(*texts, "\t").to_pylist()
-        cut = cut_by_vaemo(table)
-
-        def rows(index: int) -> pa.Table:
-            return table.slice(starts[index], sizes[index])
+        held = open_rows(self.path, label_range=self.label_range, root=self.root, targets=self.targets)
+        cut = np.zeros(len(held.session_ids), bool)
+        for first, table in held.tables():
+            cut[np.searchsorted(held.starts, first + np.flatnonzero(cut_by_vaemo(table)), side="right") - 1] = True
 
         def still(index: int, stamps: Sequence[Sequence[Any]]) -> bool:
-            paths = _audio_files(rows(index)["audio_path"])
+            paths = _audio_files(held.rows(index)["audio_path"])
             now = [_stat(path) for path in paths]
-            # Audio that is gone was deleted when its time was over; what was made of it stays.
+            # Missing audio was deleted at the end of its retention; results made from it stay.
             return len(stamps) != len(paths) or all(
                 current is None or is_still(path, current.size, current.mtime_ns, before)
                 for before, current, path in zip(stamps, now, paths, strict=True)
             )
 
+        sizes = held.sizes.tolist()
         return Listing(
-            session_ids=session_ids,
-            contents=_digests(lines, starts),
-            weights=sizes.tolist(),
-            pack=lambda indices: {"rows": to_bytes(pa.concat_tables(map(rows, indices)))},
+            session_ids=held.session_ids,
+            contents=held.contents,
+            weights=sizes,
+            pack=held.described,
             still=still,
-            units=sizes.tolist(),
+            units=sizes,
             unit="utterances",
-            n_cut=int(np.add.reduceat(cut, starts).astype(bool).sum()),
-            roles=tuple(pc.unique(table["role"]).drop_null().to_pylist()),
-            places=table["audio_path"][:1].to_pylist(),
+            n_cut=int(cut.sum()),
+            roles=tuple(held.roles),
+            places=held.rows(0)["audio_path"][:1].to_pylist(),
         )
 
     def read(self, packed: Mapping[str, Any], tools: Tools, calls: Calls | None = None) -> Batch:
         """Features of the rows."""
-        rows = from_bytes(packed["rows"])
+        rows = read_rows(packed)
         targets = tools.config.model.targets
         label_ranges(tools.config).mapped(with_labels(rows, targets), observed_names(targets), self.path)
         starts, session_ids = _runs(rows, [rows.num_rows])
         paths = rows["audio_path"].combine_chunks()
         edges = [*starts.tolist(), rows.num_rows]
-        # Taken before anything is read: what is written meanwhile shows as a change.
+        # Taken before reading, so that a write in the meantime shows as a change.
         stamps = {
             session_id: [Stamp.of(path) or Stamp(0, 0) for path in _audio_files(paths[first:stop])]
             for session_id, (first, stop) in zip(session_ids, itertools.pairwise(edges), strict=True)
@@ -413,89 +459,202 @@ class RecordingsSource:
         audio: How headerless files are read; None is the default.
         exclude: Patterns of names to leave out.
         min_age_s: Files that are younger wait for the next run.
+        listed: What lies there, where that has been looked up; stays on the driver.
     """
 
     path: str
     audio: AudioConfig | None = None
     exclude: tuple[str, ...] = ()
     min_age_s: float = 0.0
+    listed: Sequence[Found] | None = field(default=None, repr=False, compare=False)
     kind = "recordings"
     needs_features = True
     replaceable = True
     counts_rows = False
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "listed": None}
+
     def shard_size(self, config: Config) -> int:
-        """So many recordings."""
+        """The number of recordings in a shard."""
         return config.extract.shard_recordings
 
-    def list(self) -> Listing:
+    def list(self, calls: Calls | None = None) -> Listing:
         """List the files that may be audio; nothing is opened."""
-        listed = list_recordings(self.path, self.audio, exclude=self.exclude, min_age_s=self.min_age_s)
-        found = listed.recordings
+        members = calls.members if calls else {}
+        listed = list_recordings(
+            self.path,
+            self.audio,
+            exclude=self.exclude,
+            min_age_s=self.min_age_s,
+            found=self.listed,
+            several={name for name, of_it in members.items() if len(of_it) > 1},
+        )
+        found, several, notes = _put_together(listed, members, self.path) if members else (listed.recordings, {}, ())
         # A table may not say how large its recordings are: then it is not seen whether they have changed, or are twins.
         unsized = files.is_file(self.path)
 
-        def still(index: int, stamps: Sequence[Sequence[Any]]) -> bool:
-            item = found[index]
+        def is_same(item: Found | Part, stamp: Sequence[Any]) -> bool:
             unknown = item.problem or (unsized and not item.size)
-            return bool(unknown) or all(is_still(item.path, item.size, item.mtime_ns, stamp) for stamp in stamps)
+            return bool(unknown) or is_still(item.path, item.size, item.mtime_ns, stamp)
 
+        def still(index: int, stamps: Sequence[Sequence[Any]]) -> bool:
+            parts = several.get(index)
+            if parts is None:
+                return all(is_same(found[index], stamp) for stamp in stamps)
+            made, *of_parts = stamps
+            if tuple(made) != _composition(parts) or len(of_parts) != len(parts):
+                return False
+            return all(map(is_same, parts, of_parts))
+
+        def described(index: int) -> tuple[str, Any]:
+            parts = several.get(index)
+            return found[index].name, [part[:4] for part in parts] if parts else found[index].path
+
+        alone = [index for index in range(len(found)) if index not in several]
         return Listing(
             session_ids=[item.name for item in found],
             contents=[""] * len(found),
-            weights=[1] * len(found),
-            pack=lambda indices: {"recordings": json.dumps([(found[i].name, found[i].path) for i in indices])},
+            weights=[len(several[index]) if index in several else 1 for index in range(len(found))],
+            pack=lambda indices: {"recordings": json.dumps(list(map(described, indices)))},
             still=still,
             units=[1] * len(found),
-            unit="recordings",
+            unit="sessions" if several else "recordings",
             n_cut=len(found),
             roles=(),
             problems={index: Problem(*item.problem) for index, item in enumerate(found) if item.problem},
-            notes=listed.notes,
-            files=() if unsized and not all(item.size or item.problem for item in found) else found,
+            notes=[*listed.notes, *notes],
+            files=() if unsized and not all(found[i].size or found[i].problem for i in alone) else found,
             places=[self.path, *itertools.islice((item.path for item in found if not item.problem), 1)],
+            several=several,
         )
 
     def read(self, packed: Mapping[str, Any], tools: Tools, calls: Calls | None = None) -> Batch:
         """Find the utterances and compute the features of those that may be scored."""
         problems, tables, stamps = _problems_of(packed), [], {}
         brought = {name: turns_of_json(held) for name, held in json.loads(packed.get("turns", "{}")).items()}
-        for name, path in json.loads(packed["recordings"]):
-            problem = problems.get(name)
+        for session_id, told in json.loads(packed["recordings"]):
+            problem = problems.get(session_id)
+            parts = [Part(session_id, told)] if isinstance(told, str) else [Part(*each) for each in told]
             if problem is None or problem.status == "duplicate":
-                stamps[name] = [Stamp.of(path) or Stamp(0, 0)]
-            tables.append(self._read_one(name, path, tools, calls, problem, brought.get(name)))
+                stamps[session_id] = [
+                    Stamp(0, 0) if part.problem else Stamp.of(part.path) or Stamp(0, 0) for part in parts
+                ]
+                if not isinstance(told, str):
+                    stamps[session_id].insert(0, _composition(parts))
+            extract = functools.partial(self._read_one, session_id, tools, calls, brought)
+            if isinstance(told, str) or problem:
+                tables.append(extract(parts[0], problem))
+            else:
+                each = [(part.offset_s, functools.partial(extract, part, None)) for part in parts]
+                tables.append(extract_session(each))
         return Batch(pa.concat_tables(tables), stamps)
 
     def _read_one(
         self,
-        name: str,
-        path: str,
+        session_id: str,
         tools: Tools,
         calls: Calls | None,
+        brought: Mapping[str, Sequence[Turn]],
+        part: Part,
         problem: Problem | None,
-        turns: Sequence[Turn] | None,
+        course: Course | None = None,
     ) -> pa.Table:
-        rules, said = tools.rules, calls.roles.get(name, ()) if calls else ()
-        evidence, how = evidence_of(calls, name), tools.config.voices
+        rules, key = tools.rules, calls.key_of(session_id, part.name) if calls else session_id
+        said = calls.roles.get(key, ()) if calls else ()
+        evidence, how = evidence_of(calls, key), tools.config.voices
         return extract_recording(
-            path,
-            name,
+            part.path,
+            session_id,
             extractors=tools.extractors,
             config=tools.config,
             decoder=tools.decoder,
-            roles_of=(lambda n_channels: rules.of_channels(n_channels, said)) if rules else unsaid_roles,
-            hears=lambda role: rules is None or rules.scores(role, cut=True) or role in rules.context,
-            problem=problem,
-            turns=turns,
-            roles_of_voices=lambda voices, roles: roles_of_voices(voices, roles, evidence, tools.prints, how),
-            verifies=tools.prints is not None,
-            expected=expected_voice(evidence, tools.prints, how),
+            parties=Parties(
+                roles_of=(lambda n_channels: rules.of_channels(n_channels, said)) if rules else unsaid_roles,
+                scored=lambda role: rules is None or rules.scores(role, cut=True) or role in rules.context,
+                turns=brought.get(part.name),
+                roles_of_voices=lambda voices, roles: roles_of_voices(voices, roles, evidence, tools.prints, how),
+                verifies=tools.prints is not None,
+                expected=expected_voice(evidence, tools.prints, how),
+            ),
+            problem=problem or (Problem(*part.problem) if part.problem else None),
+            course=course,
         )
 
 
+def _put_together(
+    listed: Recordings, members: Mapping[str, Sequence[Member]], where: str
+) -> tuple[list[Found], dict[int, list[Part]], list[str]]:
+    """The sessions of a folder, sorted: recordings that stand alone, and those that a table puts together.
+
+    Returns:
+        found: One per session; of one with several recordings, a file without size, which matches no other as a
+            duplicate.
+        several: By index, the recordings of sessions whose id is not the name of their only one.
+        notes: Lines for people.
+    """
+    by_name = {plain(item.name): item for item in listed.recordings}
+    by_path: dict[str, Found] = {}
+    if any(plain(member.path) not in by_name for of_it in members.values() for member in of_it):
+        by_path = {plain(item.path): item for item in listed.recordings}
+    waiting, excluded = (frozenset(map(plain, names)) for names in (listed.waiting, listed.excluded))
+    root = posixpath.dirname(where) if files.is_file(where) else where
+    taken: set[str] = set()
+    parts_of: dict[str, list[Part]] = {}
+    n_waiting = 0
+    for session_id, of_session in members.items():
+        if len(of_session) == 1 and plain(session_id) in by_name:
+            continue
+        of_it = [by_name.get(plain(member.path)) or by_path.get(plain(member.path)) for member in of_session]
+        there = {item.name for item in of_it if item}
+        if not there:
+            continue
+        taken |= there
+        if any(plain(member.path) in waiting for member in of_session):
+            n_waiting += 1
+            continue
+        parts_of[session_id] = [
+            Part(item.name, item.path, member.offset_s, item.problem, item.size, item.mtime_ns)
+            if item
+            else Part(
+                member.path,
+                member.path
+                if files.is_uri(member.path) or posixpath.isabs(member.path)
+                else files.join(root, member.path),
+                member.offset_s,
+                _missing(where),
+            )
+            for item, member in zip(of_it, of_session, strict=True)
+            if plain(member.path) not in excluded
+        ]
+    alone = [item for item in listed.recordings if item.name not in taken]
+    if double := next((item.name for item in alone if item.name in parts_of), None):
+        raise ReadManifestError(
+            f"{named(double)} is a recording below {where}, and by the table a session of other recordings. Give the "
+            "session another id."
+        )
+    for name, parts in parts_of.items():
+        alone.append(Found(name, next((part.path for part in parts if not part.problem), where)))
+    found = alone
+    found.sort(key=lambda item: item.name)
+    several = {index: parts_of[item.name] for index, item in enumerate(found) if item.name in parts_of}
+    notes = (
+        [f"{n_waiting:,} sessions have a recording that is too young, and wait for the next run"] if n_waiting else []
+    )
+    return found, several, notes
+
+
+def _missing(where: str) -> tuple[str, str]:
+    return "missing", f"the table names it, and it is not among the recordings of {where}"
+
+
+def _composition(parts: Sequence[Part]) -> Stamp:
+    """A digest that shows whether a session still has the same recordings."""
+    return Stamp(len(parts), 0, digest(*(f"{part.name}\t{part.offset_s}" for part in parts))[:16])
+
+
 def evidence_of(calls: Calls | None, session_id: str) -> Evidence:
-    """What a table of calls says of the voices of a session."""
+    """The table of calls on the voices of a session."""
     if calls is None:
         return Evidence()
     return Evidence(calls.voice_roles.get(session_id, ()), calls.agent_ids.get(session_id))
@@ -579,51 +738,66 @@ def _with_roles(table: pa.Table, rules: RoleRules, calls: Calls | None) -> pa.Ta
     last ones silent all along, fewer are found than the calls name, and none of them gets a role.
     """
     cut = cut_by_vaemo(table)
-    # A role that extraction filled in (`mixed`) was not given by anybody.
+    # A role that extraction filled in (`mixed`) was not declared.
     unnamed = table["role"].is_null().to_numpy() | (cut & pc.is_in(table["role"], pa.array(NOT_KNOWN)).to_numpy())
     if not unnamed.any() or not (cut.any() or calls or rules.channel_roles):
         return table
-    starts, session_ids = _runs(table, [table.num_rows])
     channel = table["channel"].cast(pa.int64()).fill_null(-1).to_numpy()
-    n_channels = np.maximum.reduceat(np.maximum(channel + 1, table["n_channels"].fill_null(0).to_numpy()), starts)
+    recording, keys = _recordings_in(table, calls)
+    n_channels = np.zeros(len(keys), np.int64)
+    np.maximum.at(n_channels, recording, np.maximum(channel + 1, table["n_channels"].fill_null(0).to_numpy()))
     from_calls = calls.roles if calls else {}
-    by_session = [
-        rules.of_channels(int(n), from_calls.get(name, ())) if n else ()
-        for name, n in zip(session_ids, n_channels, strict=True)
+    by_recording = [
+        rules.of_channels(int(n), from_calls.get(key, ())) if n else () for key, n in zip(keys, n_channels, strict=True)
     ]
-    session = np.repeat(np.arange(len(starts)), np.diff(np.r_[starts, table.num_rows]))
     roles = table["role"].to_pylist()
     for row in np.flatnonzero(unnamed):
-        roles[row] = _known(by_session[session[row]][channel[row]], cut[row]) if channel[row] >= 0 else None
+        roles[row] = _known(by_recording[recording[row]][channel[row]], cut[row]) if channel[row] >= 0 else None
     return with_column(table, "role", pa.array(roles, pa.string()))
 
 
+def _recordings_in(table: pa.Table, calls: Calls | None) -> tuple[np.ndarray, list[str]]:
+    """Which recording each row is of, (rows,), and for each recording the id under which the calls know it."""
+    starts, session_ids = _runs(table, [table.num_rows])
+    session = np.repeat(np.arange(len(starts)), np.diff(np.r_[starts, table.num_rows]))
+    apart = np.array([bool(calls and calls.has_several(name)) for name in session_ids], bool)
+    if "offset_s" in table.column_names:
+        apart[session[table["offset_s"].is_valid().to_numpy()]] = True
+    if not apart.any():
+        return session, session_ids
+    path = np.where(apart[session], codes(table["audio_path"]), -1)
+    _, first, recording = np.unique(session * (path.max() + 2) + path, return_index=True, return_inverse=True)
+    paths = table["audio_path"].take(pa.array(first)).to_pylist()
+    of_session = [session_ids[number] for number in session[first]]
+    keys = [calls.key_of(name, path) if calls else name for name, path in zip(of_session, paths, strict=True)]
+    return recording, keys
+
+
 def _with_voice_roles(table: pa.Table, tools: Tools, rules: RoleRules, calls: Calls | None) -> pa.Table:
-    """The roles of what is told apart by voice; the channel's alone says nothing of them."""
+    """The roles of voices within a channel; the channel's own role does not apply to them."""
     if table["voice"].null_count == table.num_rows:
         return table
     held = table.select(
         ["channel", "n_channels", "voice", "voice_margin", "start_s", "end_s", "role", "role_by"]
     ).to_pylist()
     margins = table["role_margin"].to_pylist()
-    starts, session_ids = _runs(table, [table.num_rows])
-    for session_id, (first, stop) in zip(
-        session_ids, itertools.pairwise([*starts.tolist(), table.num_rows]), strict=True
-    ):
-        rows = held[first:stop]
+    recording, keys = _recordings_in(table, calls)
+    for number, key in enumerate(keys):
+        places = np.flatnonzero(recording == number)
+        rows = [held[place] for place in places]
         if all(row["voice"] is None for row in rows):
             continue
         n_channels = max(max(row["n_channels"] or 0, (row["channel"] or 0) + 1) for row in rows)
-        said = rules.of_channels(n_channels, calls.roles.get(session_id, ()) if calls else ())
-        voices = _voices_of(table.slice(first, stop - first), rows, tools)
-        roles = roles_of_voices(voices, said, evidence_of(calls, session_id), tools.prints, tools.config.voices)
+        said = rules.of_channels(n_channels, calls.roles.get(key, ()) if calls else ())
+        voices = _voices_of(table.take(pa.array(places)), rows, tools)
+        roles = roles_of_voices(voices, said, evidence_of(calls, key), tools.prints, tools.config.voices)
         with_voices = {voice.channel for voice in voices}
-        for number, row in enumerate(rows):
+        for place, row in zip(places, rows, strict=True):
             if row["channel"] not in with_voices:
                 continue
             known = roles.get((row["channel"], row["voice"]), VoiceRole(UNKNOWN))
             decided = of_piece(known, row["voice_margin"], tools.config.voices)
-            row["role"], row["role_by"], margins[first + number] = decided.role, decided.by, decided.margin
+            row["role"], row["role_by"], margins[place] = decided.role, decided.by, decided.margin
     for name in ("role", "role_by"):
         table = with_column(table, name, pa.array([row[name] for row in held], pa.string()))
     return with_column(table, "role_margin", pa.array(margins, pa.float32()))
@@ -652,5 +826,5 @@ def _voices_of(table: pa.Table, rows: Sequence[Mapping[str, Any]], tools: Tools)
 
 
 def _known(role: str, cut: bool) -> str | None:
-    """A role that nobody said is null where somebody declared the utterance: that is research data."""
+    """A missing role is null for an utterance that the data declares: that is research data."""
     return role if cut or role not in NOT_KNOWN else None

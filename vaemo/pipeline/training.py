@@ -32,7 +32,7 @@ from vaemo.store import FeatureStore
 from vaemo.training import run_folder
 from vaemo.training.card import write_card
 from vaemo.training.curves import draw_curves
-from vaemo.training.data import SECTIONS, SplitSessions, TrainingData
+from vaemo.training.data import TRAINING_SECTIONS, SplitSessions, TrainingData
 from vaemo.training.end_to_end import EndToEnd, check_encoder_settings
 from vaemo.training.held_out import score_held_out
 from vaemo.training.jobs import Failure, Job, Jobs, Line, Place
@@ -112,68 +112,108 @@ def train(
     heard = [EndToEnd.open(data.store, manifest, config).fingerprint] if manifest else []
     several = {"seeds": seeds} if seeds > 1 else {}
     fingerprint = digest(
-        config.fingerprint(*SECTIONS),
+        config.fingerprint(*TRAINING_SECTIONS),
         config.features.speaker_aggregation,
         data.digest,
         str(folds),
         *heard,
         *map(str, several.items()),
     )
-    settings = {section: config.to_dict()[section] for section in SECTIONS} | several
+    settings = {section: config.to_dict()[section] for section in TRAINING_SECTIONS} | several
     facts = {"data": data.digest, "folds": folds, "settings": settings}
+    places = _Places.of(out, data, seeds)
     with lease(out):
         claim_folder(out, run_folder.MARKER, fingerprint, facts, inputs=data.store.parts)
-        places = {fold.name: run_folder.fold_folder(out, fold.name) if folds else out for fold in data.parts}
-        runs = {name: run_folder.seed_folders(folder, seeds) for name, folder in places.items()}
-        checkpoints = tuple(files.join(run, run_folder.BEST) for of_fold in runs.values() for run in of_fold)
-        held_out = files.join(out, "oof") if folds else None
-        if (summary := run_folder.finished(out)) is not None:
+        # One training alone writes its summary before its checkpoint is described and calibrated.
+        if (summary := run_folder.finished(out)) is not None and summary.get("concluded", True):
             say(f"{out} is finished: {headline(summary)}. Give another --out to train again.")
-            return Trained(out, summary, checkpoints, held_out)
-
+            return places.trained(summary)
         for fold in data.parts:
-            files.write_parquet_whole(files.join(places[fold.name], run_folder.USED), data.used(fold))
+            files.write_parquet_whole(files.join(places.folds[fold.name], run_folder.USED), data.used(fold))
             if voices := data.voices(fold):
-                voices.write(files.join(places[fold.name], run_folder.SPEAKERS))
-        if not folds:
-            _say_split(data)
-        jobs = _jobs(data, runs)
-        if len(jobs) > 1:
-            said = [f"{len(data.parts)} folds ({folds})"] if folds else []
-            say(", ".join([*said, *([f"{seeds} seeds"] if seeds > 1 else [])]))
-        offers("matplotlib", "pictures")
-        failed: list[tuple[Job, Failure]] = []
-        left = [job for job in jobs if run_folder.finished(job.out) is None]
-        if left:
-            executor.train(
-                Jobs(
-                    work=Fitting(
-                        data.store,
-                        manifest,
-                        run_folder.origin_of(data.store, config, data.digest),
-                        {fold.name: 0 if data.voices_differ else number for number, fold in enumerate(data.parts)},
-                        f"train-{fingerprint[:12]}",
-                        seeds > 1,
-                        chosen(config.train.trackers),
-                    ),
-                    jobs=left,
-                    pack=lambda part: data.pack(None if part is None else _named(data, part)),
-                    ended=lambda job, line, failure: failed.append((job, failure)) if failure else None,
-                    count=len(left),
-                    storage=files.join(out, "_ray"),
-                    apart=data.voices_differ,
-                    needs=[store, files.join(out, run_folder.MARKER), *(path for path in (manifest, speakers) if path)],
-                    deaths=MAX_DEATHS,
-                ),
-                workers=workers,
-            )
-        for job, failure in failed:
-            raise failure.error(job)
-        summary = _conclude(data, places, runs, manifest, held_out, fingerprint)
-        if len(jobs) > 1:
-            files.write_json(files.join(out, run_folder.SUMMARY), summary)
-        say(f"done: {headline(summary)}; {held_out or files.join(out, run_folder.BEST)}")
-        return Trained(out, summary, checkpoints, held_out)
+                voices.write(files.join(places.folds[fold.name], run_folder.SPEAKERS))
+        work = Fitting(
+            data.store,
+            manifest,
+            run_folder.origin_of(data.store, config, data.digest),
+            {fold.name: 0 if data.voices_differ else number for number, fold in enumerate(data.parts)},
+            f"train-{fingerprint[:12]}",
+            seeds > 1,
+            chosen(config.train.trackers),
+        )
+        needs = [store, files.join(out, run_folder.MARKER), *(path for path in (manifest, speakers) if path)]
+        _fit_all(data, places, work, executor, workers, needs)
+        summary = _conclude(data, places, manifest, fingerprint)
+        summary["concluded"] = True
+        files.write_json(files.join(out, run_folder.SUMMARY), summary)
+        say(f"done: {headline(summary)}; {places.held_out or files.join(out, run_folder.BEST)}")
+        return places.trained(summary)
+
+
+@dataclass(frozen=True)
+class _Places:
+    """Where a run keeps what.
+
+    Attributes:
+        out: The run folder.
+        folds: By fold its folder; without folds `out`, by the empty name.
+        runs: By fold the folders of its trainings, one for each seed.
+        held_out: The scores of held-out rows; None without folds.
+    """
+
+    out: str
+    folds: Mapping[str, str]
+    runs: Mapping[str, Sequence[str]]
+    held_out: str | None
+
+    @classmethod
+    def of(cls, out: str, data: TrainingData, seeds: int) -> _Places:
+        """Those of a run on `data`."""
+        folds = {fold.name: run_folder.fold_folder(out, fold.name) if data.folds else out for fold in data.parts}
+        runs = {name: run_folder.seed_folders(folder, seeds) for name, folder in folds.items()}
+        return cls(out, folds, runs, files.join(out, "oof") if data.folds else None)
+
+    @property
+    def checkpoints(self) -> tuple[str, ...]:
+        """Those of all trainings, one fold after the other."""
+        return tuple(files.join(run, run_folder.BEST) for of_fold in self.runs.values() for run in of_fold)
+
+    def trained(self, summary: Mapping[str, Any]) -> Trained:
+        """What is left at the end."""
+        return Trained(self.out, summary, self.checkpoints, self.held_out)
+
+
+def _fit_all(
+    data: TrainingData, places: _Places, work: Fitting, executor: Executor, workers: int, needs: Sequence[str]
+) -> None:
+    """Run the trainings that have not finished; the first that fails is raised once the others have ended."""
+    if places.held_out is None:
+        _say_split(data)
+    jobs = _jobs(data, places.runs)
+    if len(jobs) > 1:
+        seeds = len(jobs) // len(data.parts)
+        said = [f"{len(data.parts)} folds ({data.folds})"] if data.folds else []
+        say(", ".join([*said, *([f"{seeds} seeds"] if seeds > 1 else [])]))
+    offers("matplotlib", "pictures")
+    failed: list[tuple[Job, Failure]] = []
+    left = [job for job in jobs if run_folder.finished(job.out) is None]
+    if left:
+        executor.train(
+            Jobs(
+                work=work,
+                jobs=left,
+                pack=lambda part: data.pack(None if part is None else _named(data, part)),
+                ended=lambda job, line, failure: failed.append((job, failure)) if failure else None,
+                count=len(left),
+                storage=files.join(places.out, "_ray"),
+                apart=data.voices_differ,
+                needs=needs,
+                deaths=MAX_DEATHS,
+            ),
+            workers=workers,
+        )
+    for job, failure in failed:
+        raise failure.error(job)
 
 
 def _jobs(data: TrainingData, runs: Mapping[str, Sequence[str]]) -> list[Job]:
@@ -192,35 +232,27 @@ def _named(data: TrainingData, part: str) -> Fold:
     return next(fold for fold in data.parts if fold.name == part)
 
 
-def _conclude(
-    data: TrainingData,
-    places: Mapping[str, str],
-    runs: Mapping[str, Sequence[str]],
-    manifest: str | None,
-    held_out: str | None,
-    fingerprint: str,
-) -> dict[str, Any]:
+def _conclude(data: TrainingData, places: _Places, manifest: str | None, fingerprint: str) -> dict[str, Any]:
     """What follows from all trainings: the model of a fold is its first seed's, held-out rows are scored by all."""
-    for fold, folders in runs.items():
+    for fold, folders in places.runs.items():
         if len(folders) > 1:
-            best = files.join(places[fold], run_folder.BEST)
+            best = files.join(places.folds[fold], run_folder.BEST)
             copy_checkpoint(files.join(folders[0], run_folder.BEST), best)
             write_card(best)
-    if held_out is None:
-        (folders,) = runs.values()
-        bests = [files.join(folder, run_folder.BEST) for folder in folders]
-        models = [load_checkpoint(best) for best in bests]
-        attach(data, models, bests, manifest)
-        if len(folders) > 1:
-            # The run's model is the first seed's, alone.
-            attach(data, models[:1], [files.join(*places.values(), run_folder.BEST)], manifest)
-        summaries = [run_folder.finished(folder) or {} for folder in folders]
-        return _over_seeds(summaries) if len(folders) > 1 else summaries[0]
-    of_folds = {fold: [files.join(folder, run_folder.BEST) for folder in folders] for fold, folders in runs.items()}
-    loaded = {fold: [load_checkpoint(best) for best in of_fold] for fold, of_fold in of_folds.items()}
-    summary = score_held_out(data, loaded, manifest, held_out, fingerprint)
-    attach_folds(data, loaded, of_folds, read_utterances(held_out))
-    return summary
+    bests = {fold: [files.join(run, run_folder.BEST) for run in folders] for fold, folders in places.runs.items()}
+    models = {fold: [load_checkpoint(best) for best in of_fold] for fold, of_fold in bests.items()}
+    if places.held_out is not None:
+        summary = score_held_out(data, models, manifest, places.held_out, fingerprint)
+        attach_folds(data, models, bests, read_utterances(places.held_out))
+        return summary
+    (own,), (of_seeds,) = bests.values(), models.values()
+    attach(data, of_seeds, own, manifest)
+    (folders,) = places.runs.values()
+    if len(folders) > 1:
+        # The run's model is the first seed's, alone.
+        attach(data, of_seeds[:1], [files.join(places.out, run_folder.BEST)], manifest)
+    summaries = [run_folder.finished(folder) or {} for folder in folders]
+    return _over_seeds(summaries) if len(folders) > 1 else summaries[0]
 
 
 def _over_seeds(summaries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -283,7 +315,9 @@ class Fitting:
         trackers.close()
         if first:
             write_pictures(out, {run_folder.CURVES.removesuffix(".png"): lambda: draw_curves(trainer.history, name)})
-            files.write_json(files.join(out, run_folder.SUMMARY), trainer.summary())
+            # What belongs to a run of several is concluded with it.
+            alone = {} if self.several or job.part else {"concluded": False}
+            files.write_json(files.join(out, run_folder.SUMMARY), {**trainer.summary(), **alone})
         yield {"epoch": len(trainer.history), "finished": True}
 
 

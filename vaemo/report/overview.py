@@ -7,7 +7,7 @@ of the table of calls, which may name employees: only by role, date and status.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from vaemo import scores
-from vaemo.errors import ReadScoresError
 from vaemo.scoring.roles import NOT_KNOWN
 from vaemo.targets import SUMMARY, Target, session_names, utterance_names
 from vaemo.units import DIMENSIONS, NOT_FAILED, LabelScale
@@ -28,7 +27,7 @@ EXAMPLES = 3
 """Reasons that are shown for one status."""
 
 WITHIN_RECORDING_S = 86_400.0
-"""Times from here on are no places in a recording, which would last for a day, but those of a clock."""
+"""Times from here on are clock times rather than positions in a recording, which would last for a day."""
 
 MIN_SCORED = 5
 """A call with fewer scored utterances is not called one that falls."""
@@ -42,11 +41,20 @@ def columns_of(targets: Sequence[str | Target]) -> list[str]:
     return [*_COUNTS, *summaries, *session_names(targets)]
 
 
-def _rankings(names: Sequence[str]) -> list[tuple[str, str]]:
-    """What calls are looked at for: low, falling, ending low in the first target, and high in the second."""
+def _rankings(names: Sequence[str], columns: Sequence[str]) -> list[tuple[str, str]]:
+    """Why a call is shown: low, falling, ending low in the first target, and high in the second."""
     first, second = names[0], names[1:2]
-    of_first = [(f"{first}_{summary}", "ascending") for summary in ("mean", "slope_per_min", "end_weighted")]
-    return [*of_first, *((f"{name}_mean", "descending") for name in second)]
+    of_first = [(f"{first}_{summary}", "ascending") for summary in ("slope_per_min", "end_weighted")]
+    return [
+        (of_call(first, columns), "ascending"),
+        *(ranking for ranking in of_first if ranking[0] in columns),
+        *((of_call(name, columns), "descending") for name in second),
+    ]
+
+
+def of_call(name: str, columns: Collection[str]) -> str:
+    """The main column of a target in the table of calls: its mean, or itself if it is of the whole call."""
+    return mean if (mean := f"{name}_mean") in columns else name
 
 
 _SAID_ELSEWHERE = ("ok", "not_scored_role")
@@ -59,7 +67,8 @@ class Overview:
 
     Attributes:
         scale: The range of the scores.
-        names: The targets of utterances, K.
+        names: The targets of utterances, K; where there are none those of calls, which count once a call.
+        of_calls: Whether they are those.
         histogram: (K, BINS) scored utterances by each target.
         planes: (K, K, BINS, BINS) scored utterances by two targets, the first across, the second upwards (rows).
         statuses: Utterances by status.
@@ -71,6 +80,7 @@ class Overview:
 
     scale: LabelScale
     names: tuple[str, ...] = DIMENSIONS
+    of_calls: bool = False
     histogram: np.ndarray = field(init=False)
     planes: np.ndarray = field(init=False)
     statuses: Counter[str] = field(default_factory=Counter)
@@ -92,11 +102,10 @@ class Overview:
     @staticmethod
     def of(folder: str) -> Overview:
         """All of a folder of scores."""
-        names = utterance_names(scores.read_targets(folder))
-        if not names:
-            raise ReadScoresError(f"'{folder}' has no target of utterances; a report shows their course over calls.")
-        overview = Overview(scores.read_scales(folder)[0], names)
-        columns = [*names, "start_s", "end_s", "status", "reason"]
+        targets = scores.read_targets(folder)
+        names = utterance_names(targets)
+        overview = Overview(scores.read_scales(folder)[0], names or session_names(targets), not names)
+        columns = [*overview.names, "start_s", "end_s", "status", "reason"]
         for part in scores.scan_utterances(folder, columns):
             overview.add(part)
         return overview
@@ -118,10 +127,11 @@ class Overview:
                     self.planes[k, other] += found.reshape(BINS, BINS)
         self.n_scored += scored.num_rows
         self.totals += [value.sum(dtype=np.float64) for value in values]
-        self.speech_s += pc.sum(pc.subtract(scored["end_s"], scored["start_s"])).as_py() or 0.0
+        heard = part.filter(pc.equal(part["status"], "ok")) if self.of_calls else scored
+        self.speech_s += pc.sum(pc.subtract(heard["end_s"], heard["start_s"])).as_py() or 0.0
 
     def to_plain(self) -> dict[str, Any]:
-        """What the page is given."""
+        """The data of the page."""
         unscored = {status: n for status, n in self.statuses.items() if status not in _SAID_ELSEWHERE}
         return {
             "low": self.scale.low,
@@ -157,8 +167,10 @@ class Overview:
         return np.clip((share * BINS).astype(np.int64), 0, BINS - 1)
 
 
-def choose_calls(sessions: pa.Table, top: int, names: Sequence[str] = DIMENSIONS) -> list[str]:
-    """The calls that are drawn: all where there are at most `top`, else the first of each ranking in turn.
+def choose_calls(
+    sessions: pa.Table, top: int, names: Sequence[str] = DIMENSIONS, also: Collection[str] = ()
+) -> list[str]:
+    """The calls that are drawn: all where there are at most `top`, else the first of each ranking in turn, and some.
 
     The rankings: lowest mean of the first target (valence), its steepest fall, its lowest end, and the highest mean of
     the second (arousal).
@@ -170,7 +182,7 @@ def choose_calls(sessions: pa.Table, top: int, names: Sequence[str] = DIMENSIONS
     if len(distinct) <= top:
         return distinct.to_pylist()
     rankings = []
-    for column, order in _rankings(names):
+    for column, order in _rankings(names, sessions.column_names):
         some = sessions.filter(pc.is_valid(sessions[column]))
         if column.endswith("_slope_per_min"):
             some = some.filter(pc.greater_equal(some["n_scored"], MIN_SCORED))
@@ -182,13 +194,13 @@ def choose_calls(sessions: pa.Table, top: int, names: Sequence[str] = DIMENSIONS
         for ranking in rankings:
             if place < len(ranking) and len(chosen) < top:
                 chosen.setdefault(ranking[place])
-    return [name for name in distinct.to_pylist() if name in chosen]
+    return [name for name in distinct.to_pylist() if name in chosen or name in also]
 
 
 def calls_table(
     sessions: pa.Table, drawn: list[str], targets: Sequence[str | Target] = DIMENSIONS
 ) -> dict[str, list[Any]]:
-    """The rows of the table of calls, column by column: those of the calls drawn, less roles that nobody scored."""
+    """The rows of the table of calls, column by column: those of the calls drawn, without unscored roles."""
     of_interest = pc.greater(pc.add(sessions["n_scored"], sessions["n_failed"]), 0)
     kept = sessions.filter(pc.and_(of_interest, pc.is_in(sessions["session_id"], pa.array(drawn, pa.string()))))
     table: dict[str, list[Any]] = {
@@ -203,7 +215,7 @@ def calls_table(
 
 
 def unscored_calls(sessions: pa.Table, most: int = 500) -> dict[str, Any]:
-    """Calls in which nobody is scored and somebody is of no known role: evidence of who speaks is wanted.
+    """Calls without a scored speaker and with a speaker of unknown role, whose role should be looked up.
 
     Returns:
         `n`, and `session_id` of the first.
@@ -225,9 +237,10 @@ def over_time(sessions: pa.Table, most: int = 60, names: Sequence[str] = DIMENSI
         period = pc.utf8_slice_codeunits(dates, 0, length)
         if len(period.unique()) <= most:
             break
+    values = {name: sessions[of_call(name, sessions.column_names)] for name in names}
     grouped = (
-        pa.table({"period": period, **{name: sessions[f"{name}_mean"] for name in names}})
-        .filter(pc.is_valid(sessions[f"{names[0]}_mean"]))
+        pa.table({"period": period, **values})
+        .filter(pc.is_valid(values[names[0]]))
         .group_by("period")
         .aggregate([*((name, "mean") for name in names), ([], "count_all")])
         .sort_by("period")
@@ -260,7 +273,8 @@ def curves(
         `valence`, `arousal`, `status`; where there are labels `label_valence`, `label_arousal`, and where several
         models scored `valence_sd`, `arousal_sd`, and where the model is calibrated `valence_low`, ...; and `lowest`,
         by dimension the index of the utterance that the table of sessions would call the lowest of all of them, None
-        where nothing is scored.
+        where nothing is scored. Of a session of several recordings also `recordings`, their paths, and per utterance
+        `recording` (index into them) and `offset` (seconds from the session's begin to its own).
     """
     table = utterances.append_column("row", pa.array(np.arange(utterances.num_rows)))
     if labels is not None:
@@ -277,6 +291,9 @@ def curves(
 def _curve(rows: list[dict[str, Any]], names: Sequence[str]) -> dict[str, Any]:
     timed = all(row["start_s"] is not None and row["end_s"] is not None for row in rows if row["status"] == "ok")
     timed = timed and any(row["start_s"] is not None for row in rows)
+    several = any(row["offset_s"] is not None for row in rows)
+    if several and timed:
+        rows = [row | {name: _in_session(row, name) for name in ("start_s", "end_s")} for row in rows]
     if timed:
         rows = sorted((row for row in rows if row["start_s"] is not None), key=lambda row: row["start_s"])
     from_s = rows[0]["start_s"] if timed and rows[0]["start_s"] >= WITHIN_RECORDING_S else 0.0
@@ -300,6 +317,10 @@ def _curve(rows: list[dict[str, Any]], names: Sequence[str]) -> dict[str, Any]:
         "end": [round(row["end_s"] - from_s, 2) if timed else place + 1 for place, row in enumerate(rows)],
         "status": [row["status"] for row in rows],
     }
+    if several and timed:
+        paths = list(dict.fromkeys(row["audio_path"] for row in rows))
+        curve["recordings"], curve["recording"] = paths, [paths.index(row["audio_path"]) for row in rows]
+        curve["offset"] = [row["offset_s"] for row in rows]
     forms = ("label_{}", "{}_sd", "{}_low", "{}_high")
     further = (form.format(name) for form in forms for name in names)
     for name in (*names, *further):
@@ -308,6 +329,11 @@ def _curve(rows: list[dict[str, Any]], names: Sequence[str]) -> dict[str, Any]:
             curve[name] = [None if value is None else round(value, 4) for value in values]
     curve["lowest"] = {name: scores.lowest_of(rows, name) for name in names}
     return curve
+
+
+def _in_session(row: Mapping[str, Any], name: str) -> float | None:
+    """A time of an utterance, from the begin of its session."""
+    return None if row[name] is None else row[name] + (row["offset_s"] or 0.0)
 
 
 def _who(row: Mapping[str, Any]) -> str:

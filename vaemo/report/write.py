@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import pyarrow as pa
+
 import vaemo
 from vaemo import files, scores
 from vaemo.audio.archive import shown
@@ -18,14 +20,26 @@ from vaemo.errors import ReadScoresError
 from vaemo.evaluation import pictures
 from vaemo.evaluation.evaluate import measure
 from vaemo.evaluation.pairs import choose_split, read_labels, read_pairs
-from vaemo.report.overview import MIN_SCORED, Overview, calls_table, choose_calls, curves, over_time, unscored_calls
+from vaemo.report.overview import (
+    MIN_SCORED,
+    Overview,
+    calls_table,
+    choose_calls,
+    curves,
+    of_call,
+    over_time,
+    unscored_calls,
+)
 from vaemo.report.page import build_report
-from vaemo.targets import session_names
+from vaemo.targets import session_names, utterance_names
 from vaemo.trust.calibration import OWN_CALLS
 from vaemo.trust.fit import FIT, WARNED_SHARE
 
 TOP = 500
 """Calls that are drawn where there are more of them."""
+
+ENDS, SHOWN = ("most", "least"), 7
+"""The calls that are listed of those that fit least and best."""
 
 PICTURES = 12
 """Calls that are drawn as PNG too: those with the lowest mean valence."""
@@ -62,20 +76,25 @@ def write_report(
     sessions = scores.read_sessions(scored)
     overview = Overview.of(scored)
     names, targets = overview.names, scores.read_targets(scored)
-    drawn = choose_calls(sessions, top, names)
+    fit = _fit_of(scored, sessions)
+    listened = {call["session_id"] for end in ENDS for call in fit[end]} if fit else set()
+    drawn = choose_calls(sessions, top, names, listened)
     utterances = scores.read_utterances(scored, sessions=drawn)
     known = read_labels(labels, config, overview.scale, targets)[0] if labels is not None else None
     drawn_curves = curves(utterances, known, names)
-    links = _audio_links(drawn, audio, out) if audio is not None else {}
+    recordings = {session: curve.pop("recordings", None) for session, curve in drawn_curves.items()}
+    links = _audio_links(drawn, recordings, audio, out) if audio is not None else {}
     calls = calls_table(sessions, drawn, targets)
     page: dict[str, Any] = {
         "version": vaemo.__version__,
-        "notices": _notices(scores.read_provenance(scored), scored),
+        "notices": _notices(scores.read_provenance(scored), fit),
+        "fit": fit,
         "n_calls": len(sessions["session_id"].unique()),
         "n_drawn": len(drawn),
         "targets": colours_of(names),
         "session_targets": list(session_names(targets)),
-        "low_at": config.score.low_of(names),
+        "of_calls": overview.of_calls,
+        "low_at": config.score.low_of(utterance_names(targets)),
         "min_scored": MIN_SCORED,
         "half_life_s": config.score.end_half_life_s,
         "overview": overview.to_plain(),
@@ -91,8 +110,21 @@ def write_report(
     return {"calls": page["n_calls"], "drawn": len(drawn), "with_audio": len(links)}
 
 
-def _notices(provenance: Mapping[str, Any], scored: str) -> list[dict[str, str]]:
-    """What a reader must know before any number: synthetic training data, who was scored, and on what ground."""
+def _fit_of(scored: str, sessions: pa.Table) -> dict[str, Any] | None:
+    """What scoring found of the fit, and of the calls that fit least and best what is known; None where nothing."""
+    if not files.exists(path := files.join(scored, FIT)) or "novelty" not in sessions.column_names:
+        return None
+    fit = files.read_json(path)
+    row = {session: number for number, session in enumerate(sessions["session_id"].to_pylist())}
+    # Calls may have been erased since.
+    calls = {end: [session for session in dict.fromkeys(fit[end]) if session in row][:SHOWN] for end in ENDS}
+    columns = ("session_id", "novelty", "novelty_of")
+    known = {end: sessions.select(columns).take([row[session] for session in calls[end]]) for end in ENDS}
+    return {"beyond": fit["beyond"], "expected": fit["expected"], **{end: known[end].to_pylist() for end in ENDS}}
+
+
+def _notices(provenance: Mapping[str, Any], fit: Mapping[str, Any] | None) -> list[dict[str, str]]:
+    """Notices that come before any number: synthetic training data, who was scored, and on what ground."""
     notices = []
     if provenance.get("synthetic"):
         notices.append(
@@ -111,14 +143,12 @@ def _notices(provenance: Mapping[str, Any], scored: str) -> list[dict[str, str]]
                 f"({trust['n_groups']} groups of calls), over random utterances of new calls, not within every call.",
             }
         )
-    fit = files.read_json(fit_path) if files.exists(fit_path := files.join(scored, FIT)) else None
     if fit:
         notices.append(
             {
                 "kind": "warning" if fit["beyond"] > WARNED_SHARE else "note",
                 "text": f"{100 * fit['beyond']:.0f} % of the calls are more unusual than 95 % of those that the model "
-                f"was measured on ({100 * fit['expected']:.0f} % are expected where the model fits). Listen to the "
-                f"least fitting: {', '.join(fit['most'][:5])}; and to the best fitting: {', '.join(fit['least'][:5])}.",
+                f"was measured on; {100 * fit['expected']:.0f} % are expected where the model fits.",
             }
         )
     if provenance.get("notice"):
@@ -136,25 +166,40 @@ def _notices(provenance: Mapping[str, Any], scored: str) -> list[dict[str, str]]
 
 
 def _agreement(scored: str, labels: str, config: Config) -> dict[str, Any]:
-    """The metrics of the split that is to be judged by."""
+    """The metrics of the split used for evaluation."""
     split, pairs = choose_split(read_pairs(scored, labels, config), None)
     return {"split": split, **measure(pairs, config)}
 
 
-def _audio_links(drawn: Sequence[str], audio: str, out: str) -> dict[str, str]:
-    """Where the page finds the recording of a call: the file of its id below the folder, with or without a suffix."""
+def _audio_links(
+    drawn: Sequence[str], recordings: Mapping[str, Sequence[str] | None], audio: str, out: str
+) -> dict[str, str | list[str | None] | None]:
+    """Where the page finds the recordings of a call: the file of its id below the folder, with or without a suffix.
+
+    Of a call in several recordings the scores name the files, wherever the folder lies now: a list, None for one that
+    is not there.
+    """
     there = {shown(found.name): found.path for found in files.walk(audio)}
-    links = {}
+    links: dict[str, str | list[str | None] | None] = {}
     for session in drawn:
-        path = next((there[session + suffix] for suffix in _SUFFIXES if session + suffix in there), None)
-        if path is not None:
-            links[session] = path if files.is_uri(path) else _local_link(path, out)
+        several = recordings.get(session)
+        names = [_ends_of(path) for path in several] if several else [[session + suffix for suffix in _SUFFIXES]]
+        paths = [next((there[name] for name in some if name in there), None) for some in names]
+        if any(paths):
+            found = [path if path is None or files.is_uri(path) else _local_link(path, out) for path in paths]
+            links[session] = found if several else found[0]
     if not links:
         raise ReadScoresError(
             f"none of the {len(drawn):,} calls has a recording in {audio}: a call such as '{drawn[0]}' would be the "
             "file of that name, with or without a suffix such as .wav. Give the folder that was scored."
         )
     return links
+
+
+def _ends_of(path: str) -> list[str]:
+    """A path, and what is left of it below each of its folders."""
+    parts = path.split("/")
+    return ["/".join(parts[first:]) for first in range(len(parts))]
 
 
 def _local_link(path: str, out: str) -> str:
@@ -164,7 +209,7 @@ def _local_link(path: str, out: str) -> str:
 
 
 def _draw(out: str, overview: Overview, calls: Mapping[str, list[Any]], drawn: Mapping[str, Mapping[str, Any]]) -> None:
-    means = zip(calls[f"{overview.names[0]}_mean"], calls["session_id"], strict=True)
+    means = zip(calls[of_call(overview.names[0], calls)], calls["session_id"], strict=True)
     lowest = [session for mean, session in sorted(pair for pair in means if pair[0] is not None)]
     first = list(dict.fromkeys(lowest))[:PICTURES]
     draw = {

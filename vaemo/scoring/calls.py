@@ -1,8 +1,9 @@
-"""The table of calls (`--calls`): per recording or session, who speaks on which channel, and whatever else is known.
+"""The table of calls (`--calls`): per recording or session, who speaks on which channel, and further columns.
 
 Reads Parquet, CSV or JSON Lines. Columns: `session_id` or `path`, `role_ch0`, `role_ch1`, ... of its channels,
-`role_v0`, `role_v1`, ... of the voices in its one channel, `process`, and any others, which travel to the scores; a
-`date` partitions them, and `agent_id` says whose enrolled voice the agent's must be.
+`role_v0`, `role_v1`, ... of the voices in its one channel, `process`, and any others, which are copied to the scores; a
+`date` partitions them, and `agent_id` says whose enrolled voice the agent's must be. With `session_id` and `path`, rows
+of one session and different paths are a session of several recordings (`vaemo.audio.several`).
 """
 
 from __future__ import annotations
@@ -12,9 +13,8 @@ import itertools
 import json
 import posixpath
 import re
-import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
@@ -23,18 +23,23 @@ import pyarrow.csv
 import pyarrow.json
 
 from vaemo import files
+from vaemo.audio.several import OFFSET, Member, group_members, lies_at, plain, read_offsets
 from vaemo.errors import ReadManifestError, named
 from vaemo.scores import SESSION_SCHEMA, SPREAD_SCHEMA, TRUST_SCHEMA, UTTERANCE_SCHEMA, WEIGHT_SCHEMA
 from vaemo.store import part_schema
+from vaemo.tables import with_column
 
 DATE = "date"
 """Column by which scores are partitioned, as `date=2026-11-23`."""
 
 PROCESS = "process"
-"""Column that says `false` of a call that nobody may process: an objection, or no notice was given."""
+"""Column that is `false` for a call that must not be processed: an objection, or no notice was given."""
 
 AGENT_ID = "agent_id"
-"""Column that names the agent, as `--speakers` does; travels to the scores."""
+"""Column that names the agent, as `--speakers` does; copied to the scores."""
+
+_OF = "\t"
+"""Between a session and one of its recordings in the ids of the rows of `Calls`."""
 
 _ROLE = re.compile(r"role_(ch|v)(\d+)")
 _ID_COLUMNS = ("session_id", "path")
@@ -42,7 +47,7 @@ _MOST = 64
 """Channels of a recording."""
 _ROLE_NAMES = tuple(f"role_{kind}{number}" for kind in ("ch", "v") for number in range(_MOST))
 _SCHEMAS = (UTTERANCE_SCHEMA, SESSION_SCHEMA, SPREAD_SCHEMA, TRUST_SCHEMA, WEIGHT_SCHEMA, part_schema({}))
-_OURS = {name for schema in _SCHEMAS for name in schema.names}
+_OURS = {name for schema in _SCHEMAS for name in schema.names} - {"audio_path"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,14 +56,22 @@ class Calls:
 
     Attributes:
         rows: `session_id`, then `role_ch0` ... and `role_v0` ... as text without gaps, `process` (bool), then the
-            columns that travel.
+            copied columns. Behind the rows of sessions stand those of the recordings of sessions of several, whose
+            `session_id` is that of the session, a tab and the path; the session's own row is that of its first.
+        members: By session, the recordings that the table names with their paths, in order.
     """
 
     rows: pa.Table
+    members: Mapping[str, Sequence[Member]] = field(default_factory=dict)
+
+    @property
+    def session_ids(self) -> list[str]:
+        """Of the sessions that it names."""
+        return [name for name in self.rows["session_id"].to_pylist() if _OF not in name]
 
     @property
     def travel(self) -> list[str]:
-        """Names of the columns that travel to the scores."""
+        """Names of the columns that are copied to the scores."""
         ours = ("session_id", PROCESS)
         return [name for name in self.rows.column_names if name not in ours and not _ROLE.fullmatch(name)]
 
@@ -71,7 +84,38 @@ class Calls:
         """The rows of these sessions, in their order; null where a session is not in the table."""
         row = pc.index_in(pa.array(session_ids, pa.string()), value_set=self.rows["session_id"].combine_chunks())
         taken = self.rows.take(row)
-        return Calls(taken.set_column(0, "session_id", pa.array(session_ids, pa.string())))
+        return Calls(taken.set_column(0, "session_id", pa.array(session_ids, pa.string())), self.members)
+
+    def of_recordings(self, session_ids: Sequence[str]) -> pa.Table:
+        """The rows of the recordings of these sessions, where they have several."""
+        keys = [key for name in session_ids if name in self._recordings for _, key in self._recordings[name]]
+        known = self.rows["session_id"].combine_chunks()
+        return self.rows.take(pc.index_in(pa.array(keys, pa.string()), value_set=known))
+
+    def keys_of(self, session_id: str) -> list[str]:
+        """The ids of the rows that say something of a session: its own, or those of its recordings."""
+        return [key for _, key in self._recordings.get(session_id, ())] or [session_id]
+
+    def key_of(self, session_id: str, path: str | None) -> str:
+        """The id of the row that says who speaks in a recording of a session; the session's own where none does."""
+        fitting = [
+            (len(name), key) for name, key in self._recordings.get(session_id, ()) if path and lies_at(path, name)
+        ]
+        return max(fitting)[1] if fitting else session_id
+
+    @functools.cached_property
+    def _recordings(self) -> dict[str, list[tuple[str, str]]]:
+        """By session of several recordings, their paths and the ids of their rows."""
+        found: dict[str, list[tuple[str, str]]] = {}
+        ids = self.rows["session_id"]
+        for key in ids.filter(pc.match_substring(ids, _OF)).to_pylist():
+            session_id, _, path = key.partition(_OF)
+            found.setdefault(session_id, []).append((path, key))
+        return found
+
+    def has_several(self, session_id: str) -> bool:
+        """Whether a session has several recordings."""
+        return session_id in self._recordings
 
     def contains(self, session_ids: Sequence[str]) -> np.ndarray:
         """Which sessions are in the table, bool."""
@@ -98,10 +142,10 @@ class Calls:
             return self
         spelled: dict[str, list[str]] = {}
         for name in known:
-            spelled.setdefault(_plain(name), []).append(name)
+            spelled.setdefault(plain(name), []).append(name)
         taken = set(ids)
         for number in strange:
-            match spelled.get(_plain(ids[number]), []):
+            match spelled.get(plain(ids[number]), []):
                 case [name] if name in taken:
                     raise ReadManifestError(
                         f"the table of calls names {named(name)} and {named(ids[number])}, which are one."
@@ -109,7 +153,7 @@ class Calls:
                 case [name]:
                     ids[number] = name
                     taken.add(name)
-        return Calls(self.rows.set_column(0, "session_id", pa.array(ids, pa.string())))
+        return Calls(self.rows.set_column(0, "session_id", pa.array(ids, pa.string())), self.members)
 
     @functools.cached_property
     def roles(self) -> dict[str, tuple[str | None, ...]]:
@@ -123,7 +167,7 @@ class Calls:
 
     @functools.cached_property
     def agent_ids(self) -> dict[str, str]:
-        """By session, who the agent was, where that is said."""
+        """By session, the id of the agent, where it is given."""
         if AGENT_ID not in self.rows.column_names:
             return {}
         agents = _text(self.rows[AGENT_ID], AGENT_ID, "of this run").to_pylist()
@@ -144,15 +188,16 @@ class Calls:
 def read_calls(path: str, root: str = "") -> Calls:
     """A table of calls.
 
-    Ids, paths and roles are text as it stands in the file: `00123`, `1e5`, `NA` and `2026-11-23` stay what they are.
+    Ids, paths and roles are the text in the file: `00123`, `1e5`, `NA` and `2026-11-23` stay what they are.
 
     Args:
         path: `.parquet`, `.csv`, or anything else as JSON Lines; the suffix in any case.
         root: Folder of the recordings; a `path` in the table may be relative to it or begin with it.
 
     Raises:
-        ReadManifestError: if the file cannot be read, has neither `session_id` nor `path`, names a call twice, has a
-            column that the scores have too, or says of `process` neither true nor false.
+        ReadManifestError: if the file cannot be read, has neither `session_id` nor `path`, names a call or a recording
+            twice, says only of some recordings of a session where they begin, has a column that the scores have too,
+            or says of `process` neither true nor false.
     """
     table = _read(path)
     key = next((name for name in _ID_COLUMNS if name in table.column_names), None)
@@ -160,21 +205,19 @@ def read_calls(path: str, root: str = "") -> Calls:
         raise ReadManifestError(
             f"the table of calls {path} has neither session_id nor path; it has {', '.join(table.column_names)}."
         )
-    ids = _text(table[key], key, path)
-    if key == "path" and root:
-        prefix = root.rstrip("/") + "/"
-        inside = pc.starts_with(ids, prefix)
-        ids = pc.if_else(inside, pc.utf8_slice_codeunits(ids, len(prefix)), ids)
+    ids = _below(_text(table[key], key, path), root if key == "path" else "")
     if ids.null_count or pc.any(pc.equal(ids, "")).as_py():
         raise ReadManifestError(f"the table of calls {path} has a row without {key}; every call needs one.")
+    members = _members(table, ids, path, root) if key == "session_id" and "path" in table.column_names else {}
+    several = {name: of_it for name, of_it in members.items() if len(of_it) > 1}
     counts = ids.value_counts()
-    repeated = counts.filter(pc.greater(counts.field("counts"), 1))
-    if len(repeated):
+    repeated = counts.filter(pc.greater(counts.field("counts"), 1)).field("values").to_pylist()
+    if strangers := [name for name in repeated if name not in several]:
         raise ReadManifestError(
-            f"the table of calls {path} names the call {named(repeated.field('values')[0])} more than once; one row a "
-            "call is needed."
+            f"the table of calls {path} names the call {named(strangers[0])} more than once; one row a call is needed, "
+            "or session_id and path of each of its recordings."
         )
-    others = [name for name in table.column_names if name not in _ID_COLUMNS]
+    others = [name for name in table.column_names if name not in _ID_COLUMNS and not (members and name == OFFSET)]
     taken = [name for name in others if name in _OURS]
     if taken:
         raise ReadManifestError(
@@ -195,7 +238,41 @@ def read_calls(path: str, root: str = "") -> Calls:
     columns |= {name: table[name] for name in others if name not in columns}
     if DATE in columns:
         columns[DATE] = pc.utf8_slice_codeunits(columns[DATE].cast(pa.string()), 0, 10)
-    return Calls(pa.table(columns))
+    return Calls(_with_recordings(pa.table(columns), several), members)
+
+
+def _below(paths: pa.ChunkedArray, root: str) -> pa.ChunkedArray:
+    """Paths that begin with a folder, relative to it."""
+    prefix = root.rstrip("/") + "/"
+    inside = pc.starts_with(paths, prefix)
+    return pc.if_else(inside, pc.utf8_slice_codeunits(paths, len(prefix)), paths) if root else paths
+
+
+def _members(table: pa.Table, ids: pa.ChunkedArray, path: str, root: str) -> dict[str, tuple[Member, ...]]:
+    """The recordings of the sessions of a table that has both `session_id` and `path`."""
+    where, n = f"the table of calls {path}", table.num_rows
+    offsets = read_offsets(table[OFFSET] if OFFSET in table.column_names else None, n, where)
+    dates = table[DATE].cast(pa.string()).to_pylist() if DATE in table.column_names else [None] * n
+    paths = _below(_text(table["path"], "path", path), root).to_pylist()
+    return group_members(ids.to_pylist(), paths, offsets, dates, where)
+
+
+def _with_recordings(rows: pa.Table, several: Mapping[str, Sequence[Member]]) -> pa.Table:
+    """One row a session, then the rows of the recordings of those that have several."""
+    if not several:
+        return rows
+    of_several = {member.row for members in several.values() for member in members[1:]}
+    kept = [row for row in range(rows.num_rows) if row not in of_several]
+    own, firsts = rows.take(pa.array(kept)), {members[0].row: members for members in several.values()}
+    if PROCESS in rows.column_names:
+        # An objection in any row applies to the whole call.
+        said = rows[PROCESS].to_pylist()
+        flags = [all(said[member.row] for member in firsts[row]) if row in firsts else said[row] for row in kept]
+        own = with_column(own, PROCESS, pa.array(flags, pa.bool_()))
+    listed = [(f"{name}{_OF}{member.path}", member.row) for name, members in several.items() for member in members]
+    further = rows.take(pa.array([row for _, row in listed]))
+    further = further.set_column(0, "session_id", pa.array([key for key, _ in listed], pa.string()))
+    return pa.concat_tables([own, further])
 
 
 def _read(path: str) -> pa.Table:
@@ -219,7 +296,7 @@ def _read(path: str) -> pa.Table:
 
 
 def _read_csv(content: bytes) -> pa.Table:
-    """Columns that travel have the types that their values show; a number that is written otherwise stays text."""
+    """Copied columns have the types that their values show; a number that is written otherwise stays text."""
     head = content.partition(b"\n")[0]
     delimiter = max(",;\t", key=lambda mark: head.count(mark.encode()))
     parse = pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
@@ -229,8 +306,8 @@ def _read_csv(content: bytes) -> pa.Table:
     )
     text = pyarrow.csv.read_csv(pa.BufferReader(content), parse_options=parse, convert_options=as_text)
     for number, name in enumerate(typed.column_names):
-        plain = name.strip() not in _ID_COLUMNS and not _ROLE.fullmatch(name.strip())
-        if not (plain and _written_so(typed.column(number), text.column(number))):
+        ours = name.strip() in _ID_COLUMNS or _ROLE.fullmatch(name.strip())
+        if ours or not _written_so(typed.column(number), text.column(number)):
             typed = typed.set_column(number, name, text.column(number))
     return typed
 
@@ -254,7 +331,8 @@ def _read_json_lines(content: bytes) -> pa.Table:
         if not all(isinstance(row, dict) for row in rows):
             raise ValueError("one JSON object a line is needed") from None
         table = pa.Table.from_pylist(rows, pa.schema([(name, pa.string()) for name in dict.fromkeys(_keys(rows))]))
-    unused = [name for name in as_text.names if table[name].null_count == len(table)]
+    ours = (name for name in as_text.names if name in table.column_names)
+    unused = [name for name in ours if table[name].null_count == len(table)]
     return table.drop_columns(unused)
 
 
@@ -296,9 +374,3 @@ def _flags(column: pa.ChunkedArray, path: str) -> pa.Array:
 def _is_text(type_: pa.DataType) -> bool:
     kinds = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_null)
     return any(is_kind(type_) for is_kind in kinds)
-
-
-def _plain(name: str) -> str:
-    r"""How a path is compared: `./a\b.wav` and `a/b.wav` are the same, and so are composed and decomposed letters."""
-    parts = unicodedata.normalize("NFC", name.strip()).replace("\\", "/").split("/")
-    return "/".join(part for part in parts if part not in ("", "."))

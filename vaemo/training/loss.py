@@ -2,7 +2,7 @@
 
 Letters: L lanes, T steps, K targets, those of sessions
 last. A rank computes `window_sums` of its lanes, the sums are added over all ranks, and
-`window_loss` of the total is the same number on every rank: CCC is that of the whole window, however it is spread.
+`window_loss` of the total is the same number on every rank: CCC is that of the whole window, however it is distributed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ CCC_EPSILON = 1e-8
 
 @dataclass(frozen=True, eq=False)
 class LossWeights:
-    """What each target weighs.
+    """The weight of each target in the loss.
 
     Attributes:
         share: Of the utterance targets' weights, float64, (K,), summing to 1 over them: that of 1 - CCC.
@@ -36,7 +36,7 @@ class LossWeights:
 
     @staticmethod
     def alike(sums: Tensor) -> LossWeights:
-        """Of targets of utterances that weigh alike, where their sums are."""
+        """Equal weights for targets of utterances, on the device of their sums."""
         ones = torch.ones_like(sums[0])
         return LossWeights(ones / len(ones), ones, 0, ones)
 
@@ -85,15 +85,16 @@ def window_loss(sums: Tensor, cells: int, train: TrainConfig, weights: LossWeigh
     MSE. A target with fewer than `min_labelled` labels has no CCC worth a gradient: it adds its MSE alone, weighted by
     its labels' share of the window. A target without labels adds nothing.
 
-    A target of the session adds weight * (x - y)^2 / (2 * variance of the labels), summed over the sessions that end
-    in the window, / lanes: about what 1 - CCC would be, and as much for a long session as for a short one. Its gradient
-    reaches back as far as the window, which holds the last `train.window` utterances of the session.
+    A target of the session adds weight * (x - y)^2 / (2 * variance of the labels), summed over the steps of the window
+    with their labels' weights, which are 1 together over a session, / lanes: about what 1 - CCC would be, and as much
+    for a long session as for a short one. Its gradient reaches back as far as the window; the last one holds the last
+    `train.window` utterances of the session.
 
     Args:
         sums: `window_sums` of all lanes of all ranks, (7, K).
         cells: Lanes of all ranks times steps of the window, padding included.
         train: `loss`, `mse_weight`, `min_labelled`, `lanes`.
-        weights: Of the targets; None takes them as targets of utterances that weigh alike.
+        weights: Of the targets; None takes them as targets of utterances with equal weights.
     """
     weights = weights or LossWeights.alike(sums)
     n, x, y, xx, yy, xy, error = sums

@@ -1,1 +1,1 @@
-"""Whether scores can be trusted: intervals that cover, calibration on one's own calls, novelty of the data, groups."""
+"""Whether scores can be trusted: intervals that cover, calibration on your own calls, novelty of the data, groups."""

@@ -106,7 +106,7 @@ def _novelty(
 ) -> Novelty | None:
     """A description of what was trained on, measured on the first of these splits that has rows; None without any."""
     streams = [
-        # What an encoder of its own hears does not lie in the store.
+        # The features of a trained encoder are not in the store.
         name
         for name in STREAMS
         if name in checkpoint.model.dims and not (name == "speech" and checkpoint.has_encoder)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 import itertools
 import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -45,27 +47,50 @@ _EMPLOYEES = re.compile(
     r"(^|_)(agent|employee|staff|operator|advisor|worker|supervisor|rep|handler|team|teller)s?(_|$)"
 )
 MOST_GROUPS = 50
+SCORED_OR_UNFIT = ("ok", "unfit")
 _BANDS = 4
 
 
-def beside(pairs: Pairs, table: pa.Table, name: str) -> pa.Array:
-    """A column of a table with `session_id` and `utt_id`, for each row of the pairs; null where it lacks the row."""
+def beside(rows: pa.Table, table: pa.Table, name: str) -> pa.Array:
+    """A column of a table with `session_id` and `utt_id`, for rows that have them; null where it lacks the row."""
     mine, theirs = (
         pc.binary_join_element_wise(*(each[key].cast(pa.string()) for key in KEYS), "\0").combine_chunks()
-        for each in (pairs.place, table)
+        for each in (rows, table)
     )
     return table[name].combine_chunks().take(pc.index_in(mine, value_set=theirs))
 
 
-def column_of(
-    pairs: Pairs, scored: str, labels: str, name: str, config: EvaluateConfig
-) -> tuple[np.ndarray, list[str]]:
-    """The group of every row by a column of the labels or of the scores, -1 for null, and the groups' names.
+@dataclass(frozen=True)
+class Column:
+    """Groups by a column.
+
+    Attributes:
+        group: Of each row of the pairs, -1 = none.
+        names: Of the groups; some may have no row among the pairs.
+        unfit: By group the share of utterances without a score for `score.max_novelty`, of those that have one or would
+            have one, whoever has labels; empty where nothing is unfit.
+    """
+
+    group: np.ndarray
+    names: list[str]
+    unfit: dict[str, float]
+
+
+def column_of(pairs: Pairs, scored: str, labels: str, name: str, config: EvaluateConfig, split: str) -> Column:
+    """Groups by a column of the labels or of the scores.
 
     Numbers that are many become four bands with about as many rows each.
 
+    Args:
+        pairs: Of the split that is judged by.
+        scored: The folder of scores.
+        labels: The store or the manifest.
+        name: The column.
+        config: `no_employees`.
+        split: Whose pairs they are, `all` of them perhaps.
+
     Raises:
-        UsageError: if nobody has the column, it tells too many groups apart, or it may name employees of an archive.
+        UsageError: if the column does not exist, has too many groups, or may name employees in an archive.
     """
     refuse_employees(scored, name, config)
     table, known = _with_column(scored, labels, name)
@@ -73,7 +98,30 @@ def column_of(
         near = difflib.get_close_matches(name, known, 1)
         close = f"; did you mean {near[0]}?" if near else "."
         raise UsageError(f"--by {name}: neither {labels} nor {scored} has such a column{close}")
-    return _grouped(beside(pairs, table, name), name)
+    rows = scores.read_utterances(scored, [*KEYS, "split", "status"])
+    rows = rows.filter(pc.is_in(rows["status"], pa.array(SCORED_OR_UNFIT)))
+    if split != "all" and pc.any(pc.equal(rows["split"], split)).as_py():
+        rows = rows.filter(pc.equal(rows["split"], split))
+    mine = beside(pairs.place, table, name)
+    group, names = _grouped(pa.concat_arrays([mine, beside(rows, table, name)]), name)
+    return Column(group[: len(mine)], names, unfit_shares(group[len(mine) :], names, rows["status"]))
+
+
+def unfit_shares(group: np.ndarray, names: Sequence[str], status: pa.ChunkedArray) -> dict[str, float]:
+    """By group, the share of rows that are unfit; empty where none is.
+
+    Args:
+        group: Of each row, -1 = none.
+        names: Of the groups.
+        status: `ok` or `unfit`.
+    """
+    unfit = pc.equal(status, "unfit").to_numpy(zero_copy_only=False)
+    if not unfit.any():
+        return {}
+    known = group >= 0
+    n = np.bincount(group[known], minlength=len(names))
+    counts = np.bincount(group[known & unfit], minlength=len(names))
+    return {name: float(counts[number] / n[number]) for number, name in enumerate(names) if n[number]}
 
 
 def refuse_employees(scored: str, name: str, config: EvaluateConfig) -> None:
@@ -91,7 +139,7 @@ def refuse_employees(scored: str, name: str, config: EvaluateConfig) -> None:
     if plain in OF_CUSTOMERS or name in config.no_employees or not _is_archive(scored):
         return
     raise UsageError(
-        f"--by {name}: these are scores of an archive, and the column may name employees. If it does not, say so: "
+        f"--by {name}: these are scores of an archive, and the column may name employees. If it does not, add it: "
         f"--set evaluate.no_employees=[{name}]."
     )
 

@@ -19,16 +19,30 @@ from vaemo.errors import ReadCheckpointError
 from vaemo.parts.shards import digest
 from vaemo.tables import with_column
 from vaemo.trust import conformal
-from vaemo.trust.rows import Rows, call_rows, floats, utterance_rows
+from vaemo.trust.rows import Rows, call_rows, floats, signs_of, utterance_rows
 from vaemo.units import DIMENSIONS, LabelScale
 
 CALIBRATION = "calibration.json"
 
 MANY_GROUPS = 50
-"""With fewer groups the coverage of one calibration may lie far from the nominal one, which is said."""
+"""With fewer groups the coverage of one calibration may be far from the nominal one, and a line is printed."""
 
 CALIB_SPLIT, HELD_OUT, OWN_CALLS = "the split calib", "held-out folds", "own labelled calls"
 """What a calibration was made on."""
+
+_EXCHANGEABLE = (
+    "on average over calibrations, a random utterance, or the mean of a random call, of a new group of linked sessions "
+    "of the same kind has its label inside at least as often as the level says (Lee, Barber and Willett 2023); not so "
+    "within every call, nor for groups of another kind"
+)
+GUARANTEES = {
+    CALIB_SPLIT: _EXCHANGEABLE,
+    OWN_CALLS: _EXCHANGEABLE + "; where a correction was learned from the same calls, up to what its two numbers fit",
+    HELD_OUT: "none that is proved for the mean of the models: the errors of each fold's model on the groups that it "
+    "did not see are pooled (cross-conformal: Vovk 2015), and the mean of all models errs no more than one of them on "
+    "average. CV+ (Barber et al. 2021) would prove no more than 1 - 2 (1 - level)",
+}
+"""What holds for intervals by what they were made on; `calibration.json` says it."""
 
 _VERSION = 1
 _FEWEST_ROWS, _FEWEST_CALLS = 200, 40
@@ -74,7 +88,7 @@ class Scale:
         x = np.column_stack(columns)[known]
         middle, deviation = x.mean(axis=0), np.maximum(x.std(axis=0), 1e-6)
         x = (x - middle) / deviation
-        # A residual that happens to be tiny says nothing about the size of errors.
+        # A residual that happens to be tiny carries no information on the size of errors.
         y = np.log(residual[known] + 0.1 * np.median(residual[known]) + 1e-12)
         weight = np.linalg.solve(x.T @ x + _RIDGE * len(x) * np.eye(len(names)), x.T @ (y - y.mean()))
         return Scale(tuple(names), *(tuple(map(float, each)) for each in (middle, deviation, weight)))
@@ -197,6 +211,7 @@ class Calibration:
             "version": _VERSION,
             "checkpoints": list(self.checkpoints),
             "made_on": self.made_on,
+            "guarantee": GUARANTEES.get(self.made_on),
             "label_range": [self.label_range.low, self.label_range.high],
             "levels": [float(conformal.LEVELS[0]), float(conformal.LEVELS[-1])],
             "utterances": {name: margin.to_plain() for name, margin in self.utterances.items()},
@@ -242,7 +257,7 @@ class Calibration:
             return Calibration.of_plain(files.read_json(path))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ReadCheckpointError(
-                f"'{path}' is damaged ({error.__class__.__name__}: {error}). Calibrate anew with jobs/calibrate.py, or "
+                f"'{path}' is damaged ({error.__class__.__name__}: {error}). Calibrate again with jobs/calibrate.py or "
                 "remove the file: scores then have no intervals."
             ) from None
 
@@ -261,10 +276,10 @@ class Calibration:
             scored: Corrected; with `novelty` where that is known; in session order.
             coverage: Share of labels that the intervals are to hold.
         """
-        rows = utterance_rows(scored, tuple(self.utterances))
+        signs = signs_of(scored, tuple(self.utterances))
         for name, margin in self.utterances.items():
-            reach = margin.reach(coverage, _signs_of(rows.signs, name), scored.num_rows)
-            scored = self._between(scored, name, rows.prediction[name], reach)
+            reach = margin.reach(coverage, _signs_of(signs, name), scored.num_rows)
+            scored = self._between(scored, name, floats(scored, name), reach)
         return scored
 
     def with_call_intervals(self, sessions: pa.Table, novelty: np.ndarray, coverage: float) -> pa.Table:

@@ -36,7 +36,7 @@ def coverage_of(
     bounds = {}
     for name in pairs.names:
         if f"{name}_low" in table.column_names:
-            low, high = (_known(beside(pairs, table, f"{name}_{end}")) for end in ENDS)
+            low, high = (_known(beside(pairs.place, table, f"{name}_{end}")) for end in ENDS)
             bounds[name] = low, high
     if not bounds:
         return None

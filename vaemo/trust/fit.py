@@ -6,13 +6,15 @@ the model was calibrated with.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from vaemo import files, scores
+from vaemo.trust.beside import MOST_GROUPS, OF_CUSTOMERS, SCORED_OR_UNFIT
 from vaemo.trust.judge import Judge
 from vaemo.trust.novelty import BEYOND
 from vaemo.trust.rows import floats
@@ -24,6 +26,9 @@ WARNED_SHARE = 0.2
 
 EXAMPLES = 10
 
+_TOLD_APART = OF_CUSTOMERS - {"role", "split", "fold", "status", "position", "duration_s", "novelty_of"}
+"""Columns by which a gate that drops a group of people, or of lines, would show."""
+
 
 def fit_of(out: str, judge: Judge) -> dict[str, Any] | None:
     """How a folder of scores fits what its model was trained on; None where no call has a novelty.
@@ -32,7 +37,7 @@ def fit_of(out: str, judge: Judge) -> dict[str, Any] | None:
         `n_calls`, `beyond` (the share of calls beyond), `expected` (where the data fit), `measured_on`; `differs_in`:
         of the calls beyond, how many differ most in each stream or sound; `by_role`: share beyond and number of calls;
         `most` and `least`: session ids of the most and least unusual calls; `unfit`: by role, the share of utterances
-        without a score for it.
+        without a score for it; `unfit_by`: likewise by every column of the scores that tells customers or calls apart.
     """
     assert judge.novelty
     sessions = scores.read_sessions(out)
@@ -60,7 +65,7 @@ def fit_of(out: str, judge: Judge) -> dict[str, Any] | None:
         "by_role": by_role,
         "most": [ids[number] for number in order[:EXAMPLES]],
         "least": [ids[number] for number in order[::-1][:EXAMPLES]],
-        "unfit": _unfit(out) if judge.max_novelty < 1 else {},
+        **_unfit(out, judge.max_novelty < 1),
     }
 
 
@@ -80,8 +85,9 @@ def write_fit(out: str, judge: Judge) -> list[str]:
         lines.append(f"  {n:>10,}  differ most in {name} ({100 * n / n_beyond:.0f} %)")
     if len(found["by_role"]) > 1:
         lines += [f"  {100 * each['beyond']:>9.1f} % of role {role}" for role, each in found["by_role"].items()]
-    for role, share in found["unfit"].items():
-        lines.append(f"  {100 * share:>9.1f} % of the utterances of role {role} are unfit (score.max_novelty)")
+    for name, shares in {"role": found["unfit"], **found["unfit_by"]}.items():
+        for value, share in sorted(shares.items(), key=lambda item: -item[1]):
+            lines.append(f"  {100 * share:>9.1f} % of the utterances of {name} {value} are unfit (score.max_novelty)")
     if found["beyond"] > max(WARNED_SHARE, 2 * found["expected"]):
         lines.append(
             f"warning: the model hardly knows such calls, such as '{found['most'][0]}'. Errors and coverage measured "
@@ -90,12 +96,17 @@ def write_fit(out: str, judge: Judge) -> list[str]:
     return lines
 
 
-def _unfit(out: str) -> dict[str, float]:
-    """By role, the share of utterances that are unfit, of those that are scored or unfit."""
-    unfit: Counter[str] = Counter()
-    scored: Counter[str] = Counter()
-    for part in scores.scan_utterances(out, ["role", "status"]):
-        for item in part.group_by(["role", "status"]).aggregate([([], "count_all")]).to_pylist():
-            for counts, statuses in ((unfit, ("unfit",)), (scored, ("ok", "unfit"))):
-                counts[str(item["role"])] += item["count_all"] * (item["status"] in statuses)
-    return {role: unfit[role] / n for role, n in sorted(scored.items()) if n}
+def _unfit(out: str, asked: bool) -> dict[str, Any]:
+    """Shares of utterances that are unfit, of those that are scored or unfit, by role and by further columns."""
+    counts: dict[str, dict[str, Counter[str]]] = defaultdict(lambda: defaultdict(Counter))
+    for part in scores.scan_utterances(out) if asked else ():
+        rows = part.filter(pc.is_in(part["status"], pa.array(SCORED_OR_UNFIT)))
+        for name in ("role", *_TOLD_APART.intersection(rows.column_names)):
+            for item in rows.group_by([name, "status"]).aggregate([([], "count_all")]).to_pylist():
+                counts[name][str(item[name])][item["status"]] += item["count_all"]
+    shares = {
+        name: {value: n["unfit"] / n.total() for value, n in sorted(of_column.items())}
+        for name, of_column in counts.items()
+        if name == "role" or 1 < len(of_column) <= MOST_GROUPS
+    }
+    return {"unfit": shares.pop("role", {}), "unfit_by": dict(sorted(shares.items()))}

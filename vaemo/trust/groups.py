@@ -1,7 +1,7 @@
 """Results by group of speakers: agreement, bias and error of each, and the largest gap, corrected for the looking.
 
 CCC alone misleads between groups: it falls where the labels of a group vary less, with errors of the same size. So
-bias and mean absolute error stand beside it. A gap between two groups that were picked for being the furthest apart
+bias and mean absolute error are given beside it. A gap between two groups that were picked for being the furthest apart
 is judged against the largest gap that resampled speakers give, over all pairs and both dimensions.
 
 Letters: C components (sessions linked by speakers), G groups, B draws.
@@ -125,6 +125,9 @@ def table_of(by: Mapping[str, Any]) -> list[str]:
                 f"{name:<{width}}  {measured['n_speakers']:>8}  {''.join(f'{cell:<24}' for cell in cells)}".rstrip()
                 + small
             )
+        if unfit := found.get("unfit"):
+            shares = sorted(unfit.items(), key=lambda item: -item[1])
+            lines.append(f"unfit, and so not scored: {', '.join(f'{name} {100 * x:.1f} %' for name, x in shares)}")
         gaps = found["largest_gap"]
         if gaps is None:
             lines.append(f"no gap is judged: fewer than two groups have {FEW_SPEAKERS} speakers")

@@ -49,7 +49,7 @@ class Judge:
         max_novelty: float = 1.0,
         names: Sequence[str] = DIMENSIONS,
     ) -> Judge | None:
-        """What these checkpoints say; None where they say nothing.
+        """The calibration of these checkpoints; None if they have none.
 
         Raises:
             ReadCheckpointError: if a file is damaged.
@@ -182,7 +182,8 @@ class Judge:
         novelty, which = np.full(table.num_rows, np.nan), np.zeros(table.num_rows, np.int64)
         rows = np.flatnonzero(pc.equal(scored["status"], "ok").to_numpy())
         if len(rows):
-            some = table.take(pa.array(rows))
+            some = table.select([name for name in table.column_names if name in self.novelty.names])
+            some = some if len(rows) == table.num_rows else some.take(pa.array(rows))
             unusual, which[rows] = self.novelty.unusual(features_of(some, list(self.novelty.streams)), sounds_of(some))
             novelty[rows] = self.novelty.novelty(unusual)
         return novelty, which

@@ -1,11 +1,12 @@
 """How unusual an utterance's features are, compared with those that a model was trained on.
 
-`novelty.safetensors` of a checkpoint describes the training features of each stream by a mean and a covariance of low
-rank, and what utterances say of their sound (bandwidth, level) by middle and spread. A *view* is one number of an
-utterance that such a description gives: how far it lies inside the directions that training has, how far outside of
-them, how far its bandwidth is from the usual one. Each view is judged on both sides against the training data, the
-most unusual one counts, and `novelty` is the share of calibration utterances that are less unusual, every group of
-linked sessions counting the same. For a call it is that of the mean over its utterances, among calibration calls.
+`novelty.safetensors` of a checkpoint describes the training features of each stream by a mean and a covariance, of low
+rank where the stream is wide, and what utterances say of their sound (bandwidth, level, noise) by middle and spread. A
+*view* is one number of an utterance that such a description gives: how far it lies along the directions that training
+has, how far outside of them, how far its bandwidth is from the usual one. Each view is judged on both sides against the
+training data, the most unusual one counts, and `novelty` is the share of calibration utterances that are less unusual,
+every group of linked sessions counting the same. For a call it is that of the mean over its utterances, among
+calibration calls. What is more unusual than all of them lies between 0.999 and 1, in its order.
 
 Letters: U utterances, D features, R directions.
 
@@ -17,6 +18,7 @@ Sources:
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -40,8 +42,10 @@ SOUNDS = ("bandwidth_hz", "level_db", "snr_db")
 """Columns of a store that say how an utterance sounds."""
 
 _MOST_ROWS = 50_000
-_MOST_DIRECTIONS = 64
-_EXPLAINED = 0.9
+_FULL = 128
+"""Widest stream whose covariance is kept whole, a tenth of it replaced by that of features without correlations."""
+_MOST_DIRECTIONS, _EXPLAINED, _SHRINKAGE = 64, 0.9, 0.1
+_TAIL = 0.001
 _LEVELS = np.linspace(0, 1, 1001)
 
 
@@ -52,7 +56,7 @@ class Stream:
     Attributes:
         mean: (D,) of the features as they are.
         deviation: (D,) likewise.
-        directions: (D, R), orthonormal.
+        directions: (D, R), orthonormal; R is D where the covariance is whole.
         variance: (R,) along each, and last the mean along all others.
     """
 
@@ -71,20 +75,43 @@ class Stream:
         covariance = np.cov((features - mean) / deviation, rowvar=False).reshape(len(mean), len(mean))
         values, vectors = np.linalg.eigh(covariance)
         values, vectors = np.maximum(values[::-1], 1e-6), vectors[:, ::-1]
+        if len(mean) <= _FULL:
+            return Stream(mean, deviation, vectors, np.append((1 - _SHRINKAGE) * values + _SHRINKAGE, 1.0))
         enough = int(np.searchsorted(np.cumsum(values), _EXPLAINED * values.sum())) + 1
         rank = max(1, min(enough, _MOST_DIRECTIONS, len(mean) - 1))
         rest = values[rank:].mean() if rank < len(mean) else 1.0
         return Stream(mean, deviation, np.ascontiguousarray(vectors[:, :rank]), np.append(values[:rank], rest))
 
+    @functools.cached_property
+    def _single(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """In single precision: mean, 1 / deviation, directions, and what squares along these are weighed and summed by.
+
+        An archive has hundreds of numbers in each of many millions of utterances.
+        """
+        rank = self.directions.shape[1]
+        weights = np.stack([1 / (self.variance[:-1] * rank), np.ones(rank)], axis=1)
+        found = (self.mean, 1 / self.deviation, self.directions, weights)
+        single, scale, directions, precision = (np.ascontiguousarray(each, np.float32) for each in found)
+        return single, scale, directions, precision
+
+    @property
+    def n_views(self) -> int:
+        """How many `views` gives."""
+        return 1 if self.directions.shape[0] == self.directions.shape[1] else 2
+
     def views(self, features: np.ndarray) -> list[np.ndarray]:
-        """Logarithms of the mean squared distance along the directions, and along all others, (U,) each."""
-        centred = ((features - self.mean) / self.deviation).astype(np.float32)
-        along = centred @ self.directions.astype(np.float32)
-        squares = along.astype(np.float64) ** 2
-        n_others = max(len(self.mean) - along.shape[1], 1)
-        left = np.maximum(np.einsum("ud,ud->u", centred, centred) - squares.sum(axis=1), 0)
-        inside = squares @ (1 / self.variance[:-1]) / along.shape[1]
-        return [np.log(inside + 1e-6), np.log(left / (n_others * self.variance[-1]) + 1e-6)]
+        """Logarithms of the mean squared distance along the directions, and along all others if any, (U,) each."""
+        middle, scale, directions, precision = self._single
+        centred = features - middle
+        centred *= scale
+        squares = centred @ directions
+        squares *= squares
+        found = (squares @ precision).astype(np.float64)
+        if self.n_views == 1:
+            return [np.log(found[:, 0] + 1e-6)]
+        n_others = len(self.mean) - directions.shape[1]
+        left = np.maximum(np.einsum("ud,ud->u", centred, centred) - found[:, 1], 0)
+        return [np.log(found[:, 0] + 1e-6), np.log(left / (n_others * self.variance[-1]) + 1e-6)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,7 +141,7 @@ class Novelty:
 
     @staticmethod
     def of(features: Mapping[str, np.ndarray], sounds: Mapping[str, np.ndarray]) -> Novelty:
-        """Describe training data, (U, D) by stream, and what is said of their sound, (U,), NaN = not known."""
+        """Describe training data, (U, D) by stream, and acoustic measures, (U,), NaN = unknown."""
         n = len(next(iter(features.values())))
         picked = np.linspace(0, n - 1, min(n, _MOST_ROWS)).astype(int)
         streams = {name: Stream.of(features[name][picked]) for name in STREAMS if name in features}
@@ -125,7 +152,7 @@ class Novelty:
         low, middles, high = np.nanpercentile(views, [16, 50, 84], axis=1)
         # A band that all training data have: another one is unusual, a rounding of it is not.
         least = np.r_[
-            np.full(2 * len(streams), 1e-3),
+            np.full(len(views) - len(known), 1e-3),
             [0.02 * abs(middles[len(views) - len(known) + k]) + 1e-3 for k in range(len(known))],
         ]
         spreads = np.maximum(np.stack([middles - low, high - middles], axis=1), least[:, None])
@@ -152,9 +179,10 @@ class Novelty:
     ) -> tuple[np.ndarray, np.ndarray]:
         """How many deviations the most unusual view of each utterance is off, (U,), and the view's number, (U,)."""
         views = self._views(features, sounds) - self.middles[:, None]
-        spread = np.where(views < 0, self.spreads[:, :1], self.spreads[:, 1:])
-        off = np.nan_to_num(np.abs(views) / spread, nan=-1.0)
-        return off.max(axis=0), off.argmax(axis=0)
+        off = np.maximum(views / self.spreads[:, 1:], views / -self.spreads[:, :1])
+        off[np.isnan(off)] = -1.0
+        which = off.argmax(axis=0)
+        return off[which, np.arange(len(which))], which
 
     def novelty(self, unusual: np.ndarray) -> np.ndarray:
         """The share of calibration utterances that are less unusual, (U,); NaN stays."""
@@ -167,7 +195,7 @@ class Novelty:
     @property
     def names(self) -> list[str]:
         """Of the views: the stream, or the column of the store."""
-        return [*(name for name in self.streams for _ in range(2)), *self.sounds]
+        return [*(name for name, stream in self.streams.items() for _ in range(stream.n_views)), *self.sounds]
 
     @property
     def expected(self) -> float:
@@ -182,8 +210,13 @@ class Novelty:
 
     @staticmethod
     def _share(reference: np.ndarray, values: np.ndarray) -> np.ndarray:
-        below = np.searchsorted(reference, values, side="left") / (len(reference) - 1)
-        return np.where(np.isfinite(values), np.minimum(below, 1.0), np.nan)
+        if not len(reference):
+            return np.full(len(values), np.nan)
+        below = np.minimum(np.searchsorted(reference, values, side="left") / (len(reference) - 1), 1.0)
+        most = reference[-1]
+        beyond = np.maximum(values - most, 0) / max(most - reference[len(reference) // 2], 1e-12)
+        share = np.where(values > most, 1 - _TAIL * np.exp(-beyond), (1 - _TAIL) * below)
+        return np.where(np.isfinite(values), share, np.nan)
 
     @property
     def digest(self) -> str:
@@ -197,7 +230,7 @@ class Novelty:
             for name, stream in self.streams.items()
             for field in ("mean", "deviation", "directions", "variance")
         }
-        offset = 2 * len(self.streams)
+        offset = len(self.names) - len(self.sounds)
         tensors |= {
             f"sound.{name}": np.r_[self.middles[offset + k], self.spreads[offset + k]]
             for k, name in enumerate(self.sounds)

@@ -48,7 +48,7 @@ def calibrate_calls(
         labels: A store or a manifest.
         checkpoints: One, or several that were scored together.
         out: The folder of the calibrated checkpoint; of several it holds `0`, `1`, ...
-        config: `labels`, and `score.coverage` for what is said of the worth.
+        config: `labels`, and `score.coverage` for the reported widths.
 
     Returns:
         The calibration, and the folders written.

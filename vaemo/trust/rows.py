@@ -52,14 +52,18 @@ def utterance_rows(table: pa.Table, names: Sequence[str]) -> Rows:
         table: Columns of the scores' utterances in session order; labels, where there are, as `label_NAME`.
         names: The targets.
     """
-    sd = {f"{name}_sd": floats(table, f"{name}_sd") for name in names if f"{name}_sd" in table.column_names}
-    signs = {"position": order_in_session(table, names[0]), "novelty": floats(table, "novelty"), **sd}
     return Rows(
         groups_of(table),
-        signs,
+        signs_of(table, names),
         {name: floats(table, name) for name in names},
         {name: floats(table, f"label_{name}") for name in names},
     )
+
+
+def signs_of(table: pa.Table, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """What may predict the size of the errors of utterances, (U,) each; the arguments are those of `utterance_rows`."""
+    sd = {f"{name}_sd": floats(table, f"{name}_sd") for name in names if f"{name}_sd" in table.column_names}
+    return {"position": order_in_session(table, names[0]), "novelty": floats(table, "novelty"), **sd}
 
 
 def call_rows(table: pa.Table, names: Sequence[str]) -> Rows:
@@ -119,9 +123,9 @@ def groups_of(table: pa.Table) -> np.ndarray:
     speaker = table["speaker_id"].fill_null("") if "speaker_id" in table.column_names else None
     if speaker is None:
         return codes(ids)
-    nobody = pc.equal(speaker, "")
+    unnamed = pc.equal(speaker, "")
     # Without a name a session stands alone.
-    return linked_sessions(codes(ids), codes(pc.if_else(nobody, pc.binary_join_element_wise(ids, "", "\0"), speaker)))
+    return linked_sessions(codes(ids), codes(pc.if_else(unnamed, pc.binary_join_element_wise(ids, "", "\0"), speaker)))
 
 
 def order_in_session(table: pa.Table, name: str) -> np.ndarray:

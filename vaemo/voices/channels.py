@@ -1,6 +1,6 @@
 """Speech of a channel cut by voice: utterances go in as they are found, pieces of one voice each come out at the end.
 
-Voices are those that somebody brought (`vaemo.voices.turns`), or are found by comparing windows of speech. Vectors
+Voices are given from outside (`vaemo.voices.turns`), or found by comparing windows of speech. Vectors
 stay in memory, those of an hour take some megabytes; samples are not kept. Letters: N windows, K voices, F frames.
 """
 
@@ -16,9 +16,10 @@ import numpy as np
 
 from vaemo.audio.vad import Utterance
 from vaemo.config import VadConfig, VoicesConfig
+from vaemo.data.speakers import unit
 from vaemo.features import campplus
 from vaemo.units import SAMPLING_RATE_HZ
-from vaemo.voices.clustering import find_voices, known_and_heard, unit, without
+from vaemo.voices.clustering import find_voices, known_and_heard, without
 from vaemo.voices.turns import Turn
 
 _FRAME_S = 0.02
@@ -29,13 +30,13 @@ _CHANGE = 0.05
 """What a change of voice from one window to the next costs, in likeness."""
 
 _SNAP_S = 0.25
-"""A change of voice is put where it is quietest within so much of where voices are equally alike."""
+"""A change of voice is put at the quietest point within this distance of where two voices are equally similar."""
 
 _SHORT_S = 0.5
 """Whose voice shorter speech is, such as a backchannel, is never certain."""
 
 _PAST_END_S = 1.0
-"""Turns that somebody brought may end so much after the recording."""
+"""How far given turns may end after the recording."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ class VoiceCutter:
         n_channels: Of the recording.
         voices: How.
         vad: How short an utterance may be.
-        turns: What somebody brought of this recording; None is nothing.
+        turns: Turns given for this recording; None if there are none.
         embed: Speaker encoder, (N, n) to (N, D); None is the one that `voices.model` names.
         vectors: Whether the vectors of brought voices are wanted, to verify who they are.
         expected: What the voice of somebody is like who should be in the call, (D,), unit length: the agent's, where
@@ -121,7 +122,7 @@ class VoiceCutter:
         self._embed = embed or campplus.embed
         self._brought: dict[int, list[Turn]] = {}
         for turn in turns or ():
-            # Who says nothing of channels means a recording that has one.
+            # Turns without channels belong to a recording with one channel.
             channel = turn.channel if turn.channel is not None else (0 if n_channels == 1 else None)
             if channel is not None:
                 self._brought.setdefault(channel, []).append(turn)
@@ -143,8 +144,9 @@ class VoiceCutter:
         return None
 
     def push(self, utterance: Utterance) -> None:
-        """Take an utterance of one of the channels."""
-        samples, window = utterance.samples, round(self._config.window_s * SAMPLING_RATE_HZ)
+        """Take an utterance of one of the channels; NaN and infinities count as silence."""
+        samples = np.nan_to_num(utterance.samples, posinf=0.0, neginf=0.0)
+        window = round(self._config.window_s * SAMPLING_RATE_HZ)
         starts = np.zeros(0, int)
         vectors = np.zeros((0, campplus.CampPlus.dim), np.float32)
         length = min(len(samples), window)
@@ -248,7 +250,7 @@ class VoiceCutter:
             return [Piece(channel, heard.start_s, heard.end_s, None, None)]
         inner = edges[(edges > heard.start_s) & (edges < heard.end_s)]
         bounds = [heard.start_s, *inner.tolist(), heard.end_s]
-        # -1 is nobody, -2 several.
+        # -1 is no speaker, -2 several.
         labels = []
         for begin, end in itertools.pairwise(bounds):
             middle = (begin + end) / 2
@@ -332,7 +334,7 @@ def _long_enough(edges: Sequence[float], labels: Sequence[int], least_s: float) 
 
 
 def _without_pauses(bounds: Sequence[float], labels: Sequence[int]) -> list[tuple[float, float, int]]:
-    """Runs of labels in which nobody's time (-1) is shared by its neighbours."""
+    """Runs of labels; time without a speaker (-1) is divided between its neighbours."""
     runs = [(a, b, label) for a, b, label in zip(bounds[:-1], bounds[1:], labels, strict=True) if label != -1]
     if not runs:
         return [(bounds[0], bounds[-1], -1)]
@@ -341,7 +343,7 @@ def _without_pauses(bounds: Sequence[float], labels: Sequence[int]) -> list[tupl
 
 
 def _renumbered(channel: int, pieces: Sequence[Piece], facts: Callable[[int], dict]) -> tuple[list[Piece], list[Voice]]:
-    """Voices by first speech, from 0; those without any are gone."""
+    """Voices numbered from 0 by first speech; those without speech are removed."""
     order = list(dict.fromkeys(piece.voice for piece in pieces if piece.voice is not None))
     place = {voice: number for number, voice in enumerate(order)}
     speech_s = dict.fromkeys(order, 0.0)

@@ -7,19 +7,21 @@ from __future__ import annotations
 
 import numpy as np
 
+from vaemo.data.speakers import unit
+
 _ALIKE = 0.77
 """Two groups whose mean vectors are so much alike (cosine) are one voice. Halves of one calm voice over the telephone
 are 0.82 alike and more, two calm voices of one language 0.73 and less; acted moods of one person, 0.76 to 0.86, are no
 more alike than two persons who act them."""
 
 _EXPLAINS = 0.09
-"""One voice more leaves so much less of the windows' spread, or is none."""
+"""The reduction of the windows' spread that a further voice must bring."""
 
 _SHORT_S = 1.0
 """Shorter windows say too little to found a voice on."""
 
 _LEAST_S = 3.0
-"""Speech that a voice has at least; fewer is somebody's cough, or two who speak at once."""
+"""Least speech of a voice; less is a cough, or two speaking at once."""
 
 _MOST_WINDOWS = 2000
 """Windows that are compared, spread evenly over the recording: memory does not grow with its length."""
@@ -99,11 +101,6 @@ def find_voices(vectors: np.ndarray, lengths_s: np.ndarray, hop_s: float, most: 
         if alike.max() < _ALIKE and sizes.min() >= least:
             best = centres
     return best
-
-
-def unit(vectors: np.ndarray) -> np.ndarray:
-    """Vectors (..., D) of length 1, float32."""
-    return (vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)).astype(np.float32)
 
 
 def _groups(points: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray, float]:

@@ -1,4 +1,4 @@
-"""Which role a voice has: only what is said or verified counts, and everything else is unknown and not scored.
+"""The role of a voice: only declared or verified roles count; every other voice is unknown and not scored.
 
 In this order: the table of calls (`role_v0`, ...), those who brought the voices (`--voices-from`), a voice that matches
 an enrolled one, and the channel's role where the channel is one party's line or holds one voice alone.
@@ -18,7 +18,7 @@ from vaemo.voices.prints import Voiceprints
 UNKNOWN = "unknown"
 
 VoiceKey = tuple[int, int | None]
-"""Channel and number of a voice; None is nobody's."""
+"""Channel and number of a voice; None where there is no voice."""
 
 _LEAST_S = 3.0
 """Speech of a voice from which it is told whose it is."""
@@ -47,7 +47,7 @@ class Evidence:
     """What the table of calls says of a call's voices.
 
     Attributes:
-        said: Roles of its voices, from `role_v0` on, null where it says nothing.
+        said: Roles of its voices, from `role_v0` on, null where not given.
         agent_id: Who the agent was.
     """
 
@@ -66,7 +66,7 @@ def roles_of_voices(
 
     Args:
         voices: All of the recording.
-        channel_roles: What is said of each channel; one is known if it is neither `unknown` nor `mixed`.
+        channel_roles: Role of each channel; it is known if it is neither `unknown` nor `mixed`.
         evidence: From the table of calls.
         enrolled: Voices of persons that have not expired, or None.
         config: Thresholds, and whether persons are identified.
@@ -82,7 +82,7 @@ def roles_of_voices(
         elif voice.role:
             found[key] = VoiceRole(voice.role, "voices_from")
         elif known not in (UNKNOWN, "mixed") and (alone or not one_channel):
-            # A line of its own is one party's; a mix says nothing of the voices in it.
+            # A separate line belongs to one party; a mix does not identify the voices in it.
             found[key] = VoiceRole(known, "channel")
     if one_channel and enrolled and not any(role.by for role in found.values()):
         found |= _verified(voices, evidence, enrolled, config)

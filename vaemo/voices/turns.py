@@ -42,7 +42,7 @@ class Turn:
         start_s: In the recording.
         end_s: Likewise, greater.
         speaker: Any name.
-        role: Where it is said.
+        role: Role, if given.
         channel: Counted from 0; None where it is not given, for a recording with one channel.
     """
 
@@ -114,7 +114,7 @@ def read_rttm(text: str, where: str) -> dict[str, list[Turn]]:
 
     Args:
         text: Lines `SPEAKER id channel start duration <NA> <NA> name <NA> <NA>`; lines of other types and comments
-            (`;;`) are passed over. Channels count from 1; where all are 1, none is said.
+            (`;;`) are skipped. Channels count from 1; where all are 1, none is given.
         where: The file, for messages.
 
     Raises:

@@ -9,6 +9,7 @@ from vaemo.config import Config
 from vaemo.errors import UsageError
 from vaemo.evaluation.evaluate import evaluate, table_of
 from vaemo.tables import with_column
+from vaemo.trust.fit import _unfit
 from vaemo.units import DIMENSIONS
 
 QUICK = Config().replace({"evaluate": {"bootstrap": 200}})
@@ -136,3 +137,33 @@ def test_numbers_that_lack_are_in_no_group(tmp_path):
     files.write_parquet_whole(path, with_column(table, "age", pa.array(age, from_pandas=True)))
     groups = evaluate(out, labels, str(tmp_path / "eval"), QUICK, by=["age"])["by"]["age"]["groups"]
     assert sum(group["n"] for group in groups.values()) == 200
+
+
+def test_a_gate_that_drops_a_group_shows_also_where_nobody_of_it_is_left(tmp_path):
+    out, labels = make_scores(tmp_path)
+    part = files.join(out, "utterances", "part-0.parquet")
+    table = files.read_parquet(part)
+    session = np.array([int(name[1:]) for name in table["session_id"].to_pylist()])
+    unfit = (session % 2 == 1) | (session < 10)
+    table = with_column(table, "status", pa.array(np.where(unfit, "unfit", "ok")))
+    for name in DIMENSIONS:
+        table = with_column(table, name, pa.array(table[name].to_numpy(), mask=unfit))
+    files.write_parquet_whole(part, table)
+    result = evaluate(out, labels, str(tmp_path / "eval"), QUICK, by=["gender", "age"])
+    assert result["by"]["gender"]["unfit"] == {"man": pytest.approx(0.25), "woman": 1.0}
+    assert list(result["by"]["gender"]["groups"]) == ["man"]
+    assert "unfit, and so not scored: woman 100.0 %, man 25.0 %" in table_of(result)
+    youngest, *others = result["by"]["age"]["unfit"].values()
+    assert youngest > 0.9
+    assert all(share == pytest.approx(0.5, abs=0.1) for share in others)
+
+
+def test_the_fit_of_an_archive_says_who_is_dropped(tmp_path):
+    out, _ = make_scores(tmp_path, further={"language": lambda session: np.where(session % 4 == 0, "fr", "en")})
+    part = files.join(out, "utterances", "part-0.parquet")
+    table = files.read_parquet(part)
+    french = np.array(table["language"].to_pylist()) == "fr"
+    table = with_column(table, "status", pa.array(np.where(french, "unfit", "ok")))
+    files.write_parquet_whole(part, table)
+    found = _unfit(out, True)
+    assert found == {"unfit": {"customer": pytest.approx(0.25)}, "unfit_by": {"language": {"en": 0.0, "fr": 1.0}}}

@@ -50,7 +50,7 @@ def test_scores_have_intervals_that_cover_what_they_were_calibrated_on(tmp_path)
         assert row["novelty_of"] == "speech"
     # The last session's features were moved far away.
     novelty = {row["session_id"]: row["novelty"] for row in sessions.to_pylist()}
-    assert novelty["s0033"] == 1.0
+    assert novelty["s0033"] == max(novelty.values()) > 0.999
     assert np.mean([value for name, value in novelty.items() if name != "s0033"]) < 0.8
     fit = files.read_json(str(tmp_path / "scores" / "_fit.json"))
     assert fit["n_calls"] == 34

@@ -1,10 +1,14 @@
 """Trainings leave calibrated checkpoints: folds together, seeds together, and the run's own model alone."""
 
+import json
+
+import pytest
 from scoring_cases import SMALL, run
 from trust_cases import SPLIT, make_store
 
 import vaemo
 from vaemo.config import Config
+from vaemo.pipeline import training
 from vaemo.trust.calibration import CALIB_SPLIT, HELD_OUT, Calibration
 from vaemo.trust.novelty import Novelty
 
@@ -26,6 +30,25 @@ def test_models_of_folds_are_calibrated_together_on_what_they_did_not_see(tmp_pa
         assert not Novelty.read(checkpoint).from_dev
     rows = run(store, ",".join(checkpoints), str(tmp_path / "scores"))
     assert rows["valence_low"].null_count == 0
+
+
+def test_a_training_killed_before_its_end_is_described_and_calibrated_when_it_goes_on(tmp_path, monkeypatch):
+    store, run_out = make_store(tmp_path / "store", lengths=(4, 8)), tmp_path / "run"
+
+    def killed(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "attach", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train(store, run_out)
+    monkeypatch.undo()
+    assert json.loads((run_out / "summary.json").read_text())["concluded"] is False
+    (best,) = train(store, run_out)
+    assert Calibration.read(str(best)).made_on == CALIB_SPLIT
+    assert Novelty.read(str(best))
+    written = (run_out / "best" / "calibration.json").stat().st_mtime_ns
+    train(store, run_out)
+    assert (run_out / "best" / "calibration.json").stat().st_mtime_ns == written
 
 
 def test_seeds_are_calibrated_together_and_the_first_one_alone(tmp_path):

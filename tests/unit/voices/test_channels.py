@@ -6,8 +6,9 @@ from sklearn.cluster import KMeans
 
 from vaemo.audio.vad import Utterance
 from vaemo.config import VadConfig, VoicesConfig
+from vaemo.data.speakers import unit
 from vaemo.voices.channels import VoiceCutter
-from vaemo.voices.clustering import unit, without
+from vaemo.voices.clustering import without
 from vaemo.voices.turns import Turn
 
 RATE = 16_000

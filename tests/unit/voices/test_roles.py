@@ -143,7 +143,7 @@ def test_voiceprints_are_read_back_expire_and_are_erased(tmp_path):
     held = Voiceprints.read(path, "e").joined(prints(3, 4))
     assert held.persons == ["p1", "p3", "p4"]
     assert held.expires == [None, None, None]
-    with pytest.raises(ReadVoicesError, match="made with the encoder e; calls are heard with f"):
+    with pytest.raises(ReadVoicesError, match="made with the encoder e; calls use f"):
         Voiceprints.read(path, "f")
 
 

@@ -28,7 +28,9 @@ function callPage(data, session) {
     state.at = i;
     describe();
     chart.dispatchEvent(new CustomEvent("selected"));
-    if (play && player && curve.timed) player.play(curve.from_s + curve.start[i], curve.from_s + curve.end[i]);
+    if (!play || !player || !curve.timed) return;
+    const from = curve.from_s - (curve.offset ? curve.offset[i] : 0);
+    player.play(from + curve.start[i], from + curve.end[i], curve.recording ? curve.recording[i] : 0);
   }
 
   const chart = h("div", { class: "chart", tabindex: 0, role: "group",
@@ -89,7 +91,7 @@ function timeChart(width, { data, curve, scored, colour, state, select, chart })
       picture.append(s("text", { x: left - 8, y: y(tick) + 4, "text-anchor": "end" }, number(tick, 1)));
     }
     const low = data.low_at[name];
-    picture.append(s("line", { x1: left, x2: width - right, y1: y(low), y2: y(low), stroke: "var(--muted)", "stroke-opacity": 0.6, "stroke-dasharray": "3 4" }));
+    if (low !== undefined) picture.append(s("line", { x1: left, x2: width - right, y1: y(low), y2: y(low), stroke: "var(--muted)", "stroke-opacity": 0.6, "stroke-dasharray": "3 4" }));
     const label = curve[`label_${name}`];
     if (label) {
       const points = label.map((value, i) => (value === null ? null : `${middle(i)},${y(value)}`)).filter(Boolean);
@@ -167,23 +169,29 @@ function wayThroughPlane(width, o, curve, scored, colour) {
 }
 
 function callFacts(data, i, curve) {
-  const calls = data.calls, line = (title, name, format) => [h("dt", {}, title), ...DIMENSIONS.map((d) => h("dd", { class: d }, format(calls[`${d}_${name}`][i])))];
+  const calls = data.calls, known = data.of_calls ? [] : DIMENSIONS;
+  const line = (title, name, format) => known.length === 0 ? [] : [h("dt", {}, title), ...known.map((d) => h("dd", { class: d }, format(calls[`${d}_${name}`][i])))];
   return h("section", { class: "card" }, h("h2", {}, calls.role[i] || "The call"),
     h("p", { class: "note" }, `${plural(calls.n_scored[i], "utterance")} scored, ${clock(calls.talk_s[i])} of speech${calls.n_failed[i] ? `, ${whole(calls.n_failed[i])} failed` : ""}`),
-    h("dl", { class: "facts", style: `grid-template-columns: minmax(0, 1fr) repeat(${DIMENSIONS.length}, auto)` }, h("span", {}), ...DIMENSIONS.map((d) => h("span", { class: "head" }, d)),
+    h("dl", { class: "facts", style: `grid-template-columns: minmax(0, 1fr) repeat(${Math.max(known.length, 1)}, auto)` }, known.length ? h("span", {}) : null, ...known.map((d) => h("span", { class: "head" }, d)),
       line("mean", "mean", number), line("lowest", "min", number), line("lowest at", "min_at_s", (v) => clock(v === null ? v : v - curve.from_s)), line("per minute", "slope_per_min", (v) => signed(v, 2)),
       line("low for", "below_s", clock), line("towards the end", "end_weighted", number),
-      data.session_targets.map((name) => [h("dt", {}, `${name}, of the call`), h("dd", { style: `grid-column: span ${DIMENSIONS.length}` }, number(calls[name][i]))]).flat()));
+      data.session_targets.map((name) => [h("dt", {}, `${name}, of the call`), h("dd", { style: `grid-column: span ${Math.max(known.length, 1)}` }, number(calls[name][i]))]).flat()));
 }
 
-function makePlayer(source) {
-  const audio = h("audio", { controls: true, preload: "metadata", src: source });
+// Plays a call: the link of its recording, or those of several, null where one is not there.
+function makePlayer(links) {
+  const sources = [].concat(links);
+  let shown = sources.findIndex((source) => source !== null);
+  const audio = h("audio", { controls: true, preload: "metadata", src: sources[shown] });
   const problem = h("p", { class: "note", hidden: true }, "This browser cannot play the recording, or it is no longer beside the report.");
   let stop = null;
   audio.addEventListener("timeupdate", () => { if (stop !== null && audio.currentTime >= stop) { audio.pause(); stop = null; } });
   audio.addEventListener("error", () => { problem.hidden = false; });
   audio.addEventListener("canplay", () => { problem.hidden = true; });
-  const play = (start, end) => {
+  const play = (start, end, which) => {
+    if (!sources[which]) { problem.hidden = false; return; }
+    if (which !== shown) { shown = which; audio.src = sources[which]; }
     const begin = () => { audio.currentTime = start; stop = end; audio.play().catch((error) => { if (error.name === "NotSupportedError") problem.hidden = false; }); };
     if (audio.readyState >= 1) begin();
     else { audio.addEventListener("loadedmetadata", begin, { once: true }); audio.load(); }

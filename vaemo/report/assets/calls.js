@@ -1,7 +1,7 @@
 // The table of calls: searched, filtered by role, sorted by any column, a page at a time.
 const ROWS = 25;
 const callLink = (session) => `#call=${encodeURIComponent(session)}`;
-const table = { search: "", role: "", sort: `${FIRST}_mean`, direction: 1, page: 0 };
+const table = { search: "", role: "", sort: ofCall(FIRST), direction: 1, page: 0 };
 
 function callColumns(data) {
   const low = data.low_at;
@@ -23,7 +23,7 @@ function callColumns(data) {
       [`${name}_end_weighted`, "End", "", number, `${capital(name)}, later speech counting more`],
     ]),
     ...data.session_targets.map((name) => [name, capital(name), "", number, "Of the whole call"]),
-  ].filter(([name]) => name === "curve" || (data.calls[name] && data.calls[name].some((v) => v !== null)));
+  ].filter(([name]) => (name === "curve" && !data.of_calls) || (data.calls[name] && data.calls[name].some((v) => v !== null)));
 }
 
 function chosenCalls(data) {
@@ -47,7 +47,7 @@ function callsTable(data) {
   const heads = columns.map(([name, title, side, , hint]) => {
     if (name === "curve") return h("th", { class: side, title: hint }, h("span", {}, title));
     const button = h("button", { type: "button", title: hint, onclick: () => {
-      table.direction = table.sort === name ? -table.direction : name.endsWith("_id") || name === "role" || name.startsWith(`${FIRST}_`) ? 1 : -1;
+      table.direction = table.sort === name ? -table.direction : name.endsWith("_id") || name === "role" || name === FIRST || name.startsWith(`${FIRST}_`) ? 1 : -1;
       table.sort = name; table.page = 0; refresh();
     } }, title);
     return h("th", { class: side, scope: "col", "data-name": name }, button);

@@ -2,9 +2,13 @@
 const data = JSON.parse(document.getElementById("data").textContent);
 // What was scored of every utterance. The first two lie on the plane, and the rankings are of them.
 const DIMENSIONS = Object.keys(data.targets), [FIRST, SECOND] = DIMENSIONS;
+// What the table of calls says of a target: its mean, or, of one of the whole call, itself.
+const ofCall = (name) => (data.calls[`${name}_mean`] ? `${name}_mean` : name);
+const COUNTED = data.of_calls ? "call" : "utterance";
 for (const [name, colour] of Object.entries(data.targets)) {
   if (!getComputedStyle(document.documentElement).getPropertyValue(`--${name}`)) document.documentElement.style.setProperty(`--${name}`, colour);
 }
+document.head.append(Object.assign(document.createElement("style"), { textContent: DIMENSIONS.map((name) => `dd.${name}, .now .${name}, .value.${name} { color: var(--${name}); }`).join(" ") }));
 const capital = (name) => name[0].toUpperCase() + name.slice(1);
 const listed = (names) => (names.length < 2 ? names.join("") : `${names.slice(0, -1).join(", ")} and ${names[names.length - 1]}`);
 const SVG = "http://www.w3.org/2000/svg";
@@ -84,8 +88,10 @@ function histogram(width, counts, low, high, dimension, lowAt) {
     bar.append(s("title", {}, `${number(low + i * part)} to ${number(low + (i + 1) * part)}: ${whole(count)}`));
     picture.append(bar);
   });
-  picture.append(s("line", { x1: x(lowAt), x2: x(lowAt), y1: top - 6, y2: height - bottom, stroke: "var(--muted)", "stroke-dasharray": "3 3" }));
-  picture.append(s("text", { x: x(lowAt) + 5, y: top + 2, class: "halo" }, `low, below ${lowAt}`));
+  if (lowAt !== undefined) {
+    picture.append(s("line", { x1: x(lowAt), x2: x(lowAt), y1: top - 6, y2: height - bottom, stroke: "var(--muted)", "stroke-dasharray": "3 3" }));
+    picture.append(s("text", { x: x(lowAt) + 5, y: top + 2, class: "halo" }, `low, below ${lowAt}`));
+  }
   for (const tick of ticks(low, high, 5)) picture.append(s("text", { x: x(tick), y: height - 8, "text-anchor": "middle" }, number(tick, 1)));
   return picture;
 }
@@ -111,7 +117,7 @@ function planeFrame(width, low, high, across = FIRST, upwards = SECOND) {
 
 function density(width, plane, low, high, across = FIRST, upwards = SECOND) {
   const { picture, x, y, finish } = planeFrame(width, low, high, across, upwards);
-  picture.setAttribute("aria-label", `How many utterances lie where in the plane of ${across} and ${upwards}`);
+  picture.setAttribute("aria-label", `How many ${COUNTED}s lie where in the plane of ${across} and ${upwards}`);
   const most = Math.max(...plane.flat(), 1), part = (high - low) / plane.length;
   plane.forEach((row, i) => row.forEach((count, j) => {
     if (!count) return;
@@ -120,7 +126,7 @@ function density(width, plane, low, high, across = FIRST, upwards = SECOND) {
       y: y(low + (i + 1) * part), height: y(low + i * part) - y(low + (i + 1) * part) + 0.3,
       fill: "var(--accent)", "fill-opacity": 0.08 + 0.92 * Math.sqrt(count / most),
     });
-    cell.append(s("title", {}, plural(count, "utterance")));
+    cell.append(s("title", {}, plural(count, COUNTED)));
     picture.append(cell);
   }));
   return finish();

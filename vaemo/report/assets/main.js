@@ -29,7 +29,7 @@ const system = window.matchMedia("(prefers-color-scheme: dark)");
 system.addEventListener("change", (event) => paint(event.matches));
 paint(system.matches);
 
-document.getElementById("subtitle").textContent = `${plural(data.n_calls, "call")}, ${plural(data.overview.n_scored, "utterance")} scored`;
+document.getElementById("subtitle").textContent = `${plural(data.n_calls, "call")}, ${plural(data.overview.n_scored, COUNTED)} scored`;
 document.getElementById("footer").textContent = `Made by vaemo ${data.version}. ${capital(listed(DIMENSIONS))} ${DIMENSIONS.length > 1 ? "are estimates" : "is an estimate"} from the voice, on a scale from ${data.overview.low} to ${data.overview.high}; they are no statement about a person.`;
 document.querySelector(".skip").addEventListener("click", (event) => { event.preventDefault(); main.focus(); });
 window.addEventListener("hashchange", () => { if (location.hash !== "#main") { show(); main.focus({ preventScroll: true }); } });

@@ -10,7 +10,7 @@ function tiles(data) {
   const skipped = o.n_not_scored_role ? `${whole(o.n_not_scored_role)} more by roles not scored` : "";
   const row = [
     tile(whole(data.n_calls), "calls", data.n_drawn < data.n_calls ? `${whole(data.n_drawn)} of them drawn` : "all of them drawn"),
-    tile(whole(o.n_scored), "utterances scored", skipped),
+    tile(whole(o.n_scored), `${COUNTED}s scored`, skipped),
     tile(length(o.speech_s), "of speech", ""),
     ...DIMENSIONS.map((name) => tile(number(o.mean[name]), `mean ${name}`, "")),
     tile(share(o.n_failed, all), "failed", o.n_failed ? plural(o.n_failed, "utterance") : "nothing failed"),
@@ -36,6 +36,15 @@ function ranking(title, note, data, column, format, wanted) {
     h("span", { class: `value ${dimension}` }, format(calls[column][i]))));
   return h("section", { class: "card span-4" }, h("h2", {}, title), h("p", { class: "note" }, note),
     items.length ? h("ol", { class: "ranking" }, items) : h("p", { class: "note" }, "There is none."));
+}
+
+// The calls that are least and most like those that the model was measured on, to be listened to.
+function fit(data, end, title, note) {
+  const items = data.fit[end].map((call) => h("li", {},
+    h("a", { href: callLink(call.session_id), title: call.session_id }, call.session_id),
+    h("span", { class: "note" }, call.novelty_of || ""),
+    h("span", { class: "value" }, number(call.novelty))));
+  return h("section", { class: "card span-4" }, h("h2", {}, title), h("p", { class: "note" }, note), h("ol", { class: "ranking" }, items));
 }
 
 // Calls of which nobody knows who speaks: they wait for evidence, and are heard on their own page where it is drawn.
@@ -94,7 +103,7 @@ function together(o) {
     title.textContent = heading();
     picture.replaceChildren(draw(Math.floor(picture.clientWidth)));
   } }, DIMENSIONS.map((name) => h("option", { value: name, selected: name === chosen[axis] }, name))));
-  return h("section", { class: "card span-4" }, title, h("p", { class: "note" }, "Darker where more utterances are."),
+  return h("section", { class: "card span-4" }, title, h("p", { class: "note" }, `Darker where more ${COUNTED}s are.`),
     DIMENSIONS.length > 2 ? h("p", { class: "note" }, axes) : null, responsive(picture, draw));
 }
 
@@ -106,14 +115,17 @@ function overviewPage(data) {
   page.push(h("div", { class: "grid" },
     ...DIMENSIONS.map((name) => h("section", { class: "card span-4" },
       h("h2", {}, capital(name)),
-      h("p", { class: "note" }, `${ENDS[name] ? `${ENDS[name]}; ` : ""}utterances by score.`),
+      h("p", { class: "note" }, capital(`${ENDS[name] ? `${ENDS[name]}; ` : ""}${COUNTED}s by score.`)),
       chart((width) => histogram(width, o.histogram[name], o.low, o.high, name, data.low_at[name])))),
-    SECOND ? together(o) : null));
-  page.push(h("div", { class: "grid" },
-    ranking("Lowest calls", `Mean ${FIRST}, longer utterances counting more.`, data, `${FIRST}_mean`, (v) => number(v), () => true),
-    ranking("Most falling calls", `Change of ${FIRST} per minute, from ${data.min_scored} utterances on.`, data, `${FIRST}_slope_per_min`, (v) => signed(v, 2),
+    SECOND ? together(o) : null,
+    ...(data.fit ? [
+      fit(data, "most", "Least fitting calls", "Novelty: the share of known calls that are less unusual; and what differs most."),
+      fit(data, "least", "Best fitting calls", "Most like those that the model was measured on."),
+    ] : []),
+    ranking("Lowest calls", data.of_calls ? `${capital(FIRST)} of the whole call.` : `Mean ${FIRST}, longer utterances counting more.`, data, ofCall(FIRST), (v) => number(v), () => true),
+    ...(data.of_calls ? [] : [ranking("Most falling calls", `Change of ${FIRST} per minute, from ${data.min_scored} utterances on.`, data, `${FIRST}_slope_per_min`, (v) => signed(v, 2),
       (i) => data.calls.n_scored[i] >= data.min_scored && data.calls[`${FIRST}_slope_per_min`][i] < 0),
-    ranking("Worst endings", `${capital(FIRST)} weighted to the end (half-life ${data.half_life_s} s).`, data, `${FIRST}_end_weighted`, (v) => number(v), () => true)));
+    ranking("Worst endings", `${capital(FIRST)} weighted to the end (half-life ${data.half_life_s} s).`, data, `${FIRST}_end_weighted`, (v) => number(v), () => true)])));
   const time = data.over_time.length > 1
     ? h("section", { class: `card ${o.failures.length ? "span-8" : "span-12"}` }, h("h2", {}, "Calls over time"), legend(DIMENSIONS.map((name) => [name, `var(--${name})`])),
       chart((width) => overTime(width, data.over_time, o.low, o.high)))
