@@ -135,6 +135,7 @@ class Parties:
         turns: Who speaks when, where a file says so.
         roles_of_voices: Gives the roles of voices for those of channels; None uses what `turns` say alone.
         verifies: Whether it compares vectors of voices that `turns` name.
+        expected: See `VoiceCutter`.
     """
 
     roles_of: Callable[[int], Sequence[str | None]] = unsaid_roles
@@ -142,6 +143,7 @@ class Parties:
     turns: Sequence[Turn] | None = None
     roles_of_voices: Callable[[Sequence[Voice], Sequence[str]], Mapping[VoiceKey, VoiceRole]] | None = None
     verifies: bool = False
+    expected: np.ndarray | None = None
 
 
 @dataclass
@@ -228,7 +230,14 @@ class _Search:
         roles = parties.roles_of(recording.info.channels)
         self.n_channels = len(roles)
         finder, bad = UtteranceFinder(len(roles), config.vad), _NotFinite()
-        cutter = VoiceCutter(len(roles), config.voices, config.vad, parties.turns, vectors=parties.verifies)
+        cutter = VoiceCutter(
+            len(roles),
+            config.voices,
+            config.vad,
+            parties.turns,
+            vectors=parties.verifies,
+            expected=parties.expected,
+        )
         broken = None
         try:
             for utterance in _utterances(recording, finder, bad):

@@ -53,7 +53,7 @@ from vaemo.utterances import (
 )
 from vaemo.voices.channels import Voice
 from vaemo.voices.prints import Voiceprints
-from vaemo.voices.roles import UNKNOWN, Evidence, VoiceRole, of_piece, roles_of_voices
+from vaemo.voices.roles import UNKNOWN, Evidence, VoiceRole, expected_voice, of_piece, roles_of_voices
 from vaemo.voices.turns import Turn, digest_of, read_voices, turns_of_json, turns_to_json
 
 _DIGESTED = 16
@@ -562,6 +562,7 @@ class RecordingsSource:
     ) -> pa.Table:
         rules, key = tools.rules, calls.key_of(session_id, part.name) if calls else session_id
         said = calls.roles.get(key, ()) if calls else ()
+        evidence, how = evidence_of(calls, key), tools.config.voices
         return extract_recording(
             part.path,
             session_id,
@@ -572,10 +573,9 @@ class RecordingsSource:
                 roles_of=(lambda n_channels: rules.of_channels(n_channels, said)) if rules else unsaid_roles,
                 scored=lambda role: rules is None or rules.scores(role, cut=True) or role in rules.context,
                 turns=brought.get(part.name),
-                roles_of_voices=lambda voices, roles: roles_of_voices(
-                    voices, roles, evidence_of(calls, key), tools.prints, tools.config.voices
-                ),
+                roles_of_voices=lambda voices, roles: roles_of_voices(voices, roles, evidence, tools.prints, how),
                 verifies=tools.prints is not None,
+                expected=expected_voice(evidence, tools.prints, how),
             ),
             problem=problem or (Problem(*part.problem) if part.problem else None),
             course=course,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ from vaemo.config import VadConfig, VoicesConfig
 from vaemo.data.speakers import unit
 from vaemo.features import campplus
 from vaemo.units import SAMPLING_RATE_HZ
-from vaemo.voices.clustering import find_voices
+from vaemo.voices.clustering import find_voices, known_and_heard, without
 from vaemo.voices.turns import Turn
 
 _FRAME_S = 0.02
@@ -103,6 +103,8 @@ class VoiceCutter:
         turns: Turns given for this recording; None if there are none.
         embed: Speaker encoder, (N, n) to (N, D); None is the one that `voices.model` names.
         vectors: Whether the vectors of brought voices are wanted, to verify who they are.
+        expected: What the voice of somebody is like who should be in the call, (D,), unit length: the agent's, where
+            it is enrolled. It counts only where it is verified.
     """
 
     def __init__(
@@ -114,7 +116,9 @@ class VoiceCutter:
         *,
         embed: Callable[[np.ndarray], np.ndarray] | None = None,
         vectors: bool = False,
+        expected: np.ndarray | None = None,
     ) -> None:
+        self._expected = expected if n_channels == 1 else None
         self._config, self._vad = voices, vad
         self._embed = embed or campplus.embed
         self._brought: dict[int, list[Turn]] = {}
@@ -174,12 +178,25 @@ class VoiceCutter:
             return [], []
         vectors = np.concatenate([utterance.vectors for utterance in heard])
         lengths_s = np.concatenate([np.full(len(utterance.vectors), utterance.length_s) for utterance in heard])
-        centres = find_voices(vectors, lengths_s, self._config.window_s / _HOPS, self._config.voices)
+        centres, anchors = self._centres(vectors, lengths_s)
         if len(centres) == 1:
             pieces = [Piece(channel, utterance.start_s, utterance.end_s, 0, None) for utterance in heard]
             return pieces, [Voice(channel, 0, sum(piece.end_s - piece.start_s for piece in pieces), centres[0])]
-        pieces = [piece for utterance in heard for piece in self._cut(channel, utterance, centres)]
+        pieces = [piece for utterance in heard for piece in self._cut(channel, utterance, anchors)]
         return _renumbered(channel, pieces, lambda number: {"vector": centres[number]})
+
+    def _centres(self, vectors: np.ndarray, lengths_s: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """What each voice is like, and what windows are compared with: an enrolled voice is known better than heard."""
+        hop_s, most, expected = self._config.window_s / _HOPS, self._config.voices, self._expected
+        if expected is not None and most > 1:
+            others = without(vectors, expected)
+            if others.any() and not others.all():
+                rest = find_voices(vectors[others], lengths_s[others], hop_s, most - 1)
+                own = unit(vectors[~others].mean(axis=0))
+                if verified(float(own @ expected), rest @ expected, self._config):
+                    return np.stack([own, *rest]), np.stack([known_and_heard(expected, own), *rest])
+        centres = find_voices(vectors, lengths_s, hop_s, most)
+        return centres, centres
 
     def _cut(self, channel: int, heard: _Heard, centres: np.ndarray) -> list[Piece]:
         """An utterance cut where its voice changes."""
@@ -277,6 +294,11 @@ class VoiceCutter:
         if not len(power):
             return min(max(at_s, low), heard.end_s)
         return heard.start_s + (first + int(power.argmin()) + 0.5) * _FRAME_S
+
+
+def verified(likeness: float, others: Iterable[float], config: VoicesConfig) -> bool:
+    """Whether a voice is an enrolled one: like it, and more so than the others are (cosines)."""
+    return likeness >= config.verification and likeness - max(others, default=0.0) >= config.verification_margin
 
 
 def _smooth(likeness: np.ndarray) -> np.ndarray:
