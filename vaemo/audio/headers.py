@@ -368,16 +368,16 @@ def _is_one_flac(file: io.BufferedReader, start: int, size: int) -> bool:
     block, total = int.from_bytes(facts[8:10], "big"), int.from_bytes(facts[18:26], "big") & (1 << 36) - 1
     # In so many bytes a frame begins.
     probe = min(int.from_bytes(facts[15:18], "big") + 16 if any(facts[15:18]) else _PROBE_BYTES, _PROBE_BYTES)
-    length, before = size - start, -1
+    length, last = size - start, (0, 0)
     content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     for share in _FLAC_SHARES:
         begin = start + max(round(share * length) - probe, 42)
         frames = _flac_frames(content, begin, begin + probe, block)
         first = next(frames, None)
-        if first is None or first[0] < before:
+        if first is None or first[0] < last[0]:
             return False
-        before = first[0]
-    return sum(max(first, *frames, (0, 0))) == total
+        last = first
+    return sum(max([last, *frames])) == total
 
 
 _FLAC_SHARES = (1 / 64, 1 / 32, *(sixteenths / 16 for sixteenths in (1, 2, 4, 6, 8, 10, 12, 14, 16)))
@@ -386,7 +386,7 @@ _FLAC_SYNC = re.compile(rb"\xff[\xf8\xf9]")
 
 def _flac_frames(data: mmap.mmap, begin: int, end: int, block: int) -> Iterator[tuple[int, int]]:
     """First sample and length of the frames that begin between two bytes of a FLAC (RFC 9639, 9.1)."""
-    for found in _FLAC_SYNC.finditer(data, begin, end):  # type: ignore[call-overload]
+    for found in _FLAC_SYNC.finditer(data, begin, end):
         head = data[found.start() : found.start() + 16]
         if len(head) < 16 or head[3] & 1:
             continue
