@@ -401,7 +401,7 @@ def _objects(page: Mapping[str, Any], root: str) -> list[Found]:
             "",
             item["Size"],
             int(item["LastModified"].timestamp() * 1e9),
-            _cold(item.get("StorageClass"), item.get("RestoreStatus", {})),
+            archived(item.get("StorageClass"), item.get("RestoreStatus", {})),
         )
         for item in page.get("Contents", ())
         if not item["Key"].endswith("/")
@@ -439,11 +439,12 @@ def archive_tier(uri: str) -> str | None:
     said = about.get("Restore", "")
     restored = {"IsRestoreInProgress": 'request="true"' in said, "RestoreExpiryDate": "expiry-date" in said}
     # Objects of intelligent tiering keep their class and name the tier apart.
-    cold = _cold("GLACIER" if about.get("ArchiveStatus") else about.get("StorageClass"), restored)
+    cold = archived("GLACIER" if about.get("ArchiveStatus") else about.get("StorageClass"), restored)
     return cold and cold[1]
 
 
-def _cold(storage_class: str | None, restored: Mapping[str, Any]) -> tuple[str, str] | None:
+def archived(storage_class: str | None, restored: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Status and reason of an object in an archive tier that is not restored; None for any other."""
     if storage_class not in _COLD or restored.get("RestoreExpiryDate"):
         return None
     under_way = ", which is under way" if restored.get("IsRestoreInProgress") else ""

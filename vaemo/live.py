@@ -65,7 +65,7 @@ class LiveSession:
         speaker: Callable[[float, float], str | None] | None = None,
     ) -> None:
         self._resampler = _LiveResampler(sampling_rate, _checked_channels(channels))
-        self._stream, self._rate, self._channels = stream, float(sampling_rate), channels
+        self.stream, self._rate, self._channels = stream, float(sampling_rate), channels
         self._listen = _checked_listen(range(channels) if listen is None else listen, channels)
         names = [f"c{channel}" for channel in range(channels)]
         self._speakers = _checked_speakers(names if speakers is None else speakers, channels)
@@ -118,7 +118,7 @@ class LiveSession:
 
     def save(self, path: str | Path) -> None:
         """Write everything needed to continue, as safetensors: the stream's memory, and the last seconds of audio."""
-        tensors, metadata = self._stream.memory()
+        tensors, metadata = self.stream.memory()
         live = _Memory(
             finder=self._finder.memory(),
             tail=self._resampler.tail,
@@ -152,7 +152,7 @@ class LiveSession:
                 raise StateMismatchError(
                     f"'{path}' is the memory of a session with {saved:g} {what}; this one was opened with {mine:g}."
                 )
-        self._stream.restore(tensors, metadata)
+        self.stream.restore(tensors, metadata)
         self._finder.restore(live.finder)
         self._resampler.restore(live.tail)
         self._waiting, self._finished = live.waiting, live.finished
@@ -208,7 +208,7 @@ class LiveSession:
         return max(spoken, key=lambda name: spoken[name]) if spoken else self._speakers[utterance.channel]
 
     def _predict(self, utterance: Utterance, speaker: str) -> Prediction:
-        prediction = self._stream.push(utterance.samples, SAMPLING_RATE_HZ, speaker=speaker)
+        prediction = self.stream.push(utterance.samples, SAMPLING_RATE_HZ, speaker=speaker)
         return replace(prediction, channel=utterance.channel, start_s=utterance.start_s, end_s=utterance.end_s)
 
 

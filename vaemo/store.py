@@ -433,4 +433,4 @@ def _refuse_repeated(tables: Sequence[pa.Table], paths: Sequence[str]) -> None:
         where = [path for path, each in zip(paths, ids, strict=True) if pc.any(pc.equal(each, repeated)).as_py()]
         what = f"{'session' if name == 'session_id' else name} {shown(repeated.as_py())}"
         found = f"in {where[0]} and in {where[1]}" if len(where) > 1 else f"more than once in {where[0]}"
-        raise ReadStoreError(f"{what} stands {found}; {advice}.")
+        raise ReadStoreError(f"{what} occurs {found}; {advice}.")

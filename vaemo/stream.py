@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from vaemo import files
@@ -27,7 +26,7 @@ from vaemo.errors import FeatureMismatchError, ShapeError, StateMismatchError, U
 from vaemo.features import Extractor, describe, load_extractors
 from vaemo.model.checkpoint import Checkpoint, load_checkpoint
 from vaemo.model.regressor import SessionRegressor
-from vaemo.model.state import TENSOR_FIELDS, SessionState
+from vaemo.model.state import TENSOR_FIELDS, SessionState, read_tensors
 from vaemo.model.streams import Streams
 from vaemo.scoring.compatibility import check_compatible
 from vaemo.trust.judge import Judge
@@ -129,18 +128,18 @@ class Stream:
             self._judge = Judge.of(
                 [str(model)], [checkpoint.fingerprint], score.coverage, score.max_novelty, checkpoint.model.targets
             )
-        self._model = (checkpoint.model if isinstance(checkpoint, Checkpoint) else checkpoint).eval()
+        self.model = (checkpoint.model if isinstance(checkpoint, Checkpoint) else checkpoint).eval()
         self._config = config or Config()
         described = describe(dict(extractors))
         dims = {stream: facts["dim"] for stream, facts in described.items()}
         made_by = {stream: facts["fingerprint"] for stream, facts in described.items()}
-        check_compatible(self._model, trained_on, dims, made_by, "the list of extractors")
-        if self._config.features.speaker_aggregation == "enrolled" and "speaker" in self._model.dims:
+        check_compatible(self.model, trained_on, dims, made_by, "the list of extractors")
+        if self._config.features.speaker_aggregation == "enrolled" and "speaker" in self.model.dims:
             raise FeatureMismatchError(
                 "the model was trained on enrolled speaker embeddings (features.speaker_aggregation), and a stream "
                 "knows no enrolment; score a store that holds them."
             )
-        self._extractors = {stream: extractors[stream] for stream in self._model.dims}
+        self._extractors = {stream: extractors[stream] for stream in self.model.dims}
         self._personal = personal
         self._n_scored = 0
         self._states: dict[str, SessionState] = {}
@@ -176,27 +175,27 @@ class Stream:
         try:
             heard, sounds = self._features(_resampled(samples, sampling_rate))
         except AudioProblem as problem:
-            return Prediction.of(dict.fromkeys(self._model.targets), problem.status, problem.reason)
+            return Prediction.of(dict.fromkeys(self.model.targets), problem.status, problem.reason)
         vectors = self._aggregated(heard, name)
         key = name if self._config.sessions.sequence_by == "speaker" else ""
-        pasts = {past: (past, name if past.startswith("speaker.") else key) for past in self._model.pasts}
+        pasts = {past: (past, name if past.startswith("speaker.") else key) for past in self.model.pasts}
         features = self._with_past(vectors, pasts)
-        like = self._model.label_deviation
+        like = self.model.label_deviation
         with torch.inference_mode():
-            prediction, self._states[key] = self._model.step(
+            prediction, self._states[key] = self.model.step(
                 features.to(like.device, like.dtype),
-                self._states.get(key) or self._model.fresh_state(1),
+                self._states.get(key) or self.model.fresh_state(1),
                 observed=torch.tensor([known], dtype=like.dtype, device=like.device),
                 film_delta=self._personal.delta(np.array([name], object)) if self._personal else None,
             )
         for past, owned in pasts.items():
             vector = vectors[past.partition(".")[2]]
             self._pasts[owned] = self._pasts.get(owned, 0.0) + np.append(vector.astype(np.float64), 1)
-        return self._judged(dict(zip(self._model.targets, prediction[0].tolist(), strict=True)), heard, sounds)
+        return self._judged(dict(zip(self.model.targets, prediction[0].tolist(), strict=True)), heard, sounds)
 
     def _known(self, observed: Sequence[float | None] | Mapping[str, float | None] | None) -> list[float]:
         """The observed values of one utterance in the order of the targets, NaN = unknown."""
-        names = self._model.targets[: self._model.n_fed]
+        names = self.model.targets[: self.model.n_fed]
         if observed is None:
             return [np.nan] * len(names)
         if isinstance(observed, Mapping):
@@ -268,7 +267,7 @@ class Stream:
 
     def memory(self) -> tuple[dict[str, Tensor], dict[str, str]]:
         """Tensors and texts that `restore` takes: states, sums of features, the checkpoint's fingerprint."""
-        fresh = self._model.fresh_state(0)
+        fresh = self.model.fresh_state(0)
         states = SessionState.stack([fresh, *self._states.values()])
         tensors = {f"state.{name}": tensor for name, tensor in states.tensors().items()}
         tensors |= {f"sum.{number}": torch.from_numpy(total) for number, total in enumerate(self._sums.values())}
@@ -279,7 +278,7 @@ class Stream:
 
     def restore(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
         """Continue from what `memory` returned; errors as `load`."""
-        fresh = self._model.fresh_state(0)
+        fresh = self.model.fresh_state(0)
         if metadata["fingerprint"] != fresh.fingerprint:
             raise StateMismatchError(
                 f"the memory belongs to the checkpoint '{metadata['fingerprint'][:12] or 'none'}', not to "
@@ -288,7 +287,7 @@ class Stream:
         fields = {name: tensors[f"state.{name}"] for name in TENSOR_FIELDS}
         states = SessionState(**fields, middle=fresh.middle, fingerprint=fresh.fingerprint)
         fresh.check_same_model(states)
-        states = states.to(self._model.label_deviation.device)
+        states = states.to(self.model.label_deviation.device)
         names = json.loads(metadata["names"])
         self._states = {name: states.select([number]) for number, name in enumerate(names["states"])}
         self._sums = {name: tensors[f"sum.{number}"].numpy() for number, name in enumerate(names["sums"])}
@@ -352,12 +351,7 @@ def _resampled(samples: np.ndarray, sampling_rate: float) -> np.ndarray:
 
 def read_memory(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors and texts of a memory file; errors as `Stream.load`."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 -- not a mapping
-    except (OSError, SafetensorError) as error:
-        raise StateMismatchError(f"the memory '{path}' cannot be read: {error}") from None
+    tensors, metadata = read_tensors(path, "the memory")
     if not {"names", "fingerprint"} <= metadata.keys():
         raise StateMismatchError(f"'{path}' is not a memory that Stream.save or LiveSession.save wrote.")
     return tensors, metadata

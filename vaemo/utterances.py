@@ -135,6 +135,7 @@ class Parties:
         turns: Who speaks when, where a file says so.
         roles_of_voices: Gives the roles of voices for those of channels; None uses what `turns` say alone.
         verifies: Whether it compares vectors of voices that `turns` name.
+        expected: See `VoiceCutter`.
     """
 
     roles_of: Callable[[int], Sequence[str | None]] = unsaid_roles
@@ -142,6 +143,7 @@ class Parties:
     turns: Sequence[Turn] | None = None
     roles_of_voices: Callable[[Sequence[Voice], Sequence[str]], Mapping[VoiceKey, VoiceRole]] | None = None
     verifies: bool = False
+    expected: np.ndarray | None = None
 
 
 @dataclass
@@ -228,7 +230,14 @@ class _Search:
         roles = parties.roles_of(recording.info.channels)
         self.n_channels = len(roles)
         finder, bad = UtteranceFinder(len(roles), config.vad), _NotFinite()
-        cutter = VoiceCutter(len(roles), config.voices, config.vad, parties.turns, vectors=parties.verifies)
+        cutter = VoiceCutter(
+            len(roles),
+            config.voices,
+            config.vad,
+            parties.turns,
+            vectors=parties.verifies,
+            expected=parties.expected,
+        )
         broken = None
         try:
             for utterance in _utterances(recording, finder, bad):
@@ -447,7 +456,7 @@ class _Work:
         self._n_rows = n_rows
 
     def add(self, row: int, samples: np.ndarray, lost_s: float, cut_s: float = 0.0) -> None:
-        """Take an utterance, of which so much is silence that was put in, and so much was cut off at the file's end.
+        """Take an utterance, with its inserted silence and the part cut off at the end of the file.
 
         Raises:
             AudioProblem: if it cannot be used.
@@ -541,7 +550,7 @@ class _Work:
                 if n_lost == number == _HOPELESS:
                     raise ExtractorError(
                         f"{extractor.name} ended its process on each of {number} utterances alone ({lost}): it is "
-                        "broken here, or memory is short. What is finished is kept; put it right and run the same "
+                        "broken here, or memory is short. What is finished is kept; correct it and run the same "
                         "command again."
                     ) from None
 

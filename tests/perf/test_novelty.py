@@ -270,7 +270,7 @@ def test_shifts_of_speech_that_cost_are_seen(tmp_path, telephone):
     stores["all"] = os.path.join(root, f"store-{kind}")
     settings = [*SET, f"audio.simulate_telephone={telephone}".lower()]
     for name, path in {**manifests, "all": manifest}.items():
-        vaemo.extract(manifest=path, store=stores[name], set=settings, executor="process")
+        vaemo.extract(manifest=path, out=stores[name], set=settings, executor="process")
     run = vaemo.train(store=stores["all"], out=os.path.join(root, f"run-{kind}"), executor="process")
     checkpoint = str(run.checkpoints[0])
     novelty = Novelty.read(checkpoint)

@@ -90,9 +90,9 @@ def test_errors_name_no_id(store, checkpoint, tmp_path):
     table = files.read_parquet(part)
     copy = table.slice(0, 1).set_column(1, "utt_id", pa.array(["x"]))
     files.write_parquet_whole(files.join(store, "part-9.parquet"), copy)
-    with pytest.raises(ReadStoreError, match=r"session 's0000' stands in .* and in "):
+    with pytest.raises(ReadStoreError, match=r"session 's0000' occurs in .* and in "):
         run(store, checkpoint, tmp_path / "plain")
-    with pytest.raises(VaemoError, match=r"stands in .* and in ") as caught:
+    with pytest.raises(VaemoError, match=r"occurs in .* and in ") as caught:
         run(store, checkpoint, tmp_path / "out", **HASHED)
     assert "s0000" not in str(caught.value)
 

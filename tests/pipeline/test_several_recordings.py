@@ -121,7 +121,7 @@ def test_one_file_may_be_missing_and_come(archive, checkpoint, tmp_path, capsys)
     folder.mkdir()
     (folder / "early.wav").write_bytes((archive[0] / "early.wav").read_bytes())
     calls = table(tmp_path / "calls.csv", [{**row, "offset_s": n} for n, row in enumerate(CALLS[:2])])
-    options = {"calls": calls, "score": {"max_failed_fraction": 0.9}}
+    options = {"calls": calls, "score": {"max_failed_fraction": 1.0}}
     rows = run(folder, checkpoint, tmp_path / "out", **options)
     (missing,) = rows.filter(pc.equal(rows["status"], "missing")).to_pylist()
     assert "not among the recordings" in missing["reason"]

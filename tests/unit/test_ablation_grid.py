@@ -118,6 +118,7 @@ def run_cell(cell, sessions, fold, config):
     return cell_of_the_grid(cell, light, PackedSessions.of(sessions), fold, config)
 
 
+@pytest.mark.long
 def test_a_cell_is_a_plain_training(world, sessions):
     table, facts = run_cell(Cell(FULL, 2, ""), sessions, plain_split(world.table, QUICK.splits), QUICK)
     trainer = Trainer(world.sessions("train"), world.sessions("dev"), QUICK.replace({"train": {"seed": 2}}))

@@ -202,11 +202,11 @@ def test_what_lies_in_an_archive_tier_is_known_from_the_listing(bucket):
 
 
 def test_a_restored_object_is_read():
-    assert files._cold("GLACIER", {"IsRestoreInProgress": True})[1].startswith(
+    assert files.archived("GLACIER", {"IsRestoreInProgress": True})[1].startswith(
         "it lies in the archive tier GLACIER; restore it, which is under way"
     )
-    assert files._cold("GLACIER", {"RestoreExpiryDate": "2026-12-01"}) is None
-    assert files._cold(None, {}) is None
+    assert files.archived("GLACIER", {"RestoreExpiryDate": "2026-12-01"}) is None
+    assert files.archived(None, {}) is None
 
 
 def write_table(path, text):

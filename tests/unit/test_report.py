@@ -356,6 +356,7 @@ def test_pictures_are_drawn(tmp_path):
         assert len(png) > 5000
 
 
+@pytest.mark.long
 def test_a_report_shows_the_targets_that_were_scored(tmp_path):
     """Any names, and one of the whole call; nothing of valence where none was scored."""
     targets = ("effort", "dominance", "ease", Target("csat", "session"))

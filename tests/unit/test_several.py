@@ -111,7 +111,7 @@ def test_overlaps_are_counted_with_the_part():
             "start_s": [0.0, 0.0, 0.0, None, 0.0],
             "end_s": [5.0, 1.0, 4.0, None, 9.0],
             "audio_path": ["1", "2", "1", "2", None],
-            "offset_s": pa.array([0.0, 3.0, 0.0, 4.0, None]),
+            "offset_s": pa.array([0.0, 3.0, 0.0, 1.0, None]),
         }
     )
     counts = json.loads(json.dumps(count(rows)))

@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from vaemo.data.sessions import assemble_sessions
-from vaemo.data.speakers import Enrolments, aggregate_speakers, running_means, say_where_nobody_is_named, sums_before
+from vaemo.data.speakers import Enrolments, aggregate_speakers, note_unnamed_speakers, running_means, sums_before
 from vaemo.errors import FeatureMismatchError, ReadStoreError
 from vaemo.store import FeatureStore
 
@@ -176,12 +176,12 @@ def test_a_store_that_names_no_speakers_is_said_once(tmp_path, capsys):
         pq.write_table(pa.table({**rows, **more}), tmp_path / name / "part-0.parquet")
         stores[name] = FeatureStore.open(str(tmp_path / name))
     for name in ("without", "null"):
-        say_where_nobody_is_named(stores[name], ["speaker.prosody", "speaker.speech", "session.prosody"])
+        note_unnamed_speakers(stores[name], ["speaker.prosody", "speaker.speech", "session.prosody"])
         said = capsys.readouterr().out.splitlines()
         assert len(said) == 1
         assert "names no speakers (speaker_id): model.speaker_norm takes each session for one speaker" in said[0]
-    say_where_nobody_is_named(stores["named"], ["speaker.prosody"])
-    say_where_nobody_is_named(stores["without"], ["session.prosody"])
+    note_unnamed_speakers(stores["named"], ["speaker.prosody"])
+    note_unnamed_speakers(stores["without"], ["session.prosody"])
     assert capsys.readouterr().out == ""
 
 

@@ -203,7 +203,7 @@ def test_what_stands_in_two_files_is_refused_with_both(tmp_path, change, what):
     changed = {name: [f"{value}{n}" for n in range(6)] for name, value in change.items()}
     write(folder, pa.table(rows(**changed)).slice(1, 1).to_pydict(), "two.parquet")
     store = FeatureStore.open(str(folder))
-    with pytest.raises(ReadStoreError, match=rf"{what} stands in .*one.parquet and in .*two.parquet"):
+    with pytest.raises(ReadStoreError, match=rf"{what} occurs in .*one.parquet and in .*two.parquet"):
         store.read(["valence"])
     assert len(store.read(["valence"], store.parts[:1])) == 6
 

@@ -354,6 +354,20 @@ def test_a_config_of_other_targets_is_saved_and_others_keep_their_fingerprint():
     assert config.fingerprint("model") != Config().fingerprint("model")
 
 
+def test_a_target_of_the_session_has_a_slow_part_of_the_memory():
+    def coefficients(*changes):
+        return Config.load("default", changes).model.coefficients
+
+    targets = "model.targets=[valence, arousal, {name: csat, level: session}]"
+    assert coefficients() == (0.5,)
+    assert coefficients(targets) == (0.5, 0.5, 0.95)
+    assert coefficients(targets, "model.alphas={arousal: 0.3, csat: 0.9}") == (0.5, 0.3, 0.9)
+    assert coefficients(targets, "model.alpha_session=null") == (0.5,)
+    older = Config.load("default", [targets]).to_dict()
+    del older["model"]["alpha_session"]
+    assert Config.from_dict(older).model.coefficients == (0.5,)
+
+
 def test_labels_of_ranges_of_their_own(tmp_path):
     table = session_rows(valence=[1.0, 7.0, 4.0, 4.0, 4.0], csat=[None, 2.5, None, 10.0, None])
     scores.files.write_parquet_whole(tmp_path / "part-0.parquet", table)

@@ -87,6 +87,7 @@ def test_one_step_is_the_hand_written_one(data):
         torch.testing.assert_close(trainer.model.state_dict()[name], tensor, atol=FLOAT64, rtol=0)
 
 
+@pytest.mark.long
 def test_same_seed_same_bits(data):
     histories = [list(Trainer(*data, small())) for _ in range(2)]
     assert comparable(histories[0]) == comparable(histories[1])
@@ -398,6 +399,7 @@ def test_odd_shapes_of_data_train():
     assert line["dev_ccc_avg"] == pytest.approx(line["dev_ccc_valence"] / 2 + line["dev_ccc_arousal"] / 2)
 
 
+@pytest.mark.long
 def test_loss_falls_and_memory_is_learned(data):
     trainer = Trainer(*data, small(epochs=12, select="last"))
     history = list(trainer)

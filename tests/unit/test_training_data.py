@@ -128,7 +128,7 @@ def test_a_session_in_two_files_is_refused(store):
     table = files.read_parquet(files.join(store, "part-0.parquet"))
     copy = table.slice(0, 1).set_column(1, "utt_id", pa.array(["again"]))
     files.write_parquet_whole(files.join(store, "copy.parquet"), copy)
-    with pytest.raises(ReadStoreError, match=r"session 's0' stands in .*copy.parquet and in .*part-0.parquet"):
+    with pytest.raises(ReadStoreError, match=r"session 's0' occurs in .*copy.parquet and in .*part-0.parquet"):
         TrainingData.open(store, config())
 
 

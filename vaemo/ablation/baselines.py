@@ -124,7 +124,7 @@ def rivals(
         For each of the two `dev_ccc_NAME` of every target and `dev_ccc_avg`; None where train or dev has fewer than
         `RIVAL_LABELS` labels in a dimension.
     """
-    learnt, judged = _some(train, streams), _some(dev, streams)
+    learnt, judged = some_sessions(train, streams), some_sessions(dev, streams)
     if any((~np.isnan(_labels(part))).sum(axis=0).min() < RIVAL_LABELS for part in (learnt, judged) if part):
         return None
     if not learnt or not judged:
@@ -147,7 +147,7 @@ class _Sequence:
         return len(self.labels)
 
 
-def _some(packed: PackedSessions, streams: Sequence[str]) -> list[_Sequence]:
+def some_sessions(packed: PackedSessions, streams: Sequence[str]) -> list[_Sequence]:
     """Sessions of a split, as many as `rivals` may look at, always the same ones; one at least."""
     width = sum(features.shape[-1] for name, features in packed.features.items() if name in streams)
     most = min(RIVAL_UTTERANCES, RIVAL_NUMBERS // max(width, 1))

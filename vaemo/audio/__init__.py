@@ -1,4 +1,4 @@
-"""Recordings become samples, and utterances found in them."""
+"""Decoding of recordings, and detection of utterances in them."""
 
 READING = 2
 """How recordings are read: which samples and times follow from a file. It joins the fingerprints of what is made from

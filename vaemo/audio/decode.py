@@ -1,4 +1,4 @@
-"""The child process that decodes audio: what a foreign file can do to it is not done to the job.
+"""The child process that decodes audio, so that a crash on a bad file does not reach the job.
 
 `vaemo.audio.decoder.Decoder` starts this file as a program and talks with it over two pipes. A request is a JSON line:
 `{"open": PATH, "headerless": [CODEC, RATE, CHANNELS] or null}` or `{"read": [START, STOP]}` (frames of the file that
@@ -50,7 +50,7 @@ _SOUNDFILE = (
     *(b"Creative Voice", b"NIST_1A"),
 )
 _FFMPEG = (b"OggS", b"\x1aE\xdf\xa3", b"#!AMR", b"#!iLBC", b"ID3", b"\x30\x26\xb2\x75", b"wvpk", b"TTA1", b".RMF")
-"""What files begin with that say themselves how they are coded; those of the first row libsndfile is to read."""
+"""Magic bytes of self-describing formats; libsndfile reads those of the first row."""
 
 _RAW = {
     **{"mulaw": "ULAW", "alaw": "ALAW", "vox": "VOX_ADPCM", "s8": "PCM_S8", "u8": "PCM_U8"},
@@ -120,7 +120,7 @@ class SoundFile:
         try:
             if start != self._position and not self._go_to(start):
                 return np.zeros((0, self.channels), np.float32)
-            # No more than there is: room for it is made before.
+            # No more than exists: memory for it is allocated beforehand.
             n = max(min(stop, self._file.frames) - start, 0) if self._seekable else stop - start
             samples = self._file.read(n, dtype="float32", always_2d=True)
         except self._error:
@@ -157,7 +157,7 @@ class SoundFile:
 
 
 def _for_soundfile(file: Any) -> Any:
-    # It would refuse a name that is not UTF-8.
+    # libsndfile refuses names that are not UTF-8.
     return os.fsencode(file) if isinstance(file, str) else _from_start(file)
 
 
@@ -304,7 +304,7 @@ def open_av(
             container.close()
             found = [framed]
         else:
-            # What looking into it has read need not be read again.
+            # Reuse the bytes that probing has read.
             opened = [container, *(None for _ in heard[1:])]
             found = [
                 _ffmpeg().Container(reopen, index, is_broken, one) for index, one in zip(heard, opened, strict=True)
@@ -382,7 +382,7 @@ def main() -> None:
     """Answer requests until the pipe is closed."""
     limit_memory()
     threading.Thread(target=_leave_with, args=(os.getppid(),), daemon=True).start()
-    # Libraries may print; what they print must not get between the answers.
+    # Libraries may print; their output must not mix with the answers.
     replies = os.fdopen(os.dup(1), "wb")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     audio: Any = None

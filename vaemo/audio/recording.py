@@ -1,4 +1,4 @@
-"""Audio as every stage wants it: mono float32 at 16 kHz, decoded where a bad file can do no harm.
+"""Recordings as mono float32 at 16 kHz, decoded in a separate process.
 
 Reads recordings (local, remote, or embedded in a Parquet manifest) whole or in part. What is wrong with a file is
 data, not an error: `AudioProblem` carries the status and the reason of its row. Letters: C channels, n samples.
@@ -298,20 +298,20 @@ def _said(error: Exception) -> str:
 
 
 def _read_embedded(path: str, manifest: str, row: int) -> tuple[bytes, str]:
-    """The bytes in a row of a manifest, and the name that stands beside them."""
+    """The bytes in a row of a manifest, and the name beside them."""
     try:
         group, first = _row_group(manifest, row)
     except FileNotFoundError:
         if not files.is_uri(path):
             raise
-        # It only looked like a reference.
+        # Not a reference after all.
         return files.read_bytes(path), path
     if group is None:
         raise FileNotFoundError(f"{manifest} has no row {row}")
     held: dict[str, Any] = _audio_columns(manifest, group).slice(row - first, 1).to_pylist()[0] or {}
     audio, name = held.get("audio"), held.get("audio_path")
     if isinstance(audio, dict):
-        # As Hugging Face's data sets hold it.
+        # The form in Hugging Face data sets.
         name = name or audio.get("path")
         audio = audio.get("bytes")
     return audio or b"", name or ""

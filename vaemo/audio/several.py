@@ -36,7 +36,7 @@ class Member(NamedTuple):
 
 
 def read_offsets(column: pa.Array | pa.ChunkedArray | None, n: int, where: str) -> list[float | None]:
-    """The column `OFFSET` of a table, None where it says nothing.
+    """The column `OFFSET` of a table, None if it is empty.
 
     Raises:
         ReadManifestError: for what is no number of seconds, or less than none.

@@ -1,4 +1,5 @@
-"""Utterances found in recordings: speech probabilities by silero-vad, per channel, then cutting, joining, padding.
+"""Detection of utterances in recordings: speech probabilities by silero-vad per channel, then cutting, joining and
+padding.
 
 Everything runs forward over blocks of any size and remembers little, so that a recording of ten hours, or a live
 stream, takes no more memory than a minute. Letters: C channels, F frames of 32 ms, n samples at 16 kHz.
@@ -38,7 +39,7 @@ _MEAN_SQUARE = 4 * 256 / 2 * 96.0
 """The sum over a frame's four spectra for samples whose mean square is 1: half a window's size by sum(Hann^2)."""
 
 _FAINTEST = 1e-10
-"""Mean square below which nothing is told apart: -100 dB of full scale."""
+"""Mean square below which levels are not compared: -100 dB of full scale."""
 
 _LEVEL_FRAMES = 4.0
 """Time constant of the levels that channels are compared by, in frames."""
@@ -129,7 +130,7 @@ def speech_detector() -> SpeechDetector:
 
 
 def detector_weights() -> dict[str, Tensor]:
-    """The tensors of silero-vad's 16 kHz model; where they come from stands beside their file."""
+    """The tensors of silero-vad's 16 kHz model; their origin is in a notice beside the file."""
     return load((resources.files("vaemo.audio") / "weights" / "silero_vad_16khz.safetensors").read_bytes())
 
 

@@ -1,4 +1,4 @@
-"""Ray as every job uses it: connecting, sizes that follow from the cluster, shards run to the end."""
+"""Ray for all jobs: connection, pool sizes from the cluster's resources, and execution of shards."""
 
 from __future__ import annotations
 

@@ -106,7 +106,7 @@ def tune(
         **config.decisive(*TRAINING_SECTIONS),
     }
     if data.voices_differ:
-        data.pack()  # which says why not
+        data.pack()  # raises the error that explains it
     fingerprint = digest(json.dumps(settings), config.features.speaker_aggregation, data.digest)
     claim_folder(out, MARKER, fingerprint, {"data": data.digest, "settings": settings}, inputs=data.store.parts)
     sweep = Sweep(out)
@@ -119,29 +119,30 @@ def tune(
         lengths = data.pack(features=False)
         course = _Course(sweep, points, around, lengths, total_steps(lengths, config), data.digest, wanted)
         decide = partial(make_scheduler, decided(scheduler, around), around, sweep, round(course.steps), course.moved)
-        run_jobs(
-            Jobs(
-                work=Searching(data.store, run_folder.origin_of(data.store, config, data.digest), seeds),
-                jobs=course.jobs(left),
-                pack=lambda part: data.pack(),
-                ended=course.ended,
-                count=len(left),
-                storage=files.join(out, "_ray"),
-                needs=[store, files.join(out, MARKER)],
-                heard=course.heard,
-                again=course.again,
-            ),
-            workers=workers,
-            gpus=gpus,
-            decide=decide,
-            population=scheduler == "pbt",
-        )
+        work = Searching(data.store, run_folder.origin_of(data.store, config, data.digest), seeds)
+        jobs = _jobs(course, left, work, data, out)
+        run_jobs(jobs, workers=workers, gpus=gpus, decide=decide, population=scheduler == "pbt")
     summary = write_summary(sweep, around, held_out)
     best = summary["best"]
     say(f"done: dev CCC-avg {best[METRIC]:.3f}, trial {best['trial_id']} of {len(sweep.records)}; {out}/index.html")
     if summary["held_out"]:
         say(told(summary["held_out"]))
     return summary
+
+
+def _jobs(course: _Course, left: list[int], work: Searching, data: TrainingData, out: str) -> Jobs:
+    """The jobs of the trials that are left."""
+    return Jobs(
+        work=work,
+        jobs=course.jobs(left),
+        pack=lambda part: data.pack(),
+        ended=course.ended,
+        count=len(left),
+        storage=files.join(out, "_ray"),
+        needs=[data.store.path, files.join(out, MARKER)],
+        heard=course.heard,
+        again=course.again,
+    )
 
 
 class _Course:
@@ -328,7 +329,7 @@ def _check_options(space: Space, search: Method | None, scheduler: Scheduler, wo
 
 
 def _read(store: str, config: Config, folds: str | None) -> TrainingData:
-    """What trials are to learn from, looked at."""
+    """The validated training data of the trials."""
     data = TrainingData.open(store, config, folds)
     check_encoder_settings(config, None, data.store.info)
     data.check_labels()

@@ -169,7 +169,7 @@ class VoicesConfig:
         before=0.15,
     )
     verification: float = option(
-        0.8,
+        0.85,
         "Least cosine similarity of a voice to one enrolled in --speakers to be attributed to that person.",
         low=0.2,
         high=1,
@@ -350,7 +350,15 @@ class ModelConfig:
     alphas: Mapping[str, float] | None = option(
         None,
         "Coefficients of single targets, such as {arousal: 0.3}; the others have alpha. c is then cut into equal "
-        "parts, one for each target. null cuts nothing.",
+        "parts, one for each target. null cuts nothing, but where targets of the session have their own.",
+        low=0,
+        high=0.999,
+        before=None,
+    )
+    alpha_session: float | None = option(
+        0.95,
+        "EMA coefficient of targets of the whole session that alphas does not name: what is said of a call after it is "
+        "said of all of it. null uses alpha.",
         low=0,
         high=0.999,
         before=None,
@@ -425,6 +433,8 @@ class ModelConfig:
     def coefficients(self) -> tuple[float, ...]:
         """The session EMA's: one for all of c, or one for each target's part of it, in the order of `names`."""
         own = _by_target("model.alphas", self.alphas, {"arousal": ("alpha_arousal", self.alpha_arousal, None)})
+        if self.alpha_session is not None:
+            own = {**dict.fromkeys(self.session_targets, self.alpha_session), **own}
         return tuple(own.get(name, self.alpha) for name in self.names) if own else (self.alpha,)
 
     @property

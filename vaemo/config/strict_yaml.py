@@ -113,7 +113,7 @@ _Dumper.add_representer(Section, yaml.SafeDumper.represent_dict)
 
 
 def _measure(node: yaml.Node, known: dict[int, tuple[int, int]]) -> tuple[int, int]:
-    """How many values a node stands for, and how deep they are nested; aliases count as often as they stand there."""
+    """The number of values in a node, and their depth; aliases count once per use."""
     if id(node) in known:
         size, depth = known[id(node)]
         if not size:

@@ -84,7 +84,7 @@ def past_of(name: str, vectors: np.ndarray, speakers: np.ndarray, apart: np.ndar
     return sums_before(vectors, groups if apart is None else 2 * groups + apart)
 
 
-def say_where_nobody_is_named(store: FeatureStore, pasts: Sequence[str]) -> None:
+def note_unnamed_speakers(store: FeatureStore, pasts: Sequence[str]) -> None:
     """Print a note if a model compares with a speaker's past and the store's first part names no speakers.
 
     Args:

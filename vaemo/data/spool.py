@@ -279,7 +279,7 @@ def _lines(table: pa.Table, targets: Sequence[str | Target]) -> list[str]:
 
 
 def _with_position(table: pa.Table) -> pa.Table:
-    """Whole sessions in order, the positions that nobody gave counted from 0."""
+    """Whole sessions in order; missing positions are counted from 0."""
     session = codes(table["session_id"])
     starts = np.flatnonzero(np.r_[True, session[1:] != session[:-1]])
     sizes = np.diff(np.r_[starts, len(session)])

@@ -167,7 +167,7 @@ def draw_latent(rng: np.random.Generator, n: int) -> np.ndarray:
 
 
 def express(rng: np.random.Generator, text: str, voice: Voice, latent: np.ndarray) -> tuple[np.ndarray, int]:
-    """Say a text with the voice's valence and arousal, (2,), give or take this utterance's own noise.
+    """Speak a text with the voice's valence and arousal, (2,), plus noise of this utterance.
 
     Returns:
         samples: (n,) float32 without silence around it, and its sampling rate in Hz.

@@ -77,7 +77,7 @@ def run_demo(out: str, config: Config) -> dict[str, Any]:
     _score(out, config)
     summary = _evaluate(out, config)
     _report(out, config)
-    say(f"\n{_table(summary)}\n")
+    say(f"\n{summary_table(summary)}\n")
     say(f"Done in {duration(time.monotonic() - start)}. Look at:")
     for name, what in (
         ("report/index.html", "the telephone calls, with their sound"),
@@ -237,7 +237,7 @@ def _summarise(out: str, config: Config) -> dict[str, Any]:
         pairs = (read_pairs(_scores_of(out, model, seed), files.join(out, "test-store"), quick) for seed in SEEDS)
         measured = [measure(each, quick) for each in pairs]
         models[model] = {name: [each[name] for each in measured] for name in TABLE_METRICS}
-    models["mean"] = _mean_predictor(_manifest(out))
+    models["mean"] = mean_predictor(_manifest(out))
     columns = ["session_id", "channel", "start_s", "end_s", *DIMENSIONS]
     found = scores.read_utterances(files.join(out, "scores", "recordings"), columns)
     found = found.filter(pc.is_valid(found["start_s"]))
@@ -252,7 +252,7 @@ def _summarise(out: str, config: Config) -> dict[str, Any]:
     }
 
 
-def _mean_predictor(manifest: str) -> dict[str, list[float]]:
+def mean_predictor(manifest: str) -> dict[str, list[float]]:
     """The metrics of predicting the training labels' mean for every utterance of the test sessions."""
     table = read_manifest(manifest)
     splits = {name: table.filter(pc.equal(table["split"], name)) for name in ("train", "test")}
@@ -263,7 +263,7 @@ def _mean_predictor(manifest: str) -> dict[str, list[float]]:
     return {name: [value] for name, value in zip(TABLE_METRICS, values, strict=True)}
 
 
-def _table(summary: Mapping[str, Any]) -> str:
+def summary_table(summary: Mapping[str, Any]) -> str:
     """The table of models, and what was found in the recordings, as lines of text."""
     titles = {"vaemo": "vaemo", "no-memory": "the same without memory", "mean": "mean of the training labels"}
     n_seeds = len(summary["seeds"])

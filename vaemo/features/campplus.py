@@ -81,7 +81,7 @@ def embed(windows: np.ndarray) -> np.ndarray:
     Returns:
         (N, 192), float32, of unit length.
     """
-    network = _network()
+    network = load_network()
     device = next(network.parameters()).device
     found = []
     for first in range(0, len(windows), _AT_ONCE):
@@ -144,7 +144,8 @@ def _package() -> Path:
 
 
 @functools.cache
-def _network() -> nn.Module:
+def load_network() -> nn.Module:
+    """The network with its weights, whose digest is verified; loaded once per process."""
     folder = _package()
     weights = folder / _WEIGHTS
     found = hashlib.sha256(weights.read_bytes()).hexdigest()

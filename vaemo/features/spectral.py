@@ -90,7 +90,7 @@ def _mel_level(samples: np.ndarray, bands: int) -> tuple[Tensor, Tensor]:
     frames = signal.unfold(0, _WINDOW, _HOP) * _window()
     power = torch.fft.rfft(frames, n=_FFT).abs().square()
     energy = power.sum(1)
-    mel = power @ _filters(bands)
+    mel = power @ mel_filters(bands)
     active = energy >= energy.max() * 10.0 ** (-_ACTIVE_DB / 10.0)
     return 10.0 * torch.log10(mel / float(_window().sum()) ** 2 + 1e-9), active
 
@@ -101,7 +101,7 @@ def _window() -> Tensor:
 
 
 @functools.cache
-def _filters(bands: int) -> Tensor:
+def mel_filters(bands: int) -> Tensor:
     """Triangles between neighbouring points of the HTK mel scale, 20 Hz to 8 kHz, (bins of the FFT, M).
 
     Source:

@@ -104,9 +104,9 @@ class SpeechEncoder:
         Returns:
             (len(utterances), dim), on the network's device and in its precision.
         """
-        parts = [(row, part) for row, samples in enumerate(utterances) for part in self._cut(self._prepared(samples))]
+        parts = [(row, part) for row, samples in enumerate(utterances) for part in self.cut(self.prepared(samples))]
         rows, lengths, pooled = [], [], []
-        for batch in self._batches(parts):
+        for batch in self.batches(parts):
             begin_utterance()
             rows += [row for row, _ in batch]
             lengths += [len(part) for _, part in batch]
@@ -211,12 +211,14 @@ class SpeechEncoder:
             digests.append(f"{name} {_digest(path)}")
         return hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
-    def _prepared(self, samples: np.ndarray) -> np.ndarray:
+    def prepared(self, samples: np.ndarray) -> np.ndarray:
+        """Samples, normalised if the model's preprocessor does it."""
         if not self._normalize:
             return samples
         return ((samples - samples.mean()) / np.sqrt(samples.var() + 1e-7)).astype(np.float32)
 
-    def _cut(self, samples: np.ndarray) -> Iterator[np.ndarray]:
+    def cut(self, samples: np.ndarray) -> Iterator[np.ndarray]:
+        """Overlapping parts of equal length, of at most `max_utterance_s`; none of less than a frame."""
         longest, overlap = int(self._max_s * SAMPLING_RATE_HZ), int(_OVERLAP_S * SAMPLING_RATE_HZ)
         if self._n_frames(len(samples)) < 1:
             return
@@ -230,7 +232,7 @@ class SpeechEncoder:
             start = min(part * (length - overlap), len(samples) - length)
             yield samples[start : start + length]
 
-    def _batches(self, parts: Sequence[tuple[int, np.ndarray]]) -> Iterator[list[tuple[int, np.ndarray]]]:
+    def batches(self, parts: Sequence[tuple[int, np.ndarray]]) -> Iterator[list[tuple[int, np.ndarray]]]:
         """Parts of like length together, as many as `batch_s` holds."""
         budget = self._batch_s * SAMPLING_RATE_HZ
         batch: list[tuple[int, np.ndarray]] = []

@@ -103,7 +103,7 @@ def save_checkpoint(
         sections["features"] = dataclasses.replace(config, features=features).to_dict()["features"]
     weights = save({name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()})
     own = {f"{ENCODER}/{name}": content for name, content in (encoder or {}).items()}
-    fingerprint = _fingerprint(weights, config, features, own)
+    fingerprint = checkpoint_fingerprint(weights, config, features, own)
     contents = {
         WEIGHTS: weights,
         CONFIG: strict_yaml.dump(sections).encode(),
@@ -135,7 +135,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         raise ReadCheckpointError(f"checkpoint '{path}' is damaged: {error}") from None
     features = config.features if "features" in sections else None
     own = {name: _read(path, name) for name in _encoder_files(features)}
-    fingerprint = _fingerprint(weights, config, features, own)
+    fingerprint = checkpoint_fingerprint(weights, config, features, own)
     if provenance.get("fingerprint") != fingerprint:
         raise ReadCheckpointError(
             f"checkpoint '{path}' holds files of different checkpoints, or one was changed by hand: its fingerprint is "
@@ -219,9 +219,10 @@ def copy_checkpoint(path: str | Path, to: str | Path, **provenance: Any) -> str:
     )
 
 
-def _fingerprint(
+def checkpoint_fingerprint(
     weights: bytes, config: Config, features: FeatureConfig | None, encoder: Mapping[str, bytes] | None = None
 ) -> str:
+    """SHA-256 over weights, the encoder's files, and everything of the config that changes predictions."""
     named = dataclasses.replace(config, features=features or FeatureConfig())
     parts = [named.fingerprint("model", "updater", "sessions"), named.fingerprint("features") if features else ""]
     parts += [f"{name} {hashlib.sha256(content).hexdigest()}" for name, content in sorted((encoder or {}).items())]

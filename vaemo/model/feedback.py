@@ -121,13 +121,13 @@ def _solve(
             change = float((_fed_on(prediction, chunk) - _fed_on(guess, chunk)).abs().max())
             if change <= tolerance:
                 return prediction
-            if n_passes > 1 and _passes_left(change, before, tolerance) > limit - n_passes:
+            if n_passes > 1 and passes_left(change, before, tolerance) > limit - n_passes:
                 return None
             guess, before = prediction, change
     return None
 
 
-def _passes_left(change: float, before: float, tolerance: float) -> float:
+def passes_left(change: float, before: float, tolerance: float) -> float:
     """How many more passes bring the change under the tolerance, if it keeps falling at the same rate."""
     return math.log(tolerance / change) / math.log(change / before) if change < before else math.inf
 

@@ -422,7 +422,7 @@ class SessionRegressor(nn.Module):
     def _encode_valid(
         self, features: Streams, weights: Weights, delta: FilmDelta | None, valid: Tensor
     ) -> tuple[Tensor | None, Tensor]:
-        """`_encode` of a chunk with padding, of which nothing gets through, whatever stands there.
+        """`_encode` of a chunk with padding, whose content has no effect.
 
         With gradients only valid steps are encoded. Without, padding is encoded too, as zeros: a matrix product of
         another size rounds otherwise, and scores must not depend on how long the others in a batch are.
@@ -447,7 +447,7 @@ class SessionRegressor(nn.Module):
         if fed is None or not self.has_feedback:
             return None
         if not self.feeds_predictions:
-            # In deviations, so that a label weighs about as much as a feature; 0 says nothing, and so does its flag.
+            # In deviations, so that a label weighs about as much as a feature; 0 is neutral, and so is its flag.
             middle = LabelScale(*self.config.label_range).middle
             values = torch.where(fed[1], (fed[0] - middle) / self.label_deviation[: self.n_fed], 0)
             return torch.cat([values, fed[1].to(values)], -1)

@@ -1,4 +1,4 @@
-"""What became of everything in a folder of parts: counted per part, summed up for people and for schedulers."""
+"""Outcomes in a folder of parts: counted per part, summed up for people and for schedulers."""
 
 from __future__ import annotations
 
@@ -76,11 +76,12 @@ def _overlaps(table: pa.Table) -> dict[str, Any]:
     places = found.aggregate([("end_s", "max")]).to_pylist()
     overlaps: dict[str, float] = {}
     ended_s: dict[str, float] = {}
-    for place in sorted(places, key=lambda place: place["offset_s"]):
+    with_speech = (place for place in places if place["end_s_max"] is not None)
+    for place in sorted(with_speech, key=lambda place: place["offset_s"]):
         name, before_s = place["session_id"], ended_s.get(place["session_id"], 0.0)
         if before_s - place["offset_s"] > _TOUCHING_S:
             overlaps[name] = max(overlaps.get(name, 0.0), before_s - place["offset_s"])
-        ended_s[name] = max(before_s, place["end_s_max"] or 0.0)
+        ended_s[name] = max(before_s, place["end_s_max"])
     return {"overlaps": [len(overlaps), *min(overlaps.items())]} if overlaps else {}
 
 

@@ -18,7 +18,7 @@ import vaemo
 from vaemo import files
 from vaemo.audio import READING
 from vaemo.config import Config
-from vaemo.data.speakers import Enrolments, say_where_nobody_is_named
+from vaemo.data.speakers import Enrolments, note_unnamed_speakers
 from vaemo.errors import FeatureMismatchError, ReadManifestError, UsageError, named, rendered
 from vaemo.features import describe, load_extractors
 from vaemo.features.campplus import CampPlus
@@ -367,7 +367,7 @@ def _warn(run: Run) -> None:
             )
     if isinstance(run.source, StoreSource):
         pasts = [name for checkpoint in run.checkpoints for name in checkpoint.model.pasts]
-        say_where_nobody_is_named(run.source.store, pasts)
+        note_unnamed_speakers(run.source.store, pasts)
     made_up = isinstance(run.source, StoreSource) and run.source.store.info.get("synthetic")
     if _synthetic(run.checkpoints) and not made_up:
         say(

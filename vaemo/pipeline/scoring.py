@@ -130,7 +130,7 @@ def _summarise(out: str, tally: Tally, unit: str, config: Config) -> None:
     say(f"{out}: {scored:,} utterances scored, {refused:,} not scored for their role, {tally.failed:,} failed")
     if refused and not scored + tally.failed:
         say(
-            "warning: nobody was scored: no utterance is of a customer. Name every channel, channel 0 first, in "
+            "warning: no utterance was scored: none is of a customer. Name every channel, channel 0 first, in "
             "score.channel_roles, or in the table of calls."
         )
     tally.say(unit)

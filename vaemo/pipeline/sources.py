@@ -29,6 +29,7 @@ from vaemo.audio.several import Member, plain
 from vaemo.config import AudioConfig, Config
 from vaemo.data.manifest import file_of, with_labels
 from vaemo.data.sessions import label_ranges
+from vaemo.data.speakers import unit
 from vaemo.data.spool import open_rows, read_rows
 from vaemo.errors import ReadManifestError, UsageError, named
 from vaemo.features import Extractor
@@ -51,9 +52,8 @@ from vaemo.utterances import (
     unsaid_roles,
 )
 from vaemo.voices.channels import Voice
-from vaemo.voices.clustering import unit
 from vaemo.voices.prints import Voiceprints
-from vaemo.voices.roles import UNKNOWN, Evidence, VoiceRole, of_piece, roles_of_voices
+from vaemo.voices.roles import UNKNOWN, Evidence, VoiceRole, expected_voice, of_piece, roles_of_voices
 from vaemo.voices.turns import Turn, digest_of, read_voices, turns_of_json, turns_to_json
 
 _DIGESTED = 16
@@ -159,7 +159,7 @@ class Listing:
             contents.append(f"{content},voices {digest_of(told)}" if turns.keys() & set(of_it) else content)
         without = len(names) - len(turns)
         note = (
-            [f"--voices-from {path} is of {len(turns):,} recordings, and says nothing of {without:,}"]
+            [f"--voices-from {path} is of {len(turns):,} recordings, and has none of {without:,} others"]
             if without
             else []
         )
@@ -481,10 +481,15 @@ class RecordingsSource:
 
     def list(self, calls: Calls | None = None) -> Listing:
         """List the files that may be audio; nothing is opened."""
+        members = calls.members if calls else {}
         listed = list_recordings(
-            self.path, self.audio, exclude=self.exclude, min_age_s=self.min_age_s, found=self.listed
+            self.path,
+            self.audio,
+            exclude=self.exclude,
+            min_age_s=self.min_age_s,
+            found=self.listed,
+            several={name for name, of_it in members.items() if len(of_it) > 1},
         )
-        members = {**listed.members, **(calls.members if calls else {})}
         found, several, notes = _put_together(listed, members, self.path) if members else (listed.recordings, {}, ())
         # A table may not say how large its recordings are: then it is not seen whether they have changed, or are twins.
         unsized = files.is_file(self.path)
@@ -557,6 +562,7 @@ class RecordingsSource:
     ) -> pa.Table:
         rules, key = tools.rules, calls.key_of(session_id, part.name) if calls else session_id
         said = calls.roles.get(key, ()) if calls else ()
+        evidence, how = evidence_of(calls, key), tools.config.voices
         return extract_recording(
             part.path,
             session_id,
@@ -567,10 +573,9 @@ class RecordingsSource:
                 roles_of=(lambda n_channels: rules.of_channels(n_channels, said)) if rules else unsaid_roles,
                 scored=lambda role: rules is None or rules.scores(role, cut=True) or role in rules.context,
                 turns=brought.get(part.name),
-                roles_of_voices=lambda voices, roles: roles_of_voices(
-                    voices, roles, evidence_of(calls, key), tools.prints, tools.config.voices
-                ),
+                roles_of_voices=lambda voices, roles: roles_of_voices(voices, roles, evidence, tools.prints, how),
                 verifies=tools.prints is not None,
+                expected=expected_voice(evidence, tools.prints, how),
             ),
             problem=problem or (Problem(*part.problem) if part.problem else None),
             course=course,
@@ -583,7 +588,8 @@ def _put_together(
     """The sessions of a folder, sorted: recordings that stand alone, and those that a table puts together.
 
     Returns:
-        found: One per session; of one with several recordings, a file without size that is nobody's twin.
+        found: One per session; of one with several recordings, a file without size, which matches no other as a
+            duplicate.
         several: By index, the recordings of sessions whose id is not the name of their only one.
         notes: Lines for people.
     """

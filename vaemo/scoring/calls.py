@@ -265,7 +265,7 @@ def _with_recordings(rows: pa.Table, several: Mapping[str, Sequence[Member]]) ->
     kept = [row for row in range(rows.num_rows) if row not in of_several]
     own, firsts = rows.take(pa.array(kept)), {members[0].row: members for members in several.values()}
     if PROCESS in rows.column_names:
-        # An objection is to the call, whichever of its rows says so.
+        # An objection in any row applies to the whole call.
         said = rows[PROCESS].to_pylist()
         flags = [all(said[member.row] for member in firsts[row]) if row in firsts else said[row] for row in kept]
         own = with_column(own, PROCESS, pa.array(flags, pa.bool_()))

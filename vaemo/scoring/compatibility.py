@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from vaemo.config import Config
 from vaemo.data.sessions import Session, read_sessions
-from vaemo.data.speakers import aggregate_speakers, say_where_nobody_is_named
+from vaemo.data.speakers import aggregate_speakers, note_unnamed_speakers
 from vaemo.errors import FeatureMismatchError
 from vaemo.model.checkpoint import Checkpoint
 from vaemo.model.regressor import SessionRegressor
@@ -72,7 +72,7 @@ def read_as_trained(store_path: str, checkpoint: Checkpoint, config: Config) -> 
     store = FeatureStore.open(store_path)
     trained_on = checkpoint.provenance.get("feature_fingerprints", {})
     check_compatible(checkpoint.model, trained_on, store.dims, store.fingerprints, store_path)
-    say_where_nobody_is_named(store, checkpoint.model.pasts)
+    note_unnamed_speakers(store, checkpoint.model.pasts)
     config = dataclasses.replace(config, model=checkpoint.config.model, sessions=checkpoint.config.sessions)
     sessions = read_sessions(store, config)
     return aggregate_speakers(sessions, checkpoint.features.speaker_aggregation) if checkpoint.features else sessions

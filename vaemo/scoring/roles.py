@@ -116,9 +116,9 @@ class RoleRules:
             said = from_call
         elif self.channel_roles and len(self.channel_roles) == n_channels:
             said = self.channel_roles
-        nobody = "mixed" if n_channels == 1 else "unknown"
+        unnamed = "mixed" if n_channels == 1 else "unknown"
         padded = [*said, *[None] * n_channels][:n_channels]
-        return tuple(normal_role(role) if role else nobody for role in padded)
+        return tuple(normal_role(role) if role else unnamed for role in padded)
 
     def scores(self, role: str | None, *, cut: bool) -> bool:
         """Whether an utterance is scored.

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from vaemo.config import Config, suggest
 from vaemo.data.sessions import Session, lost_labels, read_sessions
-from vaemo.data.speakers import Enrolments, aggregate_speakers, say_where_nobody_is_named
+from vaemo.data.speakers import Enrolments, aggregate_speakers, note_unnamed_speakers
 from vaemo.data.splits import Fold, make_folds, plain_split
 from vaemo.data.windows import PackedSessions
 from vaemo.errors import LabelError, UsageError
@@ -88,7 +88,7 @@ class TrainingData:
             )
         table = opened.read(light(config.model.names))
         _require_labels(opened, config, table)
-        say_where_nobody_is_named(opened, used_pasts(config.model, opened.dims))
+        note_unnamed_speakers(opened, used_pasts(config.model, opened.dims))
         parts = make_folds(table, folds, config.splits) if folds else [plain_split(table, config.splits)]
         return TrainingData(opened, config, folds, Enrolments.read(speakers) if speakers else None, table, parts)
 

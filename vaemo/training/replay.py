@@ -116,7 +116,7 @@ def predict_sessions(
         memory = model.fresh_state(len(left))
         steps = chunk
         while steps:
-            for picked in _calls(-(-left // steps) if padded else left // steps, lanes):
+            for picked in calls_of(-(-left // steps) if padded else left // steps, lanes):
                 n, taken = len(picked), np.minimum(left[picked], steps)
                 lane = np.concatenate([picked, np.zeros(0 if padded else lanes - n, np.int64)])
                 # An idle lane, and a step of padding, repeat rows of others, which `lengths` hides.
@@ -145,7 +145,7 @@ def predict_sessions(
     return predictions
 
 
-def _calls(n_chunks: np.ndarray, lanes: int) -> Iterator[np.ndarray]:
+def calls_of(n_chunks: np.ndarray, lanes: int) -> Iterator[np.ndarray]:
     """Which sessions each call takes, so that session i is taken `n_chunks[i]` times, never twice by one call.
 
     McNaughton's wrap-around rule: the fewest calls that there can be.

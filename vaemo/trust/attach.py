@@ -1,4 +1,4 @@
-"""What a finished training adds to its checkpoints: how far they err, and what they were trained on.
+"""Calibration and novelty statistics that a finished training adds to its checkpoints.
 
 Reads the store of the run; writes `calibration.json` and `novelty.safetensors` beside the weights. Calibrated is on
 the split `calib`, or on the held-out rows of folds, never on rows that a model learned from or was chosen by.

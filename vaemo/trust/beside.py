@@ -41,7 +41,7 @@ OF_CUSTOMERS = frozenset(
         *("date", "year", "month", "split", "fold", "role", "status", "position", "duration_s", "novelty_of"),
     }
 )
-"""Columns that by their name tell customers, calls or lines apart, and no employee."""
+"""Columns that by their names identify customers, calls or lines, and no employee."""
 
 _EMPLOYEES = re.compile(
     r"(^|_)(agent|employee|staff|operator|advisor|worker|supervisor|rep|handler|team|teller)s?(_|$)"
@@ -139,7 +139,7 @@ def refuse_employees(scored: str, name: str, config: EvaluateConfig) -> None:
     if plain in OF_CUSTOMERS or name in config.no_employees or not _is_archive(scored):
         return
     raise UsageError(
-        f"--by {name}: these are scores of an archive, and the column may name employees. If it does not, say so: "
+        f"--by {name}: these are scores of an archive, and the column may name employees. If it does not, add it: "
         f"--set evaluate.no_employees=[{name}]."
     )
 

@@ -1,4 +1,4 @@
-"""What is added to scores while they are made: corrections, novelty, intervals, and the status `unfit`.
+"""Corrections, novelty, intervals and the status `unfit`, added to scores while they are made.
 
 Reads `calibration.json` and `novelty.safetensors` of the checkpoints; adds nothing where there is neither.
 """

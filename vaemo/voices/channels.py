@@ -1,4 +1,5 @@
-"""Speech of a channel cut by voice: utterances go in as they are found, pieces of one voice each come out at the end.
+"""Cutting a channel's speech by voice: takes utterances as they are found, and returns pieces of one voice each at the
+end.
 
 Voices are given from outside (`vaemo.voices.turns`), or found by comparing windows of speech. Vectors
 stay in memory, those of an hour take some megabytes; samples are not kept. Letters: N windows, K voices, F frames.
@@ -8,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +17,10 @@ import numpy as np
 
 from vaemo.audio.vad import Utterance
 from vaemo.config import VadConfig, VoicesConfig
+from vaemo.data.speakers import unit
 from vaemo.features import campplus
 from vaemo.units import SAMPLING_RATE_HZ
-from vaemo.voices.clustering import find_voices, unit
+from vaemo.voices.clustering import find_voices, known_and_heard, without
 from vaemo.voices.turns import Turn
 
 _FRAME_S = 0.02
@@ -26,13 +28,13 @@ _HOPS = 3
 """Windows that begin within the length of one."""
 
 _CHANGE = 0.05
-"""What a change of voice from one window to the next costs, in likeness."""
+"""Cost of a change of voice between windows, in similarity."""
 
 _SNAP_S = 0.25
 """A change of voice is put at the quietest point within this distance of where two voices are equally similar."""
 
 _SHORT_S = 0.5
-"""Whose voice shorter speech is, such as a backchannel, is never certain."""
+"""Shorter speech, such as a backchannel, is too short to attribute with certainty."""
 
 _PAST_END_S = 1.0
 """How far given turns may end after the recording."""
@@ -101,6 +103,8 @@ class VoiceCutter:
         turns: Turns given for this recording; None if there are none.
         embed: Speaker encoder, (N, n) to (N, D); None is the one that `voices.model` names.
         vectors: Whether the vectors of brought voices are wanted, to verify who they are.
+        expected: What the voice of somebody is like who should be in the call, (D,), unit length: the agent's, where
+            it is enrolled. It counts only where it is verified.
     """
 
     def __init__(
@@ -112,7 +116,9 @@ class VoiceCutter:
         *,
         embed: Callable[[np.ndarray], np.ndarray] | None = None,
         vectors: bool = False,
+        expected: np.ndarray | None = None,
     ) -> None:
+        self._expected = expected if n_channels == 1 else None
         self._config, self._vad = voices, vad
         self._embed = embed or campplus.embed
         self._brought: dict[int, list[Turn]] = {}
@@ -172,12 +178,25 @@ class VoiceCutter:
             return [], []
         vectors = np.concatenate([utterance.vectors for utterance in heard])
         lengths_s = np.concatenate([np.full(len(utterance.vectors), utterance.length_s) for utterance in heard])
-        centres = find_voices(vectors, lengths_s, self._config.window_s / _HOPS, self._config.voices)
+        centres, anchors = self._centres(vectors, lengths_s)
         if len(centres) == 1:
             pieces = [Piece(channel, utterance.start_s, utterance.end_s, 0, None) for utterance in heard]
             return pieces, [Voice(channel, 0, sum(piece.end_s - piece.start_s for piece in pieces), centres[0])]
-        pieces = [piece for utterance in heard for piece in self._cut(channel, utterance, centres)]
+        pieces = [piece for utterance in heard for piece in self._cut(channel, utterance, anchors)]
         return _renumbered(channel, pieces, lambda number: {"vector": centres[number]})
+
+    def _centres(self, vectors: np.ndarray, lengths_s: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """What each voice is like, and what windows are compared with: an enrolled voice is known better than heard."""
+        hop_s, most, expected = self._config.window_s / _HOPS, self._config.voices, self._expected
+        if expected is not None and most > 1:
+            others = without(vectors, expected)
+            if others.any() and not others.all():
+                rest = find_voices(vectors[others], lengths_s[others], hop_s, most - 1)
+                own = unit(vectors[~others].mean(axis=0))
+                if verified(float(own @ expected), rest @ expected, self._config):
+                    return np.stack([own, *rest]), np.stack([known_and_heard(expected, own), *rest])
+        centres = find_voices(vectors, lengths_s, hop_s, most)
+        return centres, centres
 
     def _cut(self, channel: int, heard: _Heard, centres: np.ndarray) -> list[Piece]:
         """An utterance cut where its voice changes."""
@@ -275,6 +294,11 @@ class VoiceCutter:
         if not len(power):
             return min(max(at_s, low), heard.end_s)
         return heard.start_s + (first + int(power.argmin()) + 0.5) * _FRAME_S
+
+
+def verified(likeness: float, others: Iterable[float], config: VoicesConfig) -> bool:
+    """Whether a voice is an enrolled one: like it, and more so than the others are (cosines)."""
+    return likeness >= config.verification and likeness - max(others, default=0.0) >= config.verification_margin
 
 
 def _smooth(likeness: np.ndarray) -> np.ndarray:

@@ -14,10 +14,10 @@ import numpy as np
 import pyarrow as pa
 
 from vaemo import files
+from vaemo.data.speakers import unit
 from vaemo.errors import ColumnError, ReadVoicesError, named
 from vaemo.features.campplus import CampPlus
 from vaemo.tables import length_of_vectors, typed, vectors
-from vaemo.voices.clustering import unit
 
 _ENCODER = b"vaemo.encoder"
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from vaemo.config import VoicesConfig
-from vaemo.voices.channels import Voice
+from vaemo.voices.channels import Voice, verified
 from vaemo.voices.prints import Voiceprints
 
 UNKNOWN = "unknown"
@@ -21,7 +21,7 @@ VoiceKey = tuple[int, int | None]
 """Channel and number of a voice; None where there is no voice."""
 
 _LEAST_S = 3.0
-"""Speech of a voice from which it is told whose it is."""
+"""Least speech of a voice for it to be identified."""
 
 _TWO = 2
 
@@ -89,6 +89,14 @@ def roles_of_voices(
     return found
 
 
+def expected_voice(evidence: Evidence, enrolled: Voiceprints | None, config: VoicesConfig) -> np.ndarray | None:
+    """What the agent's voice is like, whom the table of calls names, (D,); None where that is not known beforehand."""
+    if enrolled is None or config.identification.strip() or evidence.agent_id not in enrolled.persons:
+        return None
+    row = enrolled.persons.index(evidence.agent_id)
+    return enrolled.vectors[row] if enrolled.roles[row] == "agent" else None
+
+
 def of_piece(role: VoiceRole, margin: float | None, config: VoicesConfig) -> VoiceRole:
     """The role of speech of a voice: unknown where it is not certain that the voice is that one."""
     if role.by in (None, "channel") or margin is None or margin >= config.min_margin:
@@ -120,9 +128,9 @@ def _verified(
     own, person = np.unravel_index(int(likeness.argmax()), likeness.shape)
     best = float(likeness[own, person])
     others = [*np.delete(likeness[:, person], own), *np.delete(likeness[own], person)]
-    margin = best - float(max(others, default=0.0))
-    if best < config.verification or margin < config.verification_margin:
+    if not verified(best, others, config):
         return {}
+    margin = best - float(max(others, default=0.0))
     agent = heard[own]
     found: dict[VoiceKey, VoiceRole] = {(agent.channel, agent.number): VoiceRole("agent", by, margin)}
     if len(voices) == _TWO and len(heard) == _TWO:

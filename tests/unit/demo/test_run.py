@@ -57,7 +57,7 @@ def test_the_mean_predictor_is_near_zero(tmp_path):
         )
     path = tmp_path / "m.jsonl"
     path.write_text("\n".join(lines))
-    values = run._mean_predictor(str(path))
+    values = run.mean_predictor(str(path))
     assert values["ccc_avg"] == [pytest.approx(0.0, abs=1e-12)]
     # The deviation of a uniform variable.
     assert values["rmse_avg"] == [pytest.approx(12**-0.5, abs=0.03)]
@@ -73,7 +73,7 @@ def test_the_table_gives_mean_and_spread():
         "found_is_speech": 0.914,
         "recordings_ccc": {"valence": 0.61, "arousal": 0.72},
     }
-    text = run._table(summary)
+    text = run.summary_table(summary)
     assert "vaemo                         0.800 ± 0.100" in text
     assert "mean of the training labels   0.000  " in text
     assert "Memory adds 0.250" in text

@@ -237,7 +237,7 @@ def test_weights_that_do_not_fit_the_config_are_refused(folder):
     tensors["head.hidden.weight"] = torch.zeros(3, 3)
     save_file(tensors, folder / WEIGHTS)
     config = Config.from_dict(yaml.safe_load((folder / CONFIG).read_text()))
-    fingerprint = checkpoint._fingerprint((folder / WEIGHTS).read_bytes(), config, None)
+    fingerprint = checkpoint.checkpoint_fingerprint((folder / WEIGHTS).read_bytes(), config, None)
     (folder / PROVENANCE_FILE).write_text(json.dumps({"fingerprint": fingerprint}))
     with pytest.raises(ReadCheckpointError, match=r"weights that do not fit its config: .*head\.hidden\.weight"):
         load_checkpoint(folder)

@@ -10,7 +10,7 @@ from vaemo.config import VoicesConfig
 from vaemo.errors import ReadVoicesError
 from vaemo.voices.channels import Voice
 from vaemo.voices.prints import Voiceprints
-from vaemo.voices.roles import Evidence, VoiceRole, of_piece, roles_of_voices
+from vaemo.voices.roles import Evidence, VoiceRole, expected_voice, of_piece, roles_of_voices
 
 DIM = 192
 CONFIG = VoicesConfig()
@@ -102,6 +102,20 @@ def test_identification_needs_its_reference_and_a_margin_over_other_persons():
     twins.vectors[1] = near(1, 0.99)
     assert decided(TWO, enrolled=twins, identification="DPIA 12") == [UNKNOWN, UNKNOWN]
     assert decided(TWO, enrolled=prints(1, 4), identification="  ") == [UNKNOWN, UNKNOWN]
+
+
+def test_who_is_expected_is_the_agent_that_is_named_and_nobody_else():
+    vector = expected_voice(P1, prints(1, 2), CONFIG)
+    np.testing.assert_array_equal(vector, near(1))
+    identified = dataclasses.replace(CONFIG, identification="DPIA 12")
+    for evidence, enrolled, config in (
+        (P1, None, CONFIG),
+        (P1, prints(2), CONFIG),
+        (P1, prints(1, roles=["customer"]), CONFIG),
+        (Evidence(), prints(1), CONFIG),
+        (P1, prints(1), identified),
+    ):
+        assert expected_voice(evidence, enrolled, config) is None
 
 
 def test_a_line_is_one_partys_and_a_mix_is_nobodys():
