@@ -1,4 +1,4 @@
-"""What the first bytes of a file say: that it is no audio, that its header is wrong, that several files were joined.
+"""Checks of file headers: files that are no audio, wrong headers, and several files joined into one.
 
 Used by the process that decodes (`decode.py`), so nothing of vaemo is imported here. Nothing is decoded either.
 """
