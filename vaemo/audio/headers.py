@@ -377,7 +377,7 @@ def _is_one_flac(file: io.BufferedReader, start: int, size: int) -> bool:
         if first is None or first < last:
             return False
         last = first
-    return sum(max(last, *frames)) == total
+    return sum(max((last, *frames))) == total
 
 
 _FLAC_SHARES = (1 / 64, 1 / 32, *(sixteenths / 16 for sixteenths in (1, 2, 4, 6, 8, 10, 12, 14, 16)))
