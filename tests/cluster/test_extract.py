@@ -184,6 +184,7 @@ def test_killed_workers_cost_nothing(local_ray, tmp_path, times):
     assert rows_of(out) == expected_rows(manifest)
 
 
+@pytest.mark.slow
 def test_manifest_audio_and_store_may_lie_on_s3(bucket, local_ray, corpus):
     manifest, rows = corpus
     for session in range(9):

@@ -2,6 +2,7 @@
 
 import csv
 import os
+import re
 
 import numpy as np
 import pyarrow.compute as pc
@@ -113,7 +114,7 @@ def test_a_store_says_where_the_audio_is(archive, checkpoint, tmp_path, monkeypa
     told = str(hidden.to_pylist())
     assert len(hidden["audio_path"].unique().drop_null()) == 2
     assert "early" not in told
-    assert "c1" not in told
+    assert not re.search(r"'c1['#]", told)
 
 
 def test_one_file_may_be_missing_and_come(archive, checkpoint, tmp_path, capsys):
