@@ -385,3 +385,12 @@ def test_an_utterance_that_ends_a_little_behind_its_file_is_cut(decoder, tmp_pat
     assert len(recording.utterance(2.0, 4.8)) == 2 * SAMPLING_RATE_HZ
     with pytest.raises(AudioProblem, match=r"its audio ends at 4\.000 s, the utterance at 5\.200 s"):
         recording.utterance(2.0, 5.2)
+
+
+@pytest.mark.parametrize("n", [10_000, 30_000, 200_000])
+def test_a_flac_whose_last_frame_stands_alone_is_told_to_be_whole(n, decoder, tmp_path):
+    path = tmp_path / "a.flac"
+    soundfile.write(path, np.random.default_rng(n).normal(scale=0.1, size=(n, 2)), 8000)
+    with open(path, "rb") as file:
+        assert headers._is_one_flac(file, 0, path.stat().st_size)
+    assert len(read_through(Recording(str(path), decoder))) == 2 * n
