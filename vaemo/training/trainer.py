@@ -441,9 +441,9 @@ def rater_weights(sessions: PackedSessions, deviation: Tensor, config: Config) -
 def spread_labels_of_sessions(sessions: PackedSessions, n_session: int) -> PackedSessions:
     """The sessions, with the label of each one at all of its steps, of one weight together.
 
-    `END_SHARE` of the weight lies on the last step, where such a target is read; the rest is spread evenly. A few
-    hundred labels of sessions are soon learned by heart from last steps alone: what is heard in one utterance tells
-    sessions apart. Over all steps it varies and the label does not, so that what has gathered in the memory is used.
+    `END_SHARE` of the weight lies on the last step, where such a target is read; the rest is spread evenly. From last
+    steps alone a model overfits a few hundred labels of sessions: the features of one utterance tell sessions apart.
+    Over all steps these vary and the label does not, so that the model has to use its memory.
 
     Args:
         sessions: To be trained on.
