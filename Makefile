@@ -46,8 +46,9 @@ $(DEMO): pyproject.toml jobs/constraints.txt
 demo: $(DEMO)  ## Make speech, extract, train, score, evaluate and report it (OUT=demo)
 	$(BIN)/python jobs/demo.py --out $(OUT)
 
-check: lint  ## Lint, types and the unit tests (a minute; before every commit)
-	$(BIN)/python -m pytest --numprocesses=2 --dist=worksteal tests/unit tests/contract/test_structure.py
+check: lint  ## Lint, types and the unit tests but the long ones (before every commit)
+	$(BIN)/python -m pytest --numprocesses=2 --dist=worksteal -m 'not long and not slow and not perf and not gpu' \
+	    tests/unit tests/contract/test_structure.py tests/contract/test_prose.py
 
 test: lint  ## Lint, types and the quick tests (12 minutes on 2 cores at most)
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE)

@@ -31,7 +31,7 @@ os.environ |= dict.fromkeys(("AWS_REGION", "AWS_DEFAULT_REGION"), "us-east-1")
 
 @pytest.fixture
 def local_ray():
-    """Ray with two logical CPUs, shared by the tests of a run; started anew where another test has ended it."""
+    """Ray with two logical CPUs, shared by the tests of a run; started again where another test has ended it."""
     import ray
 
     if not ray.is_initialized():

@@ -21,6 +21,9 @@ from vaemo.voices.turns import Turn
 RATE = 8000
 CONDITIONS = ("clean", "mp3", "babble")
 _SEXES = {"m": ("03", "10", "11", "12", "15"), "f": ("08", "09", "13", "14", "16")}
+_PROMPTS = 150
+"""Prompts that are read of a voice, many times what a call needs."""
+
 _LEVEL = 0.06
 """Root mean square of a voice."""
 
@@ -54,8 +57,8 @@ def emodb(folder: Path) -> dict[str, Voice]:
     return voices
 
 
-def prompts(folder: Path) -> dict[str, Voice]:
-    """The voices of Debian's packages asterisk-core-sounds-* and asterisk-prompt-*, below `sounds`."""
+def prompts(folder: Path, names: Sequence[str] = ()) -> dict[str, Voice]:
+    """The voices of Debian's packages asterisk-core-sounds-* and asterisk-prompt-*, below `sounds`; or some of them."""
     named = {
         "en_US_f_Allison": ("en", "f"),
         "es_MX_f_Allison": ("es", "f"),
@@ -64,11 +67,16 @@ def prompts(folder: Path) -> dict[str, Voice]:
         "fr": ("fr", "f"),
         "it_IT_f_Menardi": ("it", "f"),
         "it_IT_m_Carlo": ("it", "m"),
+        "ru_RU_f_IvrvoiceRU": ("ru", "f"),
     }
     voices = {}
     for name, (language, sex) in named.items():
+        if names and name not in names:
+            continue
         paths = sorted(path for path in (folder / name).rglob("*.*") if path.suffix in {".wav", ".gsm", ".WAV"})
-        clips = [clip for path in paths if 1.0 <= len(clip := _clip(path)) / RATE <= 9.0]
+        clips = [
+            clip for path in paths[:: max(len(paths) // _PROMPTS, 1)] if 1.0 <= len(clip := _clip(path)) / RATE <= 9.0
+        ]
         if clips:
             voices[name] = Voice(name, language, sex, clips)
     return voices
@@ -149,9 +157,9 @@ def _clip(path: Path) -> np.ndarray:
         samples, rate = soundfile.read(path, dtype="float32")
     if rate != RATE:
         samples = torchaudio.functional.resample(torch.from_numpy(samples), rate, RATE).numpy()
-    power = np.convolve(samples**2, np.ones(160) / 160, mode="same")
-    loud = np.flatnonzero(power > power.max() * 1e-3) if len(power) else np.zeros(0, int)
-    if not len(loud):
+    if not samples.any():
         return np.zeros(0, np.float32)
+    power = np.convolve(samples**2, np.ones(160) / 160, mode="same")
+    loud = np.flatnonzero(power > power.max() * 1e-3)
     clip = samples[loud[0] : loud[-1] + 1]
     return (clip * (_LEVEL / np.sqrt(np.mean(clip**2)))).astype(np.float32)

@@ -3,10 +3,10 @@
 Their keyword arguments are the options of the commands. Paths may be relative. `config` is what `--config` takes, or a
 `Config`; `set` is what `--set` takes, repeated. Each leaves `summary.json` in its output folder, as the commands do.
 
-`executor` says where the work is done: `ray`, on the cluster that RAY_ADDRESS names or on a Ray started on this
-machine, or `process`, in this process, one part after the other. On Ray the environment variables, log levels and
-warning filters that vaemo sets are put back at return. What Ray leaves is Ray's: it stays connected until
-`ray.shutdown()`, its folder is below /tmp/ray, and it keeps the environment variables of its own processes.
+`executor` selects where the work runs: `ray`, on the cluster in RAY_ADDRESS or a Ray started on this machine, or
+    `process`, in this process, one part after the other. On Ray, the environment variables, log levels and warning
+    filters that vaemo sets are restored on return. Ray itself stays connected until `ray.shutdown()`, keeps its folder
+    below /tmp/ray, and the environment variables of its own processes.
 """
 
 from __future__ import annotations
@@ -47,30 +47,36 @@ def extract(
     calls: AnyPath | None = None,
     executor: Where | Executor = "ray",
 ) -> Outcome:
-    """Extract the utterances of a manifest, or of recordings, into a feature store; run again, do what is missing.
+    """Extract the utterances of a manifest, or of recordings, into a feature store; run again, it does what is missing.
 
     Args:
         out: The store's folder.
-        manifest: Which utterances, JSON Lines or Parquet; or
-        input: A folder of recordings, in which utterances are found.
+        manifest: The utterances, JSON Lines or Parquet; or
+        input: a folder of recordings, in which utterances are found.
         config: Sections audio, vad, features, labels and extract.
         set: Changes of the config, such as `["features.speech=logmel"]`.
         exclude: Patterns of names of recordings to leave out.
         limit: Only the first utterances (whole sessions) or recordings, at least 1.
-        dry_run: Say what would be done and how long it would take, and write nothing.
-        retry_failed: Try again what failed in an earlier run.
-        changed: What becomes of finished sessions whose input has changed since: they are listed, or done again.
+        dry_run: Print what would be done and how long it would take; write nothing.
+        retry_failed: Retry what failed in an earlier run.
+        changed: What to do with finished sessions whose input has changed since: list them, or do them again.
         voices_from: Who speaks when in the recordings: RTTM, or JSON of WhisperX or Amazon Transcribe; file or folder.
         calls: Table of calls: which recordings are one session, and which may not be processed.
-        executor: `ray`, `process`, or one of one's own.
+        executor: `ray`, `process`, or an `Executor`.
 
     Returns:
-        What became of everything in the store.
+        Counts of all outcomes in the store.
 
     Raises:
-        UsageError: if there is not one of `manifest` and `input`, or an argument is no allowed value.
+        UsageError: if there is not one of `manifest` and `input`, or an argument has an invalid value.
         TooManyFailuresError: if more than `extract.max_failed_fraction` has failed.
-        VaemoError: for whatever else is wrong with the input, the settings, the store or the cluster.
+        VaemoError: for any other problem with the input, the settings, the store or the cluster.
+
+    Example:
+        >>> settings = ["features.speech=logmel", "features.prosody=none"]
+        >>> outcome = vaemo.extract(manifest="calls.jsonl", out="store", set=settings, executor="process")
+        >>> outcome.utterances, outcome.failed_fraction
+        ({'ok': 12}, 0.0)
     """
     from vaemo.data.sessions import label_ranges
     from vaemo.pipeline import extraction
@@ -121,7 +127,7 @@ def score(
     voices_from: AnyPath | None = None,
     executor: Where | Executor = "ray",
 ) -> Outcome:
-    """Score whole sessions of a feature store, a manifest or a folder of recordings; run again, do what is missing.
+    """Score whole sessions of a store, a manifest or a folder of recordings; run again, it does what is missing.
 
     Args:
         input: The store, the manifest or the folder.
@@ -130,24 +136,29 @@ def score(
         calls: Table of calls: who speaks on which channel, and which recordings are one session.
         personal: Folder of personal deltas that `jobs/personalize.py` wrote.
         speakers: File of enrolments: `speaker_id`, `speaker`.
-        roles_unknown: Score all channels, employees perhaps among them; to evaluate.
+        roles_unknown: Score all channels, possibly including employees; for evaluation.
         config: Sections score, sessions, audio, vad and extract.
         set: Changes of the config, such as `["score.channel_roles=[customer,agent]"]`.
         exclude: Patterns of names of recordings to leave out.
         limit: Only the first sessions or recordings, at least 1.
-        dry_run: Say what would be done, and write nothing.
-        retry_failed: Try again what failed in an earlier run.
-        changed: What becomes of finished sessions whose input has changed since: they are listed, or done again.
+        dry_run: Print what would be done; write nothing.
+        retry_failed: Retry what failed in an earlier run.
+        changed: What to do with finished sessions whose input has changed since: list them, or do them again.
         voices_from: Who speaks when in the recordings: RTTM, or JSON of WhisperX or Amazon Transcribe; file or folder.
-        executor: `ray`, `process`, or one of one's own.
+        executor: `ray`, `process`, or an `Executor`.
 
     Returns:
-        What became of everything in the folder of scores.
+        Counts of all outcomes in the folder of scores.
 
     Raises:
         RolesError: if recordings are to be scored and no roles are given.
         TooManyFailuresError: if more than `score.max_failed_fraction` has failed.
-        VaemoError: for whatever else is wrong with the input, the checkpoints, the settings or the cluster.
+        VaemoError: for any other problem with the input, the checkpoints, the settings or the cluster.
+
+    Example:
+        >>> outcome = vaemo.score(input="store", checkpoint="run/best", out="scores", executor="process")
+        >>> outcome.sessions["all"], outcome.utterances
+        (6, {'ok': 12})
     """
     from vaemo.model.checkpoint import checkpoints_in
     from vaemo.pipeline import scoring
@@ -188,7 +199,7 @@ def train(
     set: Sequence[str] = (),
     executor: Where | Executor = "ray",
 ) -> Trained:
-    """Train a session model on a feature store, or go on with a run that was interrupted.
+    """Train a session model on a feature store, or resume an interrupted run.
 
     Args:
         store: The feature store, with labels.
@@ -198,16 +209,22 @@ def train(
         seeds: Trainings, from `train.seed` on: an ensemble.
         manifest: From which the store was extracted, to train its speech encoder too (`train.encoder`).
         speakers: File of enrolments: `speaker_id`, `speaker`.
-        config: All sections that decide a training.
+        config: All sections that affect a training.
         set: Changes of the config, such as `["train.epochs=5"]`.
-        executor: `ray`, `process`, or one of one's own.
+        executor: `ray`, `process`, or an `Executor`.
 
     Returns:
         The run folder, its results, and its checkpoints.
 
     Raises:
         OtherRunError: if `out` holds a run with other settings or data, or another process is writing it.
-        VaemoError: for whatever else is wrong with the store, the settings or the cluster.
+        VaemoError: for any other problem with the store, the settings or the cluster.
+
+    Example:
+        >>> settings = ["train.epochs=1", "train.lanes=4"]
+        >>> trained = vaemo.train(store="store", out="run", set=settings, executor="process")
+        >>> trained.summary["epochs"], [os.path.basename(path) for path in trained.checkpoints]
+        (1, ['best'])
     """
     from vaemo.pipeline import training
 
@@ -250,16 +267,22 @@ def evaluate(
         exclude: Parquet file of utterances to leave out.
         compare: Other scores of the same utterances, compared in pairs.
         checkpoint: Replayed on the store with labels fed, too.
-        card: Checkpoint into whose model card the result goes.
+        card: Checkpoint to whose model card the result is added.
         by: Columns of the labels or the scores by which results are grouped and compared.
         config: Sections evaluate and labels.
         set: Changes of the config.
 
     Returns:
-        What `metrics.json` holds.
+        The content of `metrics.json`.
 
     Raises:
         VaemoError: if scores or labels cannot be read, or have nothing in common.
+
+    Example:
+        >>> settings = ["evaluate.bootstrap=0"]
+        >>> result = vaemo.evaluate(scores="scores", labels="store", out="evaluation", set=settings)
+        >>> result["pooled"]["n"], -1 <= result["pooled"]["ccc_valence"] <= 1
+        (2, True)
     """
     from vaemo.evaluation import evaluate as evaluation
     from vaemo.training.card import write_card

@@ -1,4 +1,4 @@
-"""What every command shares: arguments, one clear line for a mistake, exit codes 0, 1 and 2."""
+"""Shared by all commands: arguments, one-line errors, and the exit codes 0, 1 and 2."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vaemo.summary import summary as summary
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Names a default where there is one to name."""
+    """Shows defaults where there are any."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         return super()._get_help_string(action) if action.default else action.help
@@ -30,7 +30,7 @@ class Parser(argparse.ArgumentParser):
 
 
 class JobParser(Parser):
-    """What all jobs take: `--config` and `--set`."""
+    """A parser with the options of all jobs: `--config` and `--set`."""
 
     def __init__(self, description: str | None, prog: str | None = None) -> None:
         super().__init__(prog=prog, description=description, formatter_class=_HelpFormatter)
@@ -59,7 +59,7 @@ def add_checkpoint(parser: argparse.ArgumentParser, help: str, *, required: bool
 
 
 class _Checkpoint(argparse.Action):
-    """Folders of checkpoints, one of which is given at most unless `const` says that there may be several."""
+    """Folders of checkpoints, at most one unless `const` allows several."""
 
     def __call__(
         self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, text: Any, option: str | None = None
@@ -77,17 +77,17 @@ def _folders(text: str) -> list[str]:
     """The folders that a text names: itself, or several with commas between them, which may hold commas too.
 
     Raises:
-        ReadCheckpointError: if a part is not there.
+        ReadCheckpointError: if a folder does not exist.
     """
     if "," not in text or files.exists(data_path(text)):
         return [data_path(text)]
     parts, found = text.split(","), []
     while parts:
-        # The longest first: a folder `a,b` is meant before `a`.
+        # The longest first: an existing folder `a,b` takes precedence over `a`.
         lengths = (n for n in range(len(parts), 0, -1) if parts[0] and files.exists(data_path(",".join(parts[:n]))))
         if not (length := next(lengths, 0)):
             raise ReadCheckpointError(
-                f"--checkpoint {text}: neither this is there, nor '{parts[0]}' of it. Give the option once for each "
+                f"--checkpoint {text}: neither this exists, nor '{parts[0]}' of it. Give the option once for each "
                 "checkpoint."
             )
         found.append(data_path(",".join(parts[:length])))
@@ -116,7 +116,7 @@ def data_path(text: str) -> str:
 
     Raises:
         UsageError: for a relative path inside a Ray job, which runs in a temporary copy of the working directory:
-            what it wrote there would be lost, and what it reads is not there.
+            its output would be lost, and its input is not there.
     """
     if files.is_uri(text):
         return text
@@ -130,14 +130,14 @@ def data_path(text: str) -> str:
 
 def count(text: str) -> int:
     """The type of an argument that counts: a whole number, at least 1."""
-    # As a UsageError it would lose the argument's name.
+    # A UsageError would lose the argument's name.
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of at least 1")
     return int(text)
 
 
 def add_rerun_options(parser: argparse.ArgumentParser) -> None:
-    """What both jobs that read recordings take: which of them, and what of an earlier run is done again."""
+    """The options of jobs that read recordings: what to leave out, and what to do again."""
     parser.add_argument(
         "--exclude",
         action="append",
@@ -156,7 +156,7 @@ def add_rerun_options(parser: argparse.ArgumentParser) -> None:
         "--changed",
         choices=("keep", "redo"),
         default="keep",
-        help="what becomes of finished sessions whose input has changed since: they are listed, or done again",
+        help="what to do with finished sessions whose input has changed since: list them, or do them again",
     )
 
 
@@ -166,13 +166,13 @@ def in_ray_job() -> bool:
 
 
 def run(main: Callable[[list[str] | None], int | None], prog: str | None = None) -> NoReturn:
-    """Call a job's `main`; what a user can put right becomes one line and an exit code, the rest stays a traceback.
+    """Call a job's `main`; errors that the user can correct become one line and an exit code, others stay tracebacks.
 
-    So is what a disk, an object store or a connection says: see `vaemo.errors.mistake_of`.
+    Errors of disks, object stores and connections count as the former: see `vaemo.errors.mistake_of`.
 
     Args:
-        main: Takes the arguments, and gives an exit code where it is not 0.
-        prog: What the line begins with; None is the name of the script.
+        main: Takes the arguments, and returns an exit code if it is not 0.
+        prog: Name at the start of the line; None is that of the script.
     """
     try:
         code = main(None)

@@ -1,6 +1,6 @@
 """What `vaemo NAME` and `jobs/NAME.py` do: each command parses its arguments and calls the library.
 
-A command imports what it needs when it is called, so that `vaemo --help` answers at once.
+Each command imports its dependencies when it is called, so that `vaemo --help` is fast.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def extract(argv: Arguments = None, prog: str | None = None) -> None:
         "--calls", type=cli.data_path, metavar="FILE", help="which recordings are one call, and may be processed"
     )
     parser.add_argument("--limit", type=cli.count, metavar="N", help="only the first N utterances or recordings")
-    parser.add_argument("--dry-run", action="store_true", help="say what would be done and how long it would take")
+    parser.add_argument("--dry-run", action="store_true", help="print what would be done and how long it would take")
     cli.add_rerun_options(parser)
     options = cli.keywords(parser.parse_args(argv))
     vaemo.extract(**options)
@@ -44,11 +44,11 @@ def train(argv: Arguments = None, prog: str | None = None) -> None:
     parser = cli.JobParser(train.__doc__, prog)
     path, count = cli.data_path, cli.count
     parser.add_argument("--store", type=path, required=True, help="feature store of jobs/extract.py, or your own")
-    parser.add_argument("--out", type=path, required=True, metavar="RUN", help="run folder; one that is there goes on")
+    parser.add_argument("--out", type=path, required=True, metavar="RUN", help="run folder; an existing run is resumed")
     parser.add_argument("--workers", type=count, default=1, help="processes that train one model; divides train.lanes")
     parser.add_argument("--folds", help="by=fold, by=speaker or k=N: hold out one at a time")
     parser.add_argument("--seeds", type=count, default=1, help="trainings, from train.seed on: an ensemble")
-    parser.add_argument("--manifest", type=path, metavar="FILE", help="of which the store is; to train its encoder too")
+    parser.add_argument("--manifest", type=path, metavar="FILE", help="manifest of the store, to train its encoder too")
     parser.add_argument("--speakers", type=path, metavar="FILE", help="enrolments: speaker_id, speaker")
     options = cli.keywords(parser.parse_args(argv))
     vaemo.train(**options)
@@ -66,7 +66,7 @@ def tune(argv: Arguments = None, prog: str | None = None) -> None:
         required=True,
         help="YAML file of fields and values, or a name such as default, of those in tune_spaces",
     )
-    parser.add_argument("--out", type=path, required=True, metavar="SWEEP", help="folder; one that is there goes on")
+    parser.add_argument("--out", type=path, required=True, metavar="SWEEP", help="folder; an existing sweep is resumed")
     parser.add_argument("--trials", type=count, help="in all, the config itself too (default: 20, or the whole grid)")
     parser.add_argument(
         "--search", choices=METHODS, help="how points are drawn (default: tpe, where Optuna is installed)"
@@ -75,12 +75,12 @@ def tune(argv: Arguments = None, prog: str | None = None) -> None:
         "--scheduler",
         choices=SCHEDULERS,
         default="auto",
-        help="end poor trials early (asha), none, or let them go on from good ones (pbt); auto is asha, but none "
+        help="end poor trials early (asha), none, or restart them from good ones (pbt); auto is asha, but none "
         "where the space searches the sampling schedule",
     )
     parser.add_argument("--workers", type=count, default=1, help="processes that train one trial; divides train.lanes")
     parser.add_argument("--gpus", type=float, help="share of a GPU for each process (default: 0.25 where there is any)")
-    parser.add_argument("--folds", help="by=fold, by=speaker or k=N: the mean over folds is searched for")
+    parser.add_argument("--folds", help="by=fold, by=speaker or k=N: search for the best mean over folds")
     parser.add_argument("--seeds", type=count, default=1, help="trainings of each trial; their mean counts")
     options = cli.keywords(parser.parse_args(argv))
 
@@ -92,7 +92,7 @@ def tune(argv: Arguments = None, prog: str | None = None) -> None:
 
 def score(argv: Arguments = None, prog: str | None = None) -> None:
     """Recordings, a manifest or a feature store to scores: valence and arousal of every utterance and every call."""
-    parser = cli.JobParser("Score whole sessions; what is there is kept, running again does what is missing.", prog)
+    parser = cli.JobParser("Score whole sessions; finished ones are kept, and running again does the rest.", prog)
     parser.add_argument(
         "--input", type=cli.data_path, required=True, help="a feature store, a manifest, or a folder of recordings"
     )
@@ -102,10 +102,10 @@ def score(argv: Arguments = None, prog: str | None = None) -> None:
     parser.add_argument("--personal", type=cli.data_path, metavar="DIR", help="what jobs/personalize.py wrote")
     parser.add_argument("--speakers", type=cli.data_path, metavar="FILE", help="enrolments: speaker_id, speaker")
     parser.add_argument(
-        "--roles-unknown", action="store_true", help="score all channels, employees perhaps among them; to evaluate"
+        "--roles-unknown", action="store_true", help="score all channels, possibly including employees; for evaluation"
     )
     parser.add_argument("--limit", type=cli.count, metavar="N", help="only the first N sessions or recordings")
-    parser.add_argument("--dry-run", action="store_true", help="say what would be done")
+    parser.add_argument("--dry-run", action="store_true", help="print what would be done")
     cli.add_rerun_options(parser)
     options = cli.keywords(parser.parse_args(argv))
     vaemo.score(**options)
@@ -117,7 +117,9 @@ def evaluate(argv: Arguments = None, prog: str | None = None) -> None:
     path = cli.data_path
     parser.add_argument("--scores", type=path, required=True, metavar="SCORES", help="folder that jobs/score.py wrote")
     parser.add_argument("--labels", type=path, metavar="STORE|MANIFEST", help="where the labels are")
-    parser.add_argument("--rttm", type=path, metavar="PATH", help="who speaks when: how well voices are told apart")
+    parser.add_argument(
+        "--rttm", type=path, metavar="PATH", help="who speaks when, to measure how well voices are separated"
+    )
     parser.add_argument("--out", type=path, required=True, metavar="DIR", help="metrics.json and pictures go here")
     parser.add_argument("--split", help="only this split; 'test' where any row has it, else all rows, with a warning")
     parser.add_argument("--exclude", type=path, metavar="PARQUET", help="leave out the utterances listed there")
@@ -170,14 +172,16 @@ def report(argv: Arguments = None, prog: str | None = None) -> None:
 
 
 def ablate(argv: Arguments = None, prog: str | None = None) -> None:
-    """What each part of the model is worth: without it, or with another in its place."""
+    """The value of each part of the model: results without it, or with another in its place."""
     parser = cli.JobParser(ablate.__doc__, prog)
     parser.add_argument("--store", type=cli.data_path, required=True, help="feature store with labels")
-    parser.add_argument("--out", type=cli.data_path, required=True, metavar="DIR", help="the tables; goes on if there")
+    parser.add_argument(
+        "--out", type=cli.data_path, required=True, metavar="DIR", help="the tables; an existing ablation is resumed"
+    )
     parser.add_argument("--seeds", type=cli.count, default=3, metavar="N", help="trainings of every variant")
     parser.add_argument("--folds", help="by=fold, by=speaker or k=N: hold out one at a time, compare on all")
     parser.add_argument(
-        "--only", type=cli.names, metavar="NAME[,NAME...]", help="compare these alone, such as no-state,no-prosody"
+        "--only", type=cli.names, metavar="NAME[,NAME...]", help="compare only these, such as no-state,no-prosody"
     )
     args = parser.parse_args(argv)
     config = cli.load_config(args)
@@ -201,7 +205,7 @@ def calibrate(argv: Arguments = None, prog: str | None = None) -> None:
     parser.add_argument(
         "--out", type=path, metavar="CKPT", help="the calibrated checkpoint; of several 0, 1, ... in it"
     )
-    parser.add_argument("--suggest", type=cli.count, metavar="N", help="print N calls to label, and do no more")
+    parser.add_argument("--suggest", type=cli.count, metavar="N", help="print N calls to label, and stop")
     args = parser.parse_args(argv)
     config = cli.load_config(args)
 
@@ -237,13 +241,13 @@ def personalize(argv: Arguments = None, prog: str | None = None) -> None:
 
 
 def config(argv: Arguments = None, prog: str | None = None) -> None:
-    """Every setting with what it means, as --config and --set make it: a file to start from."""
+    """Every setting with its meaning, after --config and --set: a file to start from."""
     parser = cli.JobParser(config.__doc__, prog)
     print(cli.load_config(parser.parse_args(argv)).explained(), end="", flush=True)
 
 
 def demo(argv: Arguments = None, prog: str | None = None) -> None:
-    """All of vaemo on speech that it makes."""
+    """All of vaemo on synthetic speech."""
     parser = cli.JobParser("Make speech, extract, train with and without memory, score, evaluate and report it.", prog)
     parser.add_argument("--out", type=cli.data_path, required=True, metavar="DIR", help="the folder for all of it")
     args = parser.parse_args(argv)
@@ -256,7 +260,7 @@ def demo(argv: Arguments = None, prog: str | None = None) -> None:
 
 
 def enrol(argv: Arguments = None, prog: str | None = None) -> None:
-    """Recordings of agents to voiceprints, by which mono calls tell who is the customer."""
+    """Recordings of agents to voiceprints, which identify the agent in mono calls."""
     importlib.import_module("vaemo.voices.enrol").main(argv, prog)
 
 
@@ -274,7 +278,7 @@ def export(argv: Arguments = None, prog: str | None = None) -> None:
 
 
 def corpora(argv: Arguments = None, prog: str | None = None) -> None:
-    """A corpus as it is distributed becomes a manifest."""
+    """A corpus, as distributed, to a manifest."""
     importlib.import_module("vaemo.corpora.__main__").main(argv, prog)
 
 
@@ -284,7 +288,7 @@ def convert(argv: Arguments = None, prog: str | None = None) -> None:
 
 
 def erase(argv: Arguments = None, prog: str | None = None) -> None:
-    """Remove calls from whatever holds a trace of them, and leave tombstones."""
+    """Remove calls from every output that holds data of them, and leave tombstones."""
     given = sys.argv[1:] if argv is None else argv
     importlib.import_module("vaemo.scoring.tend").main(["erase", *given], "vaemo")
 
@@ -302,7 +306,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
         *(corpora, erase, compact, convert, enrol, export),
     )
 }
-"""By name; the docstring of each is what `vaemo --help` says."""
+"""By name; `vaemo --help` shows the docstring of each."""
 
 
 def run(name: str, prog: str | None = None) -> NoReturn:
@@ -314,7 +318,7 @@ def main() -> NoReturn:
     """The command `vaemo`: the first argument is the name of a command, the others are its own."""
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in COMMANDS:
-        # As if jobs/NAME.py had been called: what a command leaves says by whom.
+        # As if jobs/NAME.py had been called: commands record their name in their output.
         sys.argv = [name, *sys.argv[2:]]
         run(name, f"vaemo {name}")
     cli.run(partial(_about, name), "vaemo")

@@ -1,4 +1,4 @@
-"""How pictures are drawn: one style, PNG bytes, no window system, no global state of matplotlib."""
+"""Drawing of pictures: one style, PNG bytes, no window system, no global state of matplotlib."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLOURS = {"valence": "#2a7f9e", "arousal": "#d9662b"}
-"""Told apart by the colour-blind too; the web pages use the same."""
+"""Distinguishable for the colour-blind; the web pages use the same."""
 
 _FURTHER = ("#5a8a1f", "#8a5cd1", "#b8860b", "#b4479a", "#1f4e9a")
 
@@ -28,7 +28,7 @@ def colours_of(targets: Sequence[str]) -> dict[str, str]:
 
 
 PLAIN, MARKED, GREY = COLOURS["valence"], COLOURS["arousal"], "#8a8f98"
-"""Where colour tells nothing of valence and arousal: what is shown, what stands out of it, and what lies behind."""
+"""Colours not for a target: the content, highlights, and the background."""
 
 _STYLE: dict[Any, Any] = {
     "axes.edgecolor": "#b9bec7",
@@ -64,7 +64,7 @@ def to_png(drawn: Figure) -> bytes:
 
 
 def write_pictures(folder: str, draw: Mapping[str, Callable[[], bytes]]) -> dict[str, bytes]:
-    """Draw pictures and write each as FOLDER/NAME.png; without matplotlib there are none, and one line says so.
+    """Draw pictures and write each as FOLDER/NAME.png; without matplotlib, print one line and draw none.
 
     Args:
         folder: Path or URI.

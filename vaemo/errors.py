@@ -1,4 +1,4 @@
-"""What a user can put right, one class per thing.
+"""Errors that the user can correct, one class per cause.
 
 Every message says what was found, where, what is allowed and what to do. A job prints the message alone,
 without a traceback, and ends with the class's `exit_code`: 2 for wrong usage, 1 for everything else.
@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 _OPEN, _CLOSE = "\ue000", "\ue001"
-"""Around an id or a path in a message: characters for private use, which stand in no id."""
+"""Around an id or a path in a message: characters for private use, which occur in no id."""
 
 
 def named(value: object) -> str:
@@ -30,6 +30,14 @@ class VaemoError(Exception):
     """A mistake that the user can correct; any other exception is a bug in vaemo.
 
     A message names ids and paths by `named`.
+
+    Example:
+        >>> import vaemo
+        >>> try:
+        ...     vaemo.extract(manifest="missing.jsonl", out="features", executor="process")
+        ... except vaemo.VaemoError as error:
+        ...     print(type(error).__name__, error.exit_code)
+        ReadManifestError 1
     """
 
     exit_code = 1
@@ -44,7 +52,7 @@ class VaemoError(Exception):
 
 
 class UsageError(VaemoError):
-    """The command line or the config asks for something that is not offered."""
+    """The command line or the config asks for something that is not supported."""
 
     exit_code = 2
 
@@ -58,11 +66,11 @@ class ConfigValueError(UsageError):
 
 
 class RolesError(UsageError):
-    """Who speaks is not known, or may not be scored."""
+    """The roles of speakers are unknown, or may not be scored."""
 
 
 class ColumnError(VaemoError):
-    """A column of a table, or one of its rows, holds what cannot be meant.
+    """A column of a table, or one of its rows, holds an invalid value.
 
     Attributes:
         text: What is wrong, and what is allowed.
@@ -107,7 +115,7 @@ class LabelError(VaemoError):
 
 
 class SplitError(VaemoError):
-    """A session or a speaker stands in two splits, or a split that is needed is empty."""
+    """A session or a speaker is in two splits, or a required split is empty."""
 
 
 class FeatureMismatchError(VaemoError):
@@ -118,15 +126,17 @@ class NonFiniteFeatureError(VaemoError):
     """A feature holds NaN or an infinity.
 
     Attributes:
-        stream: Which one.
-        lane: Where in the chunk, so that who knows the ids can name the utterance.
-        step: Where in the lane.
+        stream: The stream.
+        lane: Lane in the chunk, from which the caller can find the utterance.
+        step: Step in the lane.
     """
 
     def __init__(self, stream: str, lane: int, step: int, utterance: str = ""):
         self.stream, self.lane, self.step = stream, lane, step
         where = f"utterance {named(utterance)}" if utterance else f"lane {lane}, step {step}"
-        super().__init__(f"{stream} of {where} holds NaN or infinity. Mend the row, or give it another status than ok.")
+        super().__init__(
+            f"{stream} of {where} holds NaN or infinity. Correct the row, or give it another status than ok."
+        )
 
 
 class ShapeError(VaemoError):
@@ -150,15 +160,15 @@ class ClusterError(VaemoError):
 
 
 class StorageError(VaemoError):
-    """A disk or an object store does not take or give what it should: it is full, refuses, or does not answer."""
+    """A disk or an object store cannot be read or written: it is full, refuses access, or does not answer."""
 
     @classmethod
     def of(cls, error: OSError, path: str = "") -> StorageError:
-        """The error for what the system says, of a path where it does not name one."""
+        """The error for an OSError; `path` is added if the system's message does not name it."""
         said = " ".join(str(error).split())
         return cls(
-            f"storage failed{f' at {path}' if path and path not in said else ''}: {said}. Nothing is half written; "
-            "put it right and run the same command again, which does what is missing."
+            f"storage failed{f' at {path}' if path and path not in said else ''}: {said}. No file is half written. "
+            "Correct the cause and run the same command again to do the rest."
         )
 
 
@@ -166,7 +176,7 @@ class TooManyFailuresError(VaemoError):
     """More utterances failed than the config allows; every one of them is listed in the output.
 
     Attributes:
-        counts: What became of everything, for summary.json.
+        counts: Counts of all outcomes, for summary.json.
     """
 
     def __init__(self, message: str, counts: Mapping[str, Any] | None = None) -> None:
@@ -179,7 +189,7 @@ class SweepFailedError(VaemoError):
 
 
 class TrainingFailedError(VaemoError):
-    """A training ended with an error that is no mistake of the user's; its folder holds the traceback."""
+    """A training ended with an internal error; its folder holds the traceback."""
 
 
 class DivergedError(VaemoError):
@@ -196,11 +206,11 @@ _OF_FILES = _numbers(
 )
 _OF_CONNECTIONS = _numbers("EADDRINUSE EADDRNOTAVAIL EHOSTDOWN EHOSTUNREACH ENETDOWN ENETRESET ENETUNREACH ENOTCONN")
 _READERS = frozenset({"pyarrow", "fsspec", "s3fs", "gcsfs", "adlfs"})
-"""Libraries whose errors are those of the storage that they read and write, whatever they call them."""
+"""Libraries whose OSErrors are errors of storage, whatever their type."""
 
 
 def mistake_of(error: VaemoError | OSError) -> VaemoError | None:
-    """The error that a user is told of: that of a disk or an object store, or of a connection; None for a bug."""
+    """The error to report to the user, such as a failed disk, object store or connection; None for a bug."""
     if isinstance(error, VaemoError):
         return error
     trace, raised_in = error.__traceback__, set()
@@ -219,7 +229,7 @@ def mistake_of(error: VaemoError | OSError) -> VaemoError | None:
 
 
 def carried(error: VaemoError | OSError) -> dict[str, str]:
-    """An error as an answer to another process, which Ray neither wraps nor takes for a reason to try again."""
+    """An error as a plain value for another process: Ray neither wraps it nor retries because of it."""
     mistake = mistake_of(error)
     if mistake is None:
         raise error
@@ -227,7 +237,7 @@ def carried(error: VaemoError | OSError) -> dict[str, str]:
 
 
 def raise_carried(answer: Mapping[str, Any]) -> None:
-    """Raise the error that an answer of another process is, if it is one."""
+    """Raise the error in the answer of another process, if it holds one."""
     if answer.get("error") is not None:
         raise revive(answer["error"], answer["message"])
 

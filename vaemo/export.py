@@ -3,13 +3,13 @@
 Inputs, lanes L first, any number of them:
 
     speech, prosody, speaker              features of the utterance, (L, D), of the streams that the model uses
-    speaker.prosody.sum, .count           what was heard before, (L, D) and (L,), where the model compares with it
-    observed                              what is known of this utterance, (L, targets), NaN where nothing is
+    speaker.prosody.sum, .count           sum and number of earlier utterances, (L, D) and (L,), if the model uses them
+    observed                              observed values of this utterance, (L, targets), NaN where unknown
     film.hidden.weight, film.last.bias    what is added to FiLM for whoever speaks, (L, ...), where it is asked for
     state.NAME                            the session's memory before the utterance
 
 Outputs are the targets by name, (L,), and `next.NAME`, the memory after it: the next step's `state.NAME`. What a fresh
-memory holds, and what all of it means, stands in the file's metadata, as JSON.
+memory holds, and what all of it means, is in the file's metadata, as JSON.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from vaemo.model.streams import Streams
 from vaemo.progress import say
 
 _LANES = 3
-"""Of the example that is traced: any number of which nothing is taken for a constant."""
+"""Lanes of the traced example: a number that is not mistaken for a constant."""
 
 _OPSET = 20
 
@@ -120,19 +120,19 @@ def export_onnx(checkpoint: str | Checkpoint, out: str, *, film_delta: bool = Fa
     """
     for package in ("onnx", "onnxscript"):
         if version_of(package) is None:
-            raise UsageError(f"to export needs {package}: {remedy(package)}.")
+            raise UsageError(f"export needs {package}: {remedy(package)}.")
     loaded = load_checkpoint(checkpoint) if isinstance(checkpoint, str) else checkpoint
     if film_delta and loaded.model.film_kind != "film":
         raise UsageError(f"--film-delta needs a model with FiLM; model.film of this one is {loaded.model.film_kind}.")
     step = OneStep(loaded.model.float().eval().requires_grad_(False), film_delta=film_delta)
-    about = describe(step, loaded)
+    about = metadata_of(step, loaded)
     files.write_whole(out, _program(step, {name: json.dumps(value) for name, value in about.items()}))
     say(f"{out}: {len(step.shapes)} inputs, {len(step.outputs())} outputs; of any number of lanes")
     return about
 
 
-def describe(step: OneStep, checkpoint: Checkpoint) -> dict[str, Any]:
-    """What stands in the file's metadata: what goes in and comes out, and what it was made from."""
+def metadata_of(step: OneStep, checkpoint: Checkpoint) -> dict[str, Any]:
+    """The file's metadata: inputs, outputs and origin."""
     fresh = step.model.fresh_state(1)
     features = checkpoint.features
     return {
@@ -188,7 +188,7 @@ def _program(step: OneStep, metadata: Mapping[str, str]) -> bytes:
 
 
 def _name_lanes(proto: Any) -> None:
-    """Give the one free axis its name; the tracer calls it what it likes."""
+    """Name the one free axis; the tracer chooses an arbitrary name."""
     traced = proto.graph.input[0].type.tensor_type.shape.dim[0].dim_param
     for value in (*proto.graph.input, *proto.graph.output, *proto.graph.value_info):
         for dim in value.type.tensor_type.shape.dim:

@@ -1,6 +1,7 @@
 """The packages beside the core, and the extra of pyproject.toml that brings each.
 
-What is a default is left out with one line where its package lacks; what was asked for by name is refused in one line.
+If the package of a default is missing, the default is skipped with one line; if it was asked for by name, that is an
+error.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def remedy(package: str) -> str:
 
 @functools.cache
 def offers(package: str, left_out: str) -> bool:
-    """Whether a package that a default needs is there; where not, one line says what is left out, once a process.
+    """Whether a package that a default needs is installed; if not, print once per process what is left out.
 
     Args:
         package: Name of the distribution.

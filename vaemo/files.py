@@ -1,4 +1,4 @@
-"""Paths of every kind, and writes that happen whole or not at all.
+"""Local paths and URIs, and atomic writes.
 
 A path is local, or a URI (`file://`, `s3://`, `gs://`, or anything that fsspec knows). A reader never sees half a
 file: on a file system a file is written under a hidden name and renamed, on an object store it is one upload.
@@ -39,11 +39,11 @@ _S3_LISTED_AT_ONCE = 8
 """Folders of a bucket whose objects are listed side by side, where there are not more than the first."""
 
 _S3_SILENCE_S = 60.0
-"""A request that stays silent for so long has failed, and is tried again."""
+"""Seconds after which a silent request has failed and is retried."""
 
 
 _OPTIONS = re.compile(r"\?(?:(?:region|scheme|endpoint_override|allow_bucket_creation|anonymous)=[^&/?]*&?)+$")
-"""What follows a bucket's URI and is no part of a name."""
+"""The options behind a bucket's URI, which are not part of a name."""
 
 _COLD = ("GLACIER", "DEEP_ARCHIVE")
 """Storage classes of S3 whose objects cannot be read before they are restored."""
@@ -61,10 +61,10 @@ def filesystem_of(path: str | Path) -> tuple[pafs.FileSystem, str]:
 
     Returns:
         filesystem: pyarrow's own for local paths, S3 and GCS, otherwise fsspec's.
-        path: What that file system calls it; absolute for local paths.
+        path: Its path on that file system; absolute for local paths.
 
     Raises:
-        UsageError: for a URI of a kind that nothing installed here can read.
+        UsageError: for a URI scheme that no installed package can read.
     """
     text = str(path)
     if not is_uri(text):
@@ -76,7 +76,7 @@ def filesystem_of(path: str | Path) -> tuple[pafs.FileSystem, str]:
     rest, options = _without_options(rest)
     bucket, _, key = rest.partition("/")
     if scheme in ("s3", "gs", "gcs"):
-        # What the environment says of a store is part of which store it is.
+        # Settings in the environment are part of a store's identity.
         told = tuple(sorted((name, value) for name, value in os.environ.items() if name.startswith("AWS_")))
         return _bucket(f"{scheme}://{bucket}{options}", told), posixpath.join(bucket, key) if key else bucket
     try:
@@ -108,7 +108,7 @@ def _bucket(uri: str, environment: tuple[tuple[str, str], ...]) -> pafs.FileSyst
 
 
 def _patient(filesystem: pafs.FileSystem) -> pafs.FileSystem:
-    """The same file system; S3 with the patience for minutes in which it refuses or stalls, pyarrow has but seconds."""
+    """The same file system; S3 with minutes of retries while it refuses or stalls; pyarrow's default is seconds."""
     if not isinstance(filesystem, pafs.S3FileSystem):
         return filesystem
     _, (settings,) = filesystem.__reduce__()
@@ -234,7 +234,7 @@ def _infos(filesystem: pafs.FileSystem, selector: pafs.FileSelector) -> list[paf
     try:
         return filesystem.get_file_info(selector)
     except FileNotFoundError:
-        # Made between pyarrow's two looks: the first found nothing to list, the second that it is there.
+        # Created between pyarrow's two requests: the first found nothing, the second found it.
         return filesystem.get_file_info(selector)
 
 
@@ -242,7 +242,7 @@ class Found(NamedTuple):
     """A file below a folder, as `walk` finds it.
 
     Attributes:
-        name: Relative to the folder. Bytes that are no UTF-8 stand in it as lone surrogates, as `os.fsdecode` has them.
+        name: Relative to the folder. Bytes that are no UTF-8 are lone surrogates in it, as `os.fsdecode` has them.
         path: What the functions of this module take.
         size: Bytes; 0 where there is a problem.
         mtime_ns: When it was last written, in ns since 1970; 0 where the storage does not say.
@@ -324,7 +324,7 @@ def _on_disk(entry: os.DirEntry, name: str) -> Found:
 
 
 def _s3_client(options: Mapping[str, str]) -> Any:
-    """A client of boto3, which knows what pyarrow does not tell; None where it is not installed."""
+    """A client of boto3, for what pyarrow does not offer; None if it is not installed."""
     if importlib.util.find_spec("boto3") is None:
         return None
     import boto3
@@ -360,7 +360,7 @@ def _in_bucket(uri: str) -> tuple[Any, str, str]:
 
 
 def _walk_s3(uri: str) -> list[Found] | None:
-    """The objects below a prefix with their storage classes, which pyarrow does not tell; None where boto3 cannot."""
+    """The objects below a prefix with their storage classes, which pyarrow does not give; None where boto3 cannot."""
     client, bucket, prefix = _in_bucket(uri)
     if client is None:
         return None
@@ -380,7 +380,7 @@ def _walk_s3(uri: str) -> list[Found] | None:
         folders: list[str] = []
         for page in pages(root, Delimiter="/"):
             folders += [item["Prefix"] for item in page.get("CommonPrefixes", ())]
-            if len(folders) >= _S3_FOLDERS:
+            if len(folders) > _S3_FOLDERS:
                 # One request each would be more than the objects take.
                 return below(root)
             found += _objects(page, root)
@@ -401,7 +401,7 @@ def _objects(page: Mapping[str, Any], root: str) -> list[Found]:
             "",
             item["Size"],
             int(item["LastModified"].timestamp() * 1e9),
-            _cold(item.get("StorageClass"), item.get("RestoreStatus", {})),
+            archived(item.get("StorageClass"), item.get("RestoreStatus", {})),
         )
         for item in page.get("Contents", ())
         if not item["Key"].endswith("/")
@@ -409,7 +409,7 @@ def _objects(page: Mapping[str, Any], root: str) -> list[Found]:
 
 
 def create_object(uri: str, content: bytes) -> bool | None:
-    """Write an S3 object that is not there; whether it was not. None where boto3 cannot, and nothing was written."""
+    """Create an S3 object; whether it did not exist before. None where boto3 cannot, and nothing was written."""
     client, bucket, key = _in_bucket(uri)
     if client is None:
         return None
@@ -439,11 +439,12 @@ def archive_tier(uri: str) -> str | None:
     said = about.get("Restore", "")
     restored = {"IsRestoreInProgress": 'request="true"' in said, "RestoreExpiryDate": "expiry-date" in said}
     # Objects of intelligent tiering keep their class and name the tier apart.
-    cold = _cold("GLACIER" if about.get("ArchiveStatus") else about.get("StorageClass"), restored)
+    cold = archived("GLACIER" if about.get("ArchiveStatus") else about.get("StorageClass"), restored)
     return cold and cold[1]
 
 
-def _cold(storage_class: str | None, restored: Mapping[str, Any]) -> tuple[str, str] | None:
+def archived(storage_class: str | None, restored: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Status and reason of an object in an archive tier that is not restored; None for any other."""
     if storage_class not in _COLD or restored.get("RestoreExpiryDate"):
         return None
     under_way = ", which is under way" if restored.get("IsRestoreInProgress") else ""
@@ -452,7 +453,7 @@ def _cold(storage_class: str | None, restored: Mapping[str, Any]) -> tuple[str, 
 
 
 def said(error: OSError) -> str:
-    """What an operating system or a storage says of a failure, in words, without numbers and paths."""
+    """The message of an operating system or storage about a failure, without numbers and paths."""
     return (error.strerror or " ".join(str(error).split()) or type(error).__name__).lower()
 
 
@@ -484,13 +485,13 @@ def read_json(path: str | Path) -> Any:
     """The value that a JSON file holds.
 
     Raises:
-        StorageError: if it holds something else.
+        StorageError: if it holds anything else.
     """
     try:
         return json.loads(read_bytes(path))
     except ValueError as error:
         raise StorageError(
-            f"{path} is not JSON ({error}): it was cut short or changed by hand. Put back what was written there."
+            f"{path} is not JSON ({error}): it was cut short or changed by hand. Restore the original file."
         ) from None
 
 
@@ -515,7 +516,7 @@ def delete(path: str | Path) -> None:
 
 
 def write_whole(path: str | Path, content: bytes | memoryview | Iterator[bytes | memoryview]) -> None:
-    """Write a file so that it is there complete or not at all; an older one of that name is replaced.
+    """Write a file atomically; an older one of that name is replaced.
 
     Args:
         path: The file; folders are made.
@@ -577,7 +578,7 @@ def read_parquet_schema(path: str | Path) -> pa.Schema:
 def write_safetensors(
     path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write tensors as safetensors, whole, one after the other: they are not in memory, or on another disk, twice.
+    """Write tensors as safetensors, whole, one after the other: without a second copy in memory or on disk.
 
     Raises:
         StorageError: as `write_whole`.
@@ -608,7 +609,7 @@ def safetensors_pieces(
 
 
 def safetensors_header(content: bytes) -> dict[str, Any]:
-    """The header of a safetensors file, which is JSON; its length stands in the first eight bytes."""
+    """The header of a safetensors file, which is JSON; its length is in the first eight bytes."""
     length = int.from_bytes(content[:8], "little")
     return json.loads(content[8 : 8 + length])
 

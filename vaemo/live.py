@@ -1,4 +1,4 @@
-"""A conversation as it comes over the wire: raw packets in, utterances found, their valence and arousal out.
+"""A live conversation: raw packets in, the valence and arousal of each utterance out.
 
 Letters: C channels, n samples.
 """
@@ -28,21 +28,29 @@ from vaemo.units import SAMPLING_RATE_HZ
 class LiveSession:
     """A conversation as raw packets: finds the utterances of every channel and predicts them as they end.
 
-    The packets may have any length. What is found, and in which order it is heard, is what the batch job finds in a
-    recording of them: an utterance waits for those that began before it.
+    The packets may have any length. Utterances and their order are those of the batch job on a recording of the
+    packets: an utterance waits for those that began before it.
 
     Args:
         stream: Where the utterances go; its memory is this session's.
         sampling_rate: Of the packets, in Hz.
         channels: C.
-        listen: Channels that are heard; None is all. The others serve to tell crosstalk.
+        listen: Channels to predict; None is all. The others are used to detect crosstalk only.
         speakers: Name of the speaker on each channel, no two alike; None is `c0`, `c1`, ...
         vad: How utterances are found; None is the default.
-        speaker: Says who speaks in a stream of one channel, given when an utterance starts and ends (seconds): a name,
-            or None to leave the utterance out, such as an agent's. Nothing here tells voices apart.
+        speaker: Returns the speaker of an utterance in a session of one channel, given its start and end in seconds;
+            None leaves the utterance out, such as an agent's. Voices are not separated here.
 
     Raises:
-        UsageError: for a rate that is not heard, and for channels or speakers that cannot be meant.
+        UsageError: for an unsupported rate, or invalid channels or speakers.
+
+    Example:
+        >>> session = LiveSession(Stream("run/best"), 16000)
+        >>> packets = soundfile.blocks("call.wav", blocksize=320)
+        >>> found = [prediction for packet in packets for prediction in session.push(packet)]
+        >>> found += session.finish()
+        >>> len(found), found[0].status, found[0].start_s < found[0].end_s
+        (2, 'ok', True)
     """
 
     def __init__(
@@ -57,7 +65,7 @@ class LiveSession:
         speaker: Callable[[float, float], str | None] | None = None,
     ) -> None:
         self._resampler = _LiveResampler(sampling_rate, _checked_channels(channels))
-        self._stream, self._rate, self._channels = stream, float(sampling_rate), channels
+        self.stream, self._rate, self._channels = stream, float(sampling_rate), channels
         self._listen = _checked_listen(range(channels) if listen is None else listen, channels)
         names = [f"c{channel}" for channel in range(channels)]
         self._speakers = _checked_speakers(names if speakers is None else speakers, channels)
@@ -71,19 +79,19 @@ class LiveSession:
         self._taken_s = 0.0
 
     def push(self, packet: np.ndarray, *, speaker: str | None = None) -> list[Prediction]:
-        """Take the next packet; gives what it ends.
+        """Take the next packet; return the predictions of the utterances that end with it.
 
-        Where a packet holds NaN or infinities, the detector is given silence in their place. An utterance that reaches
-        into them, padding included, has the status `nan_audio`; all others are heard as ever.
+        NaN and infinities in a packet are replaced by silence for the detector. An utterance that reaches
+        into them, padding included, has the status `nan_audio`; all others are unaffected.
 
         Args:
             packet: (C, n), or with one channel (n,) or (n, 1), of a kind that `vaemo.stream.as_float32` takes.
-            speaker: Who speaks in this packet, of a stream of one channel. An utterance is of who speaks most of it; it
-                is not cut where the speaker changes. None says nothing.
+            speaker: Who speaks in this packet, of a stream of one channel. An utterance belongs to the speaker of most
+                of it; it is not cut where the speaker changes. None leaves it unknown.
 
         Raises:
-            ShapeError: for another number of channels, and for samples of another kind, or on another scale. The
-                packet is not taken then; the session goes on with the next.
+            ShapeError: for another number of channels, and for samples of another kind, or on another scale. The packet
+                is then ignored; the session continues with the next.
             UsageError: after `finish`, and for a speaker in a session of several channels.
         """
         self._refuse_finished()
@@ -98,7 +106,7 @@ class LiveSession:
         return self._hear(self._finder.push(self._resampler.push(block)), self._finder.earliest_s(self._listen))
 
     def finish(self) -> list[Prediction]:
-        """The utterances that the end of the conversation ends; nothing can be pushed after it.
+        """End the conversation; return the predictions of the remaining utterances.
 
         Raises:
             UsageError: where it was finished before.
@@ -109,8 +117,8 @@ class LiveSession:
         return self._hear([*last, *self._finder.finish()], np.inf)
 
     def save(self, path: str | Path) -> None:
-        """Write everything that goes on, as safetensors: the stream's memory, and the last seconds of audio."""
-        tensors, metadata = self._stream.memory()
+        """Write everything needed to continue, as safetensors: the stream's memory, and the last seconds of audio."""
+        tensors, metadata = self.stream.memory()
         live = _Memory(
             finder=self._finder.memory(),
             tail=self._resampler.tail,
@@ -124,7 +132,7 @@ class LiveSession:
         files.write_safetensors(path, tensors, {**metadata, "live": json.dumps(tree)})
 
     def load(self, path: str | Path) -> None:
-        """Go on from what `save` wrote, in a session opened with the same arguments.
+        """Continue from what `save` wrote, in a session opened with the same arguments.
 
         Raises:
             StateMismatchError: if the file is no such memory, or belongs to another checkpoint, or to a session with
@@ -144,7 +152,7 @@ class LiveSession:
                 raise StateMismatchError(
                     f"'{path}' is the memory of a session with {saved:g} {what}; this one was opened with {mine:g}."
                 )
-        self._stream.restore(tensors, metadata)
+        self.stream.restore(tensors, metadata)
         self._finder.restore(live.finder)
         self._resampler.restore(live.tail)
         self._waiting, self._finished = live.waiting, live.finished
@@ -178,7 +186,7 @@ class LiveSession:
         return block
 
     def _hear(self, found: list[Utterance], earliest_s: float) -> list[Prediction]:
-        """Predict, by start, what nothing can begin before any more."""
+        """Predict, in order of their start, the utterances that no other can precede any more."""
         waiting = self._waiting + [utterance for utterance in found if utterance.channel in self._listen]
         waiting.sort(key=lambda utterance: (utterance.start_s, utterance.channel))
         ready = [utterance for utterance in waiting if utterance.start_s < earliest_s]
@@ -200,15 +208,15 @@ class LiveSession:
         return max(spoken, key=lambda name: spoken[name]) if spoken else self._speakers[utterance.channel]
 
     def _predict(self, utterance: Utterance, speaker: str) -> Prediction:
-        prediction = self._stream.push(utterance.samples, SAMPLING_RATE_HZ, speaker=speaker)
+        prediction = self.stream.push(utterance.samples, SAMPLING_RATE_HZ, speaker=speaker)
         return replace(prediction, channel=utterance.channel, start_s=utterance.start_s, end_s=utterance.end_s)
 
 
 class _Finder(UtteranceFinder):
-    """An `UtteranceFinder` whose memory can be taken out and put back."""
+    """An `UtteranceFinder` whose memory can be saved and restored."""
 
     def earliest_s(self, channels: Collection[int]) -> float:
-        """Before this no utterance of these channels can begin any more."""
+        """The time before which no further utterance of these channels can begin."""
         frame = min(cutter.needed_frame for number, cutter in enumerate(self._cutters) if number in channels)
         return frame * FRAME / SAMPLING_RATE_HZ - self._config.pad_s
 
@@ -228,7 +236,8 @@ class _Finder(UtteranceFinder):
 
 
 class _LiveResampler:
-    """`Resampler.stream` that can go on in another process: it is fed again with the little that its filter reaches.
+    """`Resampler.generator` that can continue in another process, by feeding it the samples within its filter's reach
+    again.
 
     Attributes:
         tail: The last native samples, from a whole period of the ratio on, (C, n).
@@ -242,7 +251,7 @@ class _LiveResampler:
         self.restore(np.zeros((channels, 0), np.float32))
 
     def push(self, block: np.ndarray) -> np.ndarray:
-        """What is certain after this block, (C, m), 16 kHz."""
+        """The output that is final after this block, (C, m), 16 kHz."""
         self.tail = np.concatenate([self.tail, block], axis=1)
         old = self._resampler.old
         self.tail = self.tail[:, max(self.tail.shape[1] - self._reach, 0) // old * old :]
@@ -253,9 +262,9 @@ class _LiveResampler:
         return self._generator.send(None)
 
     def restore(self, tail: np.ndarray) -> None:
-        """Go on after these last native samples, whose results were given."""
+        """Continue after these last native samples, whose output was already returned."""
         self.tail = tail
-        self._generator: Generator[np.ndarray, np.ndarray | None, None] = self._resampler.stream(len(tail))
+        self._generator: Generator[np.ndarray, np.ndarray | None, None] = self._resampler.generator(len(tail))
         next(self._generator)
         self._generator.send(tail)
 
@@ -285,12 +294,12 @@ def _is_whole(value: Any) -> bool:
 
 
 _VERSION = 2
-"""Of `_Memory`; memories of version 0.1.0 say none."""
+"""Version of `_Memory`; memories of vaemo 0.1.0 have none."""
 
 
 @dataclass(frozen=True, eq=False)
 class _Memory:
-    """What a live session goes on from, beside the memory of its stream.
+    """What a live session continues from, beside the memory of its stream.
 
     Attributes:
         finder: Of the detector of utterances.
@@ -298,7 +307,7 @@ class _Memory:
         waiting: Utterances whose end is not certain yet.
         sampling_rate: Of the packets, in Hz.
         finished: Whether the conversation has ended.
-        said: Who speaks from when on, as `push` was told.
+        said: Start, end and speaker of packets, as given to `push`.
         taken_s: Seconds of packets so far.
     """
 
@@ -316,7 +325,7 @@ class _Memory:
 
     @staticmethod
     def of_tree(tree: Mapping[str, Any], path: str, sampling_rate: float) -> _Memory:
-        """What `to_tree` gave, in this version or an earlier one, which did not say its rate, nor what came later.
+        """The inverse of `to_tree`, for this version and earlier ones, which lack some fields.
 
         Raises:
             StateMismatchError: if a later version wrote it.
@@ -332,7 +341,7 @@ class _Memory:
 
 
 def _flatten(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
-    """A tree of plain values fit for JSON; arrays move to `tensors` under the path of their place."""
+    """A tree of plain values for JSON; arrays are moved to `tensors`, named by their path."""
     if isinstance(value, np.ndarray):
         tensors[name] = torch.from_numpy(np.ascontiguousarray(value))
         return {"array": name}
@@ -347,7 +356,7 @@ def _flatten(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
 
 
 def _unflatten(tree: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """What `_flatten` took apart; tuples come back as lists."""
+    """The inverse of `_flatten`; tuples become lists."""
     if isinstance(tree, list):
         return [_unflatten(item, tensors) for item in tree]
     if not isinstance(tree, dict):

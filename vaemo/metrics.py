@@ -1,11 +1,11 @@
 """Agreement of predictions with labels: CCC, Pearson's r, Spearman's rho, RMSE, MAE; one definition for every stage.
 
-The concordance correlation coefficient of n pairs (x, y) is
-2 cov(x, y) / (var(x) + var(y) + (mean(x) - mean(y))^2), variances and covariance divided by n (biased).
-Everything here is float64; pairs with a NaN are left out. What the trainer differentiates is in `loss`.
+The concordance correlation coefficient of n pairs (x, y) is 2 cov(x, y) / (var(x) + var(y) + (mean(x) - mean(y))^2),
+variances and covariance divided by n (biased). Everything here is float64; pairs with a NaN are left out. The
+differentiable form for training is in `vaemo.training.loss`.
 
 Pooled over sessions, CCC rewards knowing which session it is as well as following what happens in it. CCC *within*
-sessions (`Moments.within`) is that of predictions and labels less their own means over the session.
+sessions (`Moments.within`) is that of predictions and labels, each centred on its mean over the session.
 
 Two other forms are in use. The scorer of the AVEC challenges divides the variances by n - 1 and the covariance by n:
 `unbiased` here. torchmetrics divides all three by n - 1; it differs from both in the term of the means alone, and not
@@ -59,7 +59,7 @@ class Moments:
         """
         x, y = np.asarray(prediction, np.float64), np.asarray(label, np.float64)
         if x.shape != y.shape:
-            raise ShapeError(f"predictions have the shape {x.shape}, labels {y.shape}; they must be alike.")
+            raise ShapeError(f"predictions have the shape {x.shape}, labels {y.shape}; they must be equal.")
         known = ~(np.isnan(x) | np.isnan(y))
         n = known.sum(axis=0).astype(np.float64)
         some = np.maximum(n, 1)
@@ -70,9 +70,9 @@ class Moments:
 
     @staticmethod
     def within(prediction: np.ndarray, label: np.ndarray, session: np.ndarray) -> Moments:
-        """Moments of pairs of which each side is taken less its mean over the session; both means are 0.
+        """Moments of pairs, each side centred on its mean over the session; both means are 0.
 
-        A session with one pair has nothing to say and does not count in n. Parts that hold whole sessions add up.
+        A session with one pair carries no information and does not count in n. Parts that hold whole sessions add up.
 
         Args:
             prediction: (n, K), NaN = missing.
@@ -125,7 +125,8 @@ class Moments:
 
 
 def within_sums(prediction: np.ndarray, label: np.ndarray, session: np.ndarray) -> np.ndarray:
-    """What each session adds to `Moments.within`: n and the sums of x^2, y^2 and xy, x and y centred, (S, K, 4).
+    """The sums that each session adds to `Moments.within`: n and the sums of x^2, y^2 and xy, x and y centred, (S, K,
+    4).
 
     Arguments as there; S is the highest session number plus 1.
     """
@@ -144,7 +145,7 @@ def within_sums(prediction: np.ndarray, label: np.ndarray, session: np.ndarray) 
 
     n = summed(known.astype(np.float64))
     x, y = np.where(known, x, 0.0), np.where(known, y, 0.0)
-    # Twice: the first mean of equal numbers may miss them by a rounding, and a constant would then seem to vary.
+    # Centred twice: the mean of equal numbers may be off by rounding, and a constant would seem to vary.
     for _ in range(2):
         x = np.where(known, x - (summed(x) / np.maximum(n, 1))[session], 0.0)
         y = np.where(known, y - (summed(y) / np.maximum(n, 1))[session], 0.0)

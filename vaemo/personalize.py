@@ -1,9 +1,9 @@
 """A small change of FiLM for every speaker, learned from the speaker's first labelled utterances.
 
-Takes a trained model and labelled sessions, gives a delta of FiLM's parameters per speaker; everything else is frozen.
-All speakers are fitted in one batched run: a speaker is a lane with parameters of its own, and since neither the loss
-nor Adam mixes lanes, the result is that of fitting one after the other. A guard keeps the old weights where the change
-did not help on held-out utterances. Letters: S speakers, L lanes, T steps, D features.
+Takes a trained model and labelled sessions, returns a delta of FiLM's parameters per speaker; everything else is
+frozen. All speakers are fitted in one batched run: a speaker is a lane with parameters of its own, and since neither
+the loss nor Adam mixes lanes, the result is that of fitting one after the other. The old weights are kept where the
+change did not help on held-out utterances. Letters: S speakers, L lanes, T steps, D features.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from vaemo.model.regressor import SessionRegressor
 from vaemo.model.streams import Streams
 from vaemo.parts.shards import claim_folder, digest
 from vaemo.progress import Progress
-from vaemo.scoring.trained_on import read_as_trained
+from vaemo.scoring.compatibility import read_as_trained
 
-DELTAS, SPEAKERS, USED, PROVENANCE = "deltas.safetensors", "speakers.parquet", "used.parquet", "_provenance.json"
+DELTAS, SPEAKERS, USED, PERSONAL_FILE = "deltas.safetensors", "speakers.parquet", "used.parquet", "_provenance.json"
 
 FIRST_HALF, SECOND_HALF, ALL = range(3)
 """What a fit learns from: the guard's two folds, and every utterance used."""
@@ -43,7 +43,7 @@ GROUP_BYTES = 512 << 20
 """Deltas, gradients and moments that are held at once; bounds memory, not results."""
 
 FEWEST_UTTERANCES = 4
-"""Labelled utterances under which a speaker keeps the old weights: two for either fold."""
+"""A speaker with fewer labelled utterances keeps the old weights: two are needed in either fold."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +52,7 @@ class Personal:
 
     Attributes:
         parameters: By the names of `Film`'s state dict, (S, ...) each.
-        index: Row of every speaker in them; who is absent keeps the old weights.
+        index: Row of every speaker in them; absent speakers keep the old weights.
         fingerprint: Of the checkpoint.
     """
 
@@ -61,7 +61,9 @@ class Personal:
     fingerprint: str
 
     def delta(self, speaker_ids: np.ndarray) -> FilmDelta | None:
-        """What `SessionRegressor.forward` takes for utterances of these speakers, (L, T) or (L,); None for nobody."""
+        """What `SessionRegressor.forward` takes for utterances of these speakers, (L, T) or (L,); None if no speaker
+        has a delta.
+        """
         rows = np.vectorize(lambda speaker: self.index.get(speaker, -1), otypes=[np.int64])(speaker_ids)
         return FilmDelta(self.parameters, torch.from_numpy(rows)) if (rows >= 0).any() else None
 
@@ -121,8 +123,8 @@ def personalize(
 ) -> tuple[Personal, pa.Table, pa.Table]:
     """Fit FiLM to every speaker of labelled sessions.
 
-    A speaker's sessions run from their start, the utterances of others moving the state as the model is; loss and
-    change are on the speaker's own. Predictions are fed back, or what the sessions say was observed.
+    A speaker's sessions run from their start, with the utterances of others updating the state unchanged; loss and
+    change apply to the speaker's own. Predictions are fed back, or observed values.
 
     Args:
         model: Trained, with FiLM. Not modified.
@@ -183,7 +185,7 @@ def personalize_store(store_path: str, checkpoint_path: str, out: str, config: C
 
     Args:
         store_path: A feature store with labels.
-        checkpoint_path: A checkpoint folder; its label range and `sequence_by` stand.
+        checkpoint_path: A checkpoint folder; its label range and `sequence_by` are used.
         out: Folder for the results, what scoring takes as `--personal`.
         config: Section `personalize`; `labels`, where the store does not say its own range.
 
@@ -205,7 +207,7 @@ def personalize_store(store_path: str, checkpoint_path: str, out: str, config: C
     settings = {"checkpoint": checkpoint.fingerprint, **config.decisive("personalize")}
     data = digest(*utt_ids, hashlib.sha256(content.tobytes()).hexdigest())
     fingerprint = digest(json.dumps(settings, sort_keys=True), data)
-    claim_folder(out, PROVENANCE, fingerprint, {"settings": {**settings, "data": data}})
+    claim_folder(out, PERSONAL_FILE, fingerprint, {"settings": {**settings, "data": data}})
     personal, speakers, used = personalize(checkpoint.model, labelled, config.personalize, quiet=False)
     files.write_parquet_whole(files.join(out, SPEAKERS), speakers)
     files.write_parquet_whole(files.join(out, USED), used)
@@ -259,13 +261,13 @@ class _Lanes:
     """All fits of a group side by side; a lane is one session of one speaker in one fit.
 
     Attributes:
-        features: (L, T, D) each, and what was heard before.
+        features: (L, T, D) each, and the pasts.
         lengths: (L,).
         observed: (L, T, F).
         owner: Row of the fit's parameters where the utterance is the speaker's own, else -1, (L, T).
         fit: That row, for every lane, (L,).
         learned: Labels that the fit learns from, (L, T, K), NaN elsewhere.
-        held_out: Labels that it is judged by.
+        held_out: Labels that it is evaluated on.
     """
 
     features: Streams

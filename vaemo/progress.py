@@ -55,7 +55,7 @@ class Progress:
         sys.stderr.flush()
 
     def close(self) -> None:
-        """Write the last line, if it does not stand there."""
+        """Write the last line, unless it is already shown."""
         if self._last != self._done:
             self.show()
         if sys.stderr.isatty():

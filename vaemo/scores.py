@@ -1,11 +1,11 @@
-"""The folder of scores: what its two tables hold, how they are written and read, and the sum of each session.
+"""The folder of scores: schema, writing and reading of its two tables, and the summary of each session.
 
     SCORES/utterances/part-*.parquet   one row per utterance (`utterance_schema`)
     SCORES/sessions/part-*.parquet     one row per session and role (`session_schema`)
     SCORES/_provenance.json            what made them
 
-Parts hold whole sessions, so a part of sessions follows from the part of utterances with the same name. Scores are on
-the model's label range. Further columns may stand in either table, after those of the schema, and are kept.
+Parts hold whole sessions, so a part of sessions is computed from the part of utterances with the same name. Scores are
+on the model's label range. Either table may have further columns, after those of the schema; they are kept.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def utterance_schema(targets: Sequence[str | Target] = DIMENSIONS) -> pa.Schema:
     utterance with a score; several checkpoints add `valence_sd` and `arousal_sd`, and most of them `valence_weight` and
     `arousal_weight`. A recording that cannot be read is one row with null times. `lost_s` is how much of the utterance
     its file does not hold, null where no audio was read. A recording whose bytes were scored under another name
-    (`duplicate`) names that in `duplicate_of`. Where voices tell speakers apart, `voice` is which of the channel's
+    (`duplicate`) names that in `duplicate_of`. Where voices separate speakers, `voice` is which of the channel's
     speaks and `voice_margin` how certain that is, `role_by` what decided its role (`calls`, `voices_from`, `verified`,
     `identified`, `channel`) and `role_margin` by how much a voice was verified; all null elsewhere. In a session of
     several recordings `audio_path` is the one that `start_s` and `end_s` count in, and `offset_s` how many seconds
@@ -76,10 +76,10 @@ def spread_names(targets: Sequence[str | Target] = DIMENSIONS) -> list[str]:
 
 
 def weight_names(targets: Sequence[str | Target] = DIMENSIONS) -> list[str]:
-    """Columns that a checkpoint adds which knows its error by position.
+    """Columns from a checkpoint with its error by position.
 
-    They are how much an utterance counts where the lowest score and the slope of a session are looked for
-    (`vaemo.model.settling`). Without them all count alike.
+    The weight of an utterance for the lowest score and the slope of a session (`vaemo.model.settling`). Without them
+    all weights are equal.
     """
     return [f"{name}_weight" for name in utterance_names(targets)]
 
@@ -108,11 +108,11 @@ UTTERANCE_SCHEMA, SESSION_SCHEMA = utterance_schema(), session_schema()
 SPREAD_SCHEMA, WEIGHT_SCHEMA = (
     pa.schema([(name, pa.float32()) for name in names()]) for names in (spread_names, weight_names)
 )
-"""Of scores of valence and arousal."""
+"""For scores of valence and arousal."""
 
 
 def trust_schema(targets: Sequence[str | Target] = DIMENSIONS) -> pa.Schema:
-    """Columns that a checkpoint adds which knows how far it errs and what it was trained on.
+    """Columns from a calibrated checkpoint.
 
     They are bounds of utterances and of the means of sessions, and, in both tables, how unusual the features are, and
     which of them.
@@ -126,18 +126,18 @@ def trust_schema(targets: Sequence[str | Target] = DIMENSIONS) -> pa.Schema:
 
 
 TRUST_SCHEMA = trust_schema()
-"""Of scores of valence and arousal."""
+"""For scores of valence and arousal."""
 
 UTTERANCES, SESSIONS = "utterances", "sessions"
 """The folders of the two tables."""
 
 PROVENANCE = "_provenance.json"
-"""The file that says what made the scores and guards the folder. `label_range` ([low, high] of the scores) and
+"""The file that records what made the scores and guards the folder. `label_range` ([low, high] of the scores) and
 `native_range` (of the corpus trained on, or null) are read back by `read_scales`, `targets` by
 `read_targets`."""
 
 JOINING = "_joining.json"
-"""The file that says which parts are being joined to which other one (`vaemo.scoring.compact`)."""
+"""The file that records which parts are being joined to which other one (`vaemo.scoring.compact`)."""
 
 _READERS = 16
 
@@ -147,7 +147,7 @@ def conform(table: pa.Table, schema: pa.Schema = UTTERANCE_SCHEMA) -> pa.Table:
     columns = {
         field.name: table[field.name].cast(field.type)
         if field.name in table.column_names
-        # A score without a status was scored by somebody else's program.
+        # Scores without a status were written by another program.
         else pa.repeat(pa.scalar("ok" if field.name == "status" else None, field.type), table.num_rows)
         for field in schema
     }
@@ -220,17 +220,17 @@ def read_provenance(folder: str) -> dict[str, Any]:
 
 
 def read_targets(folder: str) -> tuple[str | Target, ...]:
-    """What these scores are of: valence and arousal where nothing says."""
+    """The targets of these scores; valence and arousal if not recorded."""
     return targets_of(read_provenance(folder).get("targets", DIMENSIONS))
 
 
 def targets_said(model: ModelConfig) -> dict[str, Any]:
-    """What `PROVENANCE` says of the targets."""
+    """The targets in `PROVENANCE`."""
     return {"targets": [target if isinstance(target, str) else asdict(target) for target in model.targets]}
 
 
 def read_scales(folder: str) -> tuple[LabelScale, LabelScale | dict[str, LabelScale] | None]:
-    """The range that the scores are on ([0, 1] when nothing says), and the native one of the corpus trained on.
+    """The range that the scores are on ([0, 1] if not recorded), and the native one of the corpus trained on.
 
     Where its targets have ranges of their own, the second are these.
     """
@@ -251,12 +251,12 @@ def summarise_sessions(
 
     Only utterances with a score count, except in `n_utterances`, `n_failed` (a status other than `ok` and
     `not_scored_role`) and `talk_s` (the summed length of all utterances that have times). A target of the session
-    stands in its one column; for every other one:
+    is in its one column; for every other one:
 
     - `mean`: weighted by the utterances' lengths; plain where one of them has no times.
     - `min`, `min_at_s`: the lowest score, and the start of the first utterance that has it. Where utterances have
       weights (`weight_names`), the lowest is looked for after each score was drawn to the mean by its weight, and
-      given as it was scored: a memory that has just begun to listen errs more.
+      given as it was scored: the error is larger at the start of a session.
     - `slope_per_min`: least-squares slope over the utterances' middles, weighted by length, and by their weights
       where they have any; null when all scored speech is at one time.
     - `below_s`: length of the speech scored below what `score.low` says.
@@ -306,21 +306,23 @@ def summarise_sessions(
         summary = _summarise(groups, values[target], scored, timed, start_s, length_s, recency, low, weight)
         columns |= {f"{target}_{name}": column for name, column in summary.items()}
     for target in session_names(targets):
-        of_row = _floats(utterances[target])
-        of_session = np.full(session.max(initial=-1) + 1, np.nan)
-        of_session[session[np.isfinite(of_row)]] = of_row[np.isfinite(of_row)]
+        of_session = _of_sessions(_floats(utterances[target]), session)
         columns[target] = np.where(columns["n_scored"] > 0, of_session[session[first]], np.nan)
     columns |= {name: utterances[name].take(first) for name in ("run_id", "role_by", "role_margin", *travel)}
-    return conform(
-        pa.table(
-            {
-                # A number that cannot be given is null, never NaN.
-                name: pa.array(column, from_pandas=True) if isinstance(column, np.ndarray) else column
-                for name, column in columns.items()
-            }
-        ),
-        session_schema(targets),
-    )
+    # An undefined number is null, never NaN.
+    arrays = {
+        name: pa.array(column, from_pandas=True) if isinstance(column, np.ndarray) else column
+        for name, column in columns.items()
+    }
+    return conform(pa.table(arrays), session_schema(targets))
+
+
+def _of_sessions(of_row: np.ndarray, session: np.ndarray) -> np.ndarray:
+    """The value of each session, from any of its rows that has one; NaN where none has."""
+    of_session = np.full(session.max(initial=-1) + 1, np.nan)
+    known = np.isfinite(of_row)
+    of_session[session[known]] = of_row[known]
+    return of_session
 
 
 class _Groups:
@@ -385,7 +387,7 @@ def _summarise(
 
 
 def lowest_of(rows: Sequence[Mapping[str, Any]], dimension: str) -> int | None:
-    """Which of one session's utterances `summarise_sessions` would call the lowest, were all of one role.
+    """Index of the lowest utterance of one session, as `summarise_sessions` would find it in a single role.
 
     Args:
         rows: Of the utterances' table.
@@ -420,7 +422,7 @@ def lowest_rows(values: np.ndarray, where: np.ndarray, group: np.ndarray) -> np.
 
 
 def _weights(utterances: pa.Table, dimension: str) -> np.ndarray:
-    """How much each utterance counts, 1 where nothing says."""
+    """The weight of each utterance, 1 if not recorded."""
     name = f"{dimension}_weight"
     if name not in utterances.column_names:
         return np.ones(utterances.num_rows)
@@ -445,9 +447,9 @@ def _read(folder: str, kind: str, columns: Sequence[str] | None, sessions: Itera
 
 
 def superseded(folder: str) -> set[str]:
-    """Names of parts whose rows stand in another part too: while parts are joined, or where that was killed.
+    """Names of parts whose rows are in another part too: while parts are joined, or after a kill.
 
-    The joined part counts as soon as its utterances are there; until then it is the one that does not.
+    The joined part counts once its utterances exist; until then it is ignored.
     """
     path = files.join(folder, JOINING)
     if not files.exists(path):
@@ -484,7 +486,7 @@ def _read_part(
         raise ReadScoresError(f"'{part}' has no column {', '.join(missing)}; scores need {', '.join(required)}.")
     try:
         for name, type_ in zip(schema.names, schema.types, strict=True):
-            # Somebody else's program may have written them: NaN for null, whole numbers as ids.
+            # Another program may have written them: NaN for null, integers as ids.
             if name in table.column_names and (table[name].type != type_ or pa.types.is_floating(type_)):
                 table = with_column(table, name, typed(table[name], name, type_))
     except ColumnError as error:
@@ -496,5 +498,5 @@ def _read_part(
 if __name__ == "__main__":
     import runpy
 
-    # The commands stand below this module, which only lends them its name.
+    # The commands are in `vaemo.scoring.tend`; this module provides their name.
     runpy.run_module("vaemo.scoring.tend", run_name="__main__")

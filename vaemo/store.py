@@ -1,9 +1,9 @@
-"""The feature store: Parquet parts of whole sessions, read from anyone and written by `jobs/extract.py`.
+"""The feature store: Parquet parts of whole sessions, written by `jobs/extract.py` or any other program.
 
-A store is a folder of `part-*.parquet`, one row an utterance, sessions whole within a part. Only `session_id`,
-`utt_id` and one of the streams are needed; what is absent gets the defaults of the contract on reading. What the
-features are stands in `_vaemo.json`, which a store written by hand need not have. Other names of the files, folders
-such as `split=train/` between them (whose names are a column then), and a single file are read as well.
+A store is a folder of `part-*.parquet`, one row an utterance, sessions whole within a part. Only `session_id`, `utt_id`
+and one of the streams are needed; absent columns get the defaults of the contract on reading. `_vaemo.json` describes
+the features; a store written by hand need not have it. Other names of the files, folders such as `split=train/` between
+them (whose names are a column then), and a single file are read as well.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ _PROBED = 10
 _MAGIC = b"PAR1"
 _NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 _TABLES = (".csv", ".tsv", ".json", ".jsonl", ".pkl", ".pickle", ".feather", ".arrow", ".npz", ".npy", ".pt", ".h5")
-"""Ends of the names of what people keep features in, beside Parquet."""
+"""Suffixes of other formats that features are kept in."""
 
 
 def part_schema(dims: Mapping[str, int], targets: Sequence[str | Target] = DIMENSIONS) -> pa.Schema:
@@ -87,7 +87,7 @@ def part_schema(dims: Mapping[str, int], targets: Sequence[str | Target] = DIMEN
 
 @dataclass(frozen=True)
 class FeatureStore:
-    """A store that was opened: where its parts are and what they hold.
+    """An opened store: its parts, columns and dimensions.
 
     Attributes:
         path: The folder, or the single file.
@@ -103,16 +103,16 @@ class FeatureStore:
     columns: frozenset[str]
     info: Mapping[str, Any] = field(default_factory=dict)
     _distinct: set[tuple[str, ...]] = field(default_factory=set, init=False, repr=False, compare=False)
-    """Files in which, taken together, ids were found to be distinct: that is asked once."""
+    """Sets of files whose ids were found to be distinct, so that this is checked once."""
 
     @property
     def fingerprints(self) -> dict[str, str | None]:
-        """By stream, the fingerprint of the extractor that made it, as far as the store says."""
+        """By stream, the fingerprint of the extractor that made it, as far as the store records it."""
         return {stream: facts.get("fingerprint") for stream, facts in self.info.get("extractors", {}).items()}
 
     @staticmethod
     def open(path: str, parts: Sequence[str] | None = None) -> FeatureStore:
-        """Find a store's parts, columns and dimensions: of every part the footer is read, of hardly any a row.
+        """Find a store's parts, columns and dimensions: reads the footer of every part and hardly any rows.
 
         Raises:
             ReadStoreError: if there is no part, a required column is missing, some parts lack a stream for utterances
@@ -147,10 +147,9 @@ class FeatureStore:
         """What `read` returns, file by file.
 
         Raises:
-            ReadStoreError: for a missing column, a column of another type, a stream of another dimension, a status
-                that does not exist, a session whose rows have a position, or else a time, in part, an utterance that
-                stands twice, or a session that stands in two of the files; names the file, and where it can the row,
-                counted from 1.
+            ReadStoreError: for a missing column, a column of another type, a stream of another dimension, a status that
+                does not exist, a session whose rows have a position, or else a time, in part, a repeated utterance, or
+                a session in two of the files; names the file, and where it can the row, counted from 1.
         """
         wanted = list(part_schema(self.dims).names if columns is None else columns)
         paths = self.parts if parts is None else tuple(parts)
@@ -164,7 +163,7 @@ class FeatureStore:
     def _read_part(self, wanted: Sequence[str], path: str) -> pa.Table:
         with _opened(path) as file:
             footer = _Footer.of(file, self.path, path)
-            # What order, status and defaults follow from is read in any case; streams are heavy and are not.
+            # Columns that decide order, status and defaults are always read; streams only on request.
             needed = {*wanted, *_DECISIVE}
             table = file.read([name for name in file.schema_arrow.names if name in needed])
         for name, value in footer.partition.items():
@@ -191,7 +190,7 @@ def find_parts(path: str, listed: Sequence[files.Found] | None = None) -> list[s
         return [path]
     found = files.list_partitioned(path, listed)
     named = [part for name, part in found if name.lower().endswith((".parquet", ".pq", ".parq"))]
-    # Some programs give their files no suffix at all.
+    # Some programs write files without a suffix.
     bare = [part for name, part in found if "." not in name]
     if named or not any(files.head(part) == _MAGIC for part in bare[:_PROBED]):
         return named
@@ -199,7 +198,7 @@ def find_parts(path: str, listed: Sequence[files.Found] | None = None) -> list[s
 
 
 def is_store(path: str, parts: Sequence[str] | None = None) -> bool:
-    """Whether what lies there is a store, and not a manifest, a table of calls, or recordings.
+    """Whether a path is a store, and not a manifest, a table of calls, or recordings.
 
     A folder is one that has a `_vaemo.json`, or a Parquet file with `session_id`, `utt_id` and a stream of vectors; a
     file is one that is such a file.
@@ -226,7 +225,7 @@ def store_info(
     settings: Mapping[str, Any],
     targets: Sequence[str] = DIMENSIONS,
 ) -> dict[str, Any]:
-    """What `_vaemo.json` says beside the fingerprint.
+    """The content of `_vaemo.json`, without the fingerprint.
 
     Args:
         extractors: Per stream its `name`, `version`, `dim` and `fingerprint`.
@@ -251,7 +250,7 @@ def _plain_range(native: Sequence[float] | Mapping[str, Sequence[float]]) -> Any
 
 @dataclass(frozen=True)
 class _Footer:
-    """What a file says of itself without its rows.
+    """The metadata of a file, without its rows.
 
     Attributes:
         path: The file.
@@ -333,7 +332,7 @@ def _read_info(path: str) -> dict[str, Any]:
         found = info.get("schema_version") if isinstance(info, dict) else info
         raise ReadStoreError(
             f"{info_path} says schema_version {found!r}; this vaemo reads {SCHEMA_VERSION}. "
-            "Extract the store anew, or use the vaemo that wrote it."
+            "Extract the store again, or use the vaemo that wrote it."
         )
     return info
 
@@ -419,7 +418,7 @@ def _normalise(table: pa.Table, wanted: Sequence[str], dims: Mapping[str, int]) 
 
 
 def _refuse_repeated(tables: Sequence[pa.Table], paths: Sequence[str]) -> None:
-    """Refuse a session that stands in two files, and an utterance that stands twice."""
+    """Refuse a session that is in two files, and an utterance that occurs twice."""
     sessions = [pc.unique(table["session_id"]) for table in tables]
     for name, ids, advice in (
         ("session_id", sessions, "a session must be whole within one file"),
@@ -434,4 +433,4 @@ def _refuse_repeated(tables: Sequence[pa.Table], paths: Sequence[str]) -> None:
         where = [path for path, each in zip(paths, ids, strict=True) if pc.any(pc.equal(each, repeated)).as_py()]
         what = f"{'session' if name == 'session_id' else name} {shown(repeated.as_py())}"
         found = f"in {where[0]} and in {where[1]}" if len(where) > 1 else f"more than once in {where[0]}"
-        raise ReadStoreError(f"{what} stands {found}; {advice}.")
+        raise ReadStoreError(f"{what} occurs {found}; {advice}.")

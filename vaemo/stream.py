@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from vaemo import files
@@ -27,9 +26,9 @@ from vaemo.errors import FeatureMismatchError, ShapeError, StateMismatchError, U
 from vaemo.features import Extractor, describe, load_extractors
 from vaemo.model.checkpoint import Checkpoint, load_checkpoint
 from vaemo.model.regressor import SessionRegressor
-from vaemo.model.state import TENSOR_FIELDS, SessionState
+from vaemo.model.state import TENSOR_FIELDS, SessionState, read_tensors
 from vaemo.model.streams import Streams
-from vaemo.scoring.trained_on import check_trained_on
+from vaemo.scoring.compatibility import check_compatible
 from vaemo.trust.judge import Judge
 from vaemo.units import SAMPLING_RATE_HZ, SAMPLING_RATES_HZ
 from vaemo.utterances import as_heard, measured
@@ -40,14 +39,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What was heard in an utterance.
+    """The prediction for an utterance.
 
     Attributes:
         valence: On the model's label range; None unless `status` is `ok`, and where the model does not predict it.
         arousal: On the model's label range; None unless `status` is `ok`, and where the model does not predict it.
         status: `ok`, or why there is no prediction (`vaemo.units.STATUSES`).
-        reason: What was found, where there is none.
-        channel: Where it was found; None for an utterance that was pushed.
+        reason: Why there is no prediction, in words.
+        channel: Its channel; None for an utterance that was pushed.
         start_s: Since the first packet; None for an utterance that was pushed.
         end_s: Since the first packet; None for an utterance that was pushed.
         values: All that the model predicts, by target, None unless `status` is `ok`. A target of the session is what
@@ -55,6 +54,11 @@ class Prediction:
         intervals: By dimension, low and high of the interval that holds its label at the rate `score.coverage`; empty
             where the checkpoint is not calibrated.
         novelty: The share of calibration utterances that are less unusual; None where the checkpoint knows of none.
+
+    Example:
+        >>> prediction = Prediction.of({"valence": 0.6, "arousal": 0.3})
+        >>> prediction.valence, prediction.status
+        (0.6, 'ok')
     """
 
     valence: float | None
@@ -89,9 +93,14 @@ class Stream:
         FeatureMismatchError: if the extractors are not those that the model was made for, or none are known.
 
     Example:
-        >>> stream = Stream("runs/demo/best")                                   # doctest: +SKIP
-        >>> stream.push(samples, 8000, speaker="caller").valence                # doctest: +SKIP
-        0.41
+        >>> stream = Stream("run/best")
+        >>> utterance = 0.1 * np.random.default_rng(0).standard_normal(8000)
+        >>> prediction = stream.push(utterance, 8000, speaker="caller")
+        >>> prediction.status, 0 <= prediction.valence <= 1
+        ('ok', True)
+        >>> stream.push(np.zeros(8000), 8000, speaker="caller").status
+        'silent'
+        >>> stream.save("caller.safetensors")
     """
 
     def __init__(
@@ -119,18 +128,18 @@ class Stream:
             self._judge = Judge.of(
                 [str(model)], [checkpoint.fingerprint], score.coverage, score.max_novelty, checkpoint.model.targets
             )
-        self._model = (checkpoint.model if isinstance(checkpoint, Checkpoint) else checkpoint).eval()
+        self.model = (checkpoint.model if isinstance(checkpoint, Checkpoint) else checkpoint).eval()
         self._config = config or Config()
         described = describe(dict(extractors))
         dims = {stream: facts["dim"] for stream, facts in described.items()}
         made_by = {stream: facts["fingerprint"] for stream, facts in described.items()}
-        check_trained_on(self._model, trained_on, dims, made_by, "the list of extractors")
-        if self._config.features.speaker_aggregation == "enrolled" and "speaker" in self._model.dims:
+        check_compatible(self.model, trained_on, dims, made_by, "the list of extractors")
+        if self._config.features.speaker_aggregation == "enrolled" and "speaker" in self.model.dims:
             raise FeatureMismatchError(
                 "the model was trained on enrolled speaker embeddings (features.speaker_aggregation), and a stream "
                 "knows no enrolment; score a store that holds them."
             )
-        self._extractors = {stream: extractors[stream] for stream in self._model.dims}
+        self._extractors = {stream: extractors[stream] for stream in self.model.dims}
         self._personal = personal
         self._n_scored = 0
         self._states: dict[str, SessionState] = {}
@@ -145,16 +154,16 @@ class Stream:
         speaker: str | None = None,
         observed: Sequence[float | None] | Mapping[str, float | None] | None = None,
     ) -> Prediction:
-        """Hear the next utterance.
+        """Predict the next utterance and update the memory.
 
-        What has no prediction (too short, silent, NaN) does not move the memory, as in the batch job.
+        An utterance without a prediction (too short, silent, NaN) does not change the memory, as in the batch job.
 
         Args:
             samples: Mono, (n,), (1, n) or (n, 1), of a kind that `as_float32` takes.
             sampling_rate: Of the samples, in Hz.
             speaker: Who speaks; tells memories, speaker means and pasts apart where these are kept per speaker.
-            observed: Values of this utterance on the model's label range where somebody knows them, None where not, in
-                the order of the targets of utterances, or by name; they act from the next utterance on.
+            observed: Observed values of this utterance on the model's label range, None where unknown, in the order of
+                the targets of utterances, or by name; they affect the next utterance.
 
         Raises:
             ShapeError: for samples of more than one channel, of another kind, or on another scale.
@@ -166,27 +175,27 @@ class Stream:
         try:
             heard, sounds = self._features(_resampled(samples, sampling_rate))
         except AudioProblem as problem:
-            return Prediction.of(dict.fromkeys(self._model.targets), problem.status, problem.reason)
+            return Prediction.of(dict.fromkeys(self.model.targets), problem.status, problem.reason)
         vectors = self._aggregated(heard, name)
         key = name if self._config.sessions.sequence_by == "speaker" else ""
-        pasts = {past: (past, name if past.startswith("speaker.") else key) for past in self._model.pasts}
+        pasts = {past: (past, name if past.startswith("speaker.") else key) for past in self.model.pasts}
         features = self._with_past(vectors, pasts)
-        like = self._model.label_deviation
+        like = self.model.label_deviation
         with torch.inference_mode():
-            prediction, self._states[key] = self._model.step(
+            prediction, self._states[key] = self.model.step(
                 features.to(like.device, like.dtype),
-                self._states.get(key) or self._model.fresh_state(1),
+                self._states.get(key) or self.model.fresh_state(1),
                 observed=torch.tensor([known], dtype=like.dtype, device=like.device),
                 film_delta=self._personal.delta(np.array([name], object)) if self._personal else None,
             )
         for past, owned in pasts.items():
             vector = vectors[past.partition(".")[2]]
             self._pasts[owned] = self._pasts.get(owned, 0.0) + np.append(vector.astype(np.float64), 1)
-        return self._judged(dict(zip(self._model.targets, prediction[0].tolist(), strict=True)), heard, sounds)
+        return self._judged(dict(zip(self.model.targets, prediction[0].tolist(), strict=True)), heard, sounds)
 
     def _known(self, observed: Sequence[float | None] | Mapping[str, float | None] | None) -> list[float]:
         """The observed values of one utterance in the order of the targets, NaN = unknown."""
-        names = self._model.targets[: self._model.n_fed]
+        names = self.model.targets[: self.model.n_fed]
         if observed is None:
             return [np.nan] * len(names)
         if isinstance(observed, Mapping):
@@ -205,7 +214,7 @@ class Stream:
         files.write_safetensors(path, *self.memory())
 
     def load(self, path: str | Path) -> None:
-        """Go on from the memory that `save` wrote, in this process or another.
+        """Continue from the memory that `save` wrote, in this process or another.
 
         Raises:
             StateMismatchError: if the file is no such memory, or belongs to another checkpoint.
@@ -215,7 +224,7 @@ class Stream:
     def _judged(
         self, values: Mapping[str, float], heard: Mapping[str, np.ndarray], sounds: Mapping[str, float]
     ) -> Prediction:
-        """The prediction, with what the checkpoint says of the trust that it deserves."""
+        """The prediction with interval and novelty, where the checkpoint is calibrated."""
         if self._judge is None:
             return Prediction.of(values)
         found, bounds, novelty = self._judge.one(values, heard, sounds, self._n_scored)
@@ -244,7 +253,7 @@ class Stream:
         return vectors
 
     def _with_past(self, vectors: Mapping[str, np.ndarray], pasts: Mapping[str, tuple[str, str]]) -> Streams:
-        """The features of an utterance with what was heard before it, (1, D) each.
+        """The features of an utterance and the pasts it is compared with, (1, D) each.
 
         Args:
             vectors: (D,) each.
@@ -258,7 +267,7 @@ class Stream:
 
     def memory(self) -> tuple[dict[str, Tensor], dict[str, str]]:
         """Tensors and texts that `restore` takes: states, sums of features, the checkpoint's fingerprint."""
-        fresh = self._model.fresh_state(0)
+        fresh = self.model.fresh_state(0)
         states = SessionState.stack([fresh, *self._states.values()])
         tensors = {f"state.{name}": tensor for name, tensor in states.tensors().items()}
         tensors |= {f"sum.{number}": torch.from_numpy(total) for number, total in enumerate(self._sums.values())}
@@ -268,8 +277,8 @@ class Stream:
         return tensors, {"names": json.dumps(names), "fingerprint": fresh.fingerprint}
 
     def restore(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-        """Go on from what `memory` gave; errors as `load`."""
-        fresh = self._model.fresh_state(0)
+        """Continue from what `memory` returned; errors as `load`."""
+        fresh = self.model.fresh_state(0)
         if metadata["fingerprint"] != fresh.fingerprint:
             raise StateMismatchError(
                 f"the memory belongs to the checkpoint '{metadata['fingerprint'][:12] or 'none'}', not to "
@@ -278,28 +287,28 @@ class Stream:
         fields = {name: tensors[f"state.{name}"] for name in TENSOR_FIELDS}
         states = SessionState(**fields, middle=fresh.middle, fingerprint=fresh.fingerprint)
         fresh.check_same_model(states)
-        states = states.to(self._model.label_deviation.device)
+        states = states.to(self.model.label_deviation.device)
         names = json.loads(metadata["names"])
         self._states = {name: states.select([number]) for number, name in enumerate(names["states"])}
         self._sums = {name: tensors[f"sum.{number}"].numpy() for number, name in enumerate(names["sums"])}
         self._n_scored = names.get("n_scored", 0)
-        # Memories of before have no pasts, and belong to models that need none.
+        # Older memories have no pasts, and belong to models that need none.
         pasts = enumerate(names.get("pasts", ()))
         self._pasts = {(name, owner): tensors[f"past.{number}"].numpy() for number, (name, owner) in pasts}
 
 
 def as_float32(samples: Any, n_least: int = 1000) -> np.ndarray:
-    """Samples in [-1, 1] as float32, in an array of their own.
+    """A float32 copy of samples, scaled to [-1, 1].
 
     Args:
         samples: An array, or what NumPy makes one of, of any shape. int16 and int32 are divided by 2^15 and 2^31.
-            Floats (16, 32, 64 bits) are in [-1, 1]: a few may stick out, and beyond 4 are clipped to it. NaN and
+            Floats (16, 32, 64 bits) are in [-1, 1]: a few may exceed it and are clipped beyond 4. NaN and
             infinities stay, for `require_usable` to find.
-        n_least: Fewer samples are judged as if they were so many: a spike in a short packet is no other scale.
+        n_least: Fewer samples are judged as if there were this many: a spike in a short packet is not another scale.
 
     Raises:
-        ShapeError: for numbers of another kind, of which nobody knows how loud they are, and for floats on another
-            scale: where more than one in a thousand exceeds 4 in magnitude.
+        ShapeError: for other types, whose full scale is unknown, and for floats on another scale: where more than one
+            in a thousand exceeds 4 in magnitude.
     """
     try:
         array = np.asarray(samples)
@@ -321,18 +330,18 @@ _KINDS = "Give int16, int32, float32 or float64: integers that fill their range,
 
 
 def resampler_of(sampling_rate: Any) -> Resampler:
-    """What brings samples at a rate in Hz to 16 kHz; UsageError for what is no rate."""
+    """The resampler from a rate in Hz to 16 kHz; UsageError for an invalid rate."""
     low, high = SAMPLING_RATES_HZ
     is_number = isinstance(sampling_rate, Real) and not isinstance(sampling_rate, bool)
     if not is_number or not low <= sampling_rate <= high:
         shown = f"{sampling_rate} Hz" if is_number else repr(sampling_rate)
-        raise UsageError(f"the sampling rate is {shown}; from {low} to {high} Hz is heard, given as a number.")
+        raise UsageError(f"the sampling rate is {shown}; give a number from {low} to {high} Hz.")
     return Resampler.to_16_khz(float(sampling_rate))
 
 
 def _resampled(samples: np.ndarray, sampling_rate: float) -> np.ndarray:
-    """The samples at 16 kHz, as a recording that holds nothing else."""
-    stream = resampler_of(sampling_rate).stream(1)
+    """The samples of one utterance at 16 kHz."""
+    stream = resampler_of(sampling_rate).generator(1)
     next(stream)
     block = as_float32(samples)
     if block.ndim != 1 and not (block.ndim == 2 and 1 in block.shape):
@@ -342,12 +351,7 @@ def _resampled(samples: np.ndarray, sampling_rate: float) -> np.ndarray:
 
 def read_memory(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors and texts of a memory file; errors as `Stream.load`."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 -- not a mapping
-    except (OSError, SafetensorError) as error:
-        raise StateMismatchError(f"the memory '{path}' cannot be read: {error}") from None
+    tensors, metadata = read_tensors(path, "the memory")
     if not {"names", "fingerprint"} <= metadata.keys():
         raise StateMismatchError(f"'{path}' is not a memory that Stream.save or LiveSession.save wrote.")
     return tensors, metadata

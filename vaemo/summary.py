@@ -16,7 +16,7 @@ from typing import Any
 from vaemo import files
 from vaemo.errors import OtherRunError, UsageError, VaemoError
 
-NAME = "summary.json"
+SUMMARY = "summary.json"
 
 _FACTS = ("job", "exit_code", "seconds", "error", "utterances", "sessions", "failed_fraction", "audio_s")
 """Keys that any job may write; the others are results."""
@@ -50,11 +50,11 @@ def summary(out: str, job: str | None = None, *, dry_run: bool = False) -> Itera
         facts |= {"exit_code": code, "seconds": round(time.monotonic() - start, 1)}
         with contextlib.suppress(VaemoError, OSError):
             if ours and files.exists(out):
-                files.write_json(files.join(out, NAME), {**facts, **results(out)})
+                files.write_json(files.join(out, SUMMARY), {**facts, **results(out)})
 
 
 def results(out: str) -> dict[str, Any]:
     """What `OUT/summary.json` holds of results; empty where there are none yet."""
-    path = files.join(out, NAME)
+    path = files.join(out, SUMMARY)
     held = files.read_json(path) if files.exists(path) else {}
     return {name: value for name, value in held.items() if name not in _FACTS}

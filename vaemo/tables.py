@@ -1,7 +1,7 @@
 """What a column of anybody's table means: one rule for manifests, in JSON Lines or Parquet, and for feature stores.
 
 Programs write the same column in many Arrow types. `typed` brings ids, numbers and whole numbers to the type of the
-contract, `vectors` features, `session_order` the rows of a session to their order. What cannot be meant is a
+contract, `vectors` features, `session_order` the rows of a session to their order. An invalid value is a
 `ColumnError`, to which the reader of the file adds where it stands.
 """
 
@@ -79,7 +79,7 @@ def typed(column: pa.Array | pa.ChunkedArray, name: str, type_: pa.DataType) -> 
         type_: `string`, `int32`, `float32` or `float64`.
 
     Raises:
-        ColumnError: for a column of another type, or the first value that cannot be meant: text that is no number or
+        ColumnError: for a column of another type, or the first invalid value: text that is no number or
             not UTF-8, a fraction where a whole number is needed, an infinity, a number beyond `LARGEST`.
     """
     array = _plain(column)

@@ -61,7 +61,7 @@ def session_names(targets: Sequence[str | Target]) -> tuple[str, ...]:
 
 
 def observed_names(targets: Sequence[str | Target]) -> tuple[str, ...]:
-    """The columns of the values that somebody knows while a session runs."""
+    """The columns of observed values, known while a session runs."""
     return tuple(f"observed_{name}" for name in utterance_names(targets))
 
 
@@ -85,7 +85,7 @@ def derived(name: str) -> set[str]:
 
 
 def check_targets(targets: Sequence[str | Target]) -> None:
-    """Raise ConfigValueError unless these names can stand beside each other and the columns of the contracts."""
+    """Raise ConfigValueError if these names clash with each other or with columns of the contracts."""
     names = [target if isinstance(target, str) else target.name for target in targets]
     if not names:
         raise ConfigValueError("model.targets is empty; name at least one, such as [valence, arousal].")

@@ -1,7 +1,7 @@
 """Worlds in which the truth is known, as feature stores: for tests, benchmarks and documentation.
 
-A world is a table in the contract of the feature store. Each is made from its own seed and nothing else. Beside the
-worlds stand the predictors that a session model is measured against. Letters: T utterances of a session, D features.
+A world is a table in the contract of the feature store. Each is made from its own seed and nothing else. The module
+also has the reference predictors for a session model. Letters: T utterances of a session, D features.
 """
 
 from __future__ import annotations
@@ -182,17 +182,17 @@ def dialogue_world(
 ) -> World:
     """A world of acted dialogs, in which recipes rank as they do on people: few voices, many turns, rough labels.
 
-    Two speakers take irregular turns. What is to be told has a level that both share for the whole dialog, and around
+    Two speakers take irregular turns. The latent has a level that both share for the whole dialog, and around
     it an AR(1) process of each speaker over their own turns. A label is the mean of two or three ratings in whole
     numbers from 1 to 5, mapped to [0, 1]: half of valence's variance lies between dialogs, and a fifth of arousal's.
 
     The 47 features show arousal strongly and valence weakly: its level over the dialog in one way, what happens within
-    the dialog in another, and a little through its product with arousal. Most of their noise is shared (8 factors),
-    and what tells valence lies in the little that is not, so that noise added to single features hides it. The noise
-    is heavy-tailed, and every feature is bent a little, one way or the other. Each speaker has an offset in all
-    features, about as large as the spread within a voice, which is a little another one in each dialog. Part of it
-    looks as valence and arousal themselves do: some voices sound pleasant whatever they say, and on some days more
-    than on others. Labels know nothing of it.
+    the dialog in another, and a little through its product with arousal. Most of their noise is shared (8 factors), and
+    the information on valence is in the part that is not, so that noise added to single features hides it. The noise is
+    heavy-tailed, and every feature is bent a little, one way or the other. Each speaker has an offset in all features,
+    about as large as the spread within a voice, which is a little another one in each dialog. Part of it looks as
+    valence and arousal themselves do: some voices sound pleasant whatever they say, and on some days more than on
+    others. Labels know nothing of it.
 
     Calibrated to IEMOCAP (10,039 turns, 151 dialogs, 47 GeMAPS functionals, one recording session left out; CCC of
     valence / arousal): ridge regression with matched spread .33 / .64; the model without updater .36 / .64; ridge on
@@ -208,7 +208,7 @@ def dialogue_world(
 
     What it cannot show: anything about words, about who answers whom (the speakers' processes are independent), about
     voices that change in a session, about channels and rooms, or about features of other kinds and sizes. It has one
-    mechanism for each effect, and people have many. A recipe that was chosen here is to be shown on speech.
+    mechanism for each effect, and people have many. A recipe that was chosen here must be confirmed on speech.
 
     Args:
         seed: Of everything.

@@ -73,7 +73,7 @@ _KEPT_S = 0.005
 """An utterance of which less is there is lost."""
 
 _HOPELESS = 5
-"""An extractor whose process dies of each of so many utterances, the first of a buffer, is broken itself."""
+"""An extractor whose process dies on each of this many utterances, the first of a buffer, is itself broken."""
 
 
 def unsaid_roles(n_channels: int) -> Sequence[str | None]:
@@ -125,117 +125,25 @@ def extract_utterances(
     return _joined(_on_model_scale(rows, config), result, extractors, config.model.targets)
 
 
-def extract_recording(
-    path: str,
-    session_id: str,
-    *,
-    extractors: Mapping[str, Extractor],
-    config: Config,
-    decoder: Decoder | None = None,
-    roles_of: Callable[[int], Sequence[str | None]] = unsaid_roles,
-    hears: Callable[[str | None], bool] = lambda role: True,
-    problem: Problem | None = None,
-    turns: Sequence[Turn] | None = None,
-    roles_of_voices: Callable[[Sequence[Voice], Sequence[str]], Mapping[VoiceKey, VoiceRole]] | None = None,
-    verifies: bool = False,
-    course: Course | None = None,
-) -> pa.Table:
-    """Find the utterances of a recording, channel by channel, and compute their features.
+@dataclass(frozen=True)
+class Parties:
+    """Who speaks in a recording, as far as that is known beforehand, and whose speech gets features.
 
-    `utt_id` is `{session_id}#c{channel}-{index:05d}`, `speaker_id` the session with the channel, and with the voice
-    (`#c0v1`) where voices are told apart: the recording is then read twice, since voices are known at its end. What
-    cannot be read is one row with null times, its status and its reason; one that breaks off, or is damaged in places,
-    has that row beside its utterances; one without speech has that row with status `silent`. Where the samples are on
-    another scale all rows have that status.
-
-    Args:
-        path: Local path, URI, or a reference to what a manifest embeds (`vaemo.data.manifest.EMBEDDED`).
-        session_id: Id of the recording.
-        extractors: By stream.
-        config: Sections audio, vad, voices, features and extract.
-        decoder: The process that decodes; None starts one for this call.
+    Attributes:
         roles_of: Gives the role of each channel, None where it is not known, for how many there are.
-        hears: Whether a role is to have features; utterances of others are listed with status `not_scored_role`.
-        problem: Why the recording is listed and not read, where that is known beforehand.
-        turns: Who speaks when, where somebody has brought that.
-        roles_of_voices: Gives the roles of voices for those of channels; None knows what was brought alone.
-        verifies: Whether that compares vectors of brought voices.
-        course: Of a session of several recordings, of which this is the next; see `extract_session`.
-
-    Returns:
-        The columns of `part_schema`, rows by start, then channel.
+        scored: Whether a role gets features; utterances of others are listed with status `not_scored_role`.
+        turns: Who speaks when, where a file says so.
+        roles_of_voices: Gives the roles of voices for those of channels; None uses what `turns` say alone.
+        verifies: Whether it compares vectors of voices that `turns` name.
+        expected: See `VoiceCutter`.
     """
-    work, course = _Work(extractors, config), course or Course()
-    found: list[_Found] = []
-    roles: Sequence[str | None] = ()
 
-    def take(one: _Found, samples: Callable[[], np.ndarray], why_not: str | None = None) -> None:
-        found.append(one)
-        if hears(one.role):
-            work.try_add(len(found) - 1, samples, lambda: recording.lost_s(one.start_s, one.end_s, one.channel))
-        else:
-            reason = why_not or f"role {one.role or 'unknown'} is not scored"
-            work.fail(len(found) - 1, AudioProblem("not_scored_role", reason))
-
-    with _decoding(decoder, config) as open_decoder:
-        try:
-            if problem:
-                raise AudioProblem(problem.status, problem.reason)
-            recording = Recording(path, open_decoder, config.audio)
-            roles = roles_of(recording.info.channels)
-            finder, broken, bad = UtteranceFinder(len(roles), config.vad), None, _NotFinite()
-            cutter = VoiceCutter(len(roles), config.voices, config.vad, turns, vectors=verifies)
-            try:
-                for utterance in _utterances(recording, finder, bad):
-                    if utterance.channel in cutter.channels:
-                        cutter.push(utterance)
-                    else:
-                        place = utterance.channel, utterance.start_s, utterance.end_s
-                        take(_Found(*place, role=roles[utterance.channel]), functools.partial(_same, utterance.samples))
-            except AudioProblem as what:
-                if what.whole:
-                    raise
-                broken = what
-            finally:
-                course.heard_s = finder.heard_s
-            if broken is None and (misfit := cutter.misfit(len(roles), finder.heard_s)):
-                raise AudioProblem("bad_voices", misfit)
-            pieces, voices = cutter.finish()
-            known = [role or UNKNOWN for role in roles]
-            decide = roles_of_voices or functools.partial(_without_evidence, config.voices)
-            by_voice = decide(voices, known) if voices else {}
-            for piece in pieces:
-                of_voice = by_voice.get((piece.channel, piece.voice), VoiceRole(UNKNOWN))
-                role = of_piece(of_voice, piece.margin, config.voices)
-                one = _Found(
-                    piece.channel,
-                    piece.start_s,
-                    piece.end_s,
-                    role.role,
-                    piece.voice,
-                    piece.margin,
-                    role.by,
-                    role.margin,
-                )
-                why_not = why_unknown(of_voice, piece.margin, config.voices) if role.role == UNKNOWN else None
-                take(one, functools.partial(recording.utterance, piece.start_s, piece.end_s, piece.channel), why_not)
-            if broken is not None:
-                raise broken
-            damage = recording.damage() or bad.problem
-            if not found and (damage is None or damage.status == "damaged"):
-                raise AudioProblem("silent", f"no speech was found in it{f'; {damage.reason}' if damage else ''}")
-            if damage is not None:
-                raise damage
-        except AudioProblem as what:
-            if what.whole:
-                for row in range(len(found)):
-                    work.fail(row, what)
-            found.append(_Found(None, None, None))
-            work.fail(len(found) - 1, what)
-    rows = _found_rows(path, session_id, found, len(roles), course.counts)
-    if problem and problem.duplicate_of:
-        rows = rows.append_column("duplicate_of", pa.repeat(problem.duplicate_of, rows.num_rows))
-    return _joined(rows, work.finish(), extractors, config.model.targets, by_start=True)
+    roles_of: Callable[[int], Sequence[str | None]] = unsaid_roles
+    scored: Callable[[str | None], bool] = lambda role: True
+    turns: Sequence[Turn] | None = None
+    roles_of_voices: Callable[[Sequence[Voice], Sequence[str]], Mapping[VoiceKey, VoiceRole]] | None = None
+    verifies: bool = False
+    expected: np.ndarray | None = None
 
 
 @dataclass
@@ -249,6 +157,143 @@ class Course:
 
     counts: Counter[int] = field(default_factory=Counter)
     heard_s: float = 0.0
+
+
+def extract_recording(
+    path: str,
+    session_id: str,
+    *,
+    extractors: Mapping[str, Extractor],
+    config: Config,
+    decoder: Decoder | None = None,
+    parties: Parties = Parties(),
+    problem: Problem | None = None,
+    course: Course | None = None,
+) -> pa.Table:
+    """Find the utterances of a recording, channel by channel, and compute their features.
+
+    `utt_id` is `{session_id}#c{channel}-{index:05d}`, `speaker_id` the session with the channel, and with the voice
+    (`#c0v1`) where voices are separated: the recording is then read twice, since voices are known at its end. What
+    cannot be read is one row with null times, its status and its reason; one that breaks off, or is damaged in places,
+    has that row beside its utterances; one without speech has that row with status `silent`. Where the samples are on
+    another scale all rows have that status.
+
+    Args:
+        path: Local path, URI, or a reference to what a manifest embeds (`vaemo.data.manifest.EMBEDDED`).
+        session_id: Id of the recording.
+        extractors: By stream.
+        config: Sections audio, vad, voices, features and extract.
+        decoder: The process that decodes; None starts one for this call.
+        parties: Who speaks, and whose speech gets features.
+        problem: Why the recording is listed and not read, where that is known beforehand.
+        course: Of a session of several recordings, of which this is the next; see `extract_session`.
+
+    Returns:
+        The columns of `part_schema`, rows by start, then channel.
+    """
+    search, course = _Search(_Work(extractors, config), config, parties), course or Course()
+    with _decoding(decoder, config) as open_decoder:
+        try:
+            if problem:
+                raise AudioProblem(problem.status, problem.reason)
+            search.read(Recording(path, open_decoder, config.audio), course)
+        except AudioProblem as what:
+            search.end_with(what)
+    rows = _found_rows(path, session_id, search.found, search.n_channels, course.counts)
+    if problem and problem.duplicate_of:
+        rows = rows.append_column("duplicate_of", pa.repeat(problem.duplicate_of, rows.num_rows))
+    return _joined(rows, search.work.finish(), extractors, config.model.targets, by_start=True)
+
+
+class _Search:
+    """The utterances of a recording, each measured as soon as it is found.
+
+    Attributes:
+        work: What measures them.
+        found: The utterances, and at the end a row of the recording itself where there is something to say of it.
+        n_channels: Of the recording; 0 where it was not opened.
+    """
+
+    def __init__(self, work: _Work, config: Config, parties: Parties) -> None:
+        self.work = work
+        self.found: list[_Found] = []
+        self.n_channels = 0
+        self._config, self._parties = config, parties
+
+    def read(self, recording: Recording, course: Course) -> None:
+        """Find and measure everything.
+
+        Raises:
+            AudioProblem: for what keeps the recording, or a part of it, from being heard.
+        """
+        config, parties = self._config, self._parties
+        roles = parties.roles_of(recording.info.channels)
+        self.n_channels = len(roles)
+        finder, bad = UtteranceFinder(len(roles), config.vad), _NotFinite()
+        cutter = VoiceCutter(
+            len(roles),
+            config.voices,
+            config.vad,
+            parties.turns,
+            vectors=parties.verifies,
+            expected=parties.expected,
+        )
+        broken = None
+        try:
+            for utterance in _utterances(recording, finder, bad):
+                if utterance.channel in cutter.channels:
+                    cutter.push(utterance)
+                else:
+                    place = utterance.channel, utterance.start_s, utterance.end_s
+                    one = _Found(*place, role=roles[utterance.channel])
+                    self._take(recording, one, functools.partial(_same, utterance.samples))
+        except AudioProblem as what:
+            if what.whole:
+                raise
+            broken = what
+        finally:
+            course.heard_s = finder.heard_s
+        if broken is None and (misfit := cutter.misfit(len(roles), finder.heard_s)):
+            raise AudioProblem("bad_voices", misfit)
+        self._take_pieces(recording, cutter, roles)
+        damage = broken or recording.damage() or bad.problem
+        if broken is None and not self.found and (damage is None or damage.status == "damaged"):
+            raise AudioProblem("silent", f"no speech was found in it{f'; {damage.reason}' if damage else ''}")
+        if damage is not None:
+            raise damage
+
+    def end_with(self, problem: AudioProblem) -> None:
+        """Add the recording's own row; where the problem is of the whole recording, all rows have it."""
+        if problem.whole:
+            for row in range(len(self.found)):
+                self.work.fail(row, problem)
+        self.found.append(_Found(None, None, None))
+        self.work.fail(len(self.found) - 1, problem)
+
+    def _take(
+        self, recording: Recording, one: _Found, samples: Callable[[], np.ndarray], why_not: str | None = None
+    ) -> None:
+        self.found.append(one)
+        row = len(self.found) - 1
+        if self._parties.scored(one.role):
+            self.work.try_add(row, samples, lambda: recording.lost_s(one.start_s, one.end_s, one.channel))
+        else:
+            reason = why_not or f"role {one.role or 'unknown'} is not scored"
+            self.work.fail(row, AudioProblem("not_scored_role", reason))
+
+    def _take_pieces(self, recording: Recording, cutter: VoiceCutter, roles: Sequence[str | None]) -> None:
+        """The utterances of channels in which voices are told apart."""
+        how = self._config.voices
+        pieces, voices = cutter.finish()
+        decide = self._parties.roles_of_voices or functools.partial(_without_evidence, how)
+        by_voice = decide(voices, [role or UNKNOWN for role in roles]) if voices else {}
+        for piece in pieces:
+            of_voice = by_voice.get((piece.channel, piece.voice), VoiceRole(UNKNOWN))
+            role = of_piece(of_voice, piece.margin, how)
+            place = piece.channel, piece.start_s, piece.end_s
+            one = _Found(*place, role.role, piece.voice, piece.margin, role.by, role.margin)
+            why_not = why_unknown(of_voice, piece.margin, how) if role.role == UNKNOWN else None
+            self._take(recording, one, functools.partial(recording.utterance, *place[1:], piece.channel), why_not)
 
 
 def extract_session(
@@ -411,7 +456,7 @@ class _Work:
         self._n_rows = n_rows
 
     def add(self, row: int, samples: np.ndarray, lost_s: float, cut_s: float = 0.0) -> None:
-        """Take an utterance, of which so much is silence that was put in, and so much was cut off at the file's end.
+        """Take an utterance, with its inserted silence and the part cut off at the end of the file.
 
         Raises:
             AudioProblem: if it cannot be used.
@@ -505,7 +550,7 @@ class _Work:
                 if n_lost == number == _HOPELESS:
                     raise ExtractorError(
                         f"{extractor.name} ended its process on each of {number} utterances alone ({lost}): it is "
-                        "broken here, or memory is short. What is finished is kept; put it right and run the same "
+                        "broken here, or memory is short. What is finished is kept; correct it and run the same "
                         "command again."
                     ) from None
 

@@ -84,6 +84,7 @@ def check_kills(tmp_path, config, gpus, names):
     assert_same_rows(rows_of(out), rows_of(tmp_path / "plain"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gpus", [1], indirect=True)
 def test_an_encoder_that_is_killed_costs_nothing(gpus, tmp_path):
     config = CONFIG.replace({"features": {"speech": str(write_speech_model(tmp_path / "wavlm", "wavlm"))}})

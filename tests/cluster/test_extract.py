@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import threading
 import time
@@ -89,6 +90,62 @@ def test_a_killed_driver_costs_nothing(local_ray, tmp_path):
 
 
 @pytest.mark.slow
+def test_of_two_drivers_at_once_one_makes_the_store(local_ray, tmp_path):
+    manifest, _ = write_corpus(tmp_path / "c", 40)
+    arguments = ("extract", "--manifest", manifest, "--out", tmp_path / "out")
+    address = ray.get_runtime_context().gcs_address
+    jobs = [start_job(*arguments, overrides=QUICK, RAY_ADDRESS=address) for _ in range(2)]
+    complaints = [job.communicate(timeout=200)[1] for job in jobs]
+    assert sorted(job.returncode for job in jobs) == [0, 1], complaints
+    (refused,) = [said for job, said in zip(jobs, complaints, strict=True) if job.returncode]
+    assert "is being written by another run, on " in refused or "has just been taken by another run" in refused
+    assert len(refused.strip().splitlines()) == 1
+    assert rows_of(tmp_path / "out") == expected_rows(manifest)
+
+
+def damage_index(out, rng, saved):
+    """Take the index away, cut it short, put back an earlier one, or take parts away that it knows."""
+    index = Path(out) / "_index"
+    held = {path: path.read_bytes() for path in index.glob("*.parquet")}
+    match rng.integers(4):
+        case 0:
+            shutil.rmtree(index, ignore_errors=True)
+        case 1:
+            for path, content in held.items():
+                path.write_bytes(content[: rng.integers(len(content))])
+        case 2:
+            for path in held:
+                path.unlink()
+            for path, content in saved.items():
+                path.write_bytes(content)
+        case 3:
+            for name in list(parts(out))[::3]:
+                (Path(out) / name).unlink()
+    saved |= held
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(4))
+def test_drivers_killed_beside_an_index_that_is_damaged_cost_nothing(local_ray, tmp_path, seed):
+    manifest, _ = write_corpus(tmp_path / "c", 40)
+    out, rng, saved = tmp_path / "out", np.random.default_rng(seed), {}
+    address = ray.get_runtime_context().gcs_address
+
+    def start():
+        return start_job("extract", "--manifest", manifest, "--out", out, overrides=QUICK, RAY_ADDRESS=address)
+
+    for after in (6, 13, 20):
+        kill_job(start(), due=lambda after=after: len(parts(out)) >= after, delay_s=rng.uniform(0, 0.5))
+        damage_index(out, rng, saved)
+    for _ in range(2):
+        again = start()
+        said, complained = again.communicate(timeout=200)
+        assert again.returncode == 0, complained
+        assert rows_of(out) == expected_rows(manifest)
+    assert "nothing to do" in said
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(10))
 def test_drivers_killed_again_and_again_with_their_ray_cost_nothing(tmp_path, seed):
     manifest, _ = write_corpus(tmp_path / "c", 40)
@@ -127,6 +184,7 @@ def test_killed_workers_cost_nothing(local_ray, tmp_path, times):
     assert rows_of(out) == expected_rows(manifest)
 
 
+@pytest.mark.slow
 def test_manifest_audio_and_store_may_lie_on_s3(bucket, local_ray, corpus):
     manifest, rows = corpus
     for session in range(9):

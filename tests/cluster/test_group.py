@@ -23,7 +23,8 @@ def run(folder, workers, mistaken):
     return run_group(work, mistaken, workers=workers, storage=str(folder), **settings)
 
 
-@pytest.mark.parametrize(("workers", "mistaken"), [pytest.param(1, (0,), marks=pytest.mark.slow), (2, (1,))])
+@pytest.mark.slow
+@pytest.mark.parametrize(("workers", "mistaken"), [(1, (0,)), (2, (1,))])
 def test_a_mistake_of_one_ends_all_who_wait_for_it(local_ray, tmp_path, workers, mistaken):
     with pytest.raises(UsageError, match=f"worker {mistaken[0]} was asked for what it cannot do"):
         run(tmp_path, workers, mistaken)

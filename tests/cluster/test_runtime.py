@@ -205,7 +205,7 @@ def test_a_worker_that_hangs_is_ended_and_its_shard_done_with_care(local_ray):
 
 def test_storage_that_refuses_a_worker_is_a_mistake_that_comes_home(local_ray):
     runtime.connect()
-    with pytest.raises(StorageError, match=r"Permission denied: '/archive/a.parquet'. Nothing is half written"):
+    with pytest.raises(StorageError, match=r"Permission denied: '/archive/a.parquet'. No file is half written"):
         list(runtime.run_shards(locked_out(), {}, [{"n": 1}]))
 
 

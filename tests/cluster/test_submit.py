@@ -180,7 +180,9 @@ def test_submitted_jobs_give_what_one_process_gives(head, tmp_path, monkeypatch)
     ("arguments", "message"),
     [
         (["--store", "/nowhere/store", "--out", "/nowhere/run"], "/nowhere/store does not exist"),
-        (["--store", "store", "--out", "/nowhere/run"], "'store' is a relative path"),
+        pytest.param(
+            *(["--store", "store", "--out", "/nowhere/run"], "'store' is a relative path"), marks=pytest.mark.slow
+        ),
     ],
 )
 def test_a_failing_job_exits_non_zero_and_says_why(head, arguments, message):

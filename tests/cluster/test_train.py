@@ -319,6 +319,7 @@ def test_too_few_cpus(store, local_ray, tmp_path):
         train(store, str(tmp_path / "run"), config(), workers=4)
 
 
+@pytest.mark.slow
 def test_driver_killed_and_job_run_again_with_all_in_a_bucket(undisturbed, bucket, local_ray, monkeypatch):
     """The cluster lives on, as after `ray job submit`."""
     store, out = make_store(f"{bucket}/store"), f"{bucket}/run"

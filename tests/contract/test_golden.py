@@ -1,7 +1,7 @@
 """What version 0.1.0 wrote is read, scored and gone on with, also when a later version has fields that it lacked.
 
 `tests/golden/make.py` says what lies there. Where audio was read in making a folder (a store, scores of recordings) it
-is read here and scored anew; whether such a folder may go on is said by the number `reading`, not by these tests.
+is read here and scored again; whether such a folder may go on is said by the number `reading`, not by these tests.
 """
 
 import dataclasses
@@ -212,10 +212,10 @@ def test_a_store_is_trained_on_as_then(config):
     # What a store was made with it says itself, whatever the run that learns from it is told.
     made_by = {name: vaemo.config.config.SECTIONS[name] for name in ("audio", "features", "vad")}
     told = {name: {key: fields_of(kind)[key].default for key in younger(kind)} for name, kind in made_by.items()}
-    assert train("store", "anew", config.replace(told))["dev_ccc_avg"] == pytest.approx(
+    assert train("store", "again", config.replace(told))["dev_ccc_avg"] == pytest.approx(
         then["dev_ccc_avg"], abs=TRAINED
     )
-    now, before = (load_checkpoint(path) for path in ("anew/best", "run/best"))
+    now, before = (load_checkpoint(path) for path in ("again/best", "run/best"))
     assert now.features == before.features
     assert now.config.decisive(*made_by) == before.config.decisive(*made_by)
 

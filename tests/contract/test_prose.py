@@ -22,6 +22,21 @@ RIDDLES = {
     r"\bhears (it|them|him|her)\b": "encodes, decodes, scores",
     r"\bof (a|the|this) trade\b": "of the field",
     r"\bwhosoever\b|\bthereof\b|\btherein\b": "who, of it, in it",
+    r"\banew\b": "again",
+    r"\b[Nn]obody\b|\b[Ss]omebody\b": "name the actor, or use the passive: unknown, not given, unused",
+    r"\bto be told\b|\bis told of\b": "reported, called with",
+    r"\bcannot be meant\b": "is invalid",
+    r"\bas ever\b": "as before, unaffected",
+    r"\bone's own\b": "your own",
+    r"\bgoes first\b": "takes precedence",
+    r"\btravels? along\b": "is kept, is copied",
+    r"\bsays nothing of\b": "has no, does not describe",
+    r"\bstands? (there|twice|in two)\b": "is there, occurs twice, is in two",
+    r"\bput (it|them|the \w+) right\b": "correct",
+    r"\bgive or take\b|\bof then\b|\bof before\b": "earlier, previous",
+    r"\bworth its keep\b": "useful",
+    r"\bat its door\b": "on input",
+    r"^\s*\"\"\"What (becomes|became|comes) ": "name the result",
 }
 """Pattern, and what to write in its place."""
 

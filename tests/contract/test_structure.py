@@ -94,7 +94,7 @@ LAZY = {
     "vaemo.features.load": "an extractor is imported when a config asks for it: each has packages of its own",
     "vaemo.model.regressor": "two methods are short for functions of `vaemo.model.checkpoint`, which loads regressors",
     "vaemo.model.feedback": "for types alone: its functions are parts of the regressor",
-    "vaemo.scoring.score": "for types alone: personal deltas are trained with what stands here",
+    "vaemo.scoring.table": "for types alone: personal deltas are trained with what stands here",
     "vaemo.stream": "for types alone: personal deltas are trained, which a stream does not do",
     "vaemo.evaluation.pictures": "only one of the pictures needs it",
 }

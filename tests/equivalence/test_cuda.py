@@ -8,7 +8,7 @@ from model_cases import FEEDBACKS, UPDATERS, gradients, make_case, outputs_and_g
 from vaemo.config import Config
 from vaemo.model.conv import conv_chunk
 from vaemo.model.mamba2 import ssd_kernel, ssd_reference
-from vaemo.model.scan import _why_no_kernel, resolve_scan, scan_chunk, scan_kernel, scan_reference
+from vaemo.model.scan import resolve_scan, scan_chunk, scan_kernel, scan_reference, why_no_kernel
 from vaemo.testing import linear_world
 from vaemo.training.trainer import Trainer
 
@@ -30,7 +30,7 @@ L, T, E, N, G, P = 16, 30, 256, 16, 8, 32
 @pytest.fixture
 def kernels():
     """Skips where mamba-ssm's kernels are not to be had."""
-    if missing := _why_no_kernel(DEVICE, "mamba"):
+    if missing := why_no_kernel(DEVICE, "mamba"):
         pytest.skip(missing)
 
 

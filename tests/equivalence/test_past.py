@@ -16,7 +16,7 @@ from vaemo.data.sessions import assemble_sessions
 from vaemo.data.windows import PackedSessions
 from vaemo.errors import FeatureMismatchError, NonFiniteFeatureError
 from vaemo.model.streams import Streams
-from vaemo.scoring.score import score_table
+from vaemo.scoring.table import score_table
 from vaemo.stream import Stream
 from vaemo.testing import linear_world
 from vaemo.training.replay import replay
@@ -140,7 +140,7 @@ def test_batch_replay_windows_and_stream_agree(talk, sequence_by):
     spoken, table, path = talk
     config = Config().replace({"sessions": {"sequence_by": sequence_by}})
     stream = Stream(path, EXTRACTORS, config=config)
-    model = stream._model
+    model = stream.model
     sessions = assemble_sessions(table, sequence_by=sequence_by)
     rows = np.concatenate([session.rows for session in sessions])
     expected = one_by_one(model, sessions)
@@ -163,7 +163,7 @@ def test_batch_replay_windows_and_stream_agree(talk, sequence_by):
 
 def test_each_kind_of_past_matters(talk):
     _, table, path = talk
-    model = Stream(path, EXTRACTORS)._model
+    model = Stream(path, EXTRACTORS).model
     one = table.set_column(table.column_names.index("speaker_id"), "speaker_id", table["session_id"])
     plain, nobody = (values(score_table(rows, [model], lanes=4, chunk=8)) for rows in (table, one))
     changed = np.abs(plain - nobody).max(axis=1) > PUBLISHED

@@ -39,6 +39,7 @@ def disk(tmp_path):
     subprocess.run(["umount", folder], check=True)
 
 
+@pytest.mark.slow
 def test_a_full_disk_costs_nothing(local_ray, disk, tmp_path):
     folder, enlarge = disk
     manifest, _ = write_corpus(tmp_path / "c", 40)
@@ -94,6 +95,7 @@ def test_a_disk_too_full_to_begin_says_so(disk, tmp_path):
     assert not list((folder / "out").iterdir())
 
 
+@pytest.mark.slow
 def test_an_object_store_smaller_than_the_work_is_enough():
     """Shards of manifests carry their rows: all of them together may be larger than Ray's memory for objects."""
     ray.shutdown()

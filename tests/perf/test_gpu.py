@@ -39,10 +39,10 @@ def utterances_per_s(data, config, device):
     """Of training epochs, the median of three behind a first one; None where the scan cannot be had."""
     try:
         trainer = Trainer(data, data[:2], config, device=device)
-        trainer._train_epoch(0)
+        trainer.train_epoch(0)
     except ScanNotAvailableError:
         return None
-    return statistics.median(trainer._train_epoch(epoch)["utterances_per_s"] for epoch in (1, 2, 3))
+    return statistics.median(trainer.train_epoch(epoch)["utterances_per_s"] for epoch in (1, 2, 3))
 
 
 @pytest.mark.parametrize("lanes", [16, 256])

@@ -38,7 +38,7 @@ work = plan_extraction(source, listing, Index(sys.argv[2]), config)
 first = work.shards[0]
 begun_s = time.perf_counter() - start
 n_bytes = sum(sum(len(value) for value in shard.values()) for shard in work.shards)
-print(json.dumps({"listed_s": listed_s, "begun_s": begun_s, "all_s": time.perf_counter() - start,
+print(json.dumps({"listed_s": listed_s, "begun_s": begun_s, "cpu_s": time.process_time(),
                   "parts": len(work.shards), "mb": n_bytes / 1e6,
                   "rss_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}))
 """
@@ -75,7 +75,12 @@ def write_manifest(path, n):
         return
     with open(path, "w") as file:
         for block in blocks(n):
-            file.writelines(json.dumps(row) + "\n" for row in block.to_pylist())
+            texts = [type_ == pa.string() for type_ in block.schema.types]
+            fields = (
+                f'"{name}": ' + ('"%s"' if text else "%r") for name, text in zip(block.column_names, texts, strict=True)
+            )
+            line = f"{{{', '.join(fields)}}}\n"
+            file.writelines(line % row for row in zip(*block.to_pydict().values(), strict=True))
 
 
 def planned(path, out):

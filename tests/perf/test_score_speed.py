@@ -25,7 +25,7 @@ from vaemo.model.streams import Streams
 from vaemo.pipeline.sources import RecordingsSource, Tools
 from vaemo.scores import read_utterances
 from vaemo.scoring.roles import RoleRules
-from vaemo.scoring.score import score_table
+from vaemo.scoring.table import score_table
 from vaemo.trust.calibration import CALIB_SPLIT, calibrate
 from vaemo.trust.novelty import Novelty
 from vaemo.units import DIMENSIONS, LabelScale

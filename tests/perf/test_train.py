@@ -106,7 +106,7 @@ def test_epoch_against_the_plain_loop(feedback, at_least):
     optimizer = torch.optim.AdamW(plain.m.parameter_groups(config.train.weight_decay), lr=config.train.lr)
     ours, theirs = [], []
     for epoch in range(1 + ROUNDS):
-        time_s, line = seconds(lambda epoch=epoch: trainer._train_epoch(epoch))
+        time_s, line = seconds(lambda epoch=epoch: trainer.train_epoch(epoch))
         ours.append(time_s)
         time_s, loss = seconds(lambda epoch=epoch: plain_epoch(plain, optimizer, trainer, epoch, feedback == "label"))
         theirs.append(time_s)
@@ -131,7 +131,7 @@ def test_little_time_is_spent_outside_forward_and_backward(monkeypatch):
 
         return call
 
-    trainer._train_epoch(0)
+    trainer.train_epoch(0)
     for owner, name in (
         (trainer_module, "add_noise"),
         (trainer.model, "draw_dropout"),
@@ -142,7 +142,7 @@ def test_little_time_is_spent_outside_forward_and_backward(monkeypatch):
     shares = []
     for epoch in range(1, 1 + ROUNDS):
         spent.clear()
-        whole_s, _ = seconds(lambda epoch=epoch: trainer._train_epoch(epoch))
+        whole_s, _ = seconds(lambda epoch=epoch: trainer.train_epoch(epoch))
         shares.append(1 - sum(spent) / whole_s)
     outside = statistics.median(shares)
     print(f"\noutside forward and backward: {outside:.1%} of an epoch, from {min(shares):.1%} to {max(shares):.1%}")
@@ -156,9 +156,9 @@ def test_cost_is_linear():
     for n in (20, 200, 2000):
         data = sessions(n, 40, 60, {"speech": 16})
         trainer = Trainer(data, data[:2], config)
-        trainer._train_epoch(0)
+        trainer.train_epoch(0)
         count = sum(map(len, data))
-        rounds = [seconds(lambda trainer=trainer: trainer._train_epoch(1))[0] for _ in range(3)]
+        rounds = [seconds(lambda trainer=trainer: trainer.train_epoch(1))[0] for _ in range(3)]
         per_utterance[count] = min(rounds) / count
     print("\n" + ", ".join(f"{count:,} utterances: {1e6 * s:.0f} us each" for count, s in per_utterance.items()))
     small, middle, large = per_utterance.values()

@@ -18,7 +18,7 @@ from vaemo.config import Config, FeatureConfig
 from vaemo.errors import OtherRunError, TooManyFailuresError
 from vaemo.scores import read_provenance, read_utterances
 from vaemo.scoring.erase import erase_session
-from vaemo.scoring.ids import VARIABLE, IdKey
+from vaemo.scoring.ids import KEY_VARIABLE, IdKey
 from vaemo.store import FeatureStore
 from vaemo.testing import write_store
 
@@ -69,7 +69,7 @@ def test_a_recording_that_went_on_is_told_and_done_again_where_asked(checkpoint,
     assert len(rows(out, "1.wav")) > len(half)
     assert [rows(out, name) for name in ("0.wav", "2.wav")] == others
     assert (
-        score_all(archive, checkpoint, tmp_path / "anew")
+        score_all(archive, checkpoint, tmp_path / "again")
         .drop(["run_id"])
         .equals(
             read_utterances(str(out)).sort_by([("session_id", "ascending"), ("position", "ascending")]).drop(["run_id"])
@@ -113,7 +113,7 @@ def test_features_replaced_under_the_same_ids_are_refused(tmp_path):
 
 
 def test_twins_are_scored_once_and_erased_together(checkpoint, tmp_path, monkeypatch):
-    monkeypatch.setenv(VARIABLE, KEY)
+    monkeypatch.setenv(KEY_VARIABLE, KEY)
     archive, out = tmp_path / "archive", str(tmp_path / "out")
     write_call(archive / "a.wav", 1)
     write_call(archive / "other.wav", 2)
@@ -128,7 +128,7 @@ def test_twins_are_scored_once_and_erased_together(checkpoint, tmp_path, monkeyp
 
 
 def test_twins_are_erased_together_where_ids_are_hidden(checkpoint, tmp_path, monkeypatch):
-    monkeypatch.setenv(VARIABLE, KEY)
+    monkeypatch.setenv(KEY_VARIABLE, KEY)
     archive, out = tmp_path / "archive", str(tmp_path / "out")
     write_call(archive / "Ann's call.wav", 1)
     shutil.copy(archive / "Ann's call.wav", archive / "copy.wav")

@@ -57,7 +57,7 @@ def test_the_demonstration(tmp_path):
         assert str(out / name) in ended.stdout
         assert (out / name).stat().st_size > 1000
 
-    # Only evaluation and reports are made anew.
+    # Only evaluation and reports are made again.
     before = content(out)
     again = run_demo(out)
     assert again.returncode == 0, again.stderr[-2000:]

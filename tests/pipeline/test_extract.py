@@ -21,7 +21,7 @@ from vaemo.pipeline.sources import RecordingsSource, Tools
 from vaemo.scoring.roles import RoleRules
 from vaemo.store import part_schema
 from vaemo.units import STREAMS
-from vaemo.utterances import extract_recording, extract_utterances
+from vaemo.utterances import Parties, extract_recording, extract_utterances
 
 CONFIG = Config()
 
@@ -190,8 +190,9 @@ def test_roles_are_written_and_skipped_channels_cost_no_features(recording, deco
         extractors={"speech": extractor},
         config=CONFIG,
         decoder=decoder,
-        roles_of=lambda n_channels: ["agent", "customer"][:n_channels],
-        hears=lambda role: role == "customer",
+        parties=Parties(
+            roles_of=lambda n_channels: ["agent", "customer"][:n_channels], scored=lambda role: role == "customer"
+        ),
     )
     rows = table.to_pylist()
     agent = [row for row in rows if row["channel"] == 0]

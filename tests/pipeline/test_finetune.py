@@ -68,9 +68,9 @@ def test_training_starts_from_the_features_of_the_store(tmp_path):
 def touched(heard, config):
     """Names of the encoder's parameters that an optimiser step moves; those with a gradient must be the same."""
     trainer = heard.trainer(config)
-    network = trainer._end_to_end.network
+    network = trainer.end_to_end.network
     before = {name: value.detach().clone() for name, value in network.named_parameters()}
-    trainer._train_epoch(0)
+    trainer.train_epoch(0)
     assert {name for name, value in network.named_parameters() if value.grad is not None} == {
         name for name, value in network.named_parameters() if value.requires_grad
     }
@@ -100,8 +100,8 @@ def test_gradients_reach_the_whole_encoder_and_its_pooling(heard):
 
 def test_the_encoder_learns_at_its_own_rate(heard):
     trainer = heard.trainer(heard.config(**LEARNED, encoder_lr=7e-4, warmup_fraction=0.0))
-    trainer._train_epoch(0)
-    groups = trainer._optimizer.param_groups
+    trainer.train_epoch(0)
+    groups = trainer.optimizer.param_groups
     factor = groups[0]["lr"] / 3e-3
     assert [group["lr"] / factor for group in groups] == pytest.approx([3e-3, 3e-3, 7e-4, 3e-3])
     assert [group["weight_decay"] for group in groups[2:]] == [0.0, 0.0]
@@ -113,18 +113,18 @@ def test_the_encoder_learns_at_its_own_rate(heard):
 def test_until_it_is_unfrozen_the_encoder_stands_still_and_no_audio_is_read(heard, monkeypatch):
     frozen = next(iter(heard.trainer(heard.config(encoder="frozen"))))
     trainer = heard.trainer(heard.config(encoder_from_epoch=1))
-    before = {name: value.clone() for name, value in trainer._end_to_end.network.state_dict().items()}
+    before = {name: value.clone() for name, value in trainer.end_to_end.network.state_dict().items()}
     epochs = iter(trainer)
     with monkeypatch.context() as patch:
         patch.setattr(Waveforms, "read", lambda *_: pytest.fail("audio was read"))
         assert comparable([next(epochs)]) == comparable([frozen])
     assert trainer.kept_encoder() is None
-    for name, value in trainer._end_to_end.network.state_dict().items():
+    for name, value in trainer.end_to_end.network.state_dict().items():
         assert torch.equal(value, before[name]), name
     next(epochs)
     assert trainer.kept_encoder() is not None
     assert not torch.equal(
-        trainer._end_to_end.network.state_dict()["encoder.encoder.layers.0.attention.v_proj.weight"],
+        trainer.end_to_end.network.state_dict()["encoder.encoder.layers.0.attention.v_proj.weight"],
         before["encoder.encoder.layers.0.attention.v_proj.weight"],
     )
 

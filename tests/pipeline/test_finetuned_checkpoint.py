@@ -80,7 +80,7 @@ def test_recordings_the_stream_and_a_replay_by_hand_hear_the_trained_encoder(tun
 
     # By hand: the network in memory, never written, and the model beside it.
     _, dev = corpus.sessions(trainer.config)
-    packed = trainer._end_to_end.embed_sessions(PackedSessions.of(dev), trainer._kept_network, trainer.group)
+    packed = trainer.end_to_end.embed_sessions(PackedSessions.of(dev), trainer.kept_network, trainer.group)
     replayed = replay(trainer.kept, packed, window=4).prediction
     np.testing.assert_allclose(in_order(rows, packed.utt_ids), replayed, atol=SINGLE)
     measured = ccc(replayed, packed.labels.numpy())
@@ -107,7 +107,7 @@ def test_a_store_of_another_encoder_is_refused_and_one_of_this_encoder_is_scored
 def test_extraction_with_the_trained_encoder_does_not_depend_on_the_batch(tuned):
     corpus, best, trainer = tuned
     encoder = SpeechEncoder(load_checkpoint(best).features)
-    samples = trainer._end_to_end.waveforms.read(corpus.sessions(trainer.config)[0][0].utt_ids)
+    samples = trainer.end_to_end.waveforms.read(corpus.sessions(trainer.config)[0][0].utt_ids)
     alone = np.concatenate([encoder([each]) for each in samples])
     assert np.abs(encoder(samples) - alone).max() < SINGLE * np.abs(alone).max()
 
@@ -118,7 +118,7 @@ def test_layers_behind_the_one_that_is_pooled_are_kept_as_they_were(tuned):
     assert before.keys() == after.keys()
     same = {name for name in before if torch.equal(before[name], after[name])}
     behind = set()
-    if trainer._end_to_end.features.speech_layer == 2:
+    if trainer.end_to_end.features.speech_layer == 2:
         behind = {name for name in before if name.startswith(("encoder.layers.2.", "encoder.layer_norm."))}
     assert behind <= same
     assert {name for name in same - behind if "k_proj.bias" not in name} == {"masked_spec_embed"}

@@ -19,12 +19,12 @@ from vaemo.config import Config
 from vaemo.errors import OtherRunError, ReadCheckpointError, ReadStoreError, UsageError, VaemoError
 from vaemo.model.checkpoint import load_checkpoint
 from vaemo.parts.shards import read_keys
-from vaemo.personalize import PROVENANCE, SPEAKERS, USED, Personal
+from vaemo.personalize import PERSONAL_FILE, SPEAKERS, USED, Personal
 from vaemo.scores import read_sessions
 from vaemo.scoring import tend
 from vaemo.scoring.erase import Tombstones, erase_session
-from vaemo.scoring.ids import VARIABLE, IdKey
-from vaemo.scoring.score import score_table
+from vaemo.scoring.ids import KEY_VARIABLE, IdKey
+from vaemo.scoring.table import score_table
 from vaemo.store import FeatureStore
 from vaemo.testing import write_store
 
@@ -34,7 +34,7 @@ HASHED = {"score": {"hash_ids": True}}
 
 @pytest.fixture(autouse=True)
 def inline(monkeypatch):
-    monkeypatch.setenv(VARIABLE, KEY)
+    monkeypatch.setenv(KEY_VARIABLE, KEY)
 
 
 @pytest.fixture
@@ -77,10 +77,10 @@ def test_no_id_is_written_and_the_key_neither(store, checkpoint, tmp_path, capsy
 
 def test_another_key_is_another_run(store, checkpoint, tmp_path, monkeypatch):
     run(store, checkpoint, tmp_path / "out", **HASHED)
-    monkeypatch.setenv(VARIABLE, "another secret of mine")
+    monkeypatch.setenv(KEY_VARIABLE, "another secret of mine")
     with pytest.raises(OtherRunError, match="id_key was"):
         run(store, checkpoint, tmp_path / "out", **HASHED)
-    monkeypatch.delenv(VARIABLE)
+    monkeypatch.delenv(KEY_VARIABLE)
     with pytest.raises(UsageError, match=r"score.hash_ids needs a secret key"):
         run(store, checkpoint, tmp_path / "out", **HASHED)
 
@@ -90,9 +90,9 @@ def test_errors_name_no_id(store, checkpoint, tmp_path):
     table = files.read_parquet(part)
     copy = table.slice(0, 1).set_column(1, "utt_id", pa.array(["x"]))
     files.write_parquet_whole(files.join(store, "part-9.parquet"), copy)
-    with pytest.raises(ReadStoreError, match=r"session 's0000' stands in .* and in "):
+    with pytest.raises(ReadStoreError, match=r"session 's0000' occurs in .* and in "):
         run(store, checkpoint, tmp_path / "plain")
-    with pytest.raises(VaemoError, match=r"stands in .* and in ") as caught:
+    with pytest.raises(VaemoError, match=r"occurs in .* and in ") as caught:
         run(store, checkpoint, tmp_path / "out", **HASHED)
     assert "s0000" not in str(caught.value)
 
@@ -160,10 +160,10 @@ def test_tombstones_need_the_key_that_made_them(store, checkpoint, tmp_path, mon
     erase_session("s0005", IdKey(KEY), scores=str(out))
     with pytest.raises(OtherRunError, match="was written with another key"):
         erase_session("s0006", IdKey("another secret of mine"), scores=str(out))
-    monkeypatch.setenv(VARIABLE, "another secret of mine")
+    monkeypatch.setenv(KEY_VARIABLE, "another secret of mine")
     with pytest.raises(OtherRunError, match="or what was erased would come back"):
         run(store, checkpoint, out)
-    monkeypatch.delenv(VARIABLE)
+    monkeypatch.delenv(KEY_VARIABLE)
     with pytest.raises(UsageError, match="which says what was erased, needs a secret key"):
         run(store, checkpoint, out)
     assert Tombstones.read(str(tmp_path / "nowhere")).erased(["a"]) == []
@@ -192,7 +192,7 @@ def test_a_folder_that_is_not_there_is_not_made_by_erasing(checkpoint, store, tm
     out = tmp_path / "out"
     run(store, checkpoint, out)
     before = everything_in(out)
-    with pytest.raises(UsageError, match="none does not exist, so that nothing was erased anywhere"):
+    with pytest.raises(UsageError, match="none does not exist, so nothing was erased"):
         tend.main(["erase", "--session", "s0005", "--scores", str(out), option, str(tmp_path / "none")])
     assert everything_in(out) == before
     assert not (tmp_path / "none").exists()
@@ -230,7 +230,7 @@ def personal(store, tmp_path):
     files.write_parquet_whole(files.join(deltas, SPEAKERS), pa.table({"speaker_id": speakers}))
     used = pa.table({"session_id": ["s0001", "s0005"], "utt_id": ["s0001-0000", "s0005-0000"], "speaker_id": speakers})
     files.write_parquet_whole(files.join(deltas, USED), used)
-    files.write_json(files.join(deltas, PROVENANCE), {"fingerprint": "1234"})
+    files.write_json(files.join(deltas, PERSONAL_FILE), {"fingerprint": "1234"})
     return deltas
 
 

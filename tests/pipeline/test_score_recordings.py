@@ -32,7 +32,7 @@ from vaemo.errors import (
 from vaemo.features import load_extractors
 from vaemo.model.checkpoint import load_checkpoint
 from vaemo.scores import read_provenance, read_sessions
-from vaemo.scoring.score import score_table
+from vaemo.scoring.table import score_table
 from vaemo.store import write_part
 from vaemo.utterances import extract_recording, extract_utterances
 
@@ -178,10 +178,10 @@ def test_one_channel_is_mixed_whatever_was_said(recordings, checkpoint, tmp_path
         rows = run(tmp_path / "mono", checkpoint, tmp_path / f"out{number}", **options)
         assert set(rows["role"].to_pylist()) == {"mixed"}
         assert set(rows["status"].to_pylist()) == {"not_scored_role"}
-        assert "warning: nobody was scored: no utterance is of a customer." in capsys.readouterr().out
+        assert "warning: no utterance was scored: none is of a customer." in capsys.readouterr().out
     one = run(tmp_path / "mono", checkpoint, tmp_path / "one", score={"channel_roles": ["customer"]})
     assert set(one["status"].to_pylist()) == {"ok"}
-    assert "nobody was scored" not in capsys.readouterr().out
+    assert "no utterance was scored" not in capsys.readouterr().out
 
 
 def store_of(folder, names, path):

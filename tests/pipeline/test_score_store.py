@@ -23,7 +23,7 @@ from vaemo.errors import (
 )
 from vaemo.model.regressor import SessionRegressor
 from vaemo.scores import read_provenance, read_sessions
-from vaemo.scoring.score import score_table
+from vaemo.scoring.table import score_table
 from vaemo.store import FeatureStore
 from vaemo.testing import write_store
 
@@ -227,7 +227,7 @@ def test_a_session_in_two_parts_is_refused(store, checkpoint, tmp_path):
     table = files.read_parquet(part)
     utt_ids = pc.binary_join_element_wise(table["utt_id"], pa.scalar("x"), "")
     write_table(store, "part-9.parquet", table.set_column(1, "utt_id", utt_ids).slice(0, 1))
-    with pytest.raises(ReadStoreError, match=r"session 's0000' stands in .* and in .*part-9.parquet; a session"):
+    with pytest.raises(ReadStoreError, match=r"session 's0000' occurs in .* and in .*part-9.parquet; a session"):
         run(store, checkpoint, tmp_path / "out")
 
 

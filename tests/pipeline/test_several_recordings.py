@@ -2,6 +2,7 @@
 
 import csv
 import os
+import re
 
 import numpy as np
 import pyarrow.compute as pc
@@ -113,7 +114,7 @@ def test_a_store_says_where_the_audio_is(archive, checkpoint, tmp_path, monkeypa
     told = str(hidden.to_pylist())
     assert len(hidden["audio_path"].unique().drop_null()) == 2
     assert "early" not in told
-    assert "c1" not in told
+    assert not re.search(r"'c1['#]", told)
 
 
 def test_one_file_may_be_missing_and_come(archive, checkpoint, tmp_path, capsys):
@@ -121,7 +122,7 @@ def test_one_file_may_be_missing_and_come(archive, checkpoint, tmp_path, capsys)
     folder.mkdir()
     (folder / "early.wav").write_bytes((archive[0] / "early.wav").read_bytes())
     calls = table(tmp_path / "calls.csv", [{**row, "offset_s": n} for n, row in enumerate(CALLS[:2])])
-    options = {"calls": calls, "score": {"max_failed_fraction": 0.9}}
+    options = {"calls": calls, "score": {"max_failed_fraction": 1.0}}
     rows = run(folder, checkpoint, tmp_path / "out", **options)
     (missing,) = rows.filter(pc.equal(rows["status"], "missing")).to_pylist()
     assert "not among the recordings" in missing["reason"]

@@ -23,9 +23,9 @@ def store(tmp_path_factory):
         (["--folds", "by=day"], 2, "--folds by=day: give by=fold, by=speaker, or k=N"),
         (["--folds", "by=fold"], 1, "the column 'fold' has 0 values"),
         (["--set", "labels.range=[0.4, 0.6]"], 1, "outside [0.4, 0.6], which is labels.range"),
-        (["--set", "features.speaker_aggregation=enrolled"], 2, "does not say what its features are"),
+        (["--set", "features.speaker_aggregation=enrolled"], 2, "does not record what its features are"),
         (["--speakers", "voices.parquet"], 2, "speaker_aggregation is utterance; enrolments need enrolled"),
-        (["--set", "features.speaker_aggregation=running_mean"], 2, "does not say what its features are"),
+        (["--set", "features.speaker_aggregation=running_mean"], 2, "does not record what its features are"),
     ],
 )
 def test_mistakes_are_one_line(store, tmp_path, args, code, says):

@@ -171,14 +171,14 @@ def test_rivals_look_at_a_part_of_what_is_large(parts, monkeypatch):
     fewer = rivals(train, dev, ["speech"])
     assert fewer != every
     assert fewer == rivals(train, dev, ["speech"])
-    seen = baselines._some(train, ["speech"])
+    seen = baselines.some_sessions(train, ["speech"])
     assert 0 < sum(map(len, seen)) <= len(train.labels) // 2
     own = {session.labels.tobytes() for session in parts[0]}
     assert all(session.labels.tobytes() in own for session in seen), "sessions are whole"
     monkeypatch.setattr(baselines, "RIVAL_NUMBERS", 8 * 70)
-    assert 30 < sum(map(len, baselines._some(train, ["speech"]))) <= 70
+    assert 30 < sum(map(len, baselines.some_sessions(train, ["speech"]))) <= 70
     monkeypatch.setattr(baselines, "RIVAL_NUMBERS", 1)
-    assert len(baselines._some(train, ["speech"])) == 1
+    assert len(baselines.some_sessions(train, ["speech"])) == 1
 
 
 @pytest.mark.parametrize("split", [0, 1])

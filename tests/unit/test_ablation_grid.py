@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from vaemo.ablation.cell import check_fold, matrix, named, read_result, write_result
+from vaemo.ablation.cell import check_fold, columns_named, matrix, read_result, write_result
 from vaemo.ablation.cell import run_cell as cell_of_the_grid
 from vaemo.ablation.grid import ABLATIONS, FULL, Cell, Variant, choose_variants, plan_cells
 from vaemo.config import Config
@@ -118,6 +118,7 @@ def run_cell(cell, sessions, fold, config):
     return cell_of_the_grid(cell, light, PackedSessions.of(sessions), fold, config)
 
 
+@pytest.mark.long
 def test_a_cell_is_a_plain_training(world, sessions):
     table, facts = run_cell(Cell(FULL, 2, ""), sessions, plain_split(world.table, QUICK.splits), QUICK)
     trainer = Trainer(world.sessions("train"), world.sessions("dev"), QUICK.replace({"train": {"seed": 2}}))
@@ -126,7 +127,7 @@ def test_a_cell_is_a_plain_training(world, sessions):
     free = replay(trainer.kept, packed, window=QUICK.train.window).prediction
     fed = replay(trainer.kept, packed, window=QUICK.train.window, observed=packed.labels).prediction
     np.testing.assert_allclose(matrix(table, DIMENSIONS), free, atol=FLOAT32)
-    np.testing.assert_allclose(matrix(table, named("fed", DIMENSIONS)), fed, atol=FLOAT32)
+    np.testing.assert_allclose(matrix(table, columns_named("fed", DIMENSIONS)), fed, atol=FLOAT32)
     assert table["utt_id"].to_pylist() == [utt_id for session in world.sessions("test") for utt_id in session.utt_ids]
     assert facts["dev_ccc_avg"] == history[-1]["dev_ccc_avg"]
     assert facts["ccc_avg"] == pytest.approx(ccc(free, packed.labels.numpy()).mean(), abs=FLOAT32)
@@ -153,7 +154,7 @@ def test_the_kept_epoch_is_compared_not_the_last(world, sessions):
 def test_without_feedback_nothing_is_fed(world, sessions):
     stateless = next(variant for variant in ABLATIONS if variant.name == "no-state")
     table, _ = run_cell(Cell(stateless, 0, ""), sessions, plain_split(world.table, QUICK.splits), QUICK)
-    assert all(table[name].null_count == len(table) for name in named("fed", DIMENSIONS))
+    assert all(table[name].null_count == len(table) for name in columns_named("fed", DIMENSIONS))
     assert table["valence"].null_count == 0
 
 

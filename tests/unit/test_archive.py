@@ -202,11 +202,11 @@ def test_what_lies_in_an_archive_tier_is_known_from_the_listing(bucket):
 
 
 def test_a_restored_object_is_read():
-    assert files._cold("GLACIER", {"IsRestoreInProgress": True})[1].startswith(
+    assert files.archived("GLACIER", {"IsRestoreInProgress": True})[1].startswith(
         "it lies in the archive tier GLACIER; restore it, which is under way"
     )
-    assert files._cold("GLACIER", {"RestoreExpiryDate": "2026-12-01"}) is None
-    assert files._cold(None, {}) is None
+    assert files.archived("GLACIER", {"RestoreExpiryDate": "2026-12-01"}) is None
+    assert files.archived(None, {}) is None
 
 
 def write_table(path, text):
@@ -246,8 +246,8 @@ def test_an_inventory_of_s3_is_one(tmp_path, packed):
     ("text", "message"),
     [
         ("path,size\na.wav,1\n,2\n", "row 2: it names no recording"),
-        ("path\na.wav\na.wav\n", "row 2: 'a.wav' stands there already"),
-        ("session_id,path\nx,a.wav\nx,b.wav\n", "row 2: 'x' stands there already"),
+        ("path\na.wav\na.wav\n", "row 2: 'a.wav' is already there"),
+        ("session_id,path\nx,a.wav\nx,b.wav\n", "row 2: 'x' is already there"),
         ('path\n"a.wav\n', "cannot be read|names no recording|holds no recordings"),
         ("", "cannot be read"),
     ],

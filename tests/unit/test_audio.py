@@ -84,6 +84,7 @@ def _similarity(found, expected):
     return float(best / np.linalg.norm(found) / np.linalg.norm(expected))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["ulaw.wav", "pcm.flac", "opus.ogg", "layer3.mp3", "aac.m4a", "opus.webm"])
 def test_a_part_is_the_same_as_when_it_is_cut_from_the_whole(tmp_path, decoder, name):
     rate = RATES.get(name, 8000)

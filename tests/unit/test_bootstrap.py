@@ -155,6 +155,7 @@ def test_holm():
     assert holm([]) == []
 
 
+@pytest.mark.long
 def test_nominal_95_percent_covers_92_to_98():
     """400 corpora of 40 sessions; the truth is the metric of 40,000 sessions."""
     rng = np.random.default_rng(7)

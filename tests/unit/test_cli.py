@@ -60,7 +60,7 @@ def test_a_full_disk_is_one_line(capsys):
         cli.run(main)
     assert exit_.value.code == 1
     printed = capsys.readouterr().err
-    assert "storage failed: [Errno 28] No space left on device: '/out/a.parquet'. Nothing is half written" in printed
+    assert "storage failed: [Errno 28] No space left on device: '/out/a.parquet'. No file is half written" in printed
     assert len(printed.splitlines()) == 1
 
 
@@ -166,7 +166,7 @@ def test_a_checkpoint_whose_path_holds_commas_is_one(tmp_path, monkeypatch):
     assert checkpoints("runs/missing") == (f"{at}/runs/missing",)
     for text, part in ((f"{plain},runs/x=1", "runs/x=1"), ("runs/x=1,d=2/best", "runs/x=1"), (f"{plain},", "")):
         with pytest.raises(
-            ReadCheckpointError, match=rf"neither this is there, nor '{part}' of it. Give the option once"
+            ReadCheckpointError, match=rf"neither this exists, nor '{part}' of it. Give the option once"
         ):
             checkpoints(text)
 

@@ -1,4 +1,4 @@
-"""Small parts are joined: nothing is lost or stands twice, whenever that is killed; other programs read the folder."""
+"""Small parts are joined: nothing is lost or occurs twice, whenever that is killed; other programs read the folder."""
 
 import functools
 import json
@@ -83,6 +83,7 @@ def until_killed(left, call, path, *rest):
     return call(path, *rest)
 
 
+@pytest.mark.long
 def test_it_may_be_killed_anywhere(folder, tmp_path, monkeypatch):
     before, finished = read(folder), keys(folder)
     real = {name: getattr(files, name) for name in ("write_whole", "delete")}

@@ -13,6 +13,8 @@ from vaemo.pipeline.executors import InProcess
 from vaemo.pipeline.training import train
 from vaemo.testing import linear_world, write_store
 
+pytestmark = pytest.mark.long
+
 SMALL = ["model.d_c=4", "model.head_hidden=8", "updater.d_model=8", "train.epochs=1", "train.min_labelled=16"]
 SMALL += ["train.trackers=[]", "model.scan=chunk", "evaluate.bootstrap=20"]
 CONFIG = Config.load("default", SMALL)

@@ -15,7 +15,7 @@ from vaemo.parts.index import Index
 from vaemo.parts.shards import tag_keys
 from vaemo.scoring import tend
 from vaemo.scoring.erase import Tombstones
-from vaemo.scoring.ids import VARIABLE, IdKey
+from vaemo.scoring.ids import KEY_VARIABLE, IdKey
 
 KEY = "correct horse battery"
 GONE = ("call-2", "call-5")
@@ -23,7 +23,7 @@ GONE = ("call-2", "call-5")
 
 @pytest.fixture(autouse=True)
 def key(monkeypatch):
-    monkeypatch.setenv(VARIABLE, KEY)
+    monkeypatch.setenv(KEY_VARIABLE, KEY)
 
 
 def write_scores(out, *, hide=False):

@@ -228,7 +228,7 @@ def test_a_store_that_says_no_range_is_on_labels_range(tmp_path, rows, scored):
         assert result["native_range"] == [1, 7]
         for name in ("ccc_avg", "rmse_valence"):
             assert result["pooled"][name] == pytest.approx(plain["pooled"][name], abs=FLOAT32)
-    with pytest.raises(LabelError, match=r"outside \[0, 1\]\. Say the corpus's own range, such as --set labels.range="):
+    with pytest.raises(LabelError, match=r"outside \[0, 1\]\. Give the corpus's own range, such as --set labels"):
         evaluate(scored, str(tmp_path / "store"), str(tmp_path / "c"), QUICK)
 
 
@@ -240,7 +240,7 @@ def test_nobody_is_told_to_set_what_is_set(tmp_path, rows, scored, kind):
     with pytest.raises(LabelError) as caught:
         evaluate(scored, labels, str(tmp_path / "out"), QUICK.replace({"labels": {"range": [1, 7]}}))
     assert "arousal of utterance 's0-7' in" in str(caught.value)
-    assert str(caught.value).endswith("is 8.2, outside [1, 7], which is labels.range. Mend the label, or labels.range.")
+    assert str(caught.value).endswith("8.2, outside [1, 7], which is labels.range. Correct the label, or labels.range.")
 
 
 def test_a_store_that_says_its_range_is_believed(tmp_path, rows, scored):
@@ -341,7 +341,7 @@ def test_a_label_may_miss_one_dimension(tmp_path, rows, scored):
 
 def test_labels_outside_their_range_are_refused(tmp_path, rows, scored):
     labels = write_manifest(tmp_path / "m.jsonl", rows, scale=lambda value: 1 + 6 * value)
-    with pytest.raises(LabelError, match=r"valence of utterance 's0-0' in .* outside \[0, 1\]\. Say the corpus's own"):
+    with pytest.raises(LabelError, match=r"valence of utterance 's0-0' in .* outside \[0, 1\]\. Give the corpus's own"):
         evaluate(scored, labels, str(tmp_path / "out"), QUICK)
 
 
@@ -375,7 +375,7 @@ def test_a_split_that_is_not_there_is_refused(tmp_path, rows, scored):
 def test_an_utterance_scored_twice_is_refused(tmp_path, rows):
     scored = write_scores(tmp_path / "scores", [*rows, rows[3]])
     labels = write_manifest(tmp_path / "m.jsonl", rows)
-    with pytest.raises(ReadScoresError, match=r"utterance 's0', 's0-3' stands more than once"):
+    with pytest.raises(ReadScoresError, match=r"utterance 's0', 's0-3' occurs more than once"):
         evaluate(scored, labels, str(tmp_path / "out"), QUICK)
 
 

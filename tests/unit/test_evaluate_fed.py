@@ -82,6 +82,7 @@ def test_replays_are_those_of_the_trainer(world, store, scored, tmp_path, change
     assert np.abs(fed.prediction - free.prediction).max() > 100 * SAME
 
 
+@pytest.mark.long
 def test_evaluation_holds_both(store, scored, tmp_path):
     path, _ = make_checkpoint(tmp_path / "best")
     result = evaluate(scored, store, str(tmp_path / "out"), CONFIG, checkpoint=path)

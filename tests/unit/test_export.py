@@ -73,6 +73,7 @@ def in_float32(name):
     return make_model(*UPDATERS[name], dtype=torch.float32).eval().requires_grad_(False)
 
 
+@pytest.mark.long
 def test_a_step_is_the_models_with_pasts_and_deltas(tmp_path):
     checkpoint, session = exported(tmp_path, in_float32("mamba-2-layers"), film_delta=True)
     model = checkpoint.model

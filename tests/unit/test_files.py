@@ -22,7 +22,7 @@ def test_write_is_whole_or_not_at_all(tmp_path, monkeypatch):
         raise OSError("disk full")
 
     monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises(StorageError, match=r"storage failed at .*/a.json: disk full. Nothing is half written"):
+    with pytest.raises(StorageError, match=r"storage failed at .*/a.json: disk full. No file is half written"):
         files.write_json(path, {"lost": 2})
     assert files.read_json(path) == {"kept": 1}
     assert os.listdir(path.parent) == ["a.json"]
@@ -79,7 +79,7 @@ def test_a_uri_that_nothing_reads_is_refused():
 
 def test_json_that_is_damaged_is_refused(tmp_path):
     files.write_whole(tmp_path / "a.json", b'{"kept": ')
-    with pytest.raises(StorageError, match=r"a\.json is not JSON \(Expecting value.*Put back what was written there"):
+    with pytest.raises(StorageError, match=r"a\.json is not JSON \(Expecting value.*Restore the original file"):
         files.read_json(tmp_path / "a.json")
 
 

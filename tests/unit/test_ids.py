@@ -4,7 +4,7 @@ import pyarrow as pa
 import pytest
 
 from vaemo.errors import ReadStoreError, RolesError, UsageError, VaemoError, carried, named, raise_carried
-from vaemo.scoring.ids import VARIABLE, IdKey, hidden_errors
+from vaemo.scoring.ids import KEY_VARIABLE, IdKey, hidden_errors
 
 KEY = IdKey("0123456789abcdef")
 
@@ -17,12 +17,12 @@ def test_hashes_follow_from_key_and_id():
 
 
 def test_the_key_comes_from_the_environment(monkeypatch):
-    monkeypatch.setenv(VARIABLE, "0123456789abcdef")
+    monkeypatch.setenv(KEY_VARIABLE, "0123456789abcdef")
     assert IdKey.from_environment("a test").hash("x") == KEY.hash("x")
-    monkeypatch.setenv(VARIABLE, "short")
+    monkeypatch.setenv(KEY_VARIABLE, "short")
     with pytest.raises(UsageError, match=r"a test needs a secret key in .* VAEMO_ID_KEY, which holds 5 characters"):
         IdKey.from_environment("a test")
-    monkeypatch.delenv(VARIABLE)
+    monkeypatch.delenv(KEY_VARIABLE)
     with pytest.raises(UsageError, match="which is not set"):
         IdKey.from_environment("a test")
 
@@ -49,9 +49,9 @@ def test_no_id_is_left_in_a_row():
 
 
 def test_errors_hide_the_ids_and_paths_they_name():
-    told = f"session {named('ann')} stands in two parts"
+    told = f"session {named('ann')} is in two parts"
     with (
-        pytest.raises(VaemoError, match=f"^session '{KEY.hash('ann')}' stands in two parts$") as caught,
+        pytest.raises(VaemoError, match=f"^session '{KEY.hash('ann')}' is in two parts$") as caught,
         hidden_errors(KEY),
     ):
         raise ReadStoreError(told)
@@ -59,17 +59,17 @@ def test_errors_hide_the_ids_and_paths_they_name():
     with pytest.raises(VaemoError) as caught, hidden_errors(KEY):
         raise RolesError(f"no role of {named('ann')}")
     assert caught.value.exit_code == 2
-    with pytest.raises(ReadStoreError, match="session 'ann' stands in two parts"), hidden_errors(None):
+    with pytest.raises(ReadStoreError, match="session 'ann' is in two parts"), hidden_errors(None):
         raise ReadStoreError(told)
 
 
 @pytest.mark.parametrize("name", ["O'Brien#c0-00001", "it''s", 'a"b', "a\nb", "", "'"])
 def test_no_quote_in_an_id_lets_some_of_it_out(name):
-    error = ReadStoreError(f"utterance {named(name)} stands twice in '/data/{{store}}'")
-    assert str(error) == f"utterance '{name}' stands twice in '/data/{{store}}'"
+    error = ReadStoreError(f"utterance {named(name)} occurs twice in '/data/{{store}}'")
+    assert str(error) == f"utterance '{name}' occurs twice in '/data/{{store}}'"
     with pytest.raises(VaemoError) as caught, hidden_errors(KEY):
         raise error
-    assert str(caught.value) == f"utterance '{KEY.hash(name)}' stands twice in '/data/{{store}}'"
+    assert str(caught.value) == f"utterance '{KEY.hash(name)}' occurs twice in '/data/{{store}}'"
 
 
 def test_an_error_of_another_process_is_hidden_here():

@@ -45,6 +45,7 @@ def ensemble(store, tmp_path_factory):
     return out, train(store, str(out), config("train.seed=3"), InProcess(), seeds=2)
 
 
+@pytest.mark.long
 def test_seeds_are_trainings_of_their_own(ensemble, store, tmp_path):
     out, trained = ensemble
     assert trained.checkpoints == (f"{out}/seed-0/best", f"{out}/seed-1/best")
@@ -67,6 +68,7 @@ def test_what_is_finished_is_not_trained_again(ensemble, store):
     assert (out / "seed-0" / "metrics.jsonl").stat().st_mtime_ns == before
 
 
+@pytest.mark.long
 def test_held_out_rows_are_scored_by_the_seeds_of_their_fold(store, tmp_path):
     once = ["train.epochs=1"]
     both = tmp_path / "both"
@@ -93,6 +95,7 @@ class Broken(training.Fitting):
         yield from super().__call__(job, sessions, place)
 
 
+@pytest.mark.long
 def test_one_that_fails_leaves_its_traceback_and_the_others_are_finished(store, tmp_path, monkeypatch):
     out, once = tmp_path / "run", config("train.epochs=1")
     with monkeypatch.context() as patch:
@@ -153,6 +156,7 @@ def test_threads_are_as_they_were(store, tmp_path):
         torch.set_num_threads(before)
 
 
+@pytest.mark.long
 def test_no_ray_is_imported():
     code = "import sys, vaemo.pipeline.training, vaemo.pipeline.ablation; sys.exit('ray' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -6,7 +6,7 @@ import torch
 
 from vaemo.audio.recording import Resampler
 from vaemo.audio.sinc import resample
-from vaemo.features.spectral import _filters
+from vaemo.features.spectral import mel_filters
 from vaemo.units import SAMPLING_RATE_HZ
 
 RATES = [(8000, 16000), (44100, 16000), (48000, 16000), (16000, 8000), (11025, 16000), (192000, 16000), (997, 1000)]
@@ -58,10 +58,10 @@ def test_mel_filters_are_triangles_between_points_of_the_htk_scale(bands):
     points = 700 * (10 ** (mel / 2595) - 1)
     hz = np.linspace(0, SAMPLING_RATE_HZ / 2, 257)
     expected = np.stack([np.interp(hz, points[i : i + 3], [0, 1, 0]) for i in range(bands)], 1)
-    np.testing.assert_allclose(_filters(bands), expected, atol=5e-5)  # the points are float32
+    np.testing.assert_allclose(mel_filters(bands), expected, atol=5e-5)  # the points are float32
 
 
 @pytest.mark.parametrize("bands", [40, 64])
 def test_mel_filters_are_those_of_torchaudio(bands):
     expected = torchaudio().functional.melscale_fbanks(257, 20.0, 8000.0, bands, 16000, norm=None, mel_scale="htk")
-    assert torch.equal(_filters(bands), expected)
+    assert torch.equal(mel_filters(bands), expected)

@@ -13,7 +13,7 @@ import pytest
 from vaemo import files
 from vaemo.errors import OtherRunError
 from vaemo.parts import lease as module
-from vaemo.parts.lease import NAME, lease
+from vaemo.parts.lease import LEASE, lease
 
 HOLDER = """
 import sys, time
@@ -36,7 +36,7 @@ def folder(request, tmp_path, monkeypatch):
 def foreign(folder, **facts):
     """A lease that another host holds."""
     held = {"host": "elsewhere", "pid": 7, "born": "1", "started": "2026-11-28T10:00:00+00:00", "token": "theirs"}
-    files.write_json(files.join(folder, NAME), {**held, "renewed": time.time(), **facts})
+    files.write_json(files.join(folder, LEASE), {**held, "renewed": time.time(), **facts})
 
 
 def test_a_second_driver_is_told_who_holds_it(folder):
@@ -46,8 +46,8 @@ def test_a_second_driver_is_told_who_holds_it(folder):
             lease(folder),
         ):
             pass
-        assert files.exists(files.join(folder, NAME))
-    assert not files.exists(files.join(folder, NAME))
+        assert files.exists(files.join(folder, LEASE))
+    assert not files.exists(files.join(folder, LEASE))
     with lease(folder):
         pass
 
@@ -58,11 +58,11 @@ def test_one_of_another_host_is_kept_until_it_is_stale(folder):
         pass
     foreign(folder, renewed=time.time() - module.STALE_S - 1)
     with lease(folder):
-        assert files.read_json(files.join(folder, NAME))["pid"] == os.getpid()
+        assert files.read_json(files.join(folder, LEASE))["pid"] == os.getpid()
 
 
 def test_a_lease_that_was_cut_short_is_taken(folder):
-    files.write_whole(files.join(folder, NAME), b'{"host": "els')
+    files.write_whole(files.join(folder, LEASE), b'{"host": "els')
     with lease(folder):
         pass
 
@@ -70,9 +70,9 @@ def test_a_lease_that_was_cut_short_is_taken(folder):
 def test_it_is_renewed_and_what_another_took_is_not_deleted(folder, monkeypatch):
     monkeypatch.setattr(module, "RENEW_S", 0.05)
     with lease(folder):
-        first = files.read_json(files.join(folder, NAME))["renewed"]
+        first = files.read_json(files.join(folder, LEASE))["renewed"]
         until = time.monotonic() + 20
-        while files.read_json(files.join(folder, NAME))["renewed"] == first:
+        while files.read_json(files.join(folder, LEASE))["renewed"] == first:
             assert time.monotonic() < until
             time.sleep(0.05)
         monkeypatch.setattr(module, "_renew", lambda *_: None)
@@ -82,7 +82,7 @@ def test_what_another_host_took_over_stays_its_own(tmp_path):
     folder = str(tmp_path)
     with lease(folder):
         foreign(folder)
-    assert files.read_json(files.join(folder, NAME))["token"] == "theirs"
+    assert files.read_json(files.join(folder, LEASE))["token"] == "theirs"
 
 
 def test_a_killed_holder_is_known_to_be_gone_at_once(tmp_path):
@@ -99,6 +99,6 @@ def test_a_killed_holder_is_known_to_be_gone_at_once(tmp_path):
         pass
     # Its number may have gone to another process.
     held = {"host": socket.gethostname(), "pid": os.getpid(), "born": "0", "started": "then", "token": "t"}
-    (tmp_path / NAME).write_text(json.dumps({**held, "renewed": time.time()}))
+    (tmp_path / LEASE).write_text(json.dumps({**held, "renewed": time.time()}))
     with lease(folder):
         pass

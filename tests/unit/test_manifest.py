@@ -154,7 +154,7 @@ def test_what_is_written_is_read_again(written, tmp_path, name):
 
 
 BROKEN = {
-    "utt_id 'a' already stands in line 1": [line("a"), line("b"), line("a")],
+    "utt_id 'a' is already in line 1": [line("a"), line("b"), line("a")],
     "line 3: utt_id": [line("a"), line("b"), line("a")],
     "line 2: lacks the key 'speaker_id'": [line("a"), dict.fromkeys(("utt_id", "session_id", "audio_path"), "x")],
     "line 1: lacks the key 'utt_id'": [line("")],
@@ -317,7 +317,7 @@ def test_lines_may_end_in_any_way_and_are_counted_as_editors_do(tmp_path, end):
     assert read_manifest(path)["utt_id"].to_pylist() == ["a", "b", "c"]
     path.write_bytes(path.read_bytes().replace(b'"c"', b'"a"'))
     number = 1 + 2 * len(end.splitlines())
-    with pytest.raises(ReadManifestError, match=rf"line {number}: utt_id 'a' already stands in line 1"):
+    with pytest.raises(ReadManifestError, match=rf"line {number}: utt_id 'a' is already in line 1"):
         read_manifest(path)
 
 

@@ -10,6 +10,7 @@ from vaemo.model.settling import ErrorByPosition
 from vaemo.units import LabelScale
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("n", [3, 2000])
 def test_calibration_and_error_show_both_dimensions(n):
     rng = np.random.default_rng(n)

@@ -1,7 +1,8 @@
-"""Every session is planned once, whatever was finished before, has been added, has changed, or stands there twice."""
+"""Every session is planned once, whatever was finished before, has been added, has changed, or occurs twice."""
 
 import json
 import random
+import shutil
 
 import pyarrow as pa
 import pytest
@@ -11,7 +12,7 @@ from vaemo.audio.archive import Stamp
 from vaemo.errors import OtherRunError
 from vaemo.files import Found
 from vaemo.parts.index import Index
-from vaemo.parts.shards import session_of
+from vaemo.parts.shards import read_keys, session_of
 from vaemo.pipeline.plan import Again, write_shard
 from vaemo.pipeline.plan import plan as plan_index
 from vaemo.pipeline.sources import Listing
@@ -45,7 +46,7 @@ def finish(folder, shard, status="ok", size=1):
     rows = pa.table({"session_id": names, "utt_id": names, "status": [status] * n, "reason": names, **times})
     rows = rows.append_column("size", pa.array([size] * n))
     stamps = {name: [Stamp(size, 0)] for name in names}
-    write_shard(
+    return write_shard(
         str(folder), shard, rows, stamps, lambda name, part: files.write_parquet_whole(f"{folder}/{name}", part)
     )
 
@@ -59,7 +60,7 @@ def rows_of(folder):
     return {row["session_id"]: row for row in pa.concat_tables(tables).to_pylist()}
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(6))
 def test_any_order_of_kills_and_growth_does_every_session_once(tmp_path, seed):
     rng = random.Random(seed)
     keys = [f"s{i}\td{i}" for i in range(rng.randint(1, 40))]
@@ -77,6 +78,43 @@ def test_any_order_of_kills_and_growth_does_every_session_once(tmp_path, seed):
         finish(tmp_path, shard)
     assert sorted(keys_in(tmp_path)) == sorted(keys)
     assert not plan(listing_of(keys), keys, str(tmp_path), 7).shards
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_every_session_is_done_once_whatever_becomes_of_the_index(tmp_path, seed):
+    """Deleted, cut short, older than the parts, or ahead of them: parts may be gone that it knows."""
+    rng, keys, saved = random.Random(seed), [f"s{i}\td{i}" for i in range(30)], {}
+    held = tmp_path / "_index"
+    for _ in range(5):
+        with Index.open(str(tmp_path)) as index:
+            work = plan_index(listing_of(keys), keys, index, 4)
+            for shard in work.shards[: rng.randint(0, 4)]:
+                entry = finish(tmp_path, shard)
+                if rng.random() < 0.7:
+                    index.add(entry)
+        paths = sorted(held.glob("*.parquet"))
+        now = {path: path.read_bytes() for path in paths}
+        match rng.randint(0, 3):
+            case 0:
+                shutil.rmtree(held, ignore_errors=True)
+            case 1:
+                for path in paths:
+                    path.write_bytes(now[path][: rng.randrange(len(now[path]))])
+            case 2:
+                for path, content in saved.items():
+                    path.write_bytes(content)
+                for path in now.keys() - saved.keys():
+                    path.unlink()
+            case 3:
+                for path in [path for path in tmp_path.glob("*.parquet") if rng.random() < 0.3]:
+                    path.unlink()
+        saved = now
+        lost = sorted(set(keys) - {key for path in tmp_path.glob("*.parquet") for key in read_keys(str(path))[0]})
+        work = plan(listing_of(keys), keys, str(tmp_path), 4)
+        assert sorted(key for shard in work.shards for key in json.loads(shard["keys"])) == lost
+    for shard in plan(listing_of(keys), keys, str(tmp_path), 4).shards:
+        finish(tmp_path, shard)
+    assert sorted(keys_in(tmp_path)) == sorted(keys)
 
 
 def test_what_changed_keeps_its_rows_until_it_is_to_be_done_again(tmp_path):

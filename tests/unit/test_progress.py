@@ -15,8 +15,7 @@ def test_duration(seconds, text):
 def test_line(monkeypatch):
     clock = iter([100.0, 110.0, 110.0])
     monkeypatch.setattr("vaemo.progress.time.monotonic", lambda: next(clock))
-    progress = Progress("extract", 1000, "utterances", done=500)
-    progress._every_s = 1e9
+    progress = Progress("extract", 1000, "utterances", done=500, every_s=1e9)
     progress.advance(100, lambda elapsed_s: f"{elapsed_s:.0f} s gone")
     assert progress.line() == "extract: 600 of 1,000 utterances, 10.0/s, 10 s gone, 40 s left"
 
@@ -30,7 +29,7 @@ def test_lines_in_a_log_come_now_and_then(capsys):
     assert lines[1].startswith("score: 2 of 10 sessions, ")
     assert "2 failed" in lines[1]
     progress.close()
-    assert capsys.readouterr().err == "", "the last line stands there already"
+    assert capsys.readouterr().err == "", "the last line is already there"
 
 
 def test_the_last_line_is_written_where_it_is_new(capsys):

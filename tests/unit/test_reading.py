@@ -157,6 +157,7 @@ LOSSY = {"gsm.wav": 0.5, "a.amr": 0.3}
 """Correlation that a speech codec leaves of noise."""
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", [*FORMATS, *GAPS, *DAMAGED])
 def test_reading_through_and_seeking_give_the_samples_that_were_written_there(name, decoder, tmp_path):
     path = tmp_path / name
@@ -202,7 +203,22 @@ def without_page(content, number):
     return content[: begins[number]] + content[begins[number + 1] :]
 
 
+def claiming_more(content):
+    """The last page with one byte more in its table than there is, and the checksum of what is there."""
+    at = content.rindex(b"OggS")
+    page = bytearray(content[at:])
+    page[26 + page[26]] += 1
+    page[22:26], checksum = bytes(4), 0
+    for byte in page:
+        checksum ^= byte << 24
+        for _ in range(8):
+            checksum = (checksum << 1 ^ 0x04C11DB7 * (checksum >> 31)) & 0xFFFFFFFF
+    page[22:26] = checksum.to_bytes(4, "little")
+    return content[:at] + bytes(page)
+
+
 NOT_PLAIN = {
+    "a page claims more than there is": claiming_more,
     "a byte is another": lambda content: content[:5000] + bytes([content[5000] ^ 1]) + content[5001:],
     "a page is missing": lambda content: without_page(content, 5),
     "the last page is missing": lambda content: without_page(content, content.count(b"OggS") - 1),
@@ -275,6 +291,23 @@ def wav(size, junk=False):
     head += b"JUNK" + struct.pack("<I", 28) + bytes(28) if junk else b""
     head += b"fmt " + struct.pack("<IHHIIHH", 16, 1, 1, 8000, 16000, 2, 16)
     return head + b"data" + struct.pack("<I", size) + content
+
+
+@pytest.mark.parametrize("extra", [b"", b"\0", b"tail", b"LIST\4\0\0\0abcd", b"\1" * 8192])
+@pytest.mark.parametrize("before", [b"", b"JUNK\5\0\0\0abcde\0", b"LIST" + struct.pack("<I", 6000) + bytes(6000)])
+@pytest.mark.parametrize("size", [-1, 0, 1, None, 4])
+def test_a_wav_that_is_taken_for_whole_needs_no_repair(size, before, extra, tmp_path):
+    samples = (signal()[:1001] * 32767).astype("<i2").tobytes()[:2001]
+    stated = len(samples) if size is None else max(len(samples) + size, 0) if size else 0
+    body = b"WAVEfmt " + struct.pack("<IHHIIHH", 16, 1, 1, 16000, 32000, 2, 16) + before
+    body += b"data" + struct.pack("<I", stated) + samples + extra
+    path = tmp_path / "a.wav"
+    path.write_bytes(b"RIFF" + struct.pack("<I", len(body)) + body)
+    whole = headers.is_whole_wav(path.read_bytes()[:4096], path.stat().st_size)
+    assert whole == (len(before) < 4000 and len(samples) + len(extra) in (stated, stated + stated % 2) and size != 0)
+    if whole:
+        assert headers.repaired(str(path)) is None
+        assert headers.next_link(str(path)) is None
 
 
 @pytest.mark.parametrize("junk", [False, True])

@@ -282,6 +282,25 @@ def test_recordings_are_linked_relative_to_the_page(tmp_path, scored, no_drawing
     }
 
 
+def test_a_call_in_several_recordings_is_drawn_and_played_in_its_own_time(tmp_path, no_drawing):
+    rows = make_scores(n_sessions=1).to_pylist()[:4]
+    places = [("/old/a/1.wav", 0.0), ("/old/b/2.wav", 50.0), ("/old/b/2.wav", 50.0), ("/old/3.wav", 90.0)]
+    for number, (row, (path, offset_s)) in enumerate(zip(rows, places, strict=True)):
+        row |= {"start_s": 2.0 * number, "end_s": 2.0 * number + 1, "audio_path": path, "offset_s": offset_s}
+    table = scores.conform(pa.Table.from_pylist(rows[::-1]))
+    assert scores.summarise_sessions(table, ScoreConfig())["valence_min_at_s"].to_pylist()[0] in {0.0, 52.0, 54.0, 96.0}
+    scores.write_part(str(tmp_path / "scores"), "part-0.parquet", table, ScoreConfig())
+    for name in ("a/1.wav", "2.wav"):
+        (tmp_path / "audio" / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / "audio" / name).touch()
+    write_report(str(tmp_path / "scores"), str(tmp_path / "out"), Config(), audio=str(tmp_path / "audio"))
+    data = data_of(tmp_path / "out" / "index.html")
+    (curve,), (links,) = data["curves"].values(), data["audio"].values()
+    assert curve["start"] == [0.0, 52.0, 54.0, 96.0]
+    assert (curve["recording"], curve["offset"]) == ([0, 1, 1, 2], [0.0, 50.0, 50.0, 90.0])
+    assert links == ["../audio/a/1.wav", "../audio/2.wav", None]
+
+
 def test_a_folder_without_the_recordings_is_refused(tmp_path, scored, no_drawing):
     (tmp_path / "audio").mkdir()
     with pytest.raises(ReadScoresError, match=r"none of the 7 calls has a recording in .*'call-000\.wav' would be"):
@@ -337,6 +356,7 @@ def test_pictures_are_drawn(tmp_path):
         assert len(png) > 5000
 
 
+@pytest.mark.long
 def test_a_report_shows_the_targets_that_were_scored(tmp_path):
     """Any names, and one of the whole call; nothing of valence where none was scored."""
     targets = ("effort", "dominance", "ease", Target("csat", "session"))

@@ -12,7 +12,7 @@ from vaemo.errors import NonFiniteFeatureError
 from vaemo.model.regressor import SessionRegressor
 from vaemo.model.settling import ErrorByPosition
 from vaemo.model.streams import Streams
-from vaemo.scoring.score import score_table
+from vaemo.scoring.table import score_table
 from vaemo.testing import linear_world
 from vaemo.training import replay
 from vaemo.units import DIMENSIONS
@@ -106,7 +106,7 @@ def test_calls_serve_every_chunk_once_and_are_as_few_as_can_be(seed):
     random = np.random.default_rng(seed)
     n_chunks = random.integers(0, 9, random.integers(1, 30))
     lanes = int(random.integers(1, 12))
-    calls = list(replay._calls(n_chunks, lanes))
+    calls = list(replay.calls_of(n_chunks, lanes))
     assert np.array_equal(np.bincount(np.concatenate([*calls, []]).astype(int), minlength=len(n_chunks)), n_chunks)
     assert all(len(np.unique(call)) == len(call) <= lanes for call in calls)
     assert len(calls) == max(n_chunks.max(), -(-n_chunks.sum() // lanes))

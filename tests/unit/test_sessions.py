@@ -110,7 +110,8 @@ def test_values_outside_their_range_are_refused_before_they_are_mapped(tmp_path,
     rows = rows_of_two_sessions() | {name: [1.0, 2.0, 7.5, 7.0]}
     files.write_parquet_whole(tmp_path / "part-0.parquet", pa.table(rows))
     store = FeatureStore.open(str(tmp_path))
-    for labels, cure in ((None, r"\[0, 1\]\. Say the corpus's"), ([1, 7], r"\[1, 7\], which is labels\.range\. Mend")):
+    cures = ((None, r"\[0, 1\]\. Give the corpus's"), ([1, 7], r"\[1, 7\], which is labels\.range\. Correct"))
+    for labels, cure in cures:
         with pytest.raises(LabelError, match=rf"{name} of utterance 'u[12]' in .* is (2|7\.5), outside {cure}"):
             read_sessions(store, Config().replace({"labels": {"range": labels}}))
 

@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from vaemo.data.sessions import assemble_sessions
-from vaemo.data.speakers import Enrolments, aggregate_speakers, running_means, say_where_nobody_is_named, sums_before
+from vaemo.data.speakers import Enrolments, aggregate_speakers, note_unnamed_speakers, running_means, sums_before
 from vaemo.errors import FeatureMismatchError, ReadStoreError
 from vaemo.store import FeatureStore
 
@@ -138,7 +138,7 @@ def test_enrolments_that_do_not_fit_are_refused():
     ("columns", "message"),
     [
         ({"speaker_id": ["x"]}, "lacks the column speaker; enrolments have"),
-        ({"speaker_id": ["x", "x"], "speaker": [[1.0], [2.0]]}, "speaker 'x' stands there more than once without a"),
+        ({"speaker_id": ["x", "x"], "speaker": [[1.0], [2.0]]}, "speaker 'x' has several rows without a session_id"),
         ({"speaker_id": ["x"], "speaker": ["loud"]}, "column speaker is string; it must be lists of numbers"),
         ({"speaker_id": ["x", "y"], "speaker": [[1.0, 2.0], [2.0]]}, "row 2: the speaker vector has 1 numbers, others"),
         ({"speaker_id": ["x", "y"], "speaker": [[1.0], None]}, "the enrolment of speaker 'y' is missing, or"),
@@ -176,12 +176,12 @@ def test_a_store_that_names_no_speakers_is_said_once(tmp_path, capsys):
         pq.write_table(pa.table({**rows, **more}), tmp_path / name / "part-0.parquet")
         stores[name] = FeatureStore.open(str(tmp_path / name))
     for name in ("without", "null"):
-        say_where_nobody_is_named(stores[name], ["speaker.prosody", "speaker.speech", "session.prosody"])
+        note_unnamed_speakers(stores[name], ["speaker.prosody", "speaker.speech", "session.prosody"])
         said = capsys.readouterr().out.splitlines()
         assert len(said) == 1
-        assert "names no speakers (speaker_id): a session is taken for the speaker" in said[0]
-    say_where_nobody_is_named(stores["named"], ["speaker.prosody"])
-    say_where_nobody_is_named(stores["without"], ["session.prosody"])
+        assert "names no speakers (speaker_id): model.speaker_norm takes each session for one speaker" in said[0]
+    note_unnamed_speakers(stores["named"], ["speaker.prosody"])
+    note_unnamed_speakers(stores["without"], ["session.prosody"])
     assert capsys.readouterr().out == ""
 
 

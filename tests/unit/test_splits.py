@@ -85,10 +85,10 @@ def test_every_split_gets_something_when_groups_are_few():
 def test_overlap_is_refused_and_named():
     given = np.array(["train"] * 500 + ["dev"] * 500, object)
     given[0] = "dev"
-    with pytest.raises(SplitError, match=r"1 session\(s\) stand in more than one split: 's00'"):
+    with pytest.raises(SplitError, match=r"1 session\(s\) are in more than one split: 's00'"):
         plain_split(corpus(split=given), SplitConfig())
     given[0:20] = "dev"
-    with pytest.raises(SplitError, match=r"2 speaker\(s\) stand in more than one split: 'p00', 'p01'.*allow_speaker"):
+    with pytest.raises(SplitError, match=r"2 speaker\(s\) are in more than one split: 'p00', 'p01'.*allow_speaker"):
         plain_split(corpus(split=given), SplitConfig())
     allowed = plain_split(corpus(split=given), SplitConfig(allow_speaker_overlap=True))
     assert allowed.split[0] == "dev"

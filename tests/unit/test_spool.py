@@ -93,7 +93,7 @@ def test_an_id_that_stands_twice_is_found_across_pieces(tmp_path):
         for n in range(20)
     ]
     path = write(tmp_path / "m.jsonl", rows)
-    with pytest.raises(ReadManifestError, match=r"line 35: utt_id 'u0' already stands in line 1;"):
+    with pytest.raises(ReadManifestError, match=r"line 35: utt_id 'u0' is already in line 1;"):
         open_rows(path)
     rows[19] |= {"utt_id": "v", "start_s": -1}
     with pytest.raises(ReadManifestError, match=r"line 39: start_s is -1"):

@@ -91,7 +91,7 @@ def test_written_parts_are_read_back_equal(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"utt_id": ["u0"] * 6}, r"utt_id 'u0' stands more than once in .*part-0.parquet"),
+        ({"utt_id": ["u0"] * 6}, r"utt_id 'u0' occurs more than once in .*part-0.parquet"),
         ({"utt_id": ["u0", None, "u2", "u3", "u4", "u5"]}, "row 2, utterance null: it has no utt_id"),
         ({"session_id": ["a", "a", "", "a", "a", "a"]}, "row 3, utterance 'u2': it has no session_id"),
         ({"status": ["ok"] * 5 + ["broken"]}, "row 6, .*status 'broken' is unknown; allowed are ok, too_short"),
@@ -203,7 +203,7 @@ def test_what_stands_in_two_files_is_refused_with_both(tmp_path, change, what):
     changed = {name: [f"{value}{n}" for n in range(6)] for name, value in change.items()}
     write(folder, pa.table(rows(**changed)).slice(1, 1).to_pydict(), "two.parquet")
     store = FeatureStore.open(str(folder))
-    with pytest.raises(ReadStoreError, match=rf"{what} stands in .*one.parquet and in .*two.parquet"):
+    with pytest.raises(ReadStoreError, match=rf"{what} occurs in .*one.parquet and in .*two.parquet"):
         store.read(["valence"])
     assert len(store.read(["valence"], store.parts[:1])) == 6
 

@@ -38,16 +38,16 @@ def test_a_value_is_what_it_looks_like(text, value):
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("a: 1\nb: 2\na: 3", "line 3: 'a' stands twice, first on line 1; leave one of them out"),
-        ("x:\n  a: 1\n  a: 1", "line 3: 'a' stands twice, first on line 2"),
-        ("- {a: 1, b: {c: 1, c: 2}}", "line 1: 'c' stands twice"),
-        ("1: a\n1.0: b", "line 2: '1.0' stands twice"),
-        ("b: &b {x: 1}\nc: {<<: *b, <<: *b}", "line 2: '<<' stands twice"),
+        ("a: 1\nb: 2\na: 3", "line 3: 'a' occurs twice, first on line 1; leave one of them out"),
+        ("x:\n  a: 1\n  a: 1", "line 3: 'a' occurs twice, first on line 2"),
+        ("- {a: 1, b: {c: 1, c: 2}}", "line 1: 'c' occurs twice"),
+        ("1: a\n1.0: b", "line 2: '1.0' occurs twice"),
+        ("b: &b {x: 1}\nc: {<<: *b, <<: *b}", "line 2: '<<' occurs twice"),
         ("b: {<<: 3}", "line 1: '<<' takes a mapping"),
         ("a:\n\tb: 1", r"line 2: .*character '\\t' that cannot start any token"),
         ("a: [", "line 1: .*found '<stream end>'"),
         ("a: *b", "line 1: found undefined alias 'b'"),
-        ("a: &a [1, *a]", "line 1: an alias stands inside its own anchor"),
+        ("a: &a [1, *a]", "line 1: an alias is inside its own anchor"),
         ("[a]: 1", "line 1: a key is a single value"),
         ("a: 1\n---\nb: 2", "line 2: expected a single document"),
         ("a: !!int 1:30", "line 1: '1:30' is not what its tag says"),
@@ -88,7 +88,7 @@ def test_files_of_windows_are_read():
 def test_whatever_is_dumped_is_read_back():
     rng = random.Random(0)
     letters = "0123456789.eE+-_:xob~<=nNyYtTfFsSaAlLuUrRoO #'\"!&*,[]{}|>%@`\t\n"
-    for _ in range(3000):
+    for _ in range(800):
         text = "".join(rng.choice(letters) for _ in range(rng.randint(0, 6)))
         number = rng.choice([rng.random() * 10 ** rng.randint(-300, 300), rng.randint(-(10**12), 10**12), None, True])
         value = {"text": text, text: [text, number], "number": number}

@@ -50,6 +50,6 @@ def test_which_section_was_meant(found, meant):
 
 def test_other_names_lead_to_fields_that_exist_and_are_none_themselves():
     assert suggest.ELSEWHERE.keys() <= FIELDS
-    assert suggest.SECTIONS.keys() <= Config().to_dict().keys()
+    assert suggest.SECTION_ALIASES.keys() <= Config().to_dict().keys()
     own = {name.partition(".")[2] for name in FIELDS}
     assert own.isdisjoint(other for others in suggest.ELSEWHERE.values() for other in others.split())

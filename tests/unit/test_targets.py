@@ -20,7 +20,7 @@ from vaemo.evaluation.evaluate import evaluate
 from vaemo.metrics import spearman, spearman_interval
 from vaemo.model.regressor import SessionRegressor
 from vaemo.model.streams import Streams
-from vaemo.scoring.score import score_table
+from vaemo.scoring.table import score_table
 from vaemo.store import FeatureStore
 from vaemo.stream import Stream
 from vaemo.targets import Target
@@ -327,7 +327,7 @@ def test_older_fields_mean_the_same_and_must_not_differ(older, newer, read, mess
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("score.low={valense: 0.3}", r"score\.low: \{valense: \.\.\.\} speaks of 'valense', .* valence, arousal\. "
+        ("score.low={valense: 0.3}", r"score\.low: \{valense: \.\.\.\} names 'valense', .* valence, arousal\. "
          "Did you mean valence?"),
         ("score.low={csat: 0.3}", "'csat', and the targets that utterances have scores of are valence, arousal"),
         ("score.low_arousal=0.3", None),
@@ -337,7 +337,7 @@ def test_a_threshold_of_what_is_not_scored_is_refused(override, message):
     score = Config.load("default", [override]).score
     if message is None:
         assert score.low_of(["arousal"]) == {"arousal": 0.3}
-        with pytest.raises(ConfigValueError, match=r"score\.low_arousal speaks of 'arousal'"):
+        with pytest.raises(ConfigValueError, match=r"score\.low_arousal names 'arousal'"):
             score.low_of(["dominance"])
     else:
         with pytest.raises(ConfigValueError, match=message):

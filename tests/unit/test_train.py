@@ -87,6 +87,7 @@ def test_one_step_is_the_hand_written_one(data):
         torch.testing.assert_close(trainer.model.state_dict()[name], tensor, atol=FLOAT64, rtol=0)
 
 
+@pytest.mark.long
 def test_same_seed_same_bits(data):
     histories = [list(Trainer(*data, small())) for _ in range(2)]
     assert comparable(histories[0]) == comparable(histories[1])
@@ -329,7 +330,7 @@ def healthy():
             {"feedback_gain_valence": 0.3, "gap_ccc_avg": 0.25},
             "valence copies what is fed back .* model.feedback=model",
         ),
-        ({"state_sd": 1e-5}, "session state stands still .* model.alpha"),
+        ({"state_sd": 1e-5}, "session state hardly changes .* model.alpha"),
     ],
 )
 def test_signs_of_collapse(change, text):
@@ -398,6 +399,7 @@ def test_odd_shapes_of_data_train():
     assert line["dev_ccc_avg"] == pytest.approx(line["dev_ccc_valence"] / 2 + line["dev_ccc_arousal"] / 2)
 
 
+@pytest.mark.long
 def test_loss_falls_and_memory_is_learned(data):
     trainer = Trainer(*data, small(epochs=12, select="last"))
     history = list(trainer)

@@ -107,7 +107,9 @@ def test_voices_that_nothing_asks_for_are_refused(store, tmp_path):
 @pytest.mark.parametrize("how", ["enrolled", "running_mean"])
 def test_what_scoring_could_not_repeat_is_refused(store, how):
     write_store(store, settings=False)
-    with pytest.raises(UsageError, match=f"speaker_aggregation is '{how}', but .* does not say what its features are"):
+    with pytest.raises(
+        UsageError, match=f"speaker_aggregation is '{how}', but .* does not record what its features are"
+    ):
         TrainingData.open(store, config(f"features.speaker_aggregation={how}"))
 
 
@@ -126,7 +128,7 @@ def test_a_session_in_two_files_is_refused(store):
     table = files.read_parquet(files.join(store, "part-0.parquet"))
     copy = table.slice(0, 1).set_column(1, "utt_id", pa.array(["again"]))
     files.write_parquet_whole(files.join(store, "copy.parquet"), copy)
-    with pytest.raises(ReadStoreError, match=r"session 's0' stands in .*copy.parquet and in .*part-0.parquet"):
+    with pytest.raises(ReadStoreError, match=r"session 's0' occurs in .*copy.parquet and in .*part-0.parquet"):
         TrainingData.open(store, config())
 
 

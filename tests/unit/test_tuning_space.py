@@ -115,7 +115,7 @@ def test_perturbed_points_are_near_and_inside(space):
     assert all(space.holds(point) for point in moved)
     factors = np.array([point["train.lr"] / 2e-3 for point in moved])
     near = np.isclose(factors, 0.8) | np.isclose(factors, 1.2)
-    # A quarter is drawn anew; three deviations of 400 draws are 0.065.
+    # A quarter is drawn again; three deviations of 400 draws are 0.065.
     assert near.mean() == pytest.approx(0.75, abs=0.07)
     assert {point["train.mse_weight"] for point in moved} == {0.0, 0.1, 0.2, 0.4}
 
@@ -169,7 +169,7 @@ def test_impossible_entries(space, name, entry, says):
     ("when", "says"),
     [
         ("mamba", "when holds 'mamba'; give fields and values"),
-        ({"model.ema": "fixed"}, "when names 'model.ema'; it may name a choice that stands before it: model.updater"),
+        ({"model.ema": "fixed"}, "when names 'model.ema'; it may name a choice listed before it: model.updater"),
         ({"model.updater": "mamba2"}, "when wants model.updater to be 'mamba2'; its choices are mamba, gru, none"),
     ],
 )
@@ -267,8 +267,8 @@ def test_conditions_are_converted_as_choices_are(space):
         ("", "names no field"),
         ("- a\n- b", "names no field"),
         ("a: [", "is not YAML"),
-        ("train.lr: {choice: [1]}\ntrain.lr: {choice: [2]}", "line 2: 'train.lr' stands twice, first on line 1"),
-        ("train.lr: {choice: [1], choice: [2]}", "line 1: 'choice' stands twice"),
+        ("train.lr: {choice: [1]}\ntrain.lr: {choice: [2]}", "line 2: 'train.lr' occurs twice, first on line 1"),
+        ("train.lr: {choice: [1], choice: [2]}", "line 1: 'choice' occurs twice"),
         ("\ntrain.window: {choice: [1:30, 20]}", r"space.yaml', line 2: train.window is '1:30'; allowed is a whole"),
         ("train.window: {int: [010, 20]}", r"line 1: train.window: int holds \['010', 20\]"),
     ],

@@ -172,6 +172,7 @@ def test_all_trials_failing_ends_with_the_first_error(space, tmp_path):
         sweep.keep_best()
 
 
+@pytest.mark.long
 def test_pictures_show_every_kind_of_trial(space):
     records = simulated(space, 30)
     shares = shares_of(space, records)
@@ -209,6 +210,7 @@ def test_page_holds_everything_and_loads_nothing(space):
     assert all(name in page for name in space.names)
 
 
+@pytest.mark.long
 def test_summary(space, tmp_path):
     sweep = Sweep(str(tmp_path))
     for made in simulated(space, 9):

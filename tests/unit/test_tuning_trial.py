@@ -55,7 +55,7 @@ def test_every_trial_makes_the_same_steps(data, window, lanes):
     assert total_steps(plain, reference) == wanted
     made = equal_steps(config("train.epochs=20", f"train.window={window}", f"train.lanes={lanes}"), plain, wanted)
     trainer = Trial(plain, made, 1).first
-    longest = max(len(schedule) for schedule in trainer._schedules)
+    longest = max(len(schedule) for schedule in trainer.schedules)
     assert made.train.epochs != 20
     # A step that holds more than the whole data still has an epoch of one step.
     assert abs(trainer.total_steps - wanted) <= longest / 2
@@ -83,6 +83,7 @@ def test_a_trial_of_one_training_is_that_training(data):
     assert f"{METRIC}_sd" not in measured[-1]
 
 
+@pytest.mark.long
 def test_folds_and_seeds_are_averaged(data):
     trial = Trial(only(data, 1, 2), config(), 2)
     last = run(trial)[-1]

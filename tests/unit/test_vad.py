@@ -140,6 +140,7 @@ def test_blocks_of_any_size_give_the_same_utterances(block):
         np.testing.assert_array_equal(one.samples, other.samples)
 
 
+@pytest.mark.long
 def test_memory_does_not_grow_with_the_recording():
     samples, _ = call(3, seed=5)
     finder = UtteranceFinder(2, VadConfig())

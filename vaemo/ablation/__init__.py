@@ -1,1 +1,1 @@
-"""What each part of the model is worth: it is taken out or replaced, and the results are compared with the whole."""
+"""Ablation: each part of the model is removed or replaced, and the results are compared with the full model."""

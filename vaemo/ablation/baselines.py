@@ -1,8 +1,8 @@
-"""What a session model must beat: the mean, ridge regression, and ridge regression with a memory.
+"""Baselines of a session model: the mean, ridge regression, and ridge regression with a memory.
 
-Each learns from training sessions, chooses on dev sessions, and predicts test sessions. They see what the model's z
-is made of: the streams that it uses, standardised and clipped as the model does it. The two kinds of ridge regression
-are also what a training says at its start (`rivals`). Letters: T utterances of a session, U of all of them, D features.
+Each learns from training sessions, chooses on dev sessions, and predicts test sessions. Their input is that of the
+model's z: the streams that it uses, standardised and clipped in the same way. A training prints the results of both
+kinds of ridge regression at its start (`rivals`). Letters: T utterances of a session, U of all of them, D features.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from vaemo.model.standardize import CLIP
 from vaemo.units import DIMENSIONS
 
 PENALTIES = (1.0, 100.0, 1_000.0, 10_000.0, 100_000.0)
-"""Of the squared weights, on standardised features and the sum of squared errors."""
+"""Penalties of the squared weights, for standardised features and the sum of squared errors."""
 
 MEMORIES = ((0.5, 0.8), (0.7,), (0.8,), (0.9,), (0.95,))
-"""Coefficients of the causal EMAs that stand beside the features."""
+"""Coefficients of the causal EMAs that are appended to the features."""
 
 RIVAL_MEMORIES = ((0.8,), (0.9,), (0.95,))
 """As `MEMORIES`, for `rivals`."""
 
 RIVAL_UTTERANCES, RIVAL_NUMBERS = 20_000, 6_000_000
-"""The most utterances of a split, and the most features of them, that `rivals` looks at: some seconds of computing."""
+"""The most utterances of a split, and the most features, that `rivals` uses: some seconds of computing."""
 
 RIVAL_LABELS = 30
-"""Fewer labels in a dimension, in train or dev, give `rivals` that say nothing."""
+"""With fewer labels in a dimension, in train or dev, `rivals` returns nothing."""
 
 
 class Heard(Protocol):
-    """What a baseline sees of a session; a `vaemo.data.sessions.Session` has it."""
+    """A baseline's view of a session; `vaemo.data.sessions.Session` satisfies it."""
 
     @property
     def streams(self) -> Mapping[str, np.ndarray]:
@@ -108,11 +108,11 @@ def ridge_with_memory(
 def rivals(
     train: PackedSessions, dev: PackedSessions, streams: Sequence[str], targets: Sequence[str] = DIMENSIONS
 ) -> dict[str, dict[str, float]] | None:
-    """What the two cheapest ways to predict give on dev: a model that is trained for longer should be above them.
+    """Dev results of the two cheapest predictors, which a trained model should exceed.
 
     Both are ridge regression, spread matched, by its closed form: `ridge` on the features of the utterance, and
     `ridge_ema` on these and a causal EMA of them. Penalty, coefficient and spread are those that do best on dev,
-    which flatters both a little. Of large splits whole sessions, drawn evenly, stand for all.
+    which favours both a little. Large splits are represented by whole sessions, drawn evenly.
 
     Args:
         train: Sessions to learn from.
@@ -124,7 +124,7 @@ def rivals(
         For each of the two `dev_ccc_NAME` of every target and `dev_ccc_avg`; None where train or dev has fewer than
         `RIVAL_LABELS` labels in a dimension.
     """
-    learnt, judged = _some(train, streams), _some(dev, streams)
+    learnt, judged = some_sessions(train, streams), some_sessions(dev, streams)
     if any((~np.isnan(_labels(part))).sum(axis=0).min() < RIVAL_LABELS for part in (learnt, judged) if part):
         return None
     if not learnt or not judged:
@@ -147,7 +147,7 @@ class _Sequence:
         return len(self.labels)
 
 
-def _some(packed: PackedSessions, streams: Sequence[str]) -> list[_Sequence]:
+def some_sessions(packed: PackedSessions, streams: Sequence[str]) -> list[_Sequence]:
     """Sessions of a split, as many as `rivals` may look at, always the same ones; one at least."""
     width = sum(features.shape[-1] for name, features in packed.features.items() if name in streams)
     most = min(RIVAL_UTTERANCES, RIVAL_NUMBERS // max(width, 1))
@@ -178,7 +178,7 @@ def _ridge_fits(
         np.concatenate([_with_emas(_standardised(_side_by_side(s, streams), statistics), memory) for s in part])
         for part in (train, dev, test)
     )
-    # Once more: an EMA varies less than what it smooths, and one penalty is to mean the same for all.
+    # Standardised again: an EMA varies less than its input, and one penalty must mean the same for all.
     statistics = _statistics(x)
     x, x_dev, x_test = (_standardised(part, statistics) for part in (x, x_dev, x_test))
     labels = _labels(train)

@@ -33,7 +33,7 @@ _FACTS = b"vaemo.cell"
 
 
 def check_fold(sessions: Sequence[Session], fold: Fold, config: Config) -> None:
-    """Raise LabelError unless every split of a fold has labels that can be learned from, and be judged by."""
+    """Raise LabelError unless every split of a fold has labels for training and for evaluation."""
     packed = PackedSessions.of(sessions)
     for name, part in zip(SPLITS, _parts(sessions, fold), strict=True):
         if name == "test" and not len(part):
@@ -92,29 +92,29 @@ def run_cell(
         facts |= {"dev_ccc_avg": summary["dev_ccc_avg"], "epochs": summary["epochs"]}
     names = config.model.names
     table = _table([sessions[number] for number in parts[2]], fold, names, predicted, fed)
-    found = ccc(matrix(table, names), matrix(table, named("label", names)))
+    found = ccc(matrix(table, names), matrix(table, columns_named("label", names)))
     facts |= {f"ccc_{name}": float(value) for name, value in zip(names, found, strict=True)}
     facts |= {"n_session": len(config.model.session_targets)} if config.model.session_targets else {}
     return table, facts | {"ccc_avg": float(found.mean()), "seconds": time.perf_counter() - started}
 
 
 def write_result(path: str, table: pa.Table, facts: dict[str, Any]) -> None:
-    """Keep what `run_cell` returned, the facts in the file's metadata."""
+    """Write the result of `run_cell`, with the facts in the file's metadata."""
     files.write_parquet_whole(path, table.replace_schema_metadata({_FACTS: json.dumps(facts)}))
 
 
 def read_result(path: str) -> tuple[pa.Table, dict[str, Any]]:
-    """What `write_result` kept."""
+    """Read the result that `write_result` wrote."""
     table = files.read_parquet(path)
     return table, json.loads(table.schema.metadata[_FACTS])
 
 
-def named(what: str, targets: Sequence[str]) -> list[str]:
+def columns_named(what: str, targets: Sequence[str]) -> list[str]:
     """The columns of a result beside the targets' own: `fed`, or `label`."""
     return [f"{what}_{name}" for name in targets]
 
 
-def targets_of(table: pa.Table) -> list[str]:
+def targets_in(table: pa.Table) -> list[str]:
     """The targets that a result has."""
     return [name.removeprefix("label_") for name in table.column_names if name.startswith("label_")]
 
@@ -161,7 +161,11 @@ def _table(
         "utt_id": pa.array(np.concatenate([session.utt_ids for session in test])[kept], pa.string()),
     }
     labels = np.concatenate([session.labels for session in test])
-    for names, values in ((targets, predicted), (named("fed", targets), fed), (named("label", targets), labels)):
+    for names, values in (
+        (targets, predicted),
+        (columns_named("fed", targets), fed),
+        (columns_named("label", targets), labels),
+    ):
         for number, name in enumerate(names):
             column = np.full(len(kept), np.nan) if values is None else values[:, number]
             columns[name] = pa.array(column[kept], pa.float32(), from_pandas=True)

@@ -1,6 +1,6 @@
 """The grid: which changes are made to the model, and the trainings that follow from them.
 
-A *variant* is the full model (the config as it stands), the same with one change, or a baseline; a *cell* is one
+A *variant* is the full model (the config unchanged), the same with one change, or a baseline; a *cell* is one
 training of a variant: a seed and, where there are folds, one of them.
 """
 
@@ -68,20 +68,20 @@ ABLATIONS = (
     _model("feedback-label", "feedback: labels", feedback="label"),
     _model("feedback-model", "feedback: predictions", feedback="model"),
 )
-"""Both sides of every question: the one that the config has is the full model, and falls out of the grid."""
+"""Both sides of every comparison: the side of the config is the full model, and is left out of the grid."""
 
 BASELINES = (
     Variant("mean", "mean of the labels", baseline=mean_of_labels),
     Variant("ridge", "ridge on z's inputs", baseline=ridge),
     Variant("ridge-ema", "ridge on them and their EMA", baseline=ridge_with_memory),
 )
-"""What a session model must beat to be worth its keep."""
+"""Baselines of a session model."""
 
 
 def choose_variants(
     config: Config, dims: Mapping[str, int], only: Sequence[str] | None = None
 ) -> tuple[list[Variant], list[str]]:
-    """The variants that differ from the full model on features of these widths, and why others do not take part.
+    """The variants that differ from the full model on features of these widths, and reasons for leaving others out.
 
     Args:
         config: Of the full model.
@@ -122,7 +122,7 @@ def choose_variants(
 
 
 def _effect(config: Config, dims: Mapping[str, int]) -> tuple[Any, ...]:
-    """What a config makes of these features, equal where two configs make the same model."""
+    """A key of the model that a config makes for these features; equal for equal models."""
     film, used = used_streams(config.model, dims)
     pasts = used_pasts(config.model, used)
     model = config.to_dict()["model"] | {"film": film, "prosody": "prosody" in used, "speaker_norm": pasts}
@@ -155,7 +155,7 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """What its file is called, without a suffix."""
+        """The name of its file, without suffix."""
         parts = [self.variant.name]
         parts += [] if self.variant.baseline else [f"seed-{self.seed}"]
         parts += [f"fold-{quote(self.fold, safe='')}"] if self.fold else []

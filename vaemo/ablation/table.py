@@ -1,8 +1,8 @@
 """The grid's results as one row per variant: mean, spread over seeds, interval, and comparison with the full model.
 
-CCC is pooled over all held-out utterances, those of all folds together, once for each seed, and then averaged over
-the seeds. Intervals and comparisons resample *sessions*, the same ones for both models; what other seeds would have
-given is told by the spread beside them. The p values of all comparisons with the full model are corrected by Holm.
+CCC is pooled over all held-out utterances, those of all folds together, once for each seed, and then averaged over the
+seeds. Intervals and comparisons resample *sessions*, the same ones for both models; the spread beside them shows the
+variation between seeds. The p values of all comparisons with the full model are corrected by Holm.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from vaemo.ablation.cell import matrix, named, targets_of
+from vaemo.ablation.cell import columns_named, matrix, targets_in
 from vaemo.ablation.grid import FULL, Cell, Variant
 from vaemo.config import EvaluateConfig
 from vaemo.evaluation.bootstrap import Resampled, SessionSums, defined, holm, metrics_of
@@ -38,7 +38,7 @@ def summarise(
         results: Of the cells that are done.
         variants: The rows.
         folds: Names of the folds; one empty name where there are none.
-        config: How sessions are resampled, and which CCC is meant.
+        config: How sessions are resampled, and the variance in the CCC.
 
     Returns:
         `variant`, `title`, `n_seeds`, `n_sessions`, `n`; `ccc_NAME` (mean over seeds), `ccc_NAME_sd` (over seeds),
@@ -55,7 +55,7 @@ def summarise(
         if of_seeds
     }
     some = next((table for table, _ in results.values()), None)
-    names = (*(DIMENSIONS if some is None else targets_of(some)), "avg")
+    names = (*(DIMENSIONS if some is None else targets_in(some)), "avg")
     rows = [_row(variant, runs[variant], resampled.get(variant), names, config) for variant in variants]
     if FULL in resampled:
         compared = [(row, variant) for row, variant in zip(rows, variants, strict=True) if variant in resampled]
@@ -78,9 +78,11 @@ def _runs(results: Mapping[Cell, Result], variant: Variant, folds: Sequence[str]
 def _sums(run: Sequence[Result], what: str = "") -> SessionSums:
     """The sums of a seed, over all folds; the cells of all variants hold the same utterances in the same order."""
     table = pa.concat_tables([table.replace_schema_metadata() for table, _ in run]).combine_chunks()
-    targets, n_session = targets_of(table), run[0][1].get("n_session", 0)
-    predicted = matrix(table, named(what, targets) if what else targets)
-    return SessionSums.of(predicted, matrix(table, named("label", targets)), codes(table["session_id"]), n_session)
+    targets, n_session = targets_in(table), run[0][1].get("n_session", 0)
+    predicted = matrix(table, columns_named(what, targets) if what else targets)
+    return SessionSums.of(
+        predicted, matrix(table, columns_named("label", targets)), codes(table["session_id"]), n_session
+    )
 
 
 def _row(

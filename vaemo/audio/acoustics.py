@@ -1,4 +1,4 @@
-"""What samples show without any model: whether they can be used, how wide their band is, what a telephone does."""
+"""Acoustic measures without a model: usability, bandwidth, and simulation of a telephone."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def require_usable(samples: np.ndarray, min_s: float) -> None:
 
 
 class Sound(NamedTuple):
-    """How an utterance sounds, whatever is said.
+    """Acoustic measures of an utterance, independent of its words.
 
     Attributes:
         bandwidth_hz: The frequency up to which speech reaches: about 3400-4000 for telephone, 7000 and more for

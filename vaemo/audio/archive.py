@@ -1,4 +1,4 @@
-"""A folder of recordings: what lies in it, which of it stands there twice, and what has changed since it was read.
+"""Archives of recordings: listing, duplicates, and detection of changes.
 
 Works on names, sizes and times; a file is opened only where these cannot tell, and then its bytes alone are compared.
 Knows no audio beyond the ends of names (`vaemo.audio.formats`).
@@ -17,9 +17,9 @@ import re
 import time
 import urllib.parse
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
@@ -28,13 +28,12 @@ import pyarrow.csv
 
 from vaemo import files
 from vaemo.audio.formats import foreign_reason, kind_of
-from vaemo.audio.several import OFFSET, Member, group_members, read_offsets
 from vaemo.config import AudioConfig
 from vaemo.errors import ReadRecordingsError
 from vaemo.files import Found
 
 _SAMPLE_BYTES = 1 << 16
-"""Read at the head, the middle and the tail of a file whose size and time do not tell whether it has changed."""
+"""Bytes read at the head, middle and tail of a file whose size and time do not show whether it has changed."""
 
 _READERS = 16
 _SHOWN_SUFFIXES = 6
@@ -47,15 +46,13 @@ class Listing:
     Attributes:
         recordings: What is to be read, or has a problem already. Names are as they are shown: bytes that are no UTF-8
             and control characters are escaped, as `shown` has them.
-        notes: Lines that say what was passed over, and why.
-        members: Of a table of paths, the recordings of each session that has several, by their names.
+        notes: Lines that name what was skipped, and why.
         waiting: Names of those that are too young.
         excluded: Names of those that were left out.
     """
 
     recordings: Sequence[Found]
     notes: Sequence[str] = ()
-    members: Mapping[str, Sequence[Member]] = field(default_factory=dict)
     waiting: frozenset[str] = frozenset()
     excluded: frozenset[str] = frozenset()
 
@@ -67,6 +64,7 @@ def list_recordings(
     exclude: Sequence[str] = (),
     min_age_s: float = 0.0,
     found: Sequence[Found] | None = None,
+    several: Collection[str] = (),
 ) -> Listing:
     """Every file below a folder, or in a table of paths, whose name ends as a recording's does.
 
@@ -74,8 +72,9 @@ def list_recordings(
         folder: A path or URI; a file is a table as `read_paths` takes it, and no folder is listed then.
         audio: Says whether headerless files are read; None is the default.
         exclude: Patterns (`fnmatch`) of names to leave out: relative paths, or their last part.
-        min_age_s: Files that were written less than so many seconds ago wait for the next run.
+        min_age_s: Files modified less than this many seconds ago wait for the next run.
         found: What `vaemo.files.walk` finds in the folder, if that is known.
+        several: Ids that a table of paths may give to several recordings; these have the names of their paths.
 
     Raises:
         ReadRecordingsError: if there is none, or the table cannot be read.
@@ -83,11 +82,10 @@ def list_recordings(
     there, notes = list[Found](), list[str]()
     others: Counter[str] = Counter()
     excluded, young = set[str](), set[str]()
-    members: dict[str, Sequence[Member]] = {}
     youngest_ns = time.time_ns() - int(min_age_s * 1e9)
     kind_by_suffix = functools.cache(lambda suffixes: kind_of(f"_.{suffixes}", audio or AudioConfig()))
     table = files.is_file(folder)
-    for item in _named(read_paths(folder, members) if table else found or files.walk(folder)):
+    for item in _named(read_paths(folder, several) if table else found or files.walk(folder)):
         # A folder that cannot be listed ends in "/".
         file = item.path if table else item.name
         kind = "folder" if file[-1] == "/" else kind_by_suffix(".".join(file.rsplit(".", 2)[1:]))
@@ -116,7 +114,7 @@ def list_recordings(
         hint = "; ".join(notes) or "files are taken whose names end as a recording's, such as .wav, .flac or .mp3"
         raise ReadRecordingsError(f"{folder} {state}: {hint}.")
     there.sort(key=lambda item: item.name)
-    return Listing(there, notes, members, frozenset(young), frozenset(excluded))
+    return Listing(there, notes, frozenset(young), frozenset(excluded))
 
 
 _INVENTORY = ("bucket", "key", "size", "last_modified_date")
@@ -133,29 +131,27 @@ def is_table_of_paths(path: str) -> bool:
     return "utt_id" not in names and bool(names & {"path", "key"})
 
 
-def read_paths(path: str, members: dict[str, Sequence[Member]] | None = None) -> Iterator[Found]:
+def read_paths(path: str, several: Collection[str] = ()) -> Iterator[Found]:
     """The recordings that a table names, unseen: nothing is listed or opened.
 
     Args:
         path: Parquet or CSV. `path` is relative to the table, absolute or a URI; or `bucket` and `key` as in an S3
             inventory, whose CSV needs no header. Where they are there: `session_id` (else the path as it stands, or
-            the key), `size` in bytes, and `last_modified_date`. Rows that share a `session_id` are a session of
-            several recordings (`vaemo.audio.several`), with `offset_s` and `date`.
-        members: Takes these; each recording then has the name of its path.
+            the key), `size` in bytes, and `last_modified_date`.
+        several: Ids of several recordings each, which have the names of their paths.
 
     Raises:
-        ReadRecordingsError: if it has none of these columns, a row without a path, or two rows of one path.
-        ReadManifestError: as `vaemo.audio.several.group_members`.
+        ReadRecordingsError: if it has none of these columns, a row without a path, or two rows of one id.
     """
     table = _table_of_paths(path)
     keys = table.get("key")
     if keys is not None:
         buckets = table.get("bucket") or [""] * len(keys)
-        several = len(set(buckets)) > 1
+        many = len(set(buckets)) > 1
         # Inventories write keys as URLs do.
         keys = [urllib.parse.unquote_plus(key or "") for key in keys]
         places = [f"s3://{bucket}/{key}" if key else "" for bucket, key in zip(buckets, keys, strict=True)]
-        names = [f"{bucket}/{key}" if several else key for bucket, key in zip(buckets, keys, strict=True)]
+        names = [f"{bucket}/{key}" if many else key for bucket, key in zip(buckets, keys, strict=True)]
     else:
         root = posixpath.dirname(path)
         names = [place or "" for place in table["path"]]
@@ -164,19 +160,17 @@ def read_paths(path: str, members: dict[str, Sequence[Member]] | None = None) ->
             for place in names
         ]
     ids = [name or place for name, place in zip(table.get("session_id") or names, names, strict=True)]
-    if members is not None and "session_id" in table and len(set(ids)) < len(ids):
-        none = [None] * len(ids)
-        offsets = read_offsets(pa.array(table[OFFSET]) if OFFSET in table else None, len(ids), path)
-        dates = [when and str(when) for when in table.get("date") or none]
-        grouped = group_members(ids, names, offsets, dates, path)
-        members |= {name: of_it for name, of_it in grouped.items() if len(of_it) > 1}
-        ids = [name if session_id in members else session_id for session_id, name in zip(ids, names, strict=True)]
+    if several:
+        ids = [name if session_id in several else session_id for session_id, name in zip(ids, names, strict=True)]
     seen: set[str] = set()
     for row, (name, place) in enumerate(zip(ids, places, strict=True), 1):
         if not place:
             raise ReadRecordingsError(f"{path}, row {row}: it names no recording. Every row needs a path.")
         if name in seen:
-            raise ReadRecordingsError(f"{path}, row {row}: '{name}' stands there already. Every row needs its own id.")
+            raise ReadRecordingsError(
+                f"{path}, row {row}: '{name}' is already there. Every row needs its own id; which recordings are "
+                "one call is said by --calls, which may be the same table."
+            )
         seen.add(name)
     sizes = table.get("size") or [0] * len(ids)
     times = table.get("last_modified_date") or [None] * len(ids)
@@ -329,7 +323,7 @@ def find_twins(
     for item in recordings:
         if not item.problem and item.size:
             by_size.setdefault((item.size, group(item.name)), []).append(item)
-    # Where all of them are known, they were compared when they were new.
+    # If all are known, they were compared when they were new.
     alike = [items for items in by_size.values() if len(items) > 1 and any(item.name not in known for item in items)]
 
     def digest_of(item: Found) -> str:

@@ -1,4 +1,4 @@
-"""The child process that decodes audio: what a foreign file can do to it is not done to the job.
+"""The child process that decodes audio, so that a crash on a bad file does not reach the job.
 
 `vaemo.audio.decoder.Decoder` starts this file as a program and talks with it over two pipes. A request is a JSON line:
 `{"open": PATH, "headerless": [CODEC, RATE, CHANNELS] or null}` or `{"read": [START, STOP]}` (frames of the file that
@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 if __package__:
-    from vaemo.audio import headers, sources, timeline
+    from vaemo.audio import headers, timeline
 else:
 
     def _beside(name: str) -> Any:
@@ -36,11 +36,12 @@ else:
         spec.loader.exec_module(module)
         return module
 
-    headers, sources, timeline = map(_beside, ("headers", "sources", "timeline"))
+    headers, timeline = map(_beside, ("headers", "timeline"))
 
 MEMORY_LIMIT_BYTES = 8 << 30
 MAX_CHANNELS = 64
 
+_HEAD_BYTES = 4096
 _SKIP_FRAMES = 1 << 20
 _UNKNOWN_FRAMES = (1 << 63) - 1
 
@@ -49,7 +50,7 @@ _SOUNDFILE = (
     *(b"Creative Voice", b"NIST_1A"),
 )
 _FFMPEG = (b"OggS", b"\x1aE\xdf\xa3", b"#!AMR", b"#!iLBC", b"ID3", b"\x30\x26\xb2\x75", b"wvpk", b"TTA1", b".RMF")
-"""What files begin with that say themselves how they are coded; those of the first row libsndfile is to read."""
+"""Magic bytes of self-describing formats; libsndfile reads those of the first row."""
 
 _RAW = {
     **{"mulaw": "ULAW", "alaw": "ALAW", "vox": "VOX_ADPCM", "s8": "PCM_S8", "u8": "PCM_U8"},
@@ -59,6 +60,28 @@ _RAW = {
 """Headerless codecs as libsndfile names them; FFmpeg reads the others."""
 
 DecodeError = timeline.DecodeError
+
+
+@functools.cache
+def _ffmpeg() -> Any:
+    """The sources that FFmpeg reads: loading it takes longer than libsndfile needs for a recording."""
+    if __package__:
+        from vaemo.audio import sources
+
+        return sources
+    return _beside("sources")
+
+
+@functools.cache
+def _libsndfile() -> Any:
+    """A file of soundfile's that is left where a read ends: soundfile asks for its place and seeks there each time."""
+    import soundfile
+
+    class File(soundfile.SoundFile):
+        def seekable(self) -> bool:
+            return False
+
+    return File
 
 
 class SoundFile:
@@ -77,9 +100,9 @@ class SoundFile:
         self._error = soundfile.LibsndfileError
         self._rest: Any = None
         self._reopen_rest = lambda: open_av(file)
-        self._reopen = lambda: soundfile.SoundFile(_for_soundfile(file), **raw)
+        self._reopen = lambda: _libsndfile()(_for_soundfile(file), **raw)
         self._file = self._reopen()
-        self._seekable = self._file.seekable()
+        self._seekable = soundfile.SoundFile.seekable(self._file)
         self._position = 0
         self.sampling_rate = self._file.samplerate
         self.channels = self._file.channels
@@ -97,7 +120,9 @@ class SoundFile:
         try:
             if start != self._position and not self._go_to(start):
                 return np.zeros((0, self.channels), np.float32)
-            samples = self._file.read(stop - start, dtype="float32", always_2d=True)
+            # No more than exists: memory for it is allocated beforehand.
+            n = max(min(stop, self._file.frames) - start, 0) if self._seekable else stop - start
+            samples = self._file.read(n, dtype="float32", always_2d=True)
         except self._error:
             try:
                 self._rest = self._reopen_rest()
@@ -132,7 +157,7 @@ class SoundFile:
 
 
 def _for_soundfile(file: Any) -> Any:
-    # It would refuse a name that is not UTF-8.
+    # libsndfile refuses names that are not UTF-8.
     return os.fsencode(file) if isinstance(file, str) else _from_start(file)
 
 
@@ -152,17 +177,18 @@ def open_file(path: str, headerless: tuple[str, int, int] | None = None) -> Any:
     Raises:
         DecodeError: if no decoder knows it, or it claims what no recording has.
     """
-    with open(path, "rb") as file:
-        head = file.read(64)
+    with open(path, "rb", buffering=0) as file:
+        head = file.read(_HEAD_BYTES)
+        size = os.fstat(file.fileno()).st_size
     if not head:
         raise DecodeError("the file is empty")
-    reason = headers.not_audio(head)
+    reason = headers.not_audio(head[:64])
     if reason is not None:
         raise DecodeError(reason)
     if headerless is not None and not head.startswith(_SOUNDFILE + _FFMPEG):
         audio = _open_headerless(path, *headerless)
     else:
-        audio = _open_links(path, head)
+        audio = _open_links(path, head, size)
     if not 1 <= audio.channels <= MAX_CHANNELS:
         raise DecodeError(f"it has {audio.channels} channels; up to {MAX_CHANNELS} are read")
     return audio
@@ -180,8 +206,10 @@ def _open_headerless(path: str, codec: str, rate: int, channels: int) -> Any:
     return open_av(path, demuxer=demuxer, options=options)
 
 
-def _open_links(path: str, head: bytes) -> Any:
+def _open_links(path: str, head: bytes, size: int) -> Any:
     """A file with what was joined to it."""
+    if headers.is_whole_wav(head, size):
+        return _open_link(path, head, None, sound=True)
     if head.startswith(b"OggS") and headers.is_plain_ogg(path):
         with contextlib.suppress(*_sf_errors()):
             audio = SoundFile(path)
@@ -213,12 +241,12 @@ def _sf_errors() -> tuple[type[Exception], ...]:
     return soundfile.LibsndfileError, ValueError, OverflowError, TypeError
 
 
-def _open_link(path: str, head: bytes, stop: int | None) -> Any:
-    """A file up to where another begins."""
+def _open_link(path: str, head: bytes, stop: int | None, *, sound: bool = False) -> Any:
+    """A file up to where another begins; `sound` where its header is known to be right."""
     errors = _sf_errors()
     file: Any = path if stop is None else headers.Window(path, 0, stop)
     if head.startswith(_SOUNDFILE):
-        if stop is None:
+        if stop is None and not sound:
             whole = headers.repaired(path)
             if isinstance(whole, str):
                 raise DecodeError(whole)
@@ -258,21 +286,29 @@ def open_av(
     import av
 
     def reopen() -> Any:
-        return sources.open_container(_from_start(file), demuxer, options)
+        return _ffmpeg().open_container(_from_start(file), demuxer, options)
 
     try:
-        with reopen() as container:
-            name, guess_s = container.format.name, container.duration and container.duration / 1e6
-            codecs = [stream.codec_context and stream.codec_context.name for stream in container.streams.audio]
-            if name == "ogg" and codecs[:1] == ["opus"] and sampling_rate is None:
-                sampling_rate = _opus_rate(container.streams.audio[0].codec_context.extradata)
+        container = reopen()
+        name, guess_s = container.format.name, container.duration and container.duration / 1e6
+        codecs = [stream.codec_context and stream.codec_context.name for stream in container.streams.audio]
+        if name == "ogg" and codecs[:1] == ["opus"] and sampling_rate is None:
+            sampling_rate = _opus_rate(container.streams.audio[0].codec_context.extradata)
         heard = [index for index, codec in enumerate(codecs) if codec]
         if not heard:
             raise DecodeError("it holds no audio track" if not codecs else "no decoder here knows its audio")
         data = headers.data_of_wav(file) if isinstance(file, str) and name == "wav" else None
-        framed = sources.framed(file, name, codecs[0] or "", data) if isinstance(file, str) else None
+        framed = _ffmpeg().framed(file, name, codecs[0] or "", data) if isinstance(file, str) else None
         is_broken = functools.cache(functools.partial(_is_broken_ogg, file)) if name == "ogg" else None
-        found = [framed] if framed else [sources.Container(reopen, index, is_broken) for index in heard]
+        if framed:
+            container.close()
+            found = [framed]
+        else:
+            # Reuse the bytes that probing has read.
+            opened = [container, *(None for _ in heard[1:])]
+            found = [
+                _ffmpeg().Container(reopen, index, is_broken, one) for index, one in zip(heard, opened, strict=True)
+            ]
         tracks = [timeline.Track(source, sampling_rate) for source in found]
         rate = max(track.sampling_rate for track in tracks)
         tracks = [
@@ -346,7 +382,7 @@ def main() -> None:
     """Answer requests until the pipe is closed."""
     limit_memory()
     threading.Thread(target=_leave_with, args=(os.getppid(),), daemon=True).start()
-    # Libraries may print; what they print must not get between the answers.
+    # Libraries may print; their output must not mix with the answers.
     replies = os.fdopen(os.dup(1), "wb")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     audio: Any = None

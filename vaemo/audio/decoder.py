@@ -1,4 +1,4 @@
-"""The process that decodes, seen from the job: its death or its silence is a status, not the job's end.
+"""The job's side of the decoding process: its death or a time-out is a status and does not end the job.
 
 `decode.py` is the program that runs there.
 """
@@ -199,7 +199,7 @@ class Decoder:
             env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
         )
         _say_what_is_weaker(sys.platform)
-        # What is read passes in few and large pieces, where the system lets us say so.
+        # Large pipe buffers, where the system supports them, so that data passes in few pieces.
         with contextlib.suppress(OSError, ImportError, AttributeError):
             import fcntl
 

@@ -1,4 +1,4 @@
-"""What a file's name says of its format: whether it is a recording, and how one without a header is to be read.
+"""Formats by file name: which files are recordings, and how to read those without a header.
 
 Tells recordings from other files by suffix, whatever its case; the decoder then looks into them. Knows what the
 decoders here can read, what they cannot although it is audio, and the conventions of headerless telephone formats.
@@ -24,7 +24,7 @@ _CONTAINERS = (
     *(".ra", ".rmvb", ".ape", ".mac", ".wv", ".tta", ".tak", ".mpc", ".shn", ".dsf", ".qcp", ".dss", ".act", ".lbc"),
     *(".ilbc", ".amr", ".awb", ".sbc"),
 )
-"""Suffixes of what says itself how it is coded, as far as soundfile or FFmpeg reads it."""
+"""Suffixes of self-describing formats that soundfile or FFmpeg reads."""
 
 _MULAW, _ALAW, _GSM = Headerless("mulaw", 8000), Headerless("alaw", 8000), Headerless("gsm", 8000)
 
@@ -45,10 +45,10 @@ _HEADERLESS = {
 """Telephone formats without a header, as Asterisk, SoX and FFmpeg name them."""
 
 _AS_SET = (".raw", ".pcm")
-"""What may be anything: read as `audio.headerless` says, else passed over."""
+"""Suffixes of unknown content: read as `audio.headerless` defines, else skipped."""
 
 AUDIO_SUFFIXES = (*_CONTAINERS, *_HEADERLESS)
-"""Ends of the names that are taken for recordings without any setting."""
+"""Suffixes that are taken for recordings without any setting."""
 
 _DECRYPT = "decrypt it, and give what comes out"
 _EXPORT = "export it as WAV with the maker's software"
@@ -90,7 +90,7 @@ def kind_of(name: str, audio: AudioConfig) -> Kind:
 
 
 def foreign_reason(name: str) -> str | None:
-    """Why a recording of this name cannot be read, and what to do; None where its name says nothing of the kind."""
+    """Why a recording of this name cannot be read, and what to do; None if its name gives no hint."""
     suffix = suffix_of(name)
     inner = suffix_of(name[: -len(suffix)]) if suffix else ""
     if suffix in _ENCRYPTED and inner not in _TABLES:
@@ -105,7 +105,7 @@ def foreign_reason(name: str) -> str | None:
 
 
 def headerless(name: str, audio: AudioConfig) -> Headerless | None:
-    """How a file of this name is to be read if it has no header; None where its format says so itself."""
+    """How to read a file of this name if it has no header; None for formats with a header."""
     suffix = suffix_of(name)
     if suffix in _AS_SET:
         return audio.headerless_format

@@ -1,10 +1,11 @@
-"""What the first bytes of a file say: that it is no audio, that its header is wrong, that several files were joined.
+"""Checks of file headers: files that are no audio, wrong headers, and several files joined into one.
 
 Used by the process that decodes (`decode.py`), so nothing of vaemo is imported here. Nothing is decoded either.
 """
 
 from __future__ import annotations
 
+import functools
 import io
 import mmap
 import os
@@ -188,6 +189,25 @@ class _Data:
         return self.begin + self.stated + -self.stated % self.layout.align
 
 
+def is_whole_wav(head: bytes, size: int) -> bool:
+    """Whether a WAV ends where its samples do, as far as its first bytes tell: nothing to repair, nothing joined.
+
+    Args:
+        head: Its first bytes.
+        size: Of the file.
+    """
+    at = 12 if head[:4] == b"RIFF" else len(head)
+    while at + 8 <= len(head):
+        name, stated = head[at : at + 4], int.from_bytes(head[at + 4 : at + 8], "little")
+        at += 8 + stated
+        if name == b"data":
+            return stated > 0 and at <= size <= at + at % 2
+        if name == b"ds64":
+            return False
+        at += at % 2
+    return False
+
+
 def _find_data(file: io.BufferedReader, size: int, start: int) -> _Data | None:
     """The chunk with the samples of a WAV, AIFF, W64 or CAF that begins at `start`."""
     file.seek(start)
@@ -346,21 +366,27 @@ def _is_one_flac(file: io.BufferedReader, start: int, size: int) -> bool:
     if not facts.startswith(_FLAC):
         return False
     block, total = int.from_bytes(facts[8:10], "big"), int.from_bytes(facts[18:26], "big") & (1 << 36) - 1
-    length, before = size - start, -1
-    for share in (1 / 64, 1 / 32, 1 / 16, *(eighths / 8 for eighths in range(1, 9)), 1):
-        file.seek(start + max(round(share * length) - _PROBE_BYTES, 42))
-        frames = _flac_frames(file.read(_PROBE_BYTES), block)
+    # In so many bytes a frame begins.
+    probe = min(int.from_bytes(facts[15:18], "big") + 16 if any(facts[15:18]) else _PROBE_BYTES, _PROBE_BYTES)
+    length, last = size - start, (-1, 0)
+    content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    for share in _FLAC_SHARES:
+        begin = start + max(round(share * length) - probe, 42)
+        frames = _flac_frames(content, begin, begin + probe, block)
         first = next(frames, None)
-        if first is None or first[0] < before:
+        if first is None or first < last:
             return False
-        before = first[0]
-    last = max((frame for frame in (first, *frames) if frame), default=(0, 0))
-    return sum(last) == total
+        last = first
+    return sum(max(last, *frames)) == total
 
 
-def _flac_frames(data: bytes, block: int) -> Iterator[tuple[int, int]]:
-    """First sample and length of the frames that begin in some bytes of a FLAC (RFC 9639, 9.1)."""
-    for found in re.finditer(rb"\xff[\xf8\xf9]", data):
+_FLAC_SHARES = (1 / 64, 1 / 32, *(sixteenths / 16 for sixteenths in (1, 2, 4, 6, 8, 10, 12, 14, 16)))
+_FLAC_SYNC = re.compile(rb"\xff[\xf8\xf9]")
+
+
+def _flac_frames(data: mmap.mmap, begin: int, end: int, block: int) -> Iterator[tuple[int, int]]:
+    """First sample and length of the frames that begin between two bytes of a FLAC (RFC 9639, 9.1)."""
+    for found in _FLAC_SYNC.finditer(data, begin, end):
         head = data[found.start() : found.start() + 16]
         if len(head) < 16 or head[3] & 1:
             continue
@@ -369,13 +395,13 @@ def _flac_frames(data: bytes, block: int) -> Iterator[tuple[int, int]]:
         number = head[4] & (0x7F >> (more + 1 if more else 0))
         for byte in head[5 : 5 + more]:
             number = number << 6 | byte & 0x3F
-        code, end = head[2] >> 4, 5 + more
+        code, behind = head[2] >> 4, 5 + more
         length = 192 if code == 1 else 144 << code if code < 6 else 1 << code
         if code in (6, 7):
-            length = int.from_bytes(head[end : end + code - 5], "big") + 1
-            end += code - 5
-        end += {12: 1, 13: 2, 14: 2}.get(head[2] & 15, 0)
-        if code and _crc8(head[:end]) == head[end]:
+            length = int.from_bytes(head[behind : behind + code - 5], "big") + 1
+            behind += code - 5
+        behind += {12: 1, 13: 2, 14: 2}.get(head[2] & 15, 0)
+        if code and _crc8(head[:behind]) == head[behind]:
             yield number if head[1] & 1 else number * block, length
 
 
@@ -443,44 +469,47 @@ def is_plain_ogg(path: str) -> bool:
     stamp is compared with the lengths of its packets, which their first bytes tell (Vorbis I, 4.3.1; RFC 6716, 3.1).
     More than two channels, which FFmpeg orders otherwise, Opus with a gain, and what is odd are not plain.
     """
-    tables, begins, granules = list[bytes](), list[int](), list[bytes]()
-    with open(path, "rb") as file:
-        content = file.read()
-    at, size, serial = 0, len(content), content[14:18]
+    with open(path, "rb", buffering=0) as file:
+        content = file.readall()
+    size, start = len(content), content[14:18]
+    tables, offsets, granules = list[bytes](), list[int](), list[bytes]()
+    at = total = 0
     while at < size:
-        table = content[at + 27 : at + 27 + content[at + 26]] if at + 26 < size else b""
-        begin = at + 27 + len(table)
-        stop = begin + sum(table)
-        page = content[at:stop]
-        if not table or not _is_intact(page) or page[14:22] != serial + len(tables).to_bytes(4, "little"):
+        head = content[at : at + 27]
+        begin = at + 27 + head[26] if len(head) == 27 else at
+        table = content[at + 27 : begin]
+        held = sum(table)
+        stop = begin + held
+        if not table or stop > size or head[14:22] != start + len(tables).to_bytes(4, "little"):
             return False
-        if (page[5] & 2 > 0) != (at == 0) or (page[5] & 4 > 0) != (stop == size):
+        if head[5] & 6 != 2 * (at == 0) + 4 * (stop == size) or not _is_intact(content[at:stop]):
             return False
         tables.append(table)
-        begins.append(begin)
-        granules.append(page[6:14])
-        at = stop
+        offsets.append(begin - total)
+        granules.append(head[6:14])
+        at, total = stop, total + held
     # Of every segment its size, its page and its place; a packet ends with the first that is not full.
-    sizes = np.frombuffer(b"".join(tables), np.uint8).astype(np.int64)
-    n_segments = np.array([len(table) for table in tables])
-    pages = np.repeat(np.arange(len(tables)), n_segments)
-    before = np.cumsum(sizes) - sizes
-    places = before + np.repeat(np.array(begins) - before[np.cumsum(n_segments) - n_segments], n_segments)
-    ends = np.flatnonzero(sizes < 255)
-    starts = np.concatenate([[0], ends + 1])[: len(ends)]
+    sizes = np.frombuffer(b"".join(tables), np.uint8)
+    ends = (sizes < 255).nonzero()[0]
+    if len(ends) < 3:
+        return False
+    pages = np.arange(len(tables)).repeat(list(map(len, tables)))
+    starts = np.empty_like(ends)
+    starts[0], starts[1:] = 0, ends[:-1] + 1
+    places = sizes.cumsum(dtype=np.int64) - sizes + np.array(offsets)[pages]
     headers = [
-        b"".join(content[places[i] : places[i] + sizes[i]] for i in range(start, end + 1))
-        for start, end in zip(starts[:3].tolist(), ends[:3].tolist(), strict=True)
+        b"".join(content[places[i] : places[i] + sizes[i]] for i in range(first, last + 1))
+        for first, last in zip(starts[:3].tolist(), ends[:3].tolist(), strict=True)
     ]
     n_headers, lengths_of = _packets_of(headers)
     starts, ends = starts[n_headers:], ends[n_headers:]
     if lengths_of is None or not len(ends) or not sizes[starts].all():
         return False
-    octets = np.frombuffer(content, np.uint8)
-    lengths = lengths_of(octets[places[starts]], octets[np.minimum(places[starts] + 1, size - 1)])
+    lengths = lengths_of(np.frombuffer(content, np.uint8), places[starts])
     # The time stamp of a page is that of the end of the last packet that ends there; the last page may cut some off.
-    expected = np.cumsum(np.bincount(pages[ends], lengths, len(tables)).astype(np.int64))
-    ended = np.unique(pages[ends])
+    pages = pages[ends]
+    expected = np.bincount(pages, lengths, len(tables)).astype(np.int64).cumsum()
+    ended = np.bincount(pages).nonzero()[0]
     stated = np.frombuffer(b"".join(granules), "<i8")[ended]
     expected = expected[ended]
     if not lengths[1:].all() or ended[-1] != len(tables) - 1 or (stated[:-1] != expected[:-1]).any():
@@ -492,24 +521,40 @@ _Lengths = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 def _packets_of(headers: list[bytes]) -> tuple[int, _Lengths | None]:
-    """How many packets of an Ogg are headers, and how long the others last by their first two bytes, in samples."""
+    """How many packets of an Ogg are headers; from octets and where the others begin, how long they last in samples."""
     first = headers[0] if headers else b""
     if first[:8] == b"OpusHead" and len(first) >= 19 and first[9] in (1, 2) and not any(first[16:19]):
         return 2, _lengths_of_opus
     if first[:7] == b"\x01vorbis" and len(first) == 30 and first[11] in (1, 2) and len(headers) == 3:
-        return 3, _lengths_of_vorbis(1 << (first[28] & 15), 1 << (first[28] >> 4), headers[2])
+        blocks = _vorbis_blocks(1 << (first[28] & 15), 1 << (first[28] >> 4), headers[2][-400:])
+        return 3, None if blocks is None else functools.partial(_lengths_of_vorbis, blocks)
     return 0, None
 
 
-def _lengths_of_opus(heads: np.ndarray, second: np.ndarray) -> np.ndarray:
-    config, code = heads >> 3, heads & 3
-    frame = np.array([480, 960, 1920, 2880] * 3 + [480, 960] * 2 + [120, 240, 480, 960] * 4)[config]
-    return frame * np.where(code == 3, second & 63, np.array([1, 2, 2, 0])[code])
+_OPUS_FRAMES = np.array([480, 960, 1920, 2880] * 3 + [480, 960] * 2 + [120, 240, 480, 960] * 4)
 
 
-def _lengths_of_vorbis(short: int, long: int, setup: bytes) -> _Lengths | None:
-    """By the table of modes at the end of the setup header, read backwards: it alone tells a packet's block size."""
-    tail = int.from_bytes(setup[-400:], "little")
+def _lengths_of_opus(octets: np.ndarray, places: np.ndarray) -> np.ndarray:
+    heads = octets[places]
+    counts = np.array([1, 2, 2, 0])[heads & 3]
+    several = np.flatnonzero(heads & 3 == 3)
+    counts[several] = octets[np.minimum(places[several] + 1, len(octets) - 1)] & 63
+    return _OPUS_FRAMES[heads >> 3] * counts
+
+
+def _lengths_of_vorbis(blocks: np.ndarray, octets: np.ndarray, places: np.ndarray) -> np.ndarray:
+    sizes = blocks[octets[places]]
+    # Half of each block overlaps the one before; the first gives nothing yet. What is no audio has no length.
+    return np.concatenate([[0], (sizes[:-1] + sizes[1:]) // 4 * (sizes[1:] > 0) * (sizes[:-1] > 0)])
+
+
+@functools.lru_cache(maxsize=16)
+def _vorbis_blocks(short: int, long: int, setup: bytes) -> np.ndarray | None:
+    """The block size of a packet by its first byte, (256,), 0 for what is no audio.
+
+    By the table of modes at the end of the setup header, read backwards.
+    """
+    tail = int.from_bytes(setup, "little")
     top, flags, found = tail.bit_length() - 1, list[int](), 0
     while top >= 41 + 6 and len(flags) < 64:
         mode = tail >> (top - 41) & (1 << 41) - 1
@@ -527,23 +572,17 @@ def _lengths_of_vorbis(short: int, long: int, setup: bytes) -> _Lengths | None:
     for head in range(0, 256, 2):
         mode = head >> 1 & mask
         table[head] = blocks[mode] if mode < found else 0
-
-    def lengths(heads: np.ndarray, second: np.ndarray) -> np.ndarray:
-        sizes = table[heads]
-        # Half of each block overlaps the one before; the first gives nothing yet. What is no audio has no length.
-        return np.concatenate([[0], (sizes[:-1] + sizes[1:]) // 4 * (sizes[1:] > 0) * (sizes[:-1] > 0)])
-
-    return lengths
+    return table
 
 
 def _is_intact(page: bytes) -> bool:
     """Whether a page has its checksum, which zlib reckons with the bits of every byte the other way round."""
     if page[:5] != b"OggS\0" or len(page) < 27:
         return False
-    mirrored = page.translate(_MIRRORED)
+    mirrored = memoryview(page.translate(_MIRRORED))
     # It inverts what comes in and goes out. The checksum counts as zeros.
-    found = zlib.crc32(mirrored[26:], zlib.crc32(mirrored[:22] + bytes(4), 0xFFFFFFFF)) ^ 0xFFFFFFFF
-    return found.to_bytes(4, "little") == mirrored[25:21:-1]
+    found = zlib.crc32(mirrored[26:], zlib.crc32(bytes(4), zlib.crc32(mirrored[:22], 0xFFFFFFFF))) ^ 0xFFFFFFFF
+    return found == int.from_bytes(mirrored[22:26])
 
 
 _MIRRORED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))

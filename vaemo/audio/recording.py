@@ -1,4 +1,4 @@
-"""Audio as every stage wants it: mono float32 at 16 kHz, decoded where a bad file can do no harm.
+"""Recordings as mono float32 at 16 kHz, decoded in a separate process.
 
 Reads recordings (local, remote, or embedded in a Parquet manifest) whole or in part. What is wrong with a file is
 data, not an error: `AudioProblem` carries the status and the reason of its row. Letters: C channels, n samples.
@@ -108,17 +108,18 @@ class Recording:
         longest_s = self._limits.max_utterance_s + 2 * resampler.context / rate
         self._refuse_longer((stop or 0) - begin, longest_s)
         parts, at, loudness = [], max(begin, 0), _Loudness()
+        heard = 0 if channel is None and self.info.channels == 1 else channel
         block = max(_BLOCK_VALUES // self.info.channels, 1)
         while stop is None or at < stop:
             wanted = at + block if stop is None else min(at + block, stop)
             samples = self._read(at, wanted, loudness)
-            parts.append(samples.mean(axis=1) if channel is None else samples[:, channel])
+            parts.append(samples.mean(axis=1) if heard is None else samples[:, heard])
             at += len(samples)
             self._refuse_longer(at - begin, longest_s)
             if at < wanted:
                 break
         loudness.check()
-        native = np.concatenate(parts)
+        native = parts[0] if len(parts) == 1 else np.concatenate(parts)
         end = max(begin, 0) + len(native)
         available = -(-end * resampler.new // resampler.old)
         if available <= first:
@@ -140,7 +141,7 @@ class Recording:
             AudioProblem: undecodable, too_long or timeout, after the blocks before it.
         """
         at, block, loudness = 0, max(_BLOCK_VALUES // self.info.channels, 1), _Loudness()
-        stream = self._resampler.stream(self.info.channels)
+        stream = self._resampler.generator(self.info.channels)
         next(stream)
         while True:
             samples = self._read(at, at + block, loudness)
@@ -297,20 +298,20 @@ def _said(error: Exception) -> str:
 
 
 def _read_embedded(path: str, manifest: str, row: int) -> tuple[bytes, str]:
-    """The bytes in a row of a manifest, and the name that stands beside them."""
+    """The bytes in a row of a manifest, and the name beside them."""
     try:
         group, first = _row_group(manifest, row)
     except FileNotFoundError:
         if not files.is_uri(path):
             raise
-        # It only looked like a reference.
+        # Not a reference after all.
         return files.read_bytes(path), path
     if group is None:
         raise FileNotFoundError(f"{manifest} has no row {row}")
     held: dict[str, Any] = _audio_columns(manifest, group).slice(row - first, 1).to_pylist()[0] or {}
     audio, name = held.get("audio"), held.get("audio_path")
     if isinstance(audio, dict):
-        # As Hugging Face's data sets hold it.
+        # The form in Hugging Face data sets.
         name = name or audio.get("path")
         audio = audio.get("bytes")
     return audio or b"", name or ""
@@ -352,6 +353,7 @@ class Resampler:
         self.context = 0 if old == new else -(-(sinc_kernel(old, new, _FILTER_ZEROS)[1] + old) // old) * old
 
     @staticmethod
+    @functools.lru_cache(maxsize=32)
     def to_16_khz(sampling_rate: float) -> Resampler:
         """What brings samples at a rate in Hz to 16 kHz.
 
@@ -366,10 +368,12 @@ class Resampler:
 
     def between(self, samples: np.ndarray, *, pad_left: int = 0) -> np.ndarray:
         """The whole of (n,) as (m,), behind `pad_left` more zeros, m rounded up; there is silence around it."""
+        if self.old == self.new and not pad_left:
+            return np.ascontiguousarray(samples)
         padded = np.pad(samples, (pad_left, self.context))
         return self._run(padded)[: -(-(pad_left + len(samples)) * self.new // self.old)]
 
-    def stream(self, channels: int) -> Generator[np.ndarray, np.ndarray | None, None]:
+    def generator(self, channels: int) -> Generator[np.ndarray, np.ndarray | None, None]:
         """A generator that takes blocks (C, n), at the end None, and gives what of the result is certain, (C, m)."""
         held = np.zeros((channels, self.context), np.float32)
         total = given = 0
@@ -381,6 +385,9 @@ class Resampler:
                 padded = np.pad(held, ((0, 0), (0, self.context + self.old)))
                 yield self._run(padded)[:, self.context // self.old * self.new :][:, :n_last]
                 return
+            if self.old == self.new:
+                out = np.ascontiguousarray(block)
+                continue
             total += block.shape[1]
             held = np.concatenate([held, block], axis=1)
             ready = (held.shape[1] - 2 * self.context) // self.old * self.old

@@ -1,11 +1,11 @@
-"""The scale of samples: full scale is 1. Another scale is found before it is heard, and what sticks out is cut."""
+"""The scale of samples: full scale is 1. Another scale is detected, and excess samples are clipped."""
 
 from __future__ import annotations
 
 import numpy as np
 
 LOUDEST = 4.0
-"""What no sample of sound exceeds in magnitude: 12 dB over full scale. Files of floats do go beyond 1."""
+"""The largest plausible magnitude of a sample: 12 dB over full scale. Files of floats do go beyond 1."""
 
 _STRAY = 1e-3
 """Share of samples that may lie beyond: where more do, the scale is another one."""
@@ -17,7 +17,7 @@ class Scale:
     """How far samples stick out, over as many blocks as there are.
 
     Args:
-        n_least: Fewer samples are judged as if they were so many.
+        n_least: Fewer samples are judged as if there were this many.
 
     Attributes:
         n: Samples that were taken.

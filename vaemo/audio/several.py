@@ -36,7 +36,7 @@ class Member(NamedTuple):
 
 
 def read_offsets(column: pa.Array | pa.ChunkedArray | None, n: int, where: str) -> list[float | None]:
-    """The column `OFFSET` of a table, None where it says nothing.
+    """The column `OFFSET` of a table, None if it is empty.
 
     Raises:
         ReadManifestError: for what is no number of seconds, or less than none.
@@ -74,7 +74,7 @@ def group_members(
         where: The table, for messages.
 
     Raises:
-        ReadManifestError: if a recording stands in two rows, or some rows of a session have a path, or else an offset,
+        ReadManifestError: if a recording is in two rows, or some rows of a session have a path, or else an offset,
             and others none.
     """
     found: dict[str, list[Member]] = {}

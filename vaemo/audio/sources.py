@@ -1,7 +1,7 @@
-"""Where coded frames come from, each with its time: containers that FFmpeg demuxes, and streams that frame themselves.
+"""Sources of coded frames with their times: containers that FFmpeg demuxes, and self-framing streams.
 
 Used by the process that decodes (`decode.py`), so nothing of vaemo is imported here. A source gives `Piece`s; what
-cannot be decoded is left out, and the next piece says so. Times are seconds from 0: the container's start behind the
+cannot be decoded is left out, and the next piece is marked. Times are seconds from 0: the container's start behind the
 codec's declared priming.
 """
 
@@ -30,7 +30,7 @@ GAP_S = 0.015
 """Time stamps that run ahead of the samples by less are inexact, and no gap."""
 
 OVERLAP_S = 0.04
-"""Time stamps that lag behind the samples by less are inexact, and nothing is heard twice."""
+"""Time stamps that lag behind the samples by less are inexact, and no audio is repeated."""
 
 PREROLL_S = 0.5
 """Decoded before a place that was jumped to: a codec's memory fills."""
@@ -48,18 +48,18 @@ _UNKNOWN_S = -1e9
 _PIECE_FRAMES = 1 << 15
 _UNSEEN_SHARE = 0.3
 _UNSEEN_BYTES = 64
-"""A gap is damage where so much of the bytes that it would hold lies there, more than headers."""
+"""Share of a gap's expected bytes that must be present, more than headers, for the gap to count as damage."""
 
 _FAILURES = 100
 _BROKEN: Any = object()
 _LEFT_SHARE, _LEFT_BYTES = 0.2, 1 << 15
-"""Where so much of a file, and so many bytes, lie behind its last packet, they should have been packets."""
+"""Share and bytes of a file behind its last packet from which they count as lost packets."""
 
 _AHEAD_S = 10.0
 _EXACT_S = 1e-4
 _MISGUESSED = 8
 _TAIL_S = 0.5
-"""Less than this of damage behind the last frame is a frame that was cut off, and nobody misses it."""
+"""Less damage than this behind the last frame is a truncated frame and is ignored."""
 
 # Containers whose clock starts at 0 by definition, whose times can be trusted in a jump, and that state their length.
 _FROM_ZERO = ("mov", "matroska", "ogg")
@@ -123,7 +123,7 @@ class _Gathering:
         return True
 
     def is_enough(self, until_s: float) -> bool:
-        """Whether nobody waits for more."""
+        """Whether no more is needed."""
         return self.n >= _PIECE_FRAMES or self._next_s >= until_s
 
     def piece(self) -> Piece:
@@ -137,7 +137,7 @@ class Source(Protocol):
 
     Attributes:
         tick_s: How exact its times are.
-        until_s: Up to where somebody waits for it.
+        until_s: Up to which time it is needed.
         floats: Whether the samples are coded as floats, on whatever scale.
         stated_s: Its length, where a header states it.
         states_end: Whether a file that ends before that length was cut off.
@@ -158,7 +158,7 @@ class Source(Protocol):
         ...
 
     def follows(self, drift_s: float) -> bool:
-        """Whether a piece follows on the one before if its time is so much behind that one's end."""
+        """Whether a piece follows the one before, given the gap between that one's end and its start."""
         ...
 
 
@@ -177,11 +177,18 @@ class Container:
         reopen: Opens the container.
         index: Which of its audio streams.
         is_broken: Says whether a gap is due to damage; None judges by the bytes that FFmpeg passes over.
+        container: What `reopen` has given already, nothing of it demuxed; None opens it.
     """
 
-    def __init__(self, reopen: Callable[[], Any], index: int = 0, is_broken: Callable[[], bool] | None = None) -> None:
+    def __init__(
+        self,
+        reopen: Callable[[], Any],
+        index: int = 0,
+        is_broken: Callable[[], bool] | None = None,
+        container: Any = None,
+    ) -> None:
         self._reopen, self._index, self._is_broken, self._origin_s = reopen, index, is_broken, 0.0
-        self._open()
+        self._open(container)
         stream, container = self._stream, self._container
         self.tick_s = float(stream.time_base)
         name, codec = container.format.name.split(",")[0], stream.codec_context.name
@@ -204,15 +211,15 @@ class Container:
         self.damaged_until_s: float | None = None
         self.until_s, self.is_cut_off = 0.0, False
 
-    def _open(self) -> None:
-        self._container = self._reopen()
+    def _open(self, container: Any = None) -> None:
+        self._container = self._reopen() if container is None else container
         self._stream = self._container.streams.audio[self._index]
         if self._stream.codec_context.name == "flac":
             # FFmpeg would give what it makes of a damaged frame, which is noise at full scale.
             self._stream.codec_context.options = {"err_detect": "crccheck+explode"}
         for other in self._container.streams:
             if other.index != self._stream.index:
-                # Older versions of PyAV cannot tell FFmpeg to pass over what nobody wants.
+                # Older versions of PyAV cannot make FFmpeg skip unused streams.
                 with contextlib.suppress(AttributeError):
                     other.discard = av.stream.Discard.all
         self._alone = len(self._container.streams) == 1
@@ -297,7 +304,7 @@ class Container:
         return packets if following is None else itertools.chain([following], packets)
 
     def follows(self, drift_s: float) -> bool:
-        """Whether a piece follows on the one before if its time is so much behind that one's end."""
+        """Whether a piece follows the one before, given the gap between that one's end and its start."""
         return -OVERLAP_S < drift_s < GAP_S
 
     def _go_to(self, first_s: float) -> Iterator[Any]:
@@ -323,7 +330,7 @@ class Container:
         return self._container.demux(self._stream)
 
     def _place(self, packet: Any) -> float:
-        """Where a packet begins; a clock that was set anew goes on from where the old one was."""
+        """Where a packet begins; a clock that was set again goes on from where the old one was."""
         before_s, pts = self._time_s, packet.pts
         self._passed_over = False
         # Some files give all their packets one time.
@@ -344,7 +351,7 @@ class Container:
         return time_s
 
     def _is_damage(self, packet: Any, gap_s: float, before_s: float) -> bool:
-        """Whether FFmpeg has passed over something that is broken, rather than that nothing is there."""
+        """Whether FFmpeg has skipped something that is broken, rather than that nothing is there."""
         if self._is_broken is not None:
             return self._is_broken()
         if not self._alone or self._byte is None or packet.pos is None or before_s <= 0:
@@ -588,7 +595,7 @@ class Framed:
                 damaged, self.damaged_until_s = False, None
 
     def follows(self, drift_s: float) -> bool:
-        """Whether a piece follows on the one before if its time is so much behind that one's end."""
+        """Whether a piece follows the one before, given the gap between that one's end and its start."""
         return abs(drift_s) < _EXACT_S
 
     def _find(self, until_s: float) -> None:
@@ -673,7 +680,7 @@ class Framed:
         found = next((at for at in self._places(begin + 1) if self._begins(at)), self._stop)
         gap = self._at
         if self._offsets and found < self._at:
-            # The frame before is what is broken: its header lies about its length.
+            # The previous frame is the damaged one: its header has a wrong length.
             gap = self._offsets.pop()
             self._time_s = self._times_s.pop()
         if self._offsets and self._links[-1].first <= len(self._offsets):

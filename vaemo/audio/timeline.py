@@ -1,8 +1,8 @@
-"""Samples on one timeline: what is read from the start and what is jumped to are the same.
+"""Samples on one timeline: reading from the start and seeking give the same samples.
 
 Used by the process that decodes (`decode.py`), so nothing of vaemo is imported here. Positions are frames at the
 file's rate (all channels are one frame), counted from the container's start behind the codec's declared priming. Gaps
-between time stamps are silence, also at the start; what overlaps is heard once.
+between time stamps are silence, also at the start; overlapping parts are used once.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import itertools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol
 
-import av
 import numpy as np
 
 _GARBAGE, _GARBAGE_S = 4.0, 0.02
@@ -192,6 +191,8 @@ class Track:
                 yield self._cut(placed, self._mixed(frame), piece)
                 continue
             if resampler is None:
+                import av
+
                 resampler = av.AudioResampler(format="fltp", layout=frame.layout.name, rate=self.sampling_rate)
                 kind, at, begin, n = now, placed, placed, 0
             last, n = piece, n + frame.samples

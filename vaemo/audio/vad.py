@@ -1,4 +1,5 @@
-"""Utterances found in recordings: speech probabilities by silero-vad, per channel, then cutting, joining, padding.
+"""Detection of utterances in recordings: speech probabilities by silero-vad per channel, then cutting, joining and
+padding.
 
 Everything runs forward over blocks of any size and remembers little, so that a recording of ten hours, or a live
 stream, takes no more memory than a minute. Letters: C channels, F frames of 32 ms, n samples at 16 kHz.
@@ -38,16 +39,16 @@ _MEAN_SQUARE = 4 * 256 / 2 * 96.0
 """The sum over a frame's four spectra for samples whose mean square is 1: half a window's size by sum(Hann^2)."""
 
 _FAINTEST = 1e-10
-"""Mean square below which nothing is told apart: -100 dB of full scale."""
+"""Mean square below which levels are not compared: -100 dB of full scale."""
 
 _LEVEL_FRAMES = 4.0
 """Time constant of the levels that channels are compared by, in frames."""
 
 _FLOOR_RISE = 10.0 ** (2.0 * _FRAME_S)
-"""The background of a channel, its lowest level, may grow so much per frame in its pauses: 20 dB per second."""
+"""The most that a channel's background, its lowest level, may rise per frame in pauses: 20 dB per second."""
 
 _HANGOVER_FRAMES = 10
-"""Speech on a channel masks crosstalk on the others so much longer."""
+"""How much longer speech on a channel masks crosstalk on the others."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,7 +130,7 @@ def speech_detector() -> SpeechDetector:
 
 
 def detector_weights() -> dict[str, Tensor]:
-    """The tensors of silero-vad's 16 kHz model; where they come from stands beside their file."""
+    """The tensors of silero-vad's 16 kHz model; their origin is in a notice beside the file."""
     return load((resources.files("vaemo.audio") / "weights" / "silero_vad_16khz.safetensors").read_bytes())
 
 
@@ -139,7 +140,7 @@ class UtteranceFinder:
     An utterance begins where the probability reaches the threshold, ends where it stays below for `join_gap_s`, and
     is cut at its quietest frame in the second half of `max_utterance_s` where it grows longer. Where a channel is
     `crosstalk_db` quieter than another that speaks, it is taken for that one's echo. Both levels are of the speech
-    band. In place of NaN and infinities silence is heard; the samples of an utterance keep them.
+    band. NaN and infinities are replaced by silence for detection; the samples of an utterance keep them.
 
     Args:
         channels: C.
@@ -296,7 +297,7 @@ class _Cutter:
         yield from self._span(begin, self._last + 1, end_s)
 
     def _cut(self) -> Iterator[tuple[float, float]]:
-        """Cut at the quietest tenth of a second in the second half; the rest goes on as an utterance of its own."""
+        """Cut at the quietest tenth of a second in the second half; the rest becomes another utterance."""
         assert self._begin is not None
         half = len(self._power) // 2
         smooth = np.convolve(self._power, np.ones(3), mode="same")

@@ -1,7 +1,7 @@
 """Which Ray a job runs on: the one that RAY_ADDRESS names, one that answers on this machine, or one of its own.
 
-Ray itself takes whatever address it finds, and tries for many minutes to reach what is no longer there. Here an address
-is looked at first: whether it has the form of one, and whether anything like Ray answers.
+Ray itself uses any address it finds, and tries for many minutes to reach a cluster that no longer exists. Here an
+address is validated first: its form, and whether a Ray head answers there.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from ray._private.services import find_gcs_addresses
 from vaemo.errors import ClusterError, StorageError, UsageError
 from vaemo.progress import say
 
-VARIABLE = "RAY_ADDRESS"
+ADDRESS = "RAY_ADDRESS"
 
 LOCAL, RUNNING = "local", "auto"
-"""The address for a Ray of one's own, and for the one that runs on this machine."""
+"""The addresses that mean a new local Ray, and the one that already runs on this machine."""
 
 ANSWER_S = 5.0
-"""A head that has not answered by then is not there: it answers within milliseconds."""
+"""Seconds after which a head counts as absent: it normally answers within milliseconds."""
 
 _ADDRESS = re.compile(r"(?P<host>\[[0-9A-Fa-f:]+\]|[A-Za-z0-9_.-]+):(?P<port>[0-9]{1,5})")
 
 _LONGEST_SOCKET = 103 if sys.platform == "darwin" else 107
 _SOCKET = "ray/session_2026-01-01_00-00-00_000000_{}/sockets/plasma_store"
-"""The longest that Ray makes below its folder."""
+"""The longest path that Ray creates below its folder."""
 
 _SHORT, _ROOM = "/tmp/ray", 10_000_000
 
@@ -42,21 +42,21 @@ def find_cluster() -> str | None:
     """The address of the Ray cluster that the job is to run on, as `ray.init` takes it.
 
     Returns:
-        `LOCAL` where one is to be started for the job; None for the one that Ray has noted, which answers.
+        `LOCAL` where one is to be started for the job; None for the one that Ray has recorded, if it answers.
 
     Raises:
         UsageError: if RAY_ADDRESS is no address of a cluster.
         ClusterError: if nothing answers there.
     """
-    asked = os.environ.get(VARIABLE, "").strip()
+    asked = os.environ.get(ADDRESS, "").strip()
     if asked == LOCAL:
         return LOCAL
     if asked and asked != RUNNING:
         _check_form(asked)
         if not _answers(asked):
             raise ClusterError(
-                f"{VARIABLE} is '{asked}', and no Ray cluster answers there. Give the address of one that runs, or "
-                f"unset {VARIABLE}: Ray then starts on this machine."
+                f"{ADDRESS} is '{asked}', and no Ray cluster answers there. Give the address of one that runs, or "
+                f"unset {ADDRESS}: Ray then starts on this machine."
             )
         return asked
     file = get_ray_address_file(None)
@@ -70,8 +70,8 @@ def find_cluster() -> str | None:
             return running[0]
         where = f"at {noted[:80]}, which {file} names" if noted else "on this machine"
         raise ClusterError(
-            f"{VARIABLE} is 'auto', and no Ray cluster answers {where}. "
-            f"Start one with `ray start --head`, or unset {VARIABLE}: Ray then starts here for the job alone."
+            f"{ADDRESS} is 'auto', and no Ray cluster answers {where}. "
+            f"Start one with `ray start --head`, or unset {ADDRESS}: Ray then starts here for the job alone."
         )
     if noted:
         say(f"the Ray cluster at {noted[:80]}, which {file} names, does not answer: Ray starts here")
@@ -100,7 +100,7 @@ def temporary_folder() -> str | None:
 
 
 def _check_room(folder: str) -> None:
-    with contextlib.suppress(OSError):  # what is not there yet, Ray makes or refuses
+    with contextlib.suppress(OSError):  # Ray creates a missing folder, or refuses it
         free = shutil.disk_usage(folder).free
         if free < _ROOM:
             raise StorageError(
@@ -112,25 +112,25 @@ def _check_room(folder: str) -> None:
 def _check_form(asked: str) -> None:
     if asked.startswith(("http://", "https://")):
         raise UsageError(
-            f"{VARIABLE} is '{asked}', the address of a dashboard, which is for `ray job submit`. To run the job "
+            f"{ADDRESS} is '{asked}', the address of a dashboard, which is for `ray job submit`. To run the job "
             "directly, on a node of the cluster, give that of its head, host:port (6379 unless changed), or unset "
-            f"{VARIABLE}: Ray then starts on this machine."
+            f"{ADDRESS}: Ray then starts on this machine."
         )
     if "://" in asked:
         raise UsageError(
-            f"{VARIABLE} is '{asked}', and jobs do not run through a Ray Client. Submit the job with `ray job submit`, "
-            f"or run it on a node of the cluster with {VARIABLE}=host:port."
+            f"{ADDRESS} is '{asked}', and jobs do not run through a Ray Client. Submit the job with `ray job submit`, "
+            f"or run it on a node of the cluster with {ADDRESS}=host:port."
         )
     found = _ADDRESS.fullmatch(asked)
     if not found or not 0 < int(found["port"]) < 65536:
         raise UsageError(
-            f"{VARIABLE} is '{asked}', which is no address; give host:port, auto, local, or unset it: Ray then starts "
+            f"{ADDRESS} is '{asked}', which is no address; give host:port, auto, local, or unset it: Ray then starts "
             "on this machine."
         )
 
 
 def _answers(address: str) -> bool:
-    """Whether something at an address speaks as a Ray head does, which speaks gRPC."""
+    """Whether a gRPC server, such as a Ray head, answers at an address."""
     found = _ADDRESS.fullmatch(address)
     if not found:
         return False

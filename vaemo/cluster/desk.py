@@ -1,4 +1,6 @@
-"""What workers anywhere say, what they learn from, and which are to end: one actor where the job itself runs."""
+"""An actor on the driver's node for all workers: it prints their lines, holds their training data, and passes on
+requests to stop.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,7 @@ POLL_S = 0.3
 class Desk:
     """Prints what workers `tell` it, and holds what they `fetch`, for as long as the context is open.
 
-    What they fetch lies in Ray's object store, once a node; it is packed when the first job of its part begins.
+    The data is in Ray's object store, once per node; it is packed when the first job of its part begins.
 
     Args:
         pack: What the jobs of a part learn from.
@@ -43,21 +45,21 @@ class Desk:
         ray.kill(self.actor)
 
     def hold(self, part: str | None) -> None:
-        """Have what the jobs of a part learn from ready for them."""
+        """Provide the training data of a part's jobs."""
         if part not in self._held:
-            # In a list it stays a reference: the actor never looks at it.
+            # Inside a list it stays a reference, which the actor does not resolve.
             ray.get(self.actor.hold.remote(part, [ray.put(self._pack(part))]))
             self._held.add(part)
 
     def drop(self, part: str | None) -> None:
-        """Let go of it: no job of the part is left."""
+        """Release it: no job of the part is left."""
         self._held.discard(part)
         self.actor.drop.remote(part)
 
     def _print(self) -> None:
         last = False
         while not last:
-            # Once more after closing: what was said last is still to be taken.
+            # Once more after closing, to print the last lines.
             last = self._closing.wait(POLL_S)
             for text in ray.get(self.actor.take.remote()):
                 say(text)
@@ -69,17 +71,17 @@ def tell(desk: Any, text: str) -> None:
 
 
 def ask_to_stop(desk: Any, number: int) -> None:
-    """Have the workers of a job end it after the epoch that they are at."""
+    """Ask the workers of a job to stop after the current epoch."""
     desk.ask_to_stop.remote(number)
 
 
 def asked_to_stop(desk: Any, number: int) -> bool:
-    """Whether the workers of a job are asked to end it."""
+    """Whether the workers of a job are asked to stop."""
     return bool(ray.get(desk.asked_to_stop.remote(number)))
 
 
 def fetch(desk: Any, part: str | None) -> Any:
-    """What the jobs of a part learn from, as it lies on this node."""
+    """The training data of a part's jobs, on this node."""
     (held,) = ray.get(desk.look.remote(part))
     return ray.get(held)
 

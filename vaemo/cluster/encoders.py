@@ -1,10 +1,10 @@
-"""Encoders as a stage of their own where there are GPUs: one for each GPU, shared by the workers of a job.
+"""A separate encoder stage where there are GPUs: one encoder per GPU, shared by the workers of a job.
 
 Workers decode and compute prosody on CPUs, any node's, and send the speech that they have gathered to an encoder, which
-holds the only copy of the weights on its GPU. Without GPUs there is no stage: every worker has encoders of its own.
+holds the only copy of the weights on its GPU. Without GPUs there is no stage: every worker loads its own encoders.
 
 It is not a stage of Ray Data. A second actor pool would need CPUs beside the first, and a cluster whose CPUs are all
-held by pools makes no progress; an encoder that dies would have its whole block of utterances tried again for ever;
+held by pools makes no progress; the whole block of utterances of a dead encoder would be retried for ever;
 and the samples would pass through Ray Data's blocks, where a worker now sends them straight to an encoder.
 """
 
@@ -31,7 +31,7 @@ from vaemo.features import Extractor, ExtractorHung, ExtractorLost, StandIn, loa
 from vaemo.features.watch import EXIT_CODE, has_hung, may_end_process, watched
 
 _ATTEMPTS = 2
-"""Speech that has ended so many encoders is given back: a machine may fail once."""
+"""A batch that has killed this many encoders is returned; one death may be the machine's fault."""
 
 _DIED, _HUNG = f"{_ATTEMPTS} encoders died", "hung"
 
@@ -40,12 +40,12 @@ _DIED, _HUNG = f"{_ATTEMPTS} encoders died", "hung"
 def encoder_stage(extractors: Mapping[str, Extractor], config: Config, most: int) -> Iterator[dict[str, Extractor]]:
     """Start an encoder for each GPU that the cluster has or may start, and end them with the context.
 
-    They need no CPU, so that they never wait for one. Those whose GPU is not there yet join when it is.
+    They reserve no CPU, so that they never wait for one. Encoders join as their GPUs become available.
 
     Args:
         extractors: By stream.
         config: What they were loaded from; sections features and extract.
-        most: Parts to be done: more encoders would have nothing to do.
+        most: Number of parts: more encoders would have nothing to do.
 
     Returns:
         A stand-in for each extractor that uses a GPU, for workers' `load_extractors`; none where there is no GPU.
@@ -79,7 +79,7 @@ class _Sender:
     limit_s: float
 
     def __call__(self, utterances: Sequence[np.ndarray]) -> Callable[[], np.ndarray]:
-        # As an object of its own the speech goes from here to the encoder, and not by way of the dispatcher.
+        # As a separate object, the speech goes to the encoder directly and not through the dispatcher.
         speech = ray.put(list(utterances))
         node = ray.get_runtime_context().get_node_id()
         return functools.partial(_receive, self.dispatcher.encode.remote(self.stream, [speech], node), self.limit_s)
@@ -103,12 +103,12 @@ def _receive(answer: Any, limit_s: float) -> np.ndarray:
 class _Dispatcher:
     """Gives speech to encoders as they come free, those on the sender's node first.
 
-    An encoder has one piece of work at a time: if it dies, that may be why, and no other's work dies with it. It is
-    given work once it has answered: one whose node has not started, or which is being started again, is not waited for.
+    An encoder has one batch at a time, so that its death concerns no other batch. It gets work once it has answered:
+    encoders that are still starting are not waited for.
 
     Args:
         encoders: Actors of `_Encoder`.
-        limit_s: Seconds after which one of them is ended by its own watch.
+        limit_s: Seconds after which its own watchdog kills one of them.
     """
 
     def __init__(self, encoders: Sequence[Any], limit_s: float) -> None:
@@ -119,7 +119,7 @@ class _Dispatcher:
         self._asking: set[asyncio.Task] = set()
 
     async def encode(self, stream: str, speech: Sequence[Any], node: str) -> Any:
-        """What an encoder answers; if `_ATTEMPTS` of them have died of it, how, as text.
+        """An encoder's answer; if `_ATTEMPTS` of them have died on it, the reason as text.
 
         Args:
             stream: Which extractor.
@@ -146,14 +146,14 @@ class _Dispatcher:
             return self._free.pop(next(near, 0))[0]
 
     def _call_back(self) -> None:
-        """Ask those who are away for an answer, without waiting for it."""
+        """Ask absent encoders for an answer, without waiting for it."""
         while self._away:
             task = asyncio.create_task(self._welcome(self._away.pop()))
             self._asking.add(task)
             task.add_done_callback(self._asking.discard)
 
     async def _welcome(self, encoder: Any) -> None:
-        # Answers when the encoder is there, however often it has to be started for that.
+        # Answers once the encoder runs, after any number of restarts.
         where = await encoder.node.options(max_task_retries=-1).remote()
         async with self._changed:
             self._free.append((encoder, where))
@@ -178,9 +178,9 @@ class _Encoder:
         return ray.get_runtime_context().get_node_id()
 
     def encode(self, stream: str, utterances: Sequence[np.ndarray]) -> np.ndarray | dict[str, str]:
-        """Vectors of utterances; for a mistake, what `raise_carried` raises."""
+        """Vectors of utterances; for an error, the value that `raise_carried` raises."""
         try:
-            # What comes from Ray's memory cannot be written to, which torch does not take.
+            # Arrays from Ray's memory are read-only, which torch does not accept.
             extractor = self._extractor(stream)
             begun = time.monotonic()
             with watched(self._config.extract.features_timeout_s):

@@ -21,7 +21,7 @@ class OnRay:
     """
 
     def workers(self, most: int) -> int:
-        """As many as fit the cluster once it has grown as far as it may."""
+        """The number that fits the cluster at its largest."""
         connect()
         return min(fit_pool().most, most)
 
@@ -38,7 +38,7 @@ class OnRay:
         """What workers return for each shard, in the order of completion.
 
         Raises:
-            ClusterError: if the cluster cannot run it, or nothing moves.
+            ClusterError: if the cluster cannot run it, or makes no progress.
             VaemoError: what a worker raised first.
         """
         connect()

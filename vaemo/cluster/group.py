@@ -1,7 +1,7 @@
-"""Workers of Ray Train that compute one result together: how they begin, how losses are taken, how a mistake ends all.
+"""Workers of Ray Train that compute one result together: start, retries, and errors that end all of them.
 
-A worker that ends by itself leaves the others waiting for its gradients, for ever. Where there are several, a mistake
-of one is noted on the cluster and raised: Ray ends them all and begins again, and those return what was noted.
+A worker that ends by itself leaves the others waiting for its gradients for ever. With several workers, an error of one
+is recorded on the cluster and raised: Ray ends them all and starts again, and the new ones return the recorded error.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from vaemo.errors import ClusterError, VaemoError, carried, raise_carried
 
 PLACE_TRY_S = 60.0
-"""A group of workers that has not found its place on the cluster by then is tried once more, up to its patience."""
+"""Seconds after which a group without resources on the cluster is tried again, up to its patience."""
 
 POLL_S = "0.3"
-"""A report at an epoch's end waits for the controller to look; Ray's 2 s are longer than an epoch of a small corpus."""
+"""Interval at which the controller polls, for which a report waits; Ray's 2 s exceed an epoch of a small corpus."""
 
 
 def run_group(
@@ -41,24 +41,24 @@ def run_group(
     """What the first worker returned.
 
     Args:
-        work: What every worker does, within Ray Train's context; after a loss all of them begin it again.
+        work: What every worker does, within Ray Train's context; after a failure all of them start it again.
         given: Its argument.
         workers: How many there are, a CPU for each.
         gpus: GPUs of each; below 1 they share one.
         name: Of the run.
         storage: Where Ray keeps its records of it, a path or URI that every node sees.
         max_failures: How often workers may die before the run gives up.
-        patience_s: How long they may find no place on the cluster.
+        patience_s: How long they may wait for resources.
         callbacks: Of Ray Train.
 
     Raises:
         VaemoError: what a worker raised.
-        ControllerError: Ray's, where the workers found no place for too long.
-        WorkerGroupError: Ray's, where workers died too often, or failed for a reason of ours.
+        ControllerError: Ray's, if the workers waited too long for resources.
+        WorkerGroupError: Ray's, where workers died too often, or failed with an internal error.
     """
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", POLL_S)
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(PLACE_TRY_S)
-    # A process that tells workers of a preemption to come, and a state of every epoch is kept anyhow.
+    # A process that warns workers of preemption; not needed, because every epoch is saved.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     mistake = f"vaemo/{name}-{uuid.uuid4().hex}"
     trainer = TorchTrainer(
@@ -89,7 +89,7 @@ def run_group(
 
 
 def _work(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What every worker does; a mistake is carried home as a value, since Ray would try it again."""
+    """The work of every worker; an error is returned as a value, because Ray would retry it."""
     key = config["mistake"].encode()
     if (noted := _internal_kv_get(key)) is not None:
         return json.loads(noted)
@@ -98,7 +98,7 @@ def _work(config: Mapping[str, Any]) -> Mapping[str, Any]:
     except (VaemoError, OSError) as error:
         mistake = carried(error)
         if mistake["error"] == ClusterError.__name__ and isinstance(error, OSError):
-            # A lost connection, which Ray makes again.
+            # A lost connection, which Ray restores.
             raise
         if ray.train.get_context().get_world_size() > 1:
             _internal_kv_put(key, json.dumps(mistake).encode())

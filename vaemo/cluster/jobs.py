@@ -1,8 +1,8 @@
 """Trainings side by side on Ray Tune: folds, seeds, cells of a grid, points of a sweep.
 
-Ray Tune places the jobs, gives their processes to the next ones, begins those anew whose process has died, and ends
-poor ones early where a scheduler says so. What is finished is known from the jobs' own folders: Tune's record of an
-experiment, which it reads back by unpickling, is never read, and is deleted at the end.
+Ray Tune places the jobs, reuses their processes, restarts jobs whose process has died, and ends poor ones early where a
+scheduler decides so. What is finished is known from the jobs' own folders: Tune's record of an experiment, which it
+reads back by unpickling, is never read, and is deleted at the end.
 """
 
 from __future__ import annotations
@@ -57,12 +57,12 @@ def run_jobs(
     """Run jobs on the cluster, as many side by side as fit.
 
     Args:
-        jobs: What is run.
+        jobs: The jobs to run.
         workers: Processes that compute one job together.
         gpus: Share of a GPU for each of them; None is a whole one for a job alone or one of several workers, a quarter
             for others, where the cluster has any.
         decide: Makes the scheduler, which sees the lines of the jobs.
-        population: Whether it lets poor jobs go on from good ones, with their `config` and `point`.
+        population: Whether it restarts poor jobs from good ones, with their `config` and `point`.
 
     Raises:
         ClusterError: if the cluster has too few CPUs or GPUs, a node does not see what is needed, or nodes are lost
@@ -83,7 +83,7 @@ def run_jobs(
 
 @dataclass(frozen=True)
 class _Shared:
-    """What travels to the processes of all jobs."""
+    """The data sent to the processes of all jobs."""
 
     work: Work
     desk: Any
@@ -105,7 +105,7 @@ class _Shared:
 
 
 class _Run:
-    """What becomes of the jobs over all rounds."""
+    """The state of the jobs over all rounds."""
 
     def __init__(self, jobs: Jobs, desk: Desk) -> None:
         self.jobs, self.desk = jobs, desk
@@ -117,11 +117,11 @@ class _Run:
         self._left = Counter(jobs.part(job) for job in jobs.jobs) if isinstance(jobs.jobs, list) else Counter()
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
-        """Nothing: Ray Tune pickles what it is given, to go on from a file that is never read here."""
+        """Pickles as nothing: Ray Tune pickles its arguments into a file that is never read."""
         return object, ()
 
     def rounds(self) -> Iterator[int]:
-        """Once, and again as long as Ray Tune has given jobs up that have not failed: see `_Told.on_trial_error`."""
+        """One round, and more while Ray Tune has given up jobs that did not fail: see `_Told.on_trial_error`."""
         number = 0
         while number == 0 or (self.begun and self._held is None):
             self._again = [self.jobs.again(job) for job in self.begun.values()]
@@ -136,7 +136,7 @@ class _Run:
                 self.desk.hold(self.jobs.part(job))
                 self.begun[job.number] = job
         except Exception as error:
-            # Raised from within, Ray Tune would go on with the others.
+            # If raised here, Ray Tune would continue with the others.
             self._held = error
             return None
         return job
@@ -157,18 +157,18 @@ class _Run:
             self.desk.drop(part)
 
     def died(self, job: Job, times: int, raised: Any) -> None:
-        """Its process has died, and Ray Tune does not begin it again."""
+        """Its process has died, and Ray Tune does not restart it."""
         self._deaths[job.number] += max(1, times)
         if self._deaths[job.number] > self.jobs.deaths:
             told = f"{type(raised).__name__}: {raised}".splitlines()[0] if raised else "unknown"
             self.end(job, {}, _died(self.jobs.deaths, told))
 
     def hold(self, error: BaseException) -> None:
-        """What ends the run; the first counts."""
+        """Keep the error that ends the run; the first counts."""
         self._held = self._held or error
 
     def raise_held(self) -> None:
-        """Raise what ends the run, if anything does."""
+        """Raise the error that ends the run, if there is one."""
         if self._held is not None:
             raise self._held
 
@@ -196,7 +196,7 @@ class _Next(Searcher):
         return Searcher.FINISHED if job is None else {"job": job}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Nothing: `_Told` is told."""
+        """Nothing: `_Told` handles it."""
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the jobs' folders are the record."""
@@ -218,11 +218,11 @@ class _Gently(FIFOScheduler):
         self._asked: set[str] = set()
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
-        """Pass it on."""
+        """Forward to the scheduler."""
         self._decider.on_trial_add(tune_controller, trial)
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        """Go on, and have the workers look for the end."""
+        """Continue, and let the workers stop by themselves."""
         asked = trial.trial_id in self._asked
         if not asked and self._decider.on_trial_result(tune_controller, trial, result) == TrialScheduler.STOP:
             ask_to_stop(self._desk, trial.config["job"].number)
@@ -231,7 +231,7 @@ class _Gently(FIFOScheduler):
 
 
 class _Told(Callback):
-    """What Ray Tune tells of the jobs."""
+    """Callbacks of Ray Tune on the jobs."""
 
     def __init__(self, run: _Run, shared: _Shared) -> None:
         self._run, self._shared = run, shared
@@ -243,7 +243,7 @@ class _Told(Callback):
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        """A job has given a line, or its workers found no place, or it could not read or write."""
+        """A job has reported a line, a lack of resources, or a failure of storage."""
         if _NO_PLACE in result:
             self._run.hold(_no_place(self._shared.patience_s))
         elif _NO_STORAGE in result:
@@ -252,12 +252,12 @@ class _Told(Callback):
             self._run.jobs.heard(self._job(trial), result)
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        """Ray Tune has looked around, as it does ten times a second; it would wait for a place for ever."""
+        """Called by Ray Tune ten times a second; checks for jobs that would wait for resources for ever."""
         if any(trial.status == Trial.RUNNING for trial in trials):
             self._running = time.monotonic()
         if time.monotonic() - self._running > self._shared.patience_s:
             self._run.hold(_no_place(self._shared.patience_s))
-        # Raised from another method, Ray Tune would wrap it.
+        # From another method, Ray Tune would wrap the error.
         self._run.raise_held()
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -267,10 +267,10 @@ class _Told(Callback):
         self._run.end(self._job(trial), line, Failure(**failed) if failed else None)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """The process of a job has died once too often, or Ray Tune has given the job up before.
+        """The process of a job has died too often, or Ray Tune has given up the job before that.
 
-        It does that where two calls to one process fail with it, as they do when a node is lost: the first failure has
-        the job started again, the second finds it not yet running. Such a job goes on in the next round.
+        It does that where two calls to one process fail with it, as they do when a node is lost: the first failure
+        restarts the job, the second finds it not yet running. Such a job continues in the next round.
         """
         self._run.died(self._job(trial), trial.num_failures, trial.get_pickled_error())
 
@@ -286,20 +286,20 @@ def _no_place(patience_s: float) -> ClusterError:
 def _run_round(run: _Run, share: Share, scheduler: TrialScheduler, population: bool) -> None:
     """Jobs until none is left, on one `Tuner`."""
     os.environ |= {
-        # The jobs' own files are the record; Ray's files and tables would only repeat them.
+        # The jobs' own files are the record; Ray's would only repeat them.
         "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
         "RAY_AIR_NEW_OUTPUT": "0",
-        # What a failed job reports has no metric.
+        # A failed job reports no metric.
         "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
         # Ctrl-C ends the job, as it ends every other.
         "TUNE_DISABLE_SIGINT_HANDLER": "1",
     }
-    # Ray Tune takes no searcher together with a population: its members are given all at once.
+    # Ray Tune accepts no searcher with a population: its members are passed all at once.
     members = tuple(iter(run.next, None)) if population else ()
     alone = share.workers == 1
     name, jobs = f"jobs-{uuid.uuid4().hex[:12]}", run.jobs
     shared = _Shared(jobs.work, run.desk.actor, share, jobs.storage, jobs.apart, jobs.deaths, NO_PROGRESS_S, members)
-    # Workers reserve their own CPUs. A job that waits for them needs none, but Ray Tune wants it to need something.
+    # Workers reserve their own CPUs. The job that waits for them needs none, but Ray Tune requires some resource.
     resources = {"cpu": 1.0, "gpu": share.gpus} if alone else {"memory": 1.0}
     try:
         Tuner(
@@ -310,7 +310,7 @@ def _run_round(run: _Run, share: Share, scheduler: TrialScheduler, population: b
                 search_alg=None if members else _Next(run),
                 scheduler=scheduler if alone else _Gently(scheduler, run.desk.actor),
                 max_concurrent_trials=share.at_once,
-                # A process that has loaded torch is worth keeping.
+                # Reuse processes, which have loaded torch.
                 reuse_actors=alone,
             ),
             run_config=RunConfig(
@@ -322,14 +322,14 @@ def _run_round(run: _Run, share: Share, scheduler: TrialScheduler, population: b
             ),
         ).fit()
     finally:
-        # Bookkeeping that nothing reads again, and of a population a checkpoint for every epoch.
+        # Records that are never read again, and a checkpoint per epoch of a population.
         filesystem, inner = files.filesystem_of(jobs.storage)
         with contextlib.suppress(OSError):
             filesystem.delete_dir(inner)
 
 
 def _run_job(given: dict[str, Any], shared: _Shared) -> None:
-    """A job, in a process of its own; what it raises is its result, and does not end the others."""
+    """A job, in its own process; an error is its result, and does not end the others."""
     job = shared.job(given, tune.get_context().get_trial_id())
     try:
         if shared.share.workers > 1:
@@ -393,13 +393,13 @@ def _fit_together(job: Job, shared: _Shared) -> None:
 
 
 def _work_together(given: tuple[Job, _Shared]) -> dict[str, Any]:
-    """What every worker of a job does."""
+    """The work of every worker of a job."""
     job, shared = given
     group, device = ProcessGroup(), ray.train.torch.get_device()
     place = Place(group, device, _teller(shared, job))
     with one_thread():
         for line in shared.work(job, fetch(shared.desk, job.part if shared.apart else None), place):
-            # Every worker waits here, so that the state that was saved is one that all of them have reached.
+            # Every worker waits here, so that all have reached the saved state.
             ray.train.report(line)
             asked = group.rank == 0 and not line["finished"] and asked_to_stop(shared.desk, job.number)
             if int(group.add(torch.tensor(int(asked), device=device))):

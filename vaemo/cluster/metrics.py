@@ -1,4 +1,4 @@
-"""What a cluster's monitoring is told of a job, through Ray: see `docs/cluster.md`."""
+"""Metrics of a job for a cluster's monitoring, through Ray: see `docs/cluster.md`."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from ray.util.metrics import Counter
 
 
 class JobMetrics:
-    """Counters of a job, told by its driver: `vaemo_utterances` by status, `vaemo_audio_seconds`, `vaemo_parts`."""
+    """Counters of a job, reported by its driver: `vaemo_utterances` by status, `vaemo_audio_seconds`, `vaemo_parts`."""
 
     def __init__(self) -> None:
-        self._utterances = Counter("vaemo_utterances", "Utterances done, by what became of them.", ("status",))
+        self._utterances = Counter("vaemo_utterances", "Finished utterances, by status.", ("status",))
         self._audio_s = Counter("vaemo_audio_seconds", "Seconds of speech done.")
         self._parts = Counter("vaemo_parts", "Parts written.")
 
@@ -27,7 +27,7 @@ class JobMetrics:
 
 
 class Seconds:
-    """A counter of seconds spent, told by the process that spends them.
+    """A counter of seconds spent, reported by the process that spends them.
 
     Args:
         name: Of the counter.
@@ -43,6 +43,6 @@ class Seconds:
 
 
 def _count(counter: Counter, n: float, tags: dict[str, str] | None = None) -> None:
-    # Ray takes no zero.
+    # Ray does not accept zero.
     if n > 0:
         counter.inc(n, tags or {})

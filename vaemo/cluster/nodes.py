@@ -1,4 +1,4 @@
-"""The nodes of a cluster: what they have to work with, what may still come, and what they can see."""
+"""The nodes of a cluster: their resources, those the autoscaler may add, and the paths they can see."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def capacity() -> list[Nodes]:
     """The nodes that are alive, and those that the cluster's autoscaler may add to them."""
     alive = [node for node in ray.nodes() if node["Alive"]]
     found = [Nodes(node["Resources"], 1, alive=True) for node in alive]
-    # What the autoscaler has told the cluster; Ray's own libraries read it here too.
+    # The autoscaler's state as Ray's own libraries read it.
     config = ray._private.state.state.get_cluster_config()
     for group in config.node_group_configs if config else ():
         running = sum((node["Labels"] or {}).get(_GROUP_LABEL) == group.name for node in alive)
@@ -58,12 +58,12 @@ def total(resource: str) -> float:
 
 
 GPU_SHARE = 0.25
-"""Of a GPU for each of several jobs: a session model is small, and four keep one busy."""
+"""GPU share of each of several jobs: a session model is small, and four keep a GPU busy."""
 
 
 @dataclass(frozen=True)
 class Share:
-    """What a job takes of the cluster.
+    """A job's share of the cluster.
 
     Attributes:
         workers: Processes that compute it together, a CPU for each.
@@ -77,7 +77,7 @@ class Share:
 
     @staticmethod
     def of(workers: int, gpus: float | None, jobs: int) -> Share:
-        """What each of so many jobs takes.
+        """The resources of each of a number of jobs.
 
         Args:
             workers: As above.
@@ -109,18 +109,18 @@ class Share:
 
 
 def driver_node() -> NodeAffinitySchedulingStrategy:
-    """Keeps an actor where the job itself runs: it then lives as long as the job, whatever other nodes do."""
+    """Places an actor on the driver's node, so that it does not depend on other nodes."""
     return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
 def check_visible(paths: Iterable[str], *, timeout_s: float = 120.0) -> None:
-    """Refuse paths that the job sees and a node that would work does not: a disk of its own, or no rights there.
+    """Refuse paths that the driver sees and a worker node does not, such as local disks or missing rights.
 
-    Costs a task on every node, so it is asked once a job. Nodes that come later are not asked.
+    Costs a task on every node, so it runs once per job. Nodes that join later are not checked.
 
     Args:
         paths: Files or folders; what is not there for the job itself is left out.
-        timeout_s: A node that has not answered by then is left out: it is lost, and its work goes elsewhere.
+        timeout_s: A node that has not answered by then is skipped: it is lost, and its work goes elsewhere.
 
     Raises:
         ClusterError: naming the path and the nodes.
@@ -162,7 +162,7 @@ def check_visible(paths: Iterable[str], *, timeout_s: float = 120.0) -> None:
 
 
 def _unseen(paths: Sequence[str]) -> list[str]:
-    """Those of the paths that are not there for this process."""
+    """The paths that do not exist for this process."""
     return [path for path in paths if not _seen(path)]
 
 

@@ -1,4 +1,4 @@
-"""Ray as every job uses it: connecting, sizes that follow from the cluster, shards run to the end."""
+"""Ray for all jobs: connection, pool sizes from the cluster's resources, and execution of shards."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ from vaemo.features.watch import may_end_process
 from vaemo.progress import say
 
 NO_PROGRESS_S = 900.0
-"""A job in which nothing has moved for so long is ended: Ray would wait for half an hour, or for ever."""
+"""A job without progress for this many seconds is ended: Ray would wait for half an hour, or for ever."""
 
 MAX_ATTEMPTS = 5
-"""A shard whose worker has died so often ends the job: Ray would try it again for ever."""
+"""A shard whose worker has died this often ends the job: Ray would retry it for ever."""
 
 CAREFUL_AFTER = 2
-"""After so many deaths of its worker a shard is done carefully, its extractors in a process of their own."""
+"""After this many deaths of its worker a shard is processed with its extractors in a separate process."""
 
 SILENCE_S = 30.0
-"""After so long without a word Ray is said to be waited for."""
+"""Seconds of silence after which a line says that Ray is being waited for."""
 
 _LOGGERS = {
     "ray": logging.ERROR,
@@ -58,7 +58,7 @@ _SAID = 300
 
 @contextlib.contextmanager
 def restored_settings() -> Iterator[None]:
-    """Put back, when the block ends, what this package sets in the process: variables, log levels, warning filters."""
+    """Restore environment variables, log levels and warning filters at the end of the block."""
     environment, data = dict(os.environ), _data_context()
     levels = {name: logging.getLogger(name).level for name in _LOGGERS}
     shown = {name: getattr(data, name) for name in _DATA}
@@ -94,7 +94,7 @@ def connect() -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # One footer reader instead of Ray's 32 actors a read.
     os.environ.setdefault("RAY_DATA_PARQUET_FOOTER_NUM_ACTORS", "1")
-    # Ray's own notes about its internals; errors that end a job are raised all the same.
+    # Ray's messages about its internals; errors that end a job are raised anyway.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     for name, level in _LOGGERS.items():
         logging.getLogger(name).setLevel(level)
@@ -107,7 +107,7 @@ def connect() -> None:
 
 
 def _init(address: str | None) -> None:
-    """`ray.init`, which says nothing for many minutes where what answered at an address is no whole cluster."""
+    """`ray.init`, with a line while it waits: it is silent for minutes if the address is no complete cluster."""
     here = address == LOCAL
     what = "Ray to start on this machine" if here else f"the Ray cluster at {address or 'this machine'}"
     folder = temporary_folder() if here else None
@@ -123,7 +123,7 @@ def _init(address: str | None) -> None:
         quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False, "include_dashboard": False}
         with _without_log_level():
             ray.init(address, _temp_dir=folder, **quiet)
-    except Exception as error:  # Ray raises of every kind: of sockets, versions, nodes that it misses
+    except Exception as error:  # Ray raises errors of many types: of sockets, versions, missing nodes
         if isinstance(error, OSError) and isinstance(mistake := mistake_of(error), StorageError):
             raise mistake from None
         raise ClusterError(
@@ -136,7 +136,7 @@ def _init(address: str | None) -> None:
 
 @contextlib.contextmanager
 def _without_log_level() -> Iterator[None]:
-    """Drop the line in which Ray's native part says which log level it was given; it knows no other way."""
+    """Drop the line in which Ray's native part prints its log level; there is no setting for it."""
     sys.stderr.flush()
     with tempfile.TemporaryFile() as held, open(os.dup(2), "wb") as terminal:
         os.dup2(held.fileno(), 2)
@@ -155,7 +155,7 @@ class Pool:
     Attributes:
         workers: As many as fit the nodes that are there, at least one.
         most: As many as fit once the autoscaler has done all it may.
-        cpus: What each of them reserves.
+        cpus: CPUs that each of them reserves.
         gpus: GPU share that each of them reserves.
     """
 
@@ -245,7 +245,7 @@ def run_shards(
 
 
 class _ShardWorker:
-    """Makes the worker when its first shard comes, and carries a VaemoError home as a row, without Ray's wrapping."""
+    """Creates the worker at its first shard, and returns a VaemoError as a row, without Ray's wrapping."""
 
     def __init__(self, worker: type, worker_args: Mapping[str, Any], attempts: Any, most: int) -> None:
         # Ray starts another one in its place.
@@ -263,8 +263,8 @@ class _ShardWorker:
             if attempt > self._most:
                 raise ClusterError(
                     f"part {shard.get('name', number)} has ended its worker {self._most} times: out of memory, or "
-                    "something in it crashes the process that works on it. What is finished is kept. Run the same "
-                    "command again; if it ends here once more, leave out what is in this part."
+                    "something in it crashes the process. What is finished is kept. Run the same command again; if it "
+                    "ends here once more, leave out what is in this part."
                 )
             self._worker = self._worker or self._make()
             careful = {"careful": True} if attempt > CAREFUL_AFTER else {}
@@ -277,7 +277,7 @@ class _ShardWorker:
             return carried(error)
 
     def _with_rows(self, shard: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The shard, with what lies on the job's own node and cannot be seen here."""
+        """The shard, with data that exists on the driver's node only."""
         if "spooled" not in shard or is_here(shard["spooled"]):
             return shard
         return {**shard, "rows": ray.get(self._attempts.rows.remote(shard["spooled"]))}

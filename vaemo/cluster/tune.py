@@ -1,8 +1,9 @@
-"""A sweep on Ray Tune: trials side by side, what each gave kept by its number.
+"""A sweep on Ray Tune: trials side by side, each result kept under its number.
 
-The distributed form of `vaemo.tuning`. `vaemo.cluster.jobs` runs the trials; this decides which ends early, and what
-comes next. What is finished and what is under way is read from the sweep's folder, so that a sweep that was killed
-anywhere goes on when it is run again: Ray Tune's own way to go on unpickles what lies there. Its searchers are not used
+The distributed form of `vaemo.tuning`. `vaemo.cluster.jobs` runs the trials; this module decides which to end early,
+and what comes next. What is finished and what is under way is read from the sweep's folder, so that a sweep that was
+killed
+anywhere goes on when it is run again: Ray Tune's own way to resume unpickles files. Its searchers are not used
 for the same reason: they know of earlier trials only what they have pickled.
 """
 
@@ -27,7 +28,7 @@ from vaemo.model.checks import used_streams
 from vaemo.parts.shards import claim_folder, digest
 from vaemo.progress import duration, say
 from vaemo.training import run_folder
-from vaemo.training.data import SECTIONS, SplitSessions, TrainingData
+from vaemo.training.data import TRAINING_SECTIONS, SplitSessions, TrainingData
 from vaemo.training.end_to_end import check_encoder_settings
 from vaemo.training.jobs import Failure, Job, Jobs, Line
 from vaemo.tuning.held_out import HeldOut, told
@@ -64,7 +65,7 @@ def tune(
     folds: str | None = None,
     seeds: int = 1,
 ) -> dict[str, Any]:
-    """Search over config fields, or go on with a sweep that was interrupted, and return its summary.
+    """Search over config fields, or resume an interrupted sweep, and return its summary.
 
     Args:
         store: Path or URI of a feature store, on storage that every node sees.
@@ -102,10 +103,10 @@ def tune(
         "scheduler": scheduler,
         "folds": folds,
         "seeds": seeds,
-        **config.decisive(*SECTIONS),
+        **config.decisive(*TRAINING_SECTIONS),
     }
     if data.voices_differ:
-        data.pack()  # which says why not
+        data.pack()  # raises the error that explains it
     fingerprint = digest(json.dumps(settings), config.features.speaker_aggregation, data.digest)
     claim_folder(out, MARKER, fingerprint, {"data": data.digest, "settings": settings}, inputs=data.store.parts)
     sweep = Sweep(out)
@@ -118,23 +119,9 @@ def tune(
         lengths = data.pack(features=False)
         course = _Course(sweep, points, around, lengths, total_steps(lengths, config), data.digest, wanted)
         decide = partial(make_scheduler, decided(scheduler, around), around, sweep, round(course.steps), course.moved)
-        run_jobs(
-            Jobs(
-                work=Searching(data.store, run_folder.origin_of(data.store, config, data.digest), seeds),
-                jobs=course.jobs(left),
-                pack=lambda part: data.pack(),
-                ended=course.ended,
-                count=len(left),
-                storage=files.join(out, "_ray"),
-                needs=[store, files.join(out, MARKER)],
-                heard=course.heard,
-                again=course.again,
-            ),
-            workers=workers,
-            gpus=gpus,
-            decide=decide,
-            population=scheduler == "pbt",
-        )
+        work = Searching(data.store, run_folder.origin_of(data.store, config, data.digest), seeds)
+        jobs = _jobs(course, left, work, data, out)
+        run_jobs(jobs, workers=workers, gpus=gpus, decide=decide, population=scheduler == "pbt")
     summary = write_summary(sweep, around, held_out)
     best = summary["best"]
     say(f"done: dev CCC-avg {best[METRIC]:.3f}, trial {best['trial_id']} of {len(sweep.records)}; {out}/index.html")
@@ -143,8 +130,23 @@ def tune(
     return summary
 
 
+def _jobs(course: _Course, left: list[int], work: Searching, data: TrainingData, out: str) -> Jobs:
+    """The jobs of the trials that are left."""
+    return Jobs(
+        work=work,
+        jobs=course.jobs(left),
+        pack=lambda part: data.pack(),
+        ended=course.ended,
+        count=len(left),
+        storage=files.join(out, "_ray"),
+        needs=[data.store.path, files.join(out, MARKER)],
+        heard=course.heard,
+        again=course.again,
+    )
+
+
 class _Course:
-    """The jobs of a sweep as they come, and what becomes of them.
+    """The jobs of a sweep in turn, and the handling of their results.
 
     Args:
         sweep: What has been found so far; added to.
@@ -165,7 +167,7 @@ class _Course:
         self._started = self._shown = time.monotonic()
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
-        """Nothing: Ray Tune pickles its scheduler, to go on from a file that is never read here."""
+        """Pickles as nothing: Ray Tune pickles its scheduler into a file that is never read."""
         return object, ()
 
     def jobs(self, left: list[int]) -> Iterator[Job]:
@@ -237,7 +239,7 @@ def _short(value: Any) -> str:
 
 
 def make_scheduler(name: Scheduler, space: Space, sweep: Sweep, steps: int, moved: Any = None) -> TrialScheduler:
-    """What decides, at the end of each epoch, whether a trial goes on.
+    """The scheduler, which decides after each epoch whether a trial continues.
 
     Args:
         name: See `tune`; not `auto`, which `decided` resolves.
@@ -272,9 +274,9 @@ def make_scheduler(name: Scheduler, space: Space, sweep: Sweep, steps: int, move
         reduction_factor=REDUCTION,
         stop_last_trials=False,
     )
-    # What earlier trials reached decides over those to come, also after a restart.
+    # Results of earlier trials decide over later ones, also after a restart.
     for record in sweep.records.values():
-        # Neither method looks at the controller, or at more of a trial than this.
+        # Neither method uses the controller, or more of a trial than this.
         job = SimpleNamespace(number=record.number)
         earlier: Any = SimpleNamespace(trial_id=record.trial_id, config={"job": job})
         asha.on_trial_add(None, earlier)  # type: ignore[arg-type]
@@ -284,7 +286,7 @@ def make_scheduler(name: Scheduler, space: Space, sweep: Sweep, steps: int, move
 
 
 class _Asha(AsyncHyperBandScheduler):
-    """Lets trial 0 run to its end, however poor: it is what the others are compared with."""
+    """Always lets trial 0 finish: it is the reference for the others."""
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Continue or stop."""
@@ -293,7 +295,7 @@ class _Asha(AsyncHyperBandScheduler):
 
 
 def decided(scheduler: Scheduler, space: Space) -> Scheduler:
-    """What `auto` stands for; others as they are."""
+    """Resolve `auto`; other names are returned unchanged."""
     if scheduler != "auto":
         return scheduler
     return "none" if space.searches_schedule else "asha"
@@ -327,7 +329,7 @@ def _check_options(space: Space, search: Method | None, scheduler: Scheduler, wo
 
 
 def _read(store: str, config: Config, folds: str | None) -> TrainingData:
-    """What trials are to learn from, looked at."""
+    """The validated training data of the trials."""
     data = TrainingData.open(store, config, folds)
     check_encoder_settings(config, None, data.store.info)
     data.check_labels()

@@ -39,7 +39,16 @@ PRESETS = ("default", "seed")
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """All sections of a run."""
+    """All sections of a run.
+
+    Example:
+        >>> config = Config.load("default", ["train.epochs=5"])
+        >>> config.train.epochs
+        5
+        >>> config.override(["train.epoch=6"])
+        Traceback (most recent call last):
+        vaemo.errors.UnknownConfigKeyError: ...
+    """
 
     audio: AudioConfig = AudioConfig()
     vad: VadConfig = VadConfig()
@@ -75,10 +84,10 @@ class Config:
         """The config of a preset or YAML file with overrides applied.
 
         Args:
-            source: A name in `PRESETS` or the path of a YAML file. A file starts from the default preset and may
-                leave out any section or field. A section with every field but younger ones was saved by an older
-                version: it means what it meant then. A section that had a single field then, or none, says so only
-                beside another.
+            source: A name in `PRESETS` or the path of a YAML file. A file starts from the default preset and may leave
+                out any section or field. A section that has every field but the younger ones was saved by an older
+                version and keeps its meaning there. A section that had one field or none is recognised only beside
+                another section.
             overrides: `section.key=value`, the value in YAML's notation.
 
         Raises:
@@ -92,7 +101,7 @@ class Config:
     def from_dict(sections: Mapping[str, Mapping[str, Any]]) -> Config:
         """The config that `to_dict` wrote, now or in an older version.
 
-        Fields that did not exist then have the value that means so; whatever else is left out has its default.
+        A field that did not exist then takes its `before` value, any other missing field its default.
         """
         return Config().replace({name: younger(section) for name, section in SECTIONS.items()}, sections)
 
@@ -124,8 +133,8 @@ class Config:
         """A copy with the named fields changed, checked as `load` checks them.
 
         Args:
-            layers: Sections with fields; of a field in several layers the last value counts. What does not go together
-                is refused of all layers as one: a file may be possible only with what `--set` changes in it.
+            layers: Sections with fields; of a field in several layers the last value counts. Combinations are checked
+                on the result alone: a file may be valid only together with what `--set` changes.
         """
         changed: dict[str, dict[str, Any]] = {}
         for layer in layers:
@@ -151,7 +160,7 @@ class Config:
     def decisive(self, *sections: str) -> dict[str, dict[str, Any]]:
         """The fields of these sections (all when none is named) that change results, as `to_dict` gives them.
 
-        A younger field counts only where it says something else than was so before it existed.
+        A younger field counts only where its value differs from its `before` value.
         """
         plain = self.to_dict()
         return {
@@ -173,13 +182,13 @@ def decides(section: str, key: str) -> bool:
 
 
 def settled(settings: Any) -> Any:
-    """Settings that a file holds, fit to be compared with those of another version.
+    """Settings from a file, in a form that compares across versions.
 
     Args:
-        settings: Plain values; sections of the config may stand in them at any depth.
+        settings: Plain values; config sections may be nested at any depth.
 
     Returns:
-        The same, the sections without what decides no result, and with the younger fields that they lack.
+        The same, with runtime fields removed from the sections and missing younger fields added.
     """
     if not isinstance(settings, Mapping):
         return settings
@@ -214,23 +223,23 @@ def _saved_before(loaded: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         if isinstance(given, Mapping) and given.keys() >= older:
             missing[name] = {key: value for key, value in absent.items() if key not in given}
             saved |= len(older) > 1
-    # One field alone, such as labels.range, is what somebody writes by hand.
+    # A single field, such as labels.range, is more likely to be written by hand.
     return missing if saved else {}
 
 
 def fitting(name: str, value: Any) -> Any:
-    """A value as the field `section.key` holds it; ConfigValueError where it never may."""
+    """A value converted to the type of `section.key`; ConfigValueError if it is not allowed."""
     return fit(SECTIONS[name.partition(".")[0]], name, value)
 
 
 def nearest(name: str) -> list[str]:
-    """The fields that an unknown `section.key` was meant to be."""
+    """Suggestions for an unknown `section.key`."""
     return suggest.fields(name, {section: fields_of(fields).keys() for section, fields in SECTIONS.items()})
 
 
 @contextlib.contextmanager
 def _placed(values: Mapping[Any, Any], key: Any) -> Iterator[None]:
-    """A mistake in the block is one at this key, which stands on a line where the values were read from a file."""
+    """Add the key's line, where the values were read from a file, to an error raised in the block."""
     try:
         yield
     except UsageError as error:
@@ -281,7 +290,7 @@ def _parse_overrides(overrides: Iterable[str]) -> dict[str, dict[str, Any]]:
 
 
 def _fields_to_change(section: str, values: Any) -> Mapping[str, Any]:
-    """The fields of a section, which must exist, and which values must be."""
+    """The fields of a section; an error if it does not exist, or its values are no mapping."""
     if section not in SECTIONS:
         raise UnknownConfigKeyError(_unknown_section(str(section), values))
     fields = fields_of(SECTIONS[section])
@@ -304,7 +313,7 @@ def _unknown_section(section: str, values: Any) -> str:
         # A field where a section should be: written as in --set or a search space, or without its section.
         meant = [name.partition(".") for name in nearest(section)]
         nested = [f"{other}: {{{key}: {json.dumps(values, ensure_ascii=False)[:60]}}}" for other, _, key in meant]
-        hint = f" A field stands inside its section: {' or '.join(nested)}." if nested else ""
+        hint = f" A field belongs inside its section: {' or '.join(nested)}." if nested else ""
     else:
         near, key = suggest.sections(section, SECTIONS), str(next(iter(values), ""))
         if near and (not key or key in fields_of(SECTIONS[near])):

@@ -1,6 +1,6 @@
-"""A setting as a dataclass field: its default, what it means, what it may be; values made to fit it, or refused.
+"""Config fields: the default, meaning and allowed values of each; conversion and validation of values.
 
-What `vaemo.config` is made of. Knows no section by name, and no file.
+Used by `vaemo.config`. Names no section and reads no file.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ ALWAYS = object()
 
 
 class Named(dict):
-    """Values by name, as a field holds a mapping; never modified, so that a section can be hashed."""
+    """An immutable mapping as the value of a field, so that a section can be hashed."""
 
     def __hash__(self) -> int:  # type: ignore[override]
         return hash(tuple(sorted(self.items())))
@@ -43,7 +43,7 @@ def option(
     """A config field.
 
     Args:
-        default: Its value where nobody sets it.
+        default: Its value where it is not set.
         doc: What it means.
         low: Smallest value, included.
         high: Largest value, included.
@@ -62,7 +62,7 @@ def fields_of(section: type) -> dict[str, dataclasses.Field]:
 
 
 def younger(section: type) -> dict[str, Any]:
-    """The fields that saved configs may lack, with the value that such a config has."""
+    """The fields that saved configs may lack, each with its `before` value."""
     return {
         name: field.metadata["before"]
         for name, field in fields_of(section).items()
@@ -71,7 +71,7 @@ def younger(section: type) -> dict[str, Any]:
 
 
 def fit(section: type, name: str, value: Any) -> Any:
-    """A value as a field holds it.
+    """A value converted to the type of a field.
 
     Args:
         section: The dataclass.
@@ -102,7 +102,7 @@ def fit(section: type, name: str, value: Any) -> Any:
 
 
 def number(value: Any) -> float:
-    """A finite number, or a text that is plainly one; TypeError or ValueError for anything else."""
+    """A finite number, from a number or a text that spells one; TypeError or ValueError for anything else."""
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         raise TypeError
     if isinstance(value, str) and not _NUMBER.fullmatch(value):
@@ -117,13 +117,13 @@ def number(value: Any) -> float:
 
 
 def shown(value: Any) -> str:
-    """A value as a message shows it, its beginning where it is long."""
+    """A value for a message, shortened where it is long."""
     text = repr(value)
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 def explain(section: type, key: str) -> str:
-    """What a field means, and in parentheses what it may be."""
+    """What a field means, and in parentheses what is allowed."""
     metadata = fields_of(section)[key].metadata
     ends = {"from": metadata["low"], "to": metadata["high"]}
     bounds = [f"{word} {end:g}" for word, end in ends.items() if end is not None]
@@ -136,7 +136,7 @@ def _type_hints(section: type) -> dict[str, Any]:
 
 
 def _convert(hint: Any, value: Any) -> Any:
-    """The value as the type asks for it; LookupError, TypeError or ValueError where it does not fit."""
+    """The value converted to a type; LookupError, TypeError or ValueError if it does not fit."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in args:
@@ -173,7 +173,7 @@ def _convert(hint: Any, value: Any) -> Any:
         # YAML reads 1e-3 as text.
         return number(value)
     if hint is bool and isinstance(value, str):
-        # As YAML 1.1 reads them, without taking a text for a truth value where text is wanted.
+        # The booleans of YAML 1.1, accepted only where a boolean is expected.
         return _TRUTH[value.lower()]
     if hint is type(None) or not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
         raise TypeError

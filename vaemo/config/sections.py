@@ -38,7 +38,7 @@ class Headerless:
 
     @staticmethod
     def parse(text: str) -> Headerless:
-        """What `CODEC:RATE` or `CODEC:RATE:CHANNELS` means; ValueError for what means nothing."""
+        """Parse `CODEC:RATE` or `CODEC:RATE:CHANNELS`; ValueError for anything else."""
         codec, *numbers = text.strip().lower().removeprefix("pcm_").split(":")
         rate, channels = (int(number) for number in (*numbers, "1")[:2])
         known = codec in HEADERLESS_CODECS and len(numbers) in (1, 2)
@@ -49,7 +49,7 @@ class Headerless:
 
 
 _LOW = 0.4
-"""What `score.low` is of a target that it does not name."""
+"""`score.low` of a target that it does not name."""
 
 TOGETHER = (
     ("train.sampling_hold_fraction", "train.sampling_end_fraction"),
@@ -58,21 +58,21 @@ TOGETHER = (
     ("model.targets", "model.alphas", "model.alpha_arousal", "train.target_weights"),
     ("score.low", "score.low_valence", "score.low_arousal"),
 )
-"""Fields that are checked together: each may be possible, and all of them not."""
+"""Fields that are validated together."""
 
 
 def _by_target(
     field: str, given: Mapping[str, float] | None, also: Mapping[str, tuple[str, float | None, float | None]]
 ) -> dict[str, float]:
-    """What a mapping field says of targets, and what older fields of single targets say beside it.
+    """Values by target of a mapping field, merged with the older fields for single targets.
 
     Args:
         field: The mapping's name, `section.key`.
         given: Its value.
-        also: By target the older field's key, its value, and its default, which says nothing.
+        also: By target, the key, value and default of the older field; its default counts as not given.
 
     Raises:
-        ConfigValueError: where both speak of a target and differ.
+        ConfigValueError: if both give a target a value, and these differ.
     """
     found = dict(given or {})
     for target, (key, value, default) in also.items():
@@ -95,7 +95,7 @@ class AudioConfig:
     )
     max_recording_s: float = option(
         36_000.0,
-        "A longer recording gets the status too_long: by its header before it is decoded, or when so much came out.",
+        "A longer recording gets the status too_long, by its header before it is decoded, else while it is decoded.",
         low=1,
     )
     max_utterance_s: float = option(
@@ -103,8 +103,8 @@ class AudioConfig:
     )
     headerless: str | None = option(
         None,
-        "How files named .raw and .pcm, which say nothing of themselves, are read, as CODEC:RATE:CHANNELS, such as "
-        "s16le:8000:2 or mulaw:8000; null passes them over.",
+        "Format of .raw and .pcm files, which have no header, as CODEC:RATE:CHANNELS, such as "
+        "s16le:8000:2 or mulaw:8000; null skips them.",
         before=None,
     )
     vox_rate_hz: int = option(
@@ -150,12 +150,10 @@ class VoicesConfig:
     mode: Literal["channel", "diarize", "auto"] = option(
         "channel",
         "What tells speakers apart: the channel; voices, found in every channel (diarize); or the channel where a "
-        "recording has several, and voices where it has one (auto). What --voices-from brings goes first.",
+        "recording has several, and voices where it has one (auto). Turns from --voices-from take precedence.",
         before="channel",
     )
-    voices: int = option(
-        4, "Most voices that are found in a channel; how many there are is estimated.", low=1, high=8, before=4
-    )
+    voices: int = option(4, "Largest number of voices in a channel; the number is estimated.", low=1, high=8, before=4)
     window_s: float = option(
         1.5, "Length of the windows of speech whose voices are compared.", low=0.5, high=5, before=1.5
     )
@@ -164,22 +162,22 @@ class VoicesConfig:
     )
     min_margin: float = option(
         0.15,
-        "Speech whose voice is less certain (voice_margin: how much more alike it is to its voice than to the next) is "
-        "not scored where roles follow voices.",
+        "Speech with a smaller voice_margin (similarity to its own voice, less that to the next) is not scored where "
+        "roles follow voices.",
         low=0,
         high=1,
         before=0.15,
     )
     verification: float = option(
-        0.8,
-        "How much alike (cosine) a voice must be to the one that is enrolled in --speakers to be that person.",
+        0.85,
+        "Least cosine similarity of a voice to one enrolled in --speakers to be attributed to that person.",
         low=0.2,
         high=1,
         before=0.8,
     )
     verification_margin: float = option(
         0.15,
-        "How much more alike it must be than every other voice of the call, and than every other enrolled person where "
+        "Least lead of that similarity over every other voice of the call, and over every other enrolled person where "
         "persons are identified.",
         low=0,
         high=1,
@@ -187,8 +185,8 @@ class VoicesConfig:
     )
     identification: str = option(
         "",
-        "Your record of the lawful basis on which voices are compared with all that are enrolled, to find out whose "
-        "they are; stored with the scores. Empty compares a call with the one agent_id in --calls names, no other.",
+        "Your record of the lawful basis for comparing voices with everyone enrolled, to identify them; stored with "
+        "the scores. Empty compares a call only with the agent that agent_id in --calls names.",
         before="",
     )
 
@@ -264,10 +262,10 @@ class LabelConfig:
                 )
 
     def range_of(self, target: str) -> tuple[float, float] | None:
-        """The native range of a target; None where nothing is said of any.
+        """The native range of a target; None if there are no ranges.
 
         Raises:
-            ConfigValueError: where others have a range and this one has none.
+            ConfigValueError: if other targets have a range and this one has none.
         """
         if not isinstance(self.range, Mapping):
             return self.range
@@ -325,9 +323,9 @@ class ModelConfig:
     )
     feedback: Literal["none", "observed", "label", "scheduled", "model"] = option(
         "observed",
-        "What the updater gets as the previous values of the targets: nothing; observed values, where somebody knows "
-        "them, and else nothing; or, in training, labels, labels with a falling probability, or the model's own "
-        "predictions, and at inference observed values and else predictions.",
+        "What the updater gets as the previous values of the targets: nothing; observed values where they are known, "
+        "else nothing; or, in training, labels, labels with a falling probability, or the model's own predictions, "
+        "and at inference observed values where they are known, else predictions.",
     )
     feedback_gradient: bool = option(True, "Let gradients flow through the predictions that are fed back.")
     feedback_noise: float = option(
@@ -347,7 +345,7 @@ class ModelConfig:
         high=0.999,
     )
     alpha_arousal: float | None = option(
-        None, "Arousal's own coefficient, as alphas: {arousal: ...} says it; null uses alpha.", low=0, high=0.999
+        None, "Arousal's own coefficient, the same as alphas: {arousal: ...}; null uses alpha.", low=0, high=0.999
     )
     alphas: Mapping[str, float] | None = option(
         None,
@@ -396,7 +394,7 @@ class ModelConfig:
     )
     speaker_norm_weight: float = option(
         2.0,
-        "For how many utterances the training mean counts in the past that speaker_norm and session_norm compare with.",
+        "Weight of the training mean, in utterances, in the past that speaker_norm and session_norm compare with.",
         low=0,
         before=2.0,
     )
@@ -408,7 +406,8 @@ class ModelConfig:
     )
     scan: Literal["auto", "reference", "chunk", "compiled", "kernel"] = option(
         "auto",
-        "Form of the Mamba scan; `auto` takes the CUDA kernels where they are, on a CPU `compiled`, else `chunk`.",
+        "Form of the Mamba scan; `auto` takes the CUDA kernels where they are installed, on a CPU `compiled`, else "
+        "`chunk`.",
         runtime=True,
     )
     parallel_feedback: Literal["auto", "always", "never"] = option(
@@ -543,7 +542,7 @@ class TrainConfig:
         "last", "Keep the epoch with the best dev CCC (and stop by patience), or the last one (and run all epochs)."
     )
     dtype: Literal["float32", "float64"] = option("float32", "Precision of the model.")
-    keep_checkpoints: int = option(2, "States to go on from that a run keeps.", low=1, runtime=True)
+    keep_checkpoints: int = option(2, "Number of states to resume from that a run keeps.", low=1, runtime=True)
     encoder: Literal["frozen", "last_k", "all"] = option(
         "frozen",
         "What is trained of the speech encoder that made the store, from the manifest's audio: nothing, its last "
@@ -607,15 +606,15 @@ class ExtractConfig:
     )
     min_age_s: float = option(
         0.0,
-        "Recordings that were written less than so many seconds ago wait for the next run, also when scoring.",
+        "Recordings modified less than this many seconds ago wait for the next run, also when scoring.",
         low=0,
         runtime=True,
         before=0.0,
     )
     duplicates: Literal["skip", "keep"] = option(
         "skip",
-        "Recordings whose bytes are those of an earlier one get the status duplicate, or are read once more; also when "
-        "scoring.",
+        "Recordings that are byte-identical to an earlier one get the status duplicate, or are processed again; also "
+        "when scoring.",
         runtime=True,
         before="keep",
     )
@@ -624,15 +623,15 @@ class ExtractConfig:
     )
     features_timeout_s: float = option(
         180.0,
-        "An utterance, or a batch of an encoder, on which an extractor takes longer ends the worker; the utterance "
-        "becomes a row with status timeout. In this process alone nothing is ended.",
+        "If an extractor takes longer on an utterance, or an encoder on a batch, the worker is killed and the "
+        "utterance becomes a row with status timeout. Without Ray nothing is killed.",
         low=0.1,
         runtime=True,
         before=180.0,
     )
     batch_s: float = option(
         60.0,
-        "Seconds of speech in one batch of an encoder, less on a CPU. More suit a GPU of much memory.",
+        "Seconds of speech in one batch of an encoder, less on a CPU. Raise it on a GPU with much memory.",
         low=1,
         runtime=True,
     )
@@ -644,7 +643,7 @@ class ExtractConfig:
     )
     root: str | None = option(
         None,
-        "Folder or URI below which everything that a manifest names must lie; for manifests that others wrote.",
+        "Folder or URI that must contain all audio named in a manifest; for manifests from others.",
         runtime=True,
     )
 
@@ -656,17 +655,19 @@ class ScoreConfig:
     channel_roles: str | tuple[str, ...] | None = option(
         None,
         "Role of each channel of a recording: a list such as [agent, customer], or a preset such as "
-        "amazon-connect; null when a table of calls says it.",
+        "amazon-connect; null when a table of calls gives it.",
     )
     agents_exception: Literal["medical", "safety", "outside_eu"] | None = option(
         None, "Why employees may be scored; the EU's AI Act, Art. 5(1)(f), otherwise prohibits it."
     )
     agents_exception_reference: str = option("", "Your record of that exception; needed with agents_exception.")
-    context_roles: tuple[str, ...] = option((), "Roles that move the session's memory without being scored.")
+    context_roles: tuple[str, ...] = option(
+        (), "Roles whose utterances update the session's memory without being scored."
+    )
     shard_sessions: int = option(
         64, "Sessions of a store in one part of the scores; more where its own parts have more.", low=1
     )
-    lanes: int = option(32, "Sessions replayed side by side, always exactly so many.", low=1)
+    lanes: int = option(32, "Sessions replayed side by side, always exactly this number.", low=1)
     chunk: int = option(64, "Steps of one replayed chunk.", low=1)
     low: Mapping[str, float] | None = option(
         None,
@@ -676,8 +677,8 @@ class ScoreConfig:
         high=1,
         before=None,
     )
-    low_valence: float = option(0.4, "The same for valence alone, as low: {valence: ...} says it.", low=-1, high=1)
-    low_arousal: float = option(0.4, "The same for arousal alone, as low: {arousal: ...} says it.", low=-1, high=1)
+    low_valence: float = option(0.4, "The same for valence alone, as in low: {valence: ...}.", low=-1, high=1)
+    low_arousal: float = option(0.4, "The same for arousal alone, as in low: {arousal: ...}.", low=-1, high=1)
     end_half_life_s: float = option(60.0, "Half-life, back from the end of the call, of *_end_weighted.", low=1)
     max_failed_fraction: float = option(
         0.05, "Failed share above which the job ends with exit code 1.", low=0, high=1, runtime=True
@@ -693,14 +694,14 @@ class ScoreConfig:
     )
     calls_missing: Literal["not_scored", "channel_roles"] = option(
         "not_scored",
-        "What becomes of a session that the table of calls (`--calls`) does not name: it is not scored, or "
-        "score.channel_roles says who speaks in it.",
+        "What to do with a session that the table of calls (`--calls`) does not name: leave it unscored, or take its "
+        "roles from score.channel_roles.",
         before="not_scored",
     )
     hash_ids: bool = option(False, "Replace ids by keyed hashes; the key comes from VAEMO_ID_KEY.")
     coverage: float = option(
         0.9,
-        "Share of labels that intervals (`*_low`, `*_high`) are to hold, where the checkpoint is calibrated.",
+        "Share of labels that intervals (`*_low`, `*_high`) should contain, where the checkpoint is calibrated.",
         low=0.5,
         high=0.999,
         before=0.9,
@@ -718,10 +719,10 @@ class ScoreConfig:
         self._own_low()
 
     def low_of(self, targets: Iterable[str]) -> dict[str, float]:
-        """Under what the speech of each target counts as low.
+        """The threshold under which each target counts as low.
 
         Raises:
-            ConfigValueError: if something is said of a target that is none of these.
+            ConfigValueError: if it names another target.
         """
         own, targets = self._own_low(), tuple(targets)
         for name in own:
@@ -729,7 +730,7 @@ class ScoreConfig:
                 key = f"low: {{{name}: ...}}" if name in (self.low or {}) else f"low_{name}"
                 near = suggest.question(difflib.get_close_matches(name, targets, 1))
                 raise ConfigValueError(
-                    f"score.{key} speaks of '{name}', and the targets that utterances have scores of are "
+                    f"score.{key} names '{name}', and the targets that utterances have scores of are "
                     f"{', '.join(targets) or 'none'}.{near} Leave it out."
                 )
         return {name: own.get(name, _LOW) for name in targets}
@@ -743,7 +744,7 @@ class ScoreConfig:
 class PersonalizeConfig:
     """How FiLM is fitted to single speakers, everything else frozen."""
 
-    utterances: int = option(10, "First labelled utterances of a speaker that are learned from.", low=4, high=1000)
+    utterances: int = option(10, "Number of first labelled utterances of a speaker to learn from.", low=4, high=1000)
     layers: Literal["last", "all"] = option("last", "FiLM's last layer, or all of it.")
     optim_steps: int = option(60, "Optimiser steps.", low=1, high=1000)
     lr: float = option(3e-4, "Learning rate of Adam.", low=1e-6, high=1e-1)
@@ -758,7 +759,7 @@ class PersonalizeConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EvaluateConfig:
-    """How intervals are made and which CCC is meant."""
+    """How intervals and the CCC are computed."""
 
     bootstrap: int = option(1000, "Resamples of sessions for the 95 % intervals.", low=0)
     seed: int = option(0, "Seed of the resampling.", low=0)

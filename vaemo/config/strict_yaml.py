@@ -1,8 +1,8 @@
-"""YAML as every setting is read: plain values alone, every key once, numbers that are what they look like.
+"""Strict YAML for settings: plain values only, no repeated key, numbers only in unambiguous notation.
 
-YAML 1.1 takes 010 for 8, 1:30 for 90, `no` for false and 2024-01-01 for an object. Here what is not plainly a number, a
-truth value or null stays the text that it is, for the field that takes it to judge. It is written as YAML 1.1, which
-quotes more: what was written is read back as it was.
+YAML 1.1 takes 010 for 8, 1:30 for 90, `no` for false and 2024-01-01 for an object. Here a scalar that is not plainly a
+number, a boolean or null stays text, and the field validates it. Output is YAML 1.1, which quotes more, so that it
+reads back unchanged.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 import yaml
 
 MOST_VALUES = 10_000
-"""Values in one text, each counted as often as an alias stands for it."""
+"""Limit on the values in one text; a value counts again for every alias of it."""
 
 _DEEPEST = 50
 
@@ -25,10 +25,10 @@ class NotPlainYaml(ValueError):  # noqa: N818 - a text that is not YAML, or not 
 
 
 class Section(dict[Any, Any]):
-    """A mapping that knows where its keys stand.
+    """A mapping with the position of each key in its file.
 
     Attributes:
-        places: Where, by key, as a message begins with it.
+        places: Position by key, as the prefix of a message.
     """
 
     def __init__(self) -> None:
@@ -36,7 +36,7 @@ class Section(dict[Any, Any]):
         self.places: dict[Any, str] = {}
 
     def fill(self, other: Section) -> None:
-        """Take the keys that are not there yet."""
+        """Add the keys that are missing."""
         for key in other.keys() - self.keys():
             self.places[key] = other.places[key]
         for key, value in other.items():
@@ -51,7 +51,7 @@ def load(text: str | bytes, source: str = "") -> Any:
         source: What messages call it.
 
     Raises:
-        NotPlainYaml: for what is not YAML, a key that stands twice, a tag, an alias within its own anchor, or aliases
+        NotPlainYaml: for what is not YAML, a repeated key, a tag, an alias within its own anchor, or aliases
             that stand for more than `MOST_VALUES` values.
     """
     with _one_line():
@@ -62,7 +62,7 @@ def load(text: str | bytes, source: str = "") -> Any:
 
 
 def compose(text: str | bytes) -> yaml.Node | None:
-    """The nodes of a YAML text with their tags, which none but the caller gives a meaning to; None of an empty one.
+    """The nodes of a YAML text, their tags uninterpreted; None if it is empty.
 
     Raises:
         NotPlainYaml: as `load`, but for keys and tags.
@@ -86,7 +86,7 @@ def construct(node: yaml.Node) -> Any:
 
 @contextlib.contextmanager
 def _one_line() -> Iterator[None]:
-    """What PyYAML finds wrong in the block is a `NotPlainYaml`."""
+    """Turn PyYAML's errors in the block into a one-line `NotPlainYaml`."""
     try:
         yield
     except yaml.MarkedYAMLError as error:
@@ -106,18 +106,18 @@ def dump(value: Any) -> str:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes a `Section` as the mapping that it is."""
+    """Writes a `Section` as a plain mapping."""
 
 
 _Dumper.add_representer(Section, yaml.SafeDumper.represent_dict)
 
 
 def _measure(node: yaml.Node, known: dict[int, tuple[int, int]]) -> tuple[int, int]:
-    """How many values a node stands for, and how deep they are nested; aliases count as often as they stand there."""
+    """The number of values in a node, and their depth; aliases count once per use."""
     if id(node) in known:
         size, depth = known[id(node)]
         if not size:
-            raise _refused(node, "an alias stands inside its own anchor")
+            raise _refused(node, "an alias is inside its own anchor")
         return size, depth
     known[id(node)] = 0, 0
     children = [] if isinstance(node, yaml.ScalarNode) else node.value
@@ -170,12 +170,12 @@ class _Loader(yaml.SafeLoader):
             if isinstance(key, (list, dict)):
                 raise _refused(key_node, "a key is a single value")
             if key in section:
-                said = f"'{'<<' if merge else key}' stands twice, first on line {lines[key]}; leave one of them out"
+                said = f"'{'<<' if merge else key}' occurs twice, first on line {lines[key]}; leave one of them out"
                 raise _refused(key_node, said)
             section[key], lines[key] = self.construct_object(value_node, deep=True), key_node.start_mark.line + 1
             section.places[key] = f"{self.source}line {lines[key]}: "
         if _MERGE in section:
-            # What is merged in gives way to what stands here itself.
+            # A merged key does not override the mapping's own.
             section.fill(self._merged(node, section.pop(_MERGE)))
         return section
 
@@ -198,7 +198,8 @@ class _Loader(yaml.SafeLoader):
         return text
 
 
-# Less than YAML 1.1 in each: no octal, no sexagesimal, no dates; `yes` and `off` are text. `1e-3` is text there too.
+# Each narrower than in YAML 1.1: no octal, no sexagesimal, no dates; `yes` and `off` are text. `1e-3` is text there
+# too.
 _BOOL = re.compile(r"true|True|TRUE|false|False|FALSE")
 _INT = re.compile(r"[-+]?(?:0|[1-9](?:_?[0-9]){0,99})")
 _FLOAT = re.compile(

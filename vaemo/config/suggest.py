@@ -1,6 +1,6 @@
-"""What an unknown name in a config was meant to be: nothing, rather than something else.
+"""Suggestions for unknown names in a config; no suggestion rather than a wrong one.
 
-Fields are known to other tools by other names, and names are misspelt by a letter or two. Knows fields by name alone.
+Covers names that other tools use for a field, and misspellings of one or two letters.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ _CLOSE, _CLOSER = 0.75, 0.85
 `vad.model` is not `updater.d_model`."""
 
 _FIRST = ("train", "model", "updater")
-"""Sections that are meant before others."""
+"""Sections that are suggested before others."""
 
 ELSEWHERE = {
     "train.lr": "learning_rate learn_rate base_lr max_lr peak_lr lr_max",
@@ -59,17 +59,21 @@ ELSEWHERE = {
     "splits.test_fraction": "test_split test_size",
     "evaluate.bootstrap": "n_bootstrap bootstraps resamples n_resamples",
 }
-"""Names that other tools have for a field; of several fields the first is meant where no section is said."""
+"""Names that other tools use for a field; of several fields the first is suggested where no section is given."""
 
-SECTIONS = {"train": "training trainer optim optimizer optimiser", "score": "scoring inference", "vad": "segmentation"}
+SECTION_ALIASES = {
+    "train": "training trainer optim optimizer optimiser",
+    "score": "scoring inference",
+    "vad": "segmentation",
+}
 """The same for sections."""
 
 
 def fields(found: str, known: Mapping[str, Collection[str]]) -> list[str]:
-    """The fields that an unknown `section.key`, or a key alone, was meant to be; several where each may be.
+    """Suggestions for an unknown `section.key`, or for a key alone; several where it is ambiguous.
 
     Args:
-        found: What stands there.
+        found: The unknown name.
         known: The keys of every section.
     """
     section, key = _plain(found.partition(".")[0] if "." in found else ""), _plain(found.rpartition(".")[2])
@@ -100,15 +104,15 @@ def _close(key: str, names: Collection[str], cutoff: float) -> list[str]:
 
 
 def sections(found: str, known: Collection[str]) -> str:
-    """The section that an unknown one was meant to be; empty where there is none."""
+    """The suggestion for an unknown section; empty if there is none."""
     name = _plain(found)
     close = difflib.get_close_matches(name, known, n=1, cutoff=_CLOSE)
-    also = [section for section, others in SECTIONS.items() if name in others.split()]
+    also = [section for section, others in SECTION_ALIASES.items() if name in others.split()]
     return next(iter([*also, *close]), "")
 
 
 def question(names: Collection[str]) -> str:
-    """` Did you mean ...?` for a message; empty where there is nothing to name."""
+    """` Did you mean ...?` for a message; empty without suggestions."""
     *others, last = names or [""]
     return f" Did you mean {', '.join(others)}{' or ' if others else ''}{last}?" if last else ""
 

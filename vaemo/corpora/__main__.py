@@ -13,13 +13,13 @@ PROG = "python -m vaemo.corpora"
 
 
 def main(argv: list[str] | None, prog: str | None = None) -> None:
-    """Write the manifest, read it again to check it, and say how to extract it."""
+    """Write the manifest, read it again to check it, and print how to extract it."""
     parser = cli.Parser(prog=prog or PROG, description=__doc__)
     parser.add_argument("name", choices=NAMES)
     parser.add_argument("root", help="the corpus's folder")
     parser.add_argument("--out", required=True, metavar="FILE", help="manifest to write, .jsonl or .parquet")
     parser.add_argument(
-        "--label-lag-s", type=float, default=LABEL_LAG_S, help="how late continuous annotations are (default 2)"
+        "--label-lag-s", type=float, default=LABEL_LAG_S, help="delay of continuous annotations (default 2)"
     )
     args = parser.parse_args(argv)
     corpus = load_corpus(args.name, args.root, label_lag_s=args.label_lag_s)

@@ -1,6 +1,6 @@
-"""What every corpus reader returns, how one is found by its name, and how all of them read text, cells and numbers.
+"""The interface of corpus readers, their lookup by name, and their shared parsing of text, cells and numbers.
 
-A reader never takes what it cannot read for "no label": a file that was saved again with decimal commas, other
+A reader never treats an unreadable value as "no label": a file that was saved again with decimal commas, other
 separators or shifted columns is refused, with its name, the line and the text.
 """
 
@@ -28,7 +28,7 @@ _LARGEST = 1e9
 _AS_IT_IS = "Give the file as it is distributed."
 
 LABEL_LAG_S = 2.0
-"""Annotators who follow a recording with a joystick are about so late."""
+"""Usual delay of annotators who follow a recording with a joystick."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ class Corpus:
 
     Attributes:
         rows: Manifest rows; labels on the native scale, `audio_path` absolute.
-        label_range: The native scale: what `labels.range` must say.
-        notes: What the reader had to decide, with counts, for a person.
+        label_range: The native scale, for `labels.range`.
+        notes: Decisions of the reader, with counts, as text.
     """
 
     rows: Sequence[Mapping[str, Any]]
@@ -169,7 +169,7 @@ def clip_labels(rows: Iterable[dict[str, Any]], label_range: tuple[float, float]
 
 
 def rater_facts(ratings: Mapping[str, Sequence[float]]) -> dict[str, float | int | None]:
-    """What single ratings say of labels: `NAME_raters`, and from two on `NAME_rater_sd`, their deviation (n - 1).
+    """Statistics of single ratings: `NAME_raters`, and from two on `NAME_rater_sd`, their deviation (n - 1).
 
     Args:
         ratings: By target.

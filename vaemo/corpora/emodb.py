@@ -50,10 +50,10 @@ _NAME = re.compile(r"(?P<speaker>\d\d)(?P<sentence>[ab]\d\d)(?P<emotion>[A-Z])(?
 
 
 def read(root: Path, label_lag_s: float) -> Corpus:
-    """All clips; `emotion`, `sentence`, `take`, `gender` and `age` travel along."""
+    """All clips; `emotion`, `sentence`, `take`, `gender` and `age` are kept."""
     folder = find_one(root, "wav", ".", what="audio")
     found = (path for path in folder.iterdir() if path.suffix.lower() in {".wav", ".flac"})
-    # What begins with a dot is macOS's own.
+    # Files that begin with a dot belong to macOS.
     clips = sorted((path for path in found if not path.name.startswith(".")), key=lambda path: (path.stem, path.name))
     rows: list[dict[str, Any]] = []
     position: dict[str, int] = {}
@@ -83,7 +83,7 @@ def read(root: Path, label_lag_s: float) -> Corpus:
         )
     notes = [
         "labels are where a circumplex puts the acted emotion (vaemo.corpora.emodb.EMOTIONS), not ratings",
-        "clips of an actor stand in the order of their names: no conversation",
+        "clips of an actor are in the order of their names: no conversation",
     ]
     return Corpus(rows, RANGE, notes)
 

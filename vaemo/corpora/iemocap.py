@@ -3,10 +3,10 @@
     ROOT/Session1/dialog/EmoEvaluation/Ses01F_impro01.txt
     ROOT/Session1/sentences/wav/Ses01F_impro01/Ses01F_impro01_F000.wav
 
-A session is a dialog. The speaker is the letter of the *last* field of a turn's name; that of the first field says
-who wore the markers. The recording session is the fold; there is no official split. Labels are the mean of the raters
-`A-E...`, whose deviation and number stand beside them; what an actor said of themselves (`A-F...`, `A-M...`) is no part
-of it. Dominance is 5 where the speaker is strong.
+A session is a dialog. The speaker is the letter of the *last* field of a turn's name; that of the first field is who
+wore the markers. The recording session is the fold; there is no official split. Labels are the mean of the raters
+`A-E...`, with their deviation and number; actors' self-ratings (`A-F...`, `A-M...`) are left out. Dominance is 5 where
+the speaker is strong.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def read(root: Path, label_lag_s: float) -> Corpus:
         folder = find_one(session, "dialog/EmoEvaluation", what="evaluation folder")
         for path in sorted(folder.glob("Ses*.txt")):
             rows += _dialog(session, path)
-    # Averages of raters who used half steps beyond the ends.
+    # Averages of raters who used half steps beyond the range.
     return Corpus(rows, RANGE, clip_labels(rows, RANGE))
 
 
@@ -41,7 +41,7 @@ def _dialog(session: Path, path: Path) -> list[dict[str, Any]]:
     turns: list[tuple[float, str, float, list[float], dict[str, list[float]]]] = []
     ratings: dict[str, list[float]] = {}
     for place, line in numbered_lines(path, "latin-1"):
-        # Lines between those of turns are what single raters said.
+        # Lines between those of turns are single ratings.
         if (rater := _RATER.match(line)) and turns:
             _rate(ratings, rater[1], place)
         if not line.startswith("[") and f"{path.stem}_" not in line:
@@ -77,7 +77,7 @@ def _dialog(session: Path, path: Path) -> list[dict[str, Any]]:
 
 
 def _rate(ratings: dict[str, list[float]], text: str, place: str) -> None:
-    """Add what one rater said of a turn: `val 3; act 2; dom  2;`, some of it left blank perhaps."""
+    """Add one rater's ratings of a turn: `val 3; act 2; dom  2;`, possibly with blanks."""
     for field in text.split(";"):
         name, *value = field.split() or [""]
         if name in _RATED and value:

@@ -4,7 +4,7 @@
     ROOT/Audio/session1/S01A/S/MSP-IMPROV-S01A-F01-S-FM01.wav     (or without `Audio`)
 
 A name is scenario, speaker, kind of recording, turn. A session is one scenario played by one pair in one kind of
-recording; the pair is the fold. Arousal was asked from 1 = *very active* to 5 and is turned round here; valence and
+recording; the pair is the fold. Arousal was asked from 1 = *very active* to 5 and is reversed here; valence and
 dominance were not: 5 is positive, and strong.
 """
 
@@ -32,7 +32,7 @@ def read(root: Path, label_lag_s: float) -> Corpus:
     audio = find_one(root, "Audio", ".", what="audio")
     rows: list[dict[str, Any]] = []
     for place, line in numbered_lines(path):
-        # Lines between those of turns are what single raters said.
+        # Lines between those of turns are single ratings.
         if _PREFIX not in line:
             continue
         match = _LINE.match(line)
@@ -56,4 +56,4 @@ def read(root: Path, label_lag_s: float) -> Corpus:
             }
         )
     rows.sort(key=lambda row: (row["session_id"], row["position"], row["utt_id"]))
-    return Corpus(rows, RANGE, ["arousal was turned round: 5 is very active", *clip_labels(rows, RANGE)])
+    return Corpus(rows, RANGE, ["arousal was reversed: 5 is very active", *clip_labels(rows, RANGE)])

@@ -1,11 +1,11 @@
 """MSP-Podcast: emotional turns out of podcasts, labels from 1 to 7, official splits.
 
     ROOT/Labels/labels_consensus.csv      (`labels_concensus` in older releases; JSON in some)
-    ROOT/Labels/labels.txt                (what single raters said; some releases lack it)
+    ROOT/Labels/labels.txt                (single ratings; some releases lack it)
     ROOT/Audios/MSP-PODCAST_0001_0008.wav
 
-A session is what one podcast has in one split, in the order of the file, with gaps: turns were picked for emotion. The
-labels of Test3 are not public; its turns are unlabelled.
+A session is the turns of one podcast in one split, in the order of the file, with gaps: turns were picked for emotion.
+The labels of Test3 are not public; its turns are unlabelled.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _COLUMNS = ("EmoVal", "EmoAct", "SpkrID", "Split_Set")
 
 
 def read(root: Path, label_lag_s: float) -> Corpus:
-    """All turns; `split_set` keeps the split's own name. A speaker that is not known is one of their podcast's own."""
+    """All turns; `split_set` keeps the split's own name. Unknown speakers of a podcast count as one."""
     labels = find_one(root, "Labels", "labels", "label", what="folder of labels")
     names = [f"labels_{word}.{kind}" for kind in ("csv", "json") for word in ("consensus", "concensus")]
     audio = find_one(root, "Audios", "Audio", what="folder of audio")
@@ -58,7 +58,7 @@ def read(root: Path, label_lag_s: float) -> Corpus:
                 "audio_path": str(audio / file),
                 "valence": _label(entry, "EmoVal", place),
                 "arousal": _label(entry, "EmoAct", place),
-                # By its name: releases, and models made of them, differ in the order.
+                # By name, because releases, and models trained on them, differ in the order.
                 "dominance": _label(entry, "EmoDom", place) if "EmoDom" in entry else None,
                 **rater_facts(ratings.get(file, {})),
                 "position": int(number(turn, place)),
@@ -72,7 +72,7 @@ def read(root: Path, label_lag_s: float) -> Corpus:
 
 
 def _ratings(path: Path) -> dict[str, dict[str, list[float]]]:
-    """What every rater said, by file and target: a line for the file, then one for each rater, as `A:3.0; V:2.0;`."""
+    """Every rating, by file and target: a line for the file, then one for each rater, as `A:3.0; V:2.0;`."""
     found: dict[str, dict[str, list[float]]] = {}
     current: dict[str, list[float]] | None = None
     for place, line in numbered_lines(path):
@@ -105,13 +105,13 @@ def _entries(path: Path) -> Iterator[tuple[str, str, dict[str, Any]]]:
         if missing:
             raise ReadCorpusError(f"{place}: there is no {missing[0]}; {', '.join(_COLUMNS)} are needed.")
         if file in seen:
-            raise ReadCorpusError(f"{place}: {file} stands there twice; give the file as it is distributed.")
+            raise ReadCorpusError(f"{place}: {file} occurs twice; give the file as it is distributed.")
         seen.add(file)
         yield place, file, entry
 
 
 def _label(entry: Mapping[str, Any], column: str, place: str) -> float | None:
-    """The number; null where the corpus keeps it to itself."""
+    """The number; null where the corpus does not publish it."""
     if entry["Split_Set"] in _HIDDEN and str(entry[column] or "").strip().lower() in _ABSENT:
         return None
     return number(entry[column], place, RANGE)

@@ -79,7 +79,7 @@ def label_utterances(
 
 
 def speech_spans(path: Path, decoder: Decoder, config: VadConfig | None = None) -> list[tuple[float, float]]:
-    """Where somebody speaks in a recording, all channels heard as one.
+    """Where there is speech in a recording, all channels together.
 
     Raises:
         ReadCorpusError: if it cannot be decoded.

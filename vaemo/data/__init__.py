@@ -1,1 +1,1 @@
-"""What is read: manifests, sessions of a store, their speakers and splits, and windows cut from them."""
+"""Reading of data: manifests, sessions of a store, speakers, splits, and the windows of a training."""

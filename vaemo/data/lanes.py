@@ -1,6 +1,6 @@
-"""The order in which sessions pass through the lanes: which part of which session, in which lane, at which window.
+"""The lane schedule: which part of which session is in which lane at which window.
 
-Reads session lengths, writes indices; knows no features and no ranks. A schedule is a function of (lengths, lanes,
+Reads session lengths, returns indices; independent of features and ranks. A schedule is a function of (lengths, lanes,
 T, seed, epoch) alone, so every rank computes the same one and takes its own lanes. Letters: W windows, L lanes,
 T steps.
 """
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 LENGTH_JITTER = 0.05
-"""Relative noise on the lengths by which sessions are grouped: another company every epoch, little padding."""
+"""Relative noise on the lengths by which sessions are grouped: groups vary between epochs, at little padding."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,17 +59,17 @@ def schedule_lanes(
 ) -> LaneSchedule:
     """Spread sessions over lanes so that little is padded; shuffled by (seed, epoch), by length where seed is None.
 
-    Two orders are tried and the one that pads less is taken. Side by side: sessions of about one length begin and
-    end together; best for many sessions of few windows. End to end: each lane gets its own row of sessions, all
-    rows about equally long; best where sessions are long, or fewer than a few per lane.
+    Two orders are tried and the one that pads less is taken. Side by side: sessions of similar length begin and end
+    together; best for many sessions of few windows. End to end: each lane gets its own row of sessions, all rows about
+    equally long; best where sessions are long, or fewer than a few per lane.
 
     Args:
         lengths: Utterances of every session, (sessions,), at least 1 each.
-        lanes: L; more than there are sessions leaves lanes idle.
+        lanes: L; lanes beyond the number of sessions stay idle.
         window: Most steps of a window (T).
-        seed: Of the shuffling; None shuffles nothing.
-        epoch: Every epoch is shuffled anew.
-        whole_at_end: A session that does not fill its windows has its short one at its beginning, not at its end.
+        seed: Seed of the shuffling; None does not shuffle.
+        epoch: Every epoch is shuffled again.
+        whole_at_end: Put the short window of a session at its beginning, not at its end.
     """
     lengths = np.asarray(lengths, np.int64)
     random = None if seed is None else np.random.default_rng([seed, epoch])
@@ -84,7 +84,7 @@ def schedule_lanes(
 
 
 def _from_the_end(schedule: LaneSchedule, lengths: np.ndarray, window: int) -> LaneSchedule:
-    """The same windows of the same sessions, cut from their ends on."""
+    """The same sessions, cut into windows from their ends."""
     busy = schedule.session >= 0
     of_session = np.where(busy, lengths[schedule.session], 0)
     later = -(-of_session // window) - schedule.start // window - 1
@@ -96,7 +96,7 @@ def _from_the_end(schedule: LaneSchedule, lengths: np.ndarray, window: int) -> L
 def _side_by_side(
     lengths: np.ndarray, longest_first: np.ndarray, lanes: int, window: int, random: np.random.Generator | None
 ) -> LaneSchedule:
-    """Groups of L sessions of about one length; the one that is not full holds the shortest."""
+    """Groups of L sessions of similar length; the incomplete group holds the shortest."""
     idle = np.full(-len(longest_first) % lanes, -1)
     groups = np.concatenate([longest_first, idle]).reshape(-1, lanes)
     if random is not None:

@@ -1,7 +1,7 @@
-"""Manifests: which utterances there are, where their audio lies, what is known of them.
+"""Manifests: the utterances of a corpus, where their audio is, and their labels and metadata.
 
-Reads and writes JSON Lines and Parquet, one utterance a line, columns of the contract (`COLUMNS`) and any others,
-which travel along. A table that was read is typed, checked, and in the order of its sessions.
+Reads and writes JSON Lines and Parquet, one utterance a line, the columns of the contract (`COLUMNS`) and any others,
+which are kept. A table that is read is typed, validated and ordered by session.
 """
 
 from __future__ import annotations
@@ -65,22 +65,22 @@ EMBEDDED = ".parquet#"
 """`FOLDER/M.parquet#17` is the audio in row 17 of that manifest's `audio` column."""
 
 _KNOWN = {**COLUMNS, "n_channels": pa.int32(), "offset_s": pa.float64()}
-"""Columns whose type is ours; the last of them travel along, into the store's columns of those names."""
+"""Columns whose type is fixed; the last are copied into the store's columns of those names."""
 
 _REFERENCE = re.compile(r"(.*\.parquet)#(\d+)", re.DOTALL)
 _BLOCK_BYTES = 1 << 24
 _PIECE_BYTES = 1 << 26
 _PIECE_ROWS = 1 << 19
-"""So much of a manifest is read at once."""
+"""Bytes and rows of a manifest that are read at once."""
 
 _OPEN, _CLOSE = b"{}"
 _NESTED = 64
-"""Objects and lists that a line may hold for Arrow's reader."""
+"""Most nested objects and lists in a line that goes to Arrow's reader."""
 
 
 @dataclass(frozen=True)
 class Places:
-    """Where the rows of a table stand in its file: `line 18` of JSON Lines (blank lines counted), `row 18` of Parquet.
+    """Where the rows of a table are in its file: `line 18` of JSON Lines (blank lines counted), `row 18` of Parquet.
 
     Attributes:
         path: The file.
@@ -97,7 +97,7 @@ class Places:
 
     @contextlib.contextmanager
     def named(self) -> Iterator[None]:
-        """A column's error in the block becomes one that names the file and the line or row."""
+        """Add the file, and the line or row, to a column's error raised in the block."""
         try:
             yield
         except ColumnError as error:
@@ -106,9 +106,9 @@ class Places:
 
 
 def embedded(path: str) -> tuple[str, int] | None:
-    """The manifest and the row in which a path's audio lies; None where it is a file's own (`EMBEDDED`).
+    """The manifest and the row that hold a path's audio (`EMBEDDED`); None for a file of its own.
 
-    What looks like a reference and is a local file is that file.
+    An existing local file takes precedence over a reference of the same form.
     """
     match = _REFERENCE.fullmatch(path)
     if match is None or (not files.is_uri(path) and os.path.lexists(path)):
@@ -137,14 +137,14 @@ def read_manifest(
 
     Returns:
         All of `COLUMNS` and the labels (null where the manifest has nothing), typed by `vaemo.tables.typed`, then the
-        manifest's other columns as they are, but for those that are named as a stream. `position` is filled. Where JSON
-        Lines hold several types under one key that is not ours, all are text, what was no text as its JSON.
+        manifest's other columns unchanged, without those named like a stream. `position` is filled. Where JSON Lines
+        hold several types under one key that is not ours, all become text, other values as their JSON.
 
     Raises:
-        ReadManifestError: if the file is missing, empty or unreadable, a line lacks a required key or holds a value
-            of another type or a key twice, a `utt_id` stands twice, `end_s` is not after `start_s`, some utterances
-            of a session have a position and others none, or else a time, a label is outside the range, or audio
-            outside the root. It names the line, or the row of a Parquet file; both are counted from 1.
+        ReadManifestError: if the file is missing, empty or unreadable, a line lacks a required key, holds a value of
+            another type or repeats a key, a `utt_id` is repeated, `end_s` is not after `start_s`, some utterances of a
+            session have a position and others none, or else a time, a label is outside the range, or audio outside the
+            root. It names the line, or the row of a Parquet file; both are counted from 1.
     """
     tables, of_tables = zip(*scan_manifest(path, label_range=label_range, root=root, targets=targets), strict=True)
     places = Places(str(path), of_tables[0].unit, np.concatenate([each.number for each in of_tables]))
@@ -164,7 +164,7 @@ def scan_manifest(
 ) -> Iterator[tuple[pa.Table, Places]]:
     """The utterances of a manifest as they stand in it, some at a time, typed and each checked alone.
 
-    Args and errors as of `read_manifest`, which alone sees whether an id stands twice. Columns that are not ours may
+    Args and errors as of `read_manifest`, which alone sees whether an id occurs twice. Columns that are not ours may
     differ between the tables: see `common_schema`.
     """
     text, n = str(path), 0
@@ -286,18 +286,18 @@ def _pieces(path: str) -> Iterator[bytes]:
 
 
 def _parse_fast(content: bytes, lines: Sequence[bytes]) -> pa.Table | None:
-    """The rows as Arrow reads them; None where it might read them otherwise than `_parse`, or not at all."""
-    # It takes several objects a line, one that goes over several, and crashes on some lines that are none.
+    """The rows as Arrow reads them; None if it cannot, or might read them differently from `_parse`."""
+    # Arrow accepts several objects on a line and objects over several lines, and crashes on some invalid lines.
     if not all(line[0] == _OPEN and line[-1] == _CLOSE for line in lines):
         return None
-    # Arrow's reader ends the process where lines are nested too deeply.
+    # Arrow's reader kills the process on deeply nested lines.
     nested = content.count(b"{") + content.count(b"[") > len(lines)
     if nested and max(line.count(b"{") + line.count(b"[") for line in lines) > _NESTED:
         return None
     schema = {name: pa.float64() for name, type_ in COLUMNS.items() if type_ != pa.string()}
     try:
         table = _read_json(content, schema)
-        # What stands between quotation marks is text, also where it looks like a date.
+        # A quoted value is text, even if it looks like a date.
         dates = {field.name: pa.string() for field in table.schema if pa.types.is_timestamp(field.type)}
         table = _read_json(content, schema | dates) if dates else table
         inferred = [table[name] for name in table.column_names if name not in schema]
@@ -313,16 +313,16 @@ def _read_json(content: bytes, schema: Mapping[str, pa.DataType]) -> pa.Table:
 
 
 def _is_exact(column: pa.ChunkedArray) -> bool:
-    """Whether Arrow can only have read a column of JSON as it stands."""
+    """Whether Arrow is certain to have read a column of JSON without changing its values."""
     if pa.types.is_nested(column.type):
         return not any(name in str(column.type) for name in ("timestamp", "double", "struct<>"))
-    # Whole numbers beyond this became floats, and are no longer themselves.
+    # Larger integers became floats and lost digits.
     largest = pc.max(pc.abs(column)).as_py() if pa.types.is_floating(column.type) else None
     return largest is None or largest < 2**53
 
 
 def _parse(lines: Sequence[bytes]) -> pa.Table:
-    """The rows, typed, line by line: slower, and exact in what it takes and in what it refuses."""
+    """The rows, typed, parsed line by line: slower, and exact in what is accepted and refused."""
     columns: dict[str, list[Any]] = {}
     for row, line in enumerate(lines):
         try:
@@ -391,10 +391,11 @@ def _in_pieces(held: pq.ParquetFile, names: Sequence[str]) -> Iterator[pa.Table]
 
 
 def embedded_bytes(column: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
-    """The bytes in an `audio` column, which holds them or, as in Hugging Face data sets, structs with `bytes`.
+    """The bytes in an `audio` column, which holds them directly or, as in Hugging Face data sets, in structs with a
+    field `bytes`.
 
     Raises:
-        ColumnError: if it holds something else.
+        ColumnError: if it holds anything else.
     """
     kind = column.type
     if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
@@ -408,7 +409,7 @@ def _embedded_in(path: str) -> pa.ChunkedArray:
     """Which rows of a Parquet file hold audio, bool."""
     filesystem, inner = files.filesystem_of(path)
     with filesystem.open_input_file(inner) as source:
-        # Only whether there are bytes is asked here; the bytes are read where they are decoded.
+        # Only the presence of bytes is checked here; they are read when they are decoded.
         batches = pq.ParquetFile(source).iter_batches(batch_size=256, columns=["audio"])
         return pa.chunked_array([embedded_bytes(batch["audio"]).is_valid() for batch in batches], pa.bool_())
 
@@ -438,17 +439,17 @@ def _typed(raw: pa.Table) -> pa.Table:
 
 
 def _filled(columns: Mapping[str, Any], n: int) -> pa.Table:
-    """Every column of the contract, in its order, then the others, but for those that extraction makes."""
+    """Every column of the contract, in order, then the others, without those that extraction makes."""
     known = {name: columns.get(name, pa.nulls(n, type_)) for name, type_ in COLUMNS.items()}
     rest = {name: column for name, column in columns.items() if name not in known and name not in STREAMS}
     return pa.table({**known, **rest})
 
 
 def with_labels(table: pa.Table, targets: Sequence[str | Target]) -> pa.Table:
-    """The table with labels, observed values and what is said of raters as numbers; labels are null where it has none.
+    """The table with labels, observed values and rater statistics as numbers; missing labels are null.
 
     Raises:
-        ColumnError: if there is something else.
+        ColumnError: if a value is no number.
     """
     for name in (*label_names(targets), *rater_columns(targets)):
         if name not in table.column_names:
@@ -500,13 +501,13 @@ def _check_range(column: pa.ChunkedArray, name: str, low: float, high: float) ->
         pc.or_(pc.less(column, low), pc.greater(column, high)),
         lambda row: (
             f"{name} is {column[row]}, outside the range [{low:g}, {high:g}]. "
-            "Mend the label, or labels.range, which is the corpus's own range"
+            "Correct the label, or labels.range, which is the corpus's own range"
         ),
     )
 
 
 def _check_root(paths: pa.ChunkedArray, path: str, root: str) -> None:
-    """Refuse audio outside the root; what the manifest itself holds is inside."""
+    """Refuse audio outside the root; audio in the manifest itself is allowed."""
     distinct, manifest = paths.unique(), _absolute(path)
 
     def allowed(audio: str) -> bool:
@@ -523,14 +524,14 @@ def _check_root(paths: pa.ChunkedArray, path: str, root: str) -> None:
 
 
 def _refuse(wrong: pa.ChunkedArray, message: Callable[[int], str]) -> None:
-    """Raise for the first row that is wrong, if there is one."""
+    """Raise an error for the first wrong row, if there is one."""
     row = pc.index(wrong, True).as_py()
     if row >= 0:
         raise ColumnError(message(row), row)
 
 
 def check_unique(ids: pa.ChunkedArray, places: Places) -> None:
-    """Refuse an id that stands twice.
+    """Refuse an id that occurs twice.
 
     Raises:
         ColumnError: naming both places.
@@ -543,7 +544,7 @@ def check_unique(ids: pa.ChunkedArray, places: Places) -> None:
     repeated[first] = False
     row = int(np.argmax(repeated))
     earlier = places[int(first[number[row]])]
-    repeats = f"utt_id {shown(ids[row].as_py())} already stands in {earlier}"
+    repeats = f"utt_id {shown(ids[row].as_py())} is already in {earlier}"
     raise ColumnError(f"{repeats}; every utterance needs an id of its own", row)
 
 

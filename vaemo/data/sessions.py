@@ -1,9 +1,8 @@
-"""Rows of a feature store become sessions: arrays of utterances in time order.
+"""Sessions from the rows of a feature store: arrays of utterances in time order.
 
-Reads a table as `FeatureStore.read` returns it, writes nothing. One session is one sequence of the model; what a
-sequence is (the whole session, or one speaker of it) is `sessions.sequence_by`. Letters: T steps (utterances of
-the session), D features, K targets,
-F of them of utterances.
+Reads a table as `FeatureStore.read` returns it, writes nothing. `sessions.sequence_by` decides whether a sequence of
+the model is a whole session or one speaker of it. Letters: T steps (utterances of the session), D features, K targets,
+of which F are targets of utterances.
 """
 
 from __future__ import annotations
@@ -39,10 +38,10 @@ class Session:
         streams: Features by stream, (T, D), float32, finite, not standardised.
         labels: Of the targets on the model's label range, (T, K), float32, NaN = unlabelled; a target of the session
             has its label at the session's last utterance.
-        observed: Values known when the session is replayed, (T, F), float32, NaN = unknown.
+        observed: Observed values, (T, F), float32, NaN = unknown.
         start_s: Start in the recording in seconds, (T,), float64, NaN = unknown.
-        label_error: Standard errors of the labels, as means of their raters, (T, K), float32, NaN = unknown; None where
-            the table says nothing of raters.
+        label_error: Standard errors of the labels over their raters, (T, K), float32, NaN = unknown; None where the
+            table has no rater columns.
     """
 
     session_id: str
@@ -63,13 +62,13 @@ class Session:
 
 @dataclass(frozen=True)
 class LabelRange:
-    """The range that a target's labels and observed values are on, as they are read.
+    """The range of a target's labels and observed values in the input.
 
     Attributes:
         scale: That range.
         native: The corpus's own.
         model: The range that they are mapped onto.
-        cure: Who says that range, and what is to be done where a value lies outside it.
+        cure: The end of the error message: where the range comes from, and what to do about a value outside it.
     """
 
     scale: LabelScale
@@ -85,7 +84,7 @@ class LabelRanges(dict[str, LabelRange]):
         """The table with some of its columns on the model's range, each in its type.
 
         Args:
-            table: Columns `utt_id` and those that are named.
+            table: With the column `utt_id` and the named ones.
             names: Of labels and observed values of these targets.
             where: Where the table comes from, for messages.
 
@@ -96,7 +95,7 @@ class LabelRanges(dict[str, LabelRange]):
             held = self[name.removeprefix("observed_")]
             scale, model = held.scale, held.model
             values = table[name].cast(pa.float64()).to_numpy(zero_copy_only=False)
-            # As far as a float32 can tell: a store's labels are no more exact.
+            # To the precision of float32, in which a store holds labels.
             slack = 1e-6 * max(abs(scale.low), abs(scale.high))
             outside = np.flatnonzero((values < scale.low - slack) | (values > scale.high + slack))
             if len(outside):
@@ -123,7 +122,7 @@ class LabelRanges(dict[str, LabelRange]):
 
     @property
     def native(self) -> list[float] | dict[str, list[float]] | None:
-        """The corpus's own ranges, fit for JSON: one where all are alike; None where all are the model's."""
+        """The corpus's own ranges for JSON: a single one if all are equal; None if all are the model's."""
         native = {name: [held.native.low, held.native.high] for name, held in self.items()}
         if all(held.native == held.model for held in self.values()):
             return None
@@ -134,18 +133,18 @@ class LabelRanges(dict[str, LabelRange]):
 def label_ranges(
     config: Config, store: FeatureStore | None = None, model: LabelScale | None = None, names: Sequence[str] = ()
 ) -> LabelRanges:
-    """The range that the labels of each target are on: one rule for all jobs, for stores and manifests.
+    """The label range of each target, by one rule for all jobs, stores and manifests.
 
-    A store that says it of a target is believed; else it is `labels.range`, and where that is null the model's range.
+    It is the store's, where the store gives one; else `labels.range`; else the model's range.
 
     Args:
         config: Sections `labels` and `model`.
-        store: Whose labels they are; None for a manifest's.
+        store: The store with the labels; None for a manifest.
         model: The model's range, where the config is not the model's.
         names: Of the targets; none are those of the config.
 
     Raises:
-        ConfigValueError: if `labels.range` has ranges of other targets alone.
+        ConfigValueError: if `labels.range` names other targets only.
     """
     model = model or LabelScale(*config.model.label_range)
     return LabelRanges({name: _label_range(config, store, model, name) for name in names or config.model.names})
@@ -158,13 +157,13 @@ def _label_range(config: Config, store: FeatureStore | None, model: LabelScale, 
         scale = LabelScale(*held)
         native = info.get("native_range")
         native = native.get(name) if isinstance(native, Mapping) else native
-        cure = ", as the store says in its _vaemo.json. Mend the label, or extract the store anew."
+        cure = ", as the store says in its _vaemo.json. Correct the label, or extract the store again."
     elif own := config.labels.range_of(name):
         scale = LabelScale(*own)
-        cure = ", which is labels.range. Mend the label, or labels.range."
+        cure = ", which is labels.range. Correct the label, or labels.range."
     else:
         scale = model
-        cure = ". Say the corpus's own range, such as --set labels.range=[1,7], or correct the label."
+        cure = ". Give the corpus's own range, such as --set labels.range=[1,7], or correct the label."
     return LabelRange(scale, LabelScale(*native) if native else scale, model, cure)
 
 
@@ -182,8 +181,8 @@ def read_sessions(
         store: Opened.
         config: Sections `labels`, `model`, `sessions`.
         parts: Only these files of the store; None is all.
-        split: Takes the place of the store's own splits, one per row.
-        streams: The streams to read; none is enough to look at labels.
+        split: Replaces the store's own splits, one per row.
+        streams: The streams to read; may be empty where only labels are needed.
 
     Raises:
         ReadStoreError: as `FeatureStore.read`.
@@ -210,16 +209,16 @@ def assemble_sessions(
 ) -> list[Session]:
     """Cut a table into sessions, in order of first appearance, their rows by `vaemo.tables.session_order`.
 
-    Rows whose status is not `ok` are left out; a session without a row left does not appear. Sessions may be
-    scattered over the table. The arrays of all sessions are views of one array each, laid out in this order.
+    Rows whose status is not `ok` are left out, and so are sessions without any other row. The rows of a session need
+    not be contiguous. The arrays of all sessions are views of one array each, in this order.
 
     Args:
-        table: Columns `session_id`, `utt_id` and those of `streams` that it has, each of one dimension and there
-            in every row with status `ok`; other columns of the contract may be missing and have its defaults. Where
+        table: Columns `session_id`, `utt_id` and those of `streams` that it has, each of one dimension and present in
+            every row with status `ok`; other columns of the contract may be missing and have its defaults. Where
             `position` is missing, `start_s` orders a session.
         sequence_by: One sequence for a session, or one for each speaker of it.
-        streams: The streams to take along.
-        targets: The columns of labels. The label of a target of the session may stand in any of its rows, whatever
+        streams: The streams to include.
+        targets: The columns of labels. The label of a target of the session may be in any of its rows, whatever
             their status, and goes to its last utterance.
 
     Raises:
@@ -291,19 +290,19 @@ def spread_labels(table: pa.Table, name: str) -> np.ndarray:
     if len(other):
         row = int(other[0])
         raise LabelError(
-            f"{name} of session {named(table['session_id'][row])} is {values[row]:g} and "
-            f"{of_session[session[row]]:g} in two of its rows; a target of the session has one value. Mend the labels, "
-            "or make it a target of utterances."
+            f"{name} of session {named(table['session_id'][row])} is {values[row]:g} and {of_session[session[row]]:g} "
+            "in two of its rows; a target of the session has one value. Correct the labels, or make it a target of "
+            "utterances."
         )
     return of_session[session]
 
 
 def last_rows(table: pa.Table, without: np.ndarray | None = None) -> np.ndarray:
-    """The last row with status ok of each session that has one: where a target of the session is read.
+    """The last row with status ok of each session that has one, at which a target of the session is predicted.
 
     Args:
         table: As `assemble_sessions` takes it.
-        without: Rows (bool) that are passed over.
+        without: Rows (bool) to skip.
     """
     rows = _rows_in_order(table, "session")
     if without is not None:
@@ -313,7 +312,7 @@ def last_rows(table: pa.Table, without: np.ndarray | None = None) -> np.ndarray:
 
 
 def lost_labels(table: pa.Table, targets: Sequence[str | Target]) -> dict[str, int]:
-    """Of each target of the session, how many sessions have a label and no row with status ok to learn it at."""
+    """For each target of the session, how many sessions have a label but no row with status ok."""
     lost = {}
     for name in session_names(targets):
         if name in table.column_names:
@@ -327,7 +326,7 @@ def _has_raters(table: pa.Table, targets: Sequence[str | Target]) -> bool:
 
 
 def _label_errors(table: pa.Table, rows: np.ndarray, names: Sequence[str]) -> np.ndarray:
-    """Standard errors of the labels at these rows, (rows, K), NaN where it is not known what the raters said."""
+    """Standard errors of the labels at these rows, (rows, K), NaN where the raters' deviation or number is unknown."""
     spread, count = (
         _stacked([_numbers(table, f"{name}_{form}", rows, np.float32) for name in names], rows)
         for form in ("rater_sd", "raters")
@@ -352,7 +351,7 @@ def _rows_in_order(table: pa.Table, sequence_by: str) -> np.ndarray:
     keys = [codes(table["session_id"])]
     if sequence_by == "speaker" and "speaker_id" in table.column_names:
         speaker = codes(table["speaker_id"])
-        # First appearance of the pair, so that both ways of cutting keep the order of the sessions.
+        # By first appearance of the pair, so that both values of sequence_by keep the order of the sessions.
         pair = keys[0] * (int(speaker.max(initial=0)) + 1) + speaker
         _, first, inverse = np.unique(pair, return_index=True, return_inverse=True)
         keys.append(first[inverse])
@@ -378,7 +377,7 @@ def _vectors(table: pa.Table, name: str, rows: np.ndarray, utt_ids: np.ndarray) 
     wanted[rows] = True
     matrix = np.empty((len(rows), length_of_vectors(table[name], name) or 0), np.float32)
     offset = filled = 0
-    # Chunk by chunk: joining large list columns first would hold them twice.
+    # Chunk by chunk: joining large list columns first would need twice the memory.
     for chunk in vectors(table[name], name, matrix.shape[1]).chunks:
         kept = chunk.filter(pa.array(wanted[offset : offset + len(chunk)]))
         matrix[filled : filled + len(kept)].reshape(-1)[:] = kept.flatten().to_numpy(zero_copy_only=False)

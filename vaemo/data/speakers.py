@@ -1,8 +1,8 @@
-"""What is known of a session's speakers: their past in the session, or an enrolment made elsewhere.
+"""Speakers of a session: their past in it, or an enrolment from other sessions.
 
-Speaker embeddings (`features.speaker_aggregation`), and what features are compared with (`model.speaker_norm`,
-`model.session_norm`). Nothing here looks ahead in a session, or into another split. Letters: T utterances of a
-session, D features.
+Computes speaker embeddings (`features.speaker_aggregation`) and the past that features are compared with
+(`model.speaker_norm`, `model.session_norm`). Nothing here uses the future of a session or another split. Letters: T
+utterances of a session, D features.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from vaemo.tables import length_of_vectors, typed, vectors
 
 
 def running_means(vectors: np.ndarray, speaker_ids: np.ndarray) -> np.ndarray:
-    """Per utterance, the mean over its speaker's utterances up to and with it, of length 1.
+    """The mean over each utterance's speaker's utterances up to and including it, normalised to length 1.
 
     Args:
         vectors: Of one session, in order, (T, D).
@@ -43,19 +43,19 @@ def running_means(vectors: np.ndarray, speaker_ids: np.ndarray) -> np.ndarray:
 
 
 def with_running_means(session: Session) -> Session:
-    """The session with `running_means` in the place of its stream `speaker`."""
+    """The session with its stream `speaker` replaced by `running_means`."""
     means = running_means(session.streams["speaker"], session.speaker_ids)
     return dataclasses.replace(session, streams={**session.streams, "speaker": means})
 
 
 def sums_before(vectors: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """Per utterance, the sum over the earlier utterances of its group, then how many these are.
+    """For each utterance, the sum over the earlier utterances of its group, then their number.
 
-    Every group is added up by itself, one utterance after the other, as a conversation that happens is.
+    Every group is summed by itself, one utterance after another, exactly as in a live conversation.
 
     Args:
         vectors: Of one sequence, in order, (T, D).
-        groups: Who speaks, or any other group, as numbers, (T,).
+        groups: Number of the speaker, or of any other group, (T,).
 
     Returns:
         (T, D + 1), float64.
@@ -75,7 +75,7 @@ def past_of(name: str, vectors: np.ndarray, speakers: np.ndarray, apart: np.ndar
         name: `speaker.` or `session.` and a stream, as in `SessionRegressor.pasts`.
         vectors: Of that stream, in order, (T, D).
         speakers: Who speaks, as numbers from 0, (T,).
-        apart: Utterances that the past of the others does not know, (T,), bool; theirs knows only them.
+        apart: Utterances with a past of their own, (T,), bool: neither part sees the other.
 
     Returns:
         (T, D + 1), float64.
@@ -84,8 +84,8 @@ def past_of(name: str, vectors: np.ndarray, speakers: np.ndarray, apart: np.ndar
     return sums_before(vectors, groups if apart is None else 2 * groups + apart)
 
 
-def say_where_nobody_is_named(store: FeatureStore, pasts: Sequence[str]) -> None:
-    """Say so where a model compares with a speaker's past and the store's first part tells no speakers apart.
+def note_unnamed_speakers(store: FeatureStore, pasts: Sequence[str]) -> None:
+    """Print a note if a model compares with a speaker's past and the store's first part names no speakers.
 
     Args:
         store: Opened.
@@ -95,26 +95,23 @@ def say_where_nobody_is_named(store: FeatureStore, pasts: Sequence[str]) -> None
         return
     table = store.read(["session_id", "speaker_id"], store.parts[:1])
     if pc.all(pc.equal(table["speaker_id"], table["session_id"])).as_py():
-        say(
-            f"{store.path} names no speakers (speaker_id): a session is taken for the speaker with whose past "
-            "model.speaker_norm compares."
-        )
+        say(f"{store.path} names no speakers (speaker_id): model.speaker_norm takes each session for one speaker.")
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:
-    """Vectors (..., D) divided by their length, float32; a zero vector stays one."""
+    """Vectors (..., D) divided by their length, float32; a zero vector stays zero."""
     length = np.linalg.norm(vectors, axis=-1, keepdims=True)
     return (vectors / np.where(length > 0, length, 1.0)).astype(np.float32)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Enrolments:
-    """Voices that speakers are enrolled from: N vectors, of one or several utterances each.
+    """Vectors to enrol speakers from: N, of one or several utterances each.
 
     Attributes:
-        speaker_ids: Whose they are, (N,), objects.
-        session_ids: In which session each was heard, (N,), objects; None where it is not given.
-        splits: In which split each was heard, (N,), objects; None where it is not given.
+        speaker_ids: The speaker of each, (N,), objects.
+        session_ids: The session of each, (N,), objects; None where it is not given.
+        splits: The split of each, (N,), objects; None where it is not given.
         vectors: Sums of speaker embeddings, (N, D), float32.
     """
 
@@ -125,7 +122,7 @@ class Enrolments:
 
     @staticmethod
     def of_sessions(sessions: Sequence[Session]) -> Enrolments:
-        """A vector for every speaker of every session that has the stream `speaker`: the sum over the utterances."""
+        """One vector per speaker and session that has the stream `speaker`: the sum over the utterances."""
         found = [
             (speaker, session.session_id, session.split, session.streams["speaker"][session.speaker_ids == speaker])
             for session in sessions
@@ -143,12 +140,12 @@ class Enrolments:
 
         Args:
             path: A Parquet file with the columns `speaker_id` and `speaker` (lists of numbers of one length). With
-                `session_id`, and `split` perhaps, a speaker may stand in several rows, one for each session or
-                utterance that was heard.
+                `session_id`, and optionally `split`, a speaker may have several rows, one for each session or
+                utterance.
 
         Raises:
             ReadStoreError: if the file cannot be read, a column is missing, a vector is missing, not finite or of
-                another length, or a speaker without a session stands twice.
+                another length, or a speaker without a session is repeated.
         """
         try:
             table = files.read_parquet(path)
@@ -176,8 +173,7 @@ class Enrolments:
         if len(set(elsewhere)) < len(elsewhere):
             repeated = next(speaker for speaker in elsewhere if elsewhere.count(speaker) > 1)
             raise ReadStoreError(
-                f"{path}: speaker {named(repeated)} stands there more than once without a session_id; give one "
-                "enrolment each."
+                f"{path}: speaker {named(repeated)} has several rows without a session_id; give one enrolment each."
             )
         return Enrolments(speaker_ids, session_ids, splits, _matrix(voices, dim, speaker_ids, path))
 
@@ -195,17 +191,17 @@ class Enrolments:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over all that decides an enrolment."""
+        """SHA-256 over everything that affects an enrolment."""
         ids = [self.speaker_ids.tolist(), self.session_ids.tolist(), self.splits.tolist()]
         return hashlib.sha256(repr(ids).encode() + np.ascontiguousarray(self.vectors).tobytes()).hexdigest()
 
     def enrol(self, session: Session) -> Session:
-        """The session with its speakers' enrolments in the place of its stream `speaker`.
+        """The session with its stream `speaker` replaced by its speakers' enrolments.
 
-        A voice counts that was heard in another session, and in no other split than the session's.
+        Only vectors from other sessions of the same split are used.
 
         Raises:
-            FeatureMismatchError: if a speaker has no such voice, or the dimension is another.
+            FeatureMismatchError: if a speaker has no such vector, or the dimension differs.
         """
         dim = session.streams["speaker"].shape[1]
         if dim != self.dim:
@@ -229,8 +225,8 @@ class Enrolments:
             where = "" if session.split is None else f" of split {session.split}"
             found = f"is enrolled from no other session{where}" if heard else "has no enrolment"
             raise FeatureMismatchError(
-                f"speaker {named(speaker)} of session {named(session.session_id)} {found}. Enrol every speaker who is "
-                "heard, or train with features.speaker_aggregation=running_mean."
+                f"speaker {named(speaker)} of session {named(session.session_id)} {found}. Enrol every speaker, or "
+                "train with features.speaker_aggregation=running_mean."
             )
         return unit(self.vectors[allowed].sum(axis=0, dtype=np.float64))
 
@@ -250,10 +246,10 @@ def aggregate_speakers(
     """Sessions whose stream `speaker` is what `features.speaker_aggregation` asks for.
 
     Args:
-        sessions: All that are used together; with enrolments, any.
+        sessions: All sessions that are used together; any subset if `enrolments` is given.
         how: `utterance` changes nothing; `running_mean` averages over the past of the session; `enrolled` takes a
-            voice that was heard elsewhere.
-        enrolments: Voices; None enrols the speakers of each session from the other sessions of its split.
+            vector from elsewhere.
+        enrolments: Vectors; None enrols the speakers of each session from the other sessions of its split.
 
     Raises:
         FeatureMismatchError: as `Enrolments.enrol`.
@@ -275,6 +271,6 @@ def _matrix(voices: pa.ChunkedArray, dim: int, speaker_ids: np.ndarray, path: st
     if wrong.any():
         raise ReadStoreError(
             f"{path}: the enrolment of speaker {named(speaker_ids[np.argmax(wrong)])} is missing, or holds a number "
-            "that is not finite. Mend or drop it."
+            "that is not finite. Correct or remove it."
         )
     return matrix

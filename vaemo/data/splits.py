@@ -1,7 +1,7 @@
-"""Who is trained on, who is held out: splits and folds of whole sessions, disjoint in speakers.
+"""Splits and folds of whole sessions, disjoint in speakers.
 
 Reads the id columns of a store, writes nothing. Sessions that share a speaker, directly or through others, form a
-*component*; what is made here keeps components whole, so that neither a session nor a speaker stands on two sides.
+*component*; splits and folds keep components whole, so that no session and no speaker is on both sides.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from vaemo.units import CALIB, SPLITS
 
 @dataclass(frozen=True, eq=False)
 class Fold:
-    """One way of holding out.
+    """One fold: what is held out, and the split of every row.
 
     Attributes:
         name: What is held out: a fold, a speaker, or a number; empty for a plain split.
         split: `train`, `dev`, `test`, `calib`, or None for rows that are not used, one per row of the table, objects.
-        held_out: Rows that this fold is judged by, bool, one per row: those of `test`, for `by=speaker` only the
+        held_out: Rows that this fold is evaluated on, bool, one per row: those of `test`, for `by=speaker` only the
             speaker's own.
     """
 
@@ -35,14 +35,14 @@ class Fold:
 
 
 def plain_split(table: pa.Table, config: SplitConfig) -> Fold:
-    """The store's own splits where it has any, else made ones.
+    """The store's own splits where it has any, else newly made ones.
 
     Args:
         table: Columns `session_id`, `speaker_id`, `split`; every row counts.
         config: Fractions, seed, and whether speakers may overlap.
 
     Raises:
-        SplitError: if a session, or a speaker, stands in two splits, a split has an unknown name, or train or dev
+        SplitError: if a session, or a speaker, is in two splits, a split has an unknown name, or train or dev
             would be empty.
     """
     split = table["split"].to_numpy(zero_copy_only=False)
@@ -55,7 +55,7 @@ def plain_split(table: pa.Table, config: SplitConfig) -> Fold:
 
 
 def make_folds(table: pa.Table, how: str, config: SplitConfig) -> list[Fold]:
-    """The folds that `--folds` asks for; the store's own splits are ignored, dev is made from what is not held out.
+    """The folds that `--folds` asks for; ignores the store's own splits and makes dev from the rest.
 
     Args:
         table: Columns `session_id`, `speaker_id`, `fold`.
@@ -134,7 +134,7 @@ def _made_split(table: pa.Table, config: SplitConfig, test_fraction: float, cali
 
 
 def _deal(table: pa.Table, config: SplitConfig, shares: list[float]) -> np.ndarray:
-    """Number of every row's part: components, largest first, each to the part that lacks most of its share."""
+    """The part of every row: components are dealt, largest first, each to the part that lacks most of its share."""
     component = _components(table, config)
     sizes = np.bincount(component)
     order = np.random.default_rng(config.seed).permutation(len(sizes))
@@ -144,14 +144,14 @@ def _deal(table: pa.Table, config: SplitConfig, shares: list[float]) -> np.ndarr
     part = np.full(len(sizes), -1)
     for left, number in zip(range(len(order), 0, -1), order, strict=True):
         empty = (lacking == wanted) & (wanted > 0)
-        # The last components go to the parts that have nothing yet.
+        # The last components go to parts that are still empty.
         part[number] = np.where(empty, lacking, -np.inf).argmax() if left <= empty.sum() else lacking.argmax()
         lacking[part[number]] -= sizes[number]
     return part[component]
 
 
 def _components(table: pa.Table, config: SplitConfig) -> np.ndarray:
-    """Number of the component of every row: sessions alone where speakers may overlap."""
+    """The component of every row; each session is its own where speakers may overlap."""
     session = codes(table["session_id"])
     if config.allow_speaker_overlap:
         return session
@@ -186,7 +186,7 @@ def _check_disjoint(table: pa.Table, split: np.ndarray, config: SplitConfig) -> 
                 else "Numbers would not be those of unseen speakers; correct the column 'split', or set "
                 "splits.allow_speaker_overlap=true."
             )
-            raise SplitError(f"{len(several)} {what}(s) stand in more than one split: {names}. {cure}")
+            raise SplitError(f"{len(several)} {what}(s) are in more than one split: {names}. {cure}")
 
 
 def linked_sessions(session: np.ndarray, speaker: np.ndarray) -> np.ndarray:

@@ -234,7 +234,7 @@ class _Spool:
 
 
 def _check_unique(hashes: list[np.ndarray], spool: _Spool, where: Places) -> None:
-    """Refuse an id that stands twice; only ids of one hash are compared."""
+    """Refuse an id that occurs twice; only ids of one hash are compared."""
     every = np.concatenate(hashes)
     held = np.sort(every)
     twice = np.unique(held[1:][held[1:] == held[:-1]])
@@ -279,7 +279,7 @@ def _lines(table: pa.Table, targets: Sequence[str | Target]) -> list[str]:
 
 
 def _with_position(table: pa.Table) -> pa.Table:
-    """Whole sessions in order, the positions that nobody gave counted from 0."""
+    """Whole sessions in order; missing positions are counted from 0."""
     session = codes(table["session_id"])
     starts = np.flatnonzero(np.r_[True, session[1:] != session[:-1]])
     sizes = np.diff(np.r_[starts, len(session)])

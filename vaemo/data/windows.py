@@ -1,8 +1,8 @@
 """Sessions as tensors, cut into the windows of a lane schedule.
 
-Takes sessions and a schedule, gives what the model reads. The utterances of all sessions lie end to end in one
+Takes sessions and a schedule, yields the model's input. The utterances of all sessions lie end to end in one
 tensor per stream, and a window is gathered from it by index. Letters: U utterances of all sessions, L lanes, T steps,
-K targets, D features, F utterances whose features lie there, of these sessions and perhaps of others.
+K targets, D features, F utterances with features, of these sessions and possibly of others.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ class Window:
     """A chunk of some lanes.
 
     Attributes:
-        features: (L, T, D) each; beyond `lengths` whatever.
+        features: (L, T, D) each; undefined beyond `lengths`.
         labels: (L, T, K), NaN where there is no label or no step.
         lengths: Steps of each lane, (L,), int64.
         fresh: Lanes in which a session begins, (L,), bool.
         index: Row of each step in the packed tensors, (L, T); 0 beyond `lengths`.
-        weights: Of the labels in the loss, (L, T, K); None where all are alike.
+        weights: Weights of the labels in the loss, (L, T, K); None if all are equal.
     """
 
     features: Streams
@@ -52,22 +52,22 @@ class Window:
 
 @dataclass(frozen=True, eq=False)
 class PackedSessions:
-    """Sessions end to end. Some of them (`select`) share the features of all.
+    """Sessions end to end. A selection (`select`) shares the features of all.
 
-    Pickled as arrays, so that processes which are handed them through shared memory read the same features there.
+    Pickled as arrays, so that processes read the same features through shared memory.
 
     Attributes:
-        features: (F, D) each, and the pasts that were asked for; never written to.
-        places: Row of `features` in which each utterance's stand, (U,), int64.
+        features: (F, D) each, and the requested pasts; read-only.
+        places: Row of each utterance in `features`, (U,), int64.
         labels: (U, K), NaN = unlabelled.
-        observed: (U, targets that are observed), NaN = unknown.
-        speakers: Who speaks, as numbers from 0, (U,), int64.
+        observed: (U, observed targets), NaN = unknown.
+        speakers: Speaker of each utterance, numbered from 0, (U,), int64.
         lengths: Utterances of each session, (sessions,).
         offsets: Row at which each session begins, (sessions,).
         session_ids: One per session.
         utt_ids: (U,), objects.
-        label_error: Standard errors of the labels, (U, K), NaN = unknown; None where nothing is known of any.
-        weights: Of the labels in the loss, (U, K); None where all are alike.
+        label_error: Standard errors of the labels, (U, K), NaN = unknown; None if none is known.
+        weights: Weights of the labels in the loss, (U, K); None if all are equal.
     """
 
     features: Streams
@@ -110,7 +110,7 @@ class PackedSessions:
         )
 
     def select(self, numbers: Sequence[int] | np.ndarray) -> PackedSessions:
-        """Some of the sessions, in this order, on the features of all; nothing of those is copied."""
+        """Some of the sessions, in this order; their features are shared, not copied."""
         numbers = np.asarray(numbers, np.int64)
         lengths = self.lengths[numbers]
         offsets = np.cumsum(lengths) - lengths
@@ -131,15 +131,14 @@ class PackedSessions:
         )
 
     def with_past(self, names: Sequence[str], apart: np.ndarray | None = None) -> PackedSessions:
-        """These sessions with what was heard before each utterance; themselves where all of it is there.
+        """These sessions with the past of each utterance; `self` if it is already there.
 
-        It is made once and kept beside the features, as wide as they are: what lies there already is not made again.
+        The past is computed once and kept beside the features, at their width.
 
         Args:
-            names: Whose past of which stream, as `SessionRegressor.pasts` has it. Streams that are not there are
-                left out.
-            apart: Utterances that only move the state, (U,), bool: the past of the others does not know them, and
-                theirs knows only them.
+            names: Names of pasts, as in `SessionRegressor.pasts`. Absent streams are skipped.
+            apart: Utterances that only update the state, (U,), bool: they have a past of their own, and neither part
+                sees the other.
         """
         past = dict(self.features.past)
         for name in names:
@@ -147,7 +146,7 @@ class PackedSessions:
             if x is None or name in past:
                 continue
             vectors, places = x.cpu().numpy(), self.places.cpu().numpy()
-            # Zeros take no memory where nothing is written.
+            # Zero pages take no memory until they are written.
             found = np.zeros((len(x), x.shape[1] + 1), vectors.dtype)
             for first, length in zip(self.offsets, self.lengths, strict=True):
                 own = slice(first, first + length)
@@ -165,16 +164,16 @@ class PackedSessions:
         return np.repeat(numbers, self.lengths)
 
     def at(self, index: Tensor) -> Streams:
-        """Features of utterances, by their numbers among these sessions': those of `index`, and D."""
+        """Features at the utterances `index`, (..., D)."""
         return self.features.select(self.places[index])
 
     def gathered(self) -> PackedSessions:
-        """These sessions on features of their own, copied: row u is that of utterance u."""
+        """A copy of these sessions with features of their own: row u is utterance u."""
         places = torch.arange(len(self.places), device=self.places.device)
         return replace(self, features=self.at(places), places=places)
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> PackedSessions:
-        """On a device and in a dtype: a copy of what these sessions need, or themselves where they are so already."""
+        """A copy on a device and in a dtype, of only what these sessions need; `self` if it is there already."""
         if self.labels.device == torch.device(device) and self.labels.dtype == dtype:
             return self
         own = self.gathered()
@@ -189,7 +188,7 @@ class PackedSessions:
         )
 
     def windows(self, schedule: LaneSchedule, lanes: Sequence[int] | np.ndarray | None = None) -> Iterator[Window]:
-        """The schedule's windows, one after the other.
+        """The schedule's windows in order.
 
         Args:
             schedule: Of these sessions.
@@ -237,7 +236,7 @@ def _from_arrays(
     features: dict[str, np.ndarray], places: np.ndarray, labels: np.ndarray, observed: np.ndarray, *rest: Any
 ) -> PackedSessions:
     with warnings.catch_warnings():
-        # Shared memory is read-only, and nothing is written to it.
+        # Shared memory is read-only; nothing writes to it.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         streams = Streams.of({name: torch.from_numpy(array) for name, array in features.items()})
         tensors: list[Any] = [torch.from_numpy(array) for array in (places, labels, observed)]

@@ -2,8 +2,8 @@
 
 Every session has a valence and an arousal that drift slowly. They are the labels. What an utterance expresses is its
 session's valence and arousal plus noise of its own, larger than the spread of the labels; and what is expressed sets
-pitch, its range, rate, loudness and spectral tilt of the voice. One utterance alone therefore tells little, and many
-in a row tell much. Speakers differ in voice, pitch, rate and loudness, and stand in one split only.
+pitch, its range, rate, loudness and spectral tilt of the voice. One utterance alone therefore carries little
+information, and a sequence much. Speakers differ in voice, pitch, rate and loudness, and are in one split only.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Voice:
         pitch: 0 to 100.
         rate: Words a minute.
         loudness_db: Against the average speaker.
-        split: The only split in which the speaker stands; none for speakers of recordings.
+        split: The speaker's only split; none for speakers of recordings.
     """
 
     speaker_id: str
@@ -56,7 +56,7 @@ class Voice:
     split: str | None = None
 
 
-# Some voices (f2, f3, f5) differ from run to run: espeak-ng reads memory that it has not set. These do not.
+# Some voices (f2, f3, f5) differ between runs: espeak-ng reads uninitialised memory. These do not.
 CORPUS_VOICES = (
     Voice("ada", "en-us+f1", 48, 178, 0.5, "train"),
     Voice("ben", "en-us+m1", 50, 170, -0.5, "train"),
@@ -167,7 +167,7 @@ def draw_latent(rng: np.random.Generator, n: int) -> np.ndarray:
 
 
 def express(rng: np.random.Generator, text: str, voice: Voice, latent: np.ndarray) -> tuple[np.ndarray, int]:
-    """Say a text with the voice's valence and arousal, (2,), give or take this utterance's own noise.
+    """Speak a text with the voice's valence and arousal, (2,), plus noise of this utterance.
 
     Returns:
         samples: (n,) float32 without silence around it, and its sampling rate in Hz.

@@ -46,14 +46,14 @@ MODELS: Mapping[str, dict[str, dict[str, Any]]] = {
     "vaemo": {},
     "no-memory": {"model": {"updater": "none", "speaker_norm": [], "session_norm": []}},
 }
-"""What is compared: the model, and the same model without a memory, which knows nothing of the past."""
+"""The models compared: the full model, and the same without a memory."""
 
-METRICS = ("ccc_valence", "ccc_arousal", "ccc_avg", "rmse_avg")
+TABLE_METRICS = ("ccc_valence", "ccc_arousal", "ccc_avg", "rmse_avg")
 STEPS = 6
 
 
 def run_demo(out: str, config: Config) -> dict[str, Any]:
-    """Make speech, extract, train, score, evaluate and report; what an earlier run finished is not done again.
+    """Make speech, extract, train, score, evaluate and report; finished steps of an earlier run are kept.
 
     Args:
         out: The folder for all of it, local.
@@ -67,7 +67,7 @@ def run_demo(out: str, config: Config) -> dict[str, Any]:
         OtherRunError: if `out` holds something else, or a demonstration with other settings.
     """
     start = time.monotonic()
-    # The calls come from telephones, so the model is trained on what telephones leave of a voice.
+    # The calls come from telephones, so the model is trained on telephone bandwidth.
     config = config.replace({"audio": {"simulate_telephone": True}, "features": {"opensmile_license": "research"}})
     settings = {"config": config.to_dict(), "sessions": SESSIONS, "seeds": list(SEEDS)}
     claim_folder(out, "_demo.json", digest(config.fingerprint(), str(SESSIONS), str(SEEDS)), {"settings": settings})
@@ -77,7 +77,7 @@ def run_demo(out: str, config: Config) -> dict[str, Any]:
     _score(out, config)
     summary = _evaluate(out, config)
     _report(out, config)
-    say(f"\n{_table(summary)}\n")
+    say(f"\n{summary_table(summary)}\n")
     say(f"Done in {duration(time.monotonic() - start)}. Look at:")
     for name, what in (
         ("report/index.html", "the telephone calls, with their sound"),
@@ -236,8 +236,8 @@ def _summarise(out: str, config: Config) -> dict[str, Any]:
     for model in MODELS:
         pairs = (read_pairs(_scores_of(out, model, seed), files.join(out, "test-store"), quick) for seed in SEEDS)
         measured = [measure(each, quick) for each in pairs]
-        models[model] = {name: [each[name] for each in measured] for name in METRICS}
-    models["mean"] = _mean_predictor(_manifest(out))
+        models[model] = {name: [each[name] for each in measured] for name in TABLE_METRICS}
+    models["mean"] = mean_predictor(_manifest(out))
     columns = ["session_id", "channel", "start_s", "end_s", *DIMENSIONS]
     found = scores.read_utterances(files.join(out, "scores", "recordings"), columns)
     found = found.filter(pc.is_valid(found["start_s"]))
@@ -252,28 +252,28 @@ def _summarise(out: str, config: Config) -> dict[str, Any]:
     }
 
 
-def _mean_predictor(manifest: str) -> dict[str, list[float]]:
-    """The metrics of saying the training labels' mean for every utterance of the test sessions."""
+def mean_predictor(manifest: str) -> dict[str, list[float]]:
+    """The metrics of predicting the training labels' mean for every utterance of the test sessions."""
     table = read_manifest(manifest)
     splits = {name: table.filter(pc.equal(table["split"], name)) for name in ("train", "test")}
     train_labels, label = (np.stack([rows[name].to_numpy() for name in DIMENSIONS], axis=1) for rows in splits.values())
     prediction = np.broadcast_to(train_labels.mean(axis=0), label.shape)
     valence, arousal = map(float, ccc(prediction, label))
     values = (valence, arousal, (valence + arousal) / 2, float(rmse(prediction, label).mean()))
-    return {name: [value] for name, value in zip(METRICS, values, strict=True)}
+    return {name: [value] for name, value in zip(TABLE_METRICS, values, strict=True)}
 
 
-def _table(summary: Mapping[str, Any]) -> str:
+def summary_table(summary: Mapping[str, Any]) -> str:
     """The table of models, and what was found in the recordings, as lines of text."""
     titles = {"vaemo": "vaemo", "no-memory": "the same without memory", "mean": "mean of the training labels"}
     n_seeds = len(summary["seeds"])
     lines = [
-        f"Test sessions, speakers never heard before; mean and deviation over {n_seeds} seeds:",
+        f"Test sessions, speakers not in training; mean and deviation over {n_seeds} seeds:",
         "",
         f"{'':<30}{'CCC valence':<18}{'CCC arousal':<18}{'CCC average':<18}RMSE",
     ]
     for model, values in summary["models"].items():
-        cells = (_mean_and_deviation(values[name]) for name in METRICS)
+        cells = (_mean_and_deviation(values[name]) for name in TABLE_METRICS)
         lines.append(f"{titles[model]:<30}" + "".join(f"{cell:<18}" for cell in cells).rstrip())
     compared = summary["compare"]
     low, high = compared["ci95"]

@@ -42,12 +42,12 @@ def speak(
         sampling_rate: In Hz.
 
     Raises:
-        SpeechError: if espeak-ng is not installed, has no such voice, or says nothing.
+        SpeechError: if espeak-ng is not installed, has no such voice, or makes no sound.
     """
     engine = _engine()
     samples = engine.synthesise(text, voice, {_RATE: rate, _VOLUME: volume, _PITCH: pitch, _RANGE: pitch_range})
     if not samples.any():
-        raise SpeechError(f"espeak-ng says nothing for the text {text!r}; give words that can be spoken.")
+        raise SpeechError(f"espeak-ng makes no sound for the text {text!r}; give words that can be spoken.")
     return samples, engine.sampling_rate
 
 
@@ -97,7 +97,7 @@ def trim(samples: np.ndarray, sampling_rate: int, threshold: float = 1e-3) -> np
 
 
 def tilt(samples: np.ndarray, sampling_rate: int, db_per_octave: float, pivot_hz: float = 500.0) -> np.ndarray:
-    """Raise (positive) or lower (negative) the spectrum above `pivot_hz` by so many dB per octave, loudness kept.
+    """Raise (positive) or lower (negative) the spectrum above `pivot_hz` by a slope in dB per octave, loudness kept.
 
     Below 100 Hz the gain stays as it is there. The filter has no phase of its own.
     """

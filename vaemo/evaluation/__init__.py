@@ -1,1 +1,1 @@
-"""Scores against labels: numbers with intervals, and pictures."""
+"""Evaluation of scores against labels: metrics with intervals, and pictures."""

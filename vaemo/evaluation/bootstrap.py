@@ -1,6 +1,6 @@
 """Confidence intervals from resampled sessions: utterances of one session are not independent, sessions are.
 
-Every metric of `METRICS` follows from a few sums, and sums add up. So each session is reduced to its sums once, a
+Every metric of `METRICS` is a function of a few additive sums. So each session is reduced to its sums once, a
 draw of sessions is a weighted sum of those, and thousands of draws are one matrix product: the same numbers as
 drawing the utterances themselves, at a cost that does not depend on how many there are.
 
@@ -108,7 +108,7 @@ def metrics_of(sums: np.ndarray, variance: Variance = "biased", n_session: int =
 
     Args:
         sums: (..., K, 11) as in `SessionSums`.
-        variance: Which CCC is meant; see `Moments.ccc`.
+        variance: Variance in the CCC; see `Moments.ccc`.
         n_session: How many of the targets are of sessions; `within_ccc` has its mean over the others.
 
     Returns:
@@ -142,7 +142,7 @@ class Resampled:
     """Every metric of all sessions, of draws of sessions, and of all sessions but one.
 
     Of several runs over the same sessions (seeds of one model) it is the mean over the runs, for each draw: the
-    interval then says what other sessions would have given these runs, not what other seeds would have.
+    interval then covers the variation between sessions, not between seeds.
 
     Attributes:
         estimate: Per metric (K + 1,): the targets and their mean.
@@ -160,7 +160,7 @@ class Resampled:
 
         Args:
             runs: At least one.
-            config: How many draws, their seed, and which CCC is meant.
+            config: Number of draws, their seed, and the variance in the CCC.
         """
         return Resampled(
             *(
@@ -209,7 +209,7 @@ class Difference:
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """The p values of several comparisons, raised so that the chance of any false one among them stays what each says.
+    """The p values of several comparisons, adjusted for the family-wise error rate.
 
     Source:
         Holm (1979), A simple sequentially rejective multiple test procedure, Scandinavian Journal of Statistics 6.
@@ -238,7 +238,7 @@ def interval(
         left_out: (S, ...), of all sessions but one.
 
     Returns:
-        low, high: (...); NaN where fewer than two sessions have a say.
+        low, high: (...); NaN with fewer than two sessions that count.
     """
     to, back = _SCALES.get(metric, _IDENTITY)
     error, freedom = _standard_error(to(draws), to(left_out))

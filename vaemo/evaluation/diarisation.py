@@ -1,4 +1,4 @@
-"""How well voices are told apart: scores against a reference of who speaks when, by `pyannote.metrics`.
+"""Evaluation of diarisation: scores against a reference of who speaks when, by `pyannote.metrics`.
 
 Diarisation error rate (missed speech, false alarm and confusion, over the reference's speech; overlap is scored) at
 collars of 0 and 0.25 s on either side of a boundary, and Jaccard error rate. Reads scores and RTTM.

@@ -2,14 +2,13 @@
 
 Reads a folder of scores and the labels of a store or a manifest, writes `metrics.json`, `groups.parquet` and pictures.
 The headline is *pooled*: one CCC over all utterances, as in training. It rewards knowing the session as well as
-following it, so `within_ccc`, of predictions and labels less their means over the session, stands beside it. CCC is
-defined in `metrics`, on biased
-variances unless `evaluate.variance` says otherwise; intervals in `bootstrap`.
+following it, so `within_ccc`, of predictions and labels less their means over the session, is given beside it. CCC is
+defined in `metrics`, on biased variances unless `evaluate.variance` says otherwise; intervals in `bootstrap`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -28,7 +27,7 @@ from vaemo.metrics import spearman, spearman_interval
 from vaemo.model.checkpoint import ERRORS
 from vaemo.model.settling import ErrorByPosition, drawn_to_mean
 from vaemo.trust import coverage, groups
-from vaemo.trust.beside import column_of
+from vaemo.trust.beside import Column, column_of
 from vaemo.units import CALIB, SPLITS
 
 GROUPS = ("session_id", "speaker_id", "role", "split", "fold", "position")
@@ -54,7 +53,7 @@ def evaluate(
     checkpoint: str | None = None,
     by: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Evaluate a folder of scores and write what was found.
+    """Evaluate a folder of scores and write the results.
 
     Args:
         scored: The folder of scores.
@@ -105,9 +104,7 @@ def evaluate(
         "per_role": per_group(tested, "role", config),
         "per_position": per_group(tested, "position", config),
     }
-    n_own = len(tested.names) - tested.n_session
-    own = tested.prediction[:, :n_own], tested.label[:, :n_own]
-    errors = ErrorByPosition.of(*own, tested.sessions(), tested.order_in_session(), tested.names[:n_own])
+    errors = _errors_by_position(tested)
     result[ERRORS] = errors.to_dict()
     result["extremes_at_start"] = extremes_at_start(tested)
     divided = {name: _rows_by(tested, name) for name in ("position", "split", "fold", "role")}
@@ -115,24 +112,11 @@ def evaluate(
         result["coverage"] = covered
     if by:
         grouped = {name: column_of(tested, scored, labels, name, config.evaluate, chosen) for name in by}
-        result["by"] = {
-            name: {
-                **groups.by_group(tested, each.group, each.names, partial(measure, config=config), config.evaluate),
-                "unfit": each.unfit,
-            }
-            for name, each in grouped.items()
-        }
+        result["by"] = {name: _by(tested, column, config) for name, column in grouped.items()}
     if compare is not None:
         both = in_common(tested, read_pairs(compare, labels, config, quiet=True))
         result["compare"] = {"scores": str(compare), **compare_pairs(*both, config)}
-    at, unit = tested.time_in_session()
-    drawn = {
-        "calibration": partial(pictures.calibration, tested.prediction, tested.label, tested.scale, tested.names),
-        "error_over_session": partial(
-            pictures.error_over_session, tested.prediction, tested.label, at, unit, tested.names
-        ),
-        "error_by_position": partial(pictures.error_by_position, errors),
-    }
+    drawn = _drawn(tested, errors)
     if checkpoint is not None:
         fed, free = replay_fed(tested, labels, checkpoint, config)
         result["label_fed"] = {"checkpoint": str(checkpoint), **compare_pairs(fed, free, config)}
@@ -146,6 +130,33 @@ def evaluate(
     return result
 
 
+def _by(pairs: Pairs, column: Column, config: Config) -> dict[str, Any]:
+    measured = partial(measure, config=config)
+    return {
+        **groups.by_group(pairs, column.group, column.names, measured, config.evaluate),
+        "unfit": column.unfit,
+    }
+
+
+def _errors_by_position(pairs: Pairs) -> ErrorByPosition:
+    """The errors of the targets of utterances."""
+    n_own = len(pairs.names) - pairs.n_session
+    own = pairs.prediction[:, :n_own], pairs.label[:, :n_own]
+    return ErrorByPosition.of(*own, pairs.sessions(), pairs.order_in_session(), pairs.names[:n_own])
+
+
+def _drawn(pairs: Pairs, errors: ErrorByPosition) -> dict[str, Callable[[], bytes]]:
+    """The pictures of an evaluation, by name."""
+    at, unit = pairs.time_in_session()
+    return {
+        "calibration": partial(pictures.calibration, pairs.prediction, pairs.label, pairs.scale, pairs.names),
+        "error_over_session": partial(
+            pictures.error_over_session, pairs.prediction, pairs.label, at, unit, pairs.names
+        ),
+        "error_by_position": partial(pictures.error_by_position, errors),
+    }
+
+
 def measure(pairs: Pairs, config: Config) -> dict[str, Any]:
     """Every metric of these utterances.
 
@@ -153,7 +164,7 @@ def measure(pairs: Pairs, config: Config) -> dict[str, Any]:
         `n`, `n_sessions`, and for each metric (those of `METRICS`) `ccc_valence`, `ccc_arousal`, whatever the targets
         are, and their mean `ccc_avg`; RMSE also as `rmse_native_valence`, ... where the corpus has a range of its own.
         A target of the session, one pair a session, has `spearman_NAME` too: such labels are ordinal and skewed.
-        `ci95`: [low, high] of each, where there are two sessions or more. What is not defined is None.
+        `ci95`: [low, high] of each, where there are two sessions or more. Undefined metrics are None.
     """
     sums = sums_of(pairs)
     resampled = Resampled.of([sums], config.evaluate)
@@ -257,7 +268,7 @@ def _share_early(values: np.ndarray, session: np.ndarray, early: np.ndarray) -> 
 
 
 def table_of(result: Mapping[str, Any]) -> str:
-    """What a person reads first: the pooled metrics with intervals, the splits, the comparison, as lines of text."""
+    """A summary as lines of text: the pooled metrics with intervals, the splits, the comparison."""
     pooled, names = result["pooled"], result["targets"]
     lines = [
         f"{pooled['n']:,} utterances of {pooled['n_sessions']:,} sessions, split: {result['split']} "
@@ -265,21 +276,7 @@ def table_of(result: Mapping[str, Any]) -> str:
         "",
         " " * 22 + "".join(f"{name:<26}" for name in (*names, "average")),
     ]
-    shown = {
-        "CCC": "ccc",
-        "CCC within sessions": "within_ccc",
-        "Pearson's r": "pearson",
-        "RMSE": "rmse",
-        "MAE": "mae",
-        "bias": "bias",
-    }
-    if result["native_range"]:
-        native = result["native_range"]
-        title = "RMSE, native ranges" if isinstance(native, Mapping) else f"RMSE on [{native[0]:g}, {native[1]:g}]"
-        shown[title] = "rmse_native"
-    if result["session_targets"]:
-        shown["Spearman's rho"] = "spearman"
-    lines += [_line(title, pooled, metric, names) for title, metric in shown.items()]
+    lines += [_line(title, pooled, metric, names) for title, metric in _shown_metrics(result).items()]
     if len(result["per_split"]) > 1:
         lines += ["", *(_line(f"CCC {split}", each, "ccc", names) for split, each in result["per_split"].items())]
     if (extremes := result.get("extremes_at_start", {})).get("n_sessions"):
@@ -306,12 +303,30 @@ def table_of(result: Mapping[str, Any]) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
+def _shown_metrics(result: Mapping[str, Any]) -> dict[str, str]:
+    """The metrics of `table_of` by their titles."""
+    shown = {
+        "CCC": "ccc",
+        "CCC within sessions": "within_ccc",
+        "Pearson's r": "pearson",
+        "RMSE": "rmse",
+        "MAE": "mae",
+        "bias": "bias",
+    }
+    if native := result["native_range"]:
+        title = "RMSE, native ranges" if isinstance(native, Mapping) else f"RMSE on [{native[0]:g}, {native[1]:g}]"
+        shown[title] = "rmse_native"
+    if result["session_targets"]:
+        shown["Spearman's rho"] = "spearman"
+    return shown
+
+
 def _named(values: Mapping[str, np.ndarray], pairs: Pairs) -> dict[str, float | None]:
     names = (*pairs.names, "avg")
     named = {f"{metric}_{name}": value[k] for metric, value in values.items() for k, name in enumerate(names)}
     if pairs.native is not None:
         wider = np.array([pairs.native[name].width / pairs.scale.width for name in pairs.names])
-        # A mean of errors on different scales would mean nothing.
+        # A mean of errors on different scales is meaningless.
         wider = np.append(wider, wider[0] if (wider == wider[0]).all() else np.nan)
         named |= {f"rmse_native_{name}": values["rmse"][k] * wider[k] for k, name in enumerate(names)}
     return {name: defined(value) for name, value in named.items()}
@@ -339,7 +354,7 @@ def _group_sums(pairs: Pairs, by: str) -> tuple[np.ndarray, list[str], np.ndarra
     numbers = numbers[numbers >= 0]
     session, _ = some.codes("session_id")
     (group, _), cell = np.unique(np.stack([numbers, session]), axis=1, return_inverse=True)
-    # What of a session is in the group counts there as a session of its own.
+    # The part of a session in a group counts as a session there.
     sums = SessionSums.of(some.prediction, some.label, cell).of_groups(group)
     return sums, names[: len(sums)], np.bincount(group, minlength=len(sums))
 

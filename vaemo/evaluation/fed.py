@@ -1,4 +1,4 @@
-"""What a model makes of knowing the labels of the past: its sessions replayed running free, and with labels fed.
+"""The effect of knowing past labels: sessions replayed with predictions fed back, and with labels fed.
 
 A model that is far better with labels than without leans on them; one that is no better ignores what is observed.
 """
@@ -14,7 +14,7 @@ from vaemo.data.windows import PackedSessions
 from vaemo.errors import UsageError
 from vaemo.evaluation.pairs import KEYS, Pairs
 from vaemo.model.checkpoint import checkpoints_in, load_checkpoint
-from vaemo.scoring.trained_on import read_as_trained
+from vaemo.scoring.compatibility import read_as_trained
 from vaemo.training.replay import predict_sessions
 from vaemo.units import LabelScale
 
@@ -44,7 +44,7 @@ def replay_fed(pairs: Pairs, store_path: str, checkpoint_path: str, config: Conf
 
 
 def _replay_one(pairs: Pairs, store_path: str, checkpoint_path: str, config: Config) -> tuple[Pairs, Pairs]:
-    """What `replay_fed` gives for one model."""
+    """`replay_fed` for one model."""
     checkpoint = load_checkpoint(checkpoint_path)
     model = checkpoint.model
     if not model.has_feedback:

@@ -1,6 +1,6 @@
 """Scores beside labels: the two joined on `session_id` and `utt_id`, both on the model's label range.
 
-Reads a folder of scores and a store or a manifest; what is evaluated and what a report shows comes from here.
+Reads a folder of scores and a store or a manifest; used by evaluation and reports.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def read_pairs(scored: str, labels: str, config: Config, *, quiet: bool = False)
         scored: The folder of scores.
         labels: The store or the manifest.
         config: Section `labels`.
-        quiet: Do not say which targets of the scores have no labels.
+        quiet: Do not print which targets of the scores have no labels.
 
     Raises:
         LabelError: if there are no labels, one lies outside its range, or no labelled utterance is scored.
@@ -123,16 +123,7 @@ def read_pairs(scored: str, labels: str, config: Config, *, quiet: bool = False)
     if not quiet and len(names) < len(names_of(targets)):
         lacking = ", ".join(name for name in names_of(targets) if name not in names)
         say(f"{labels} has no labels of {lacking}: evaluated are {', '.join(names)}.")
-    table = scores.read_utterances(scored)
-    weights = [name for name in scores.weight_names(targets) if name in table.column_names]
-    table = table.select([*KEYS, *PLACE, *names_of(targets), "status", *weights])
-    counts = table.group_by(list(KEYS)).aggregate([([], "count_all")])
-    repeated = counts.filter(pc.greater(counts["count_all"], 1))
-    if repeated.num_rows:
-        raise ReadScoresError(
-            f"utterance {_example(repeated)} stands more than once in {scored}; an utterance has one score. "
-            "Give the folder of one run."
-        )
+    table = _read_scores(scored, targets)
     renamed = known.rename_columns([name if name in KEYS else f"label_{name}" for name in known.column_names])
     renamed = renamed.append_column("row", pa.array(np.arange(renamed.num_rows)))
     joined = renamed.join(table, keys=list(KEYS), join_type="left outer").sort_by("row")
@@ -140,16 +131,9 @@ def read_pairs(scored: str, labels: str, config: Config, *, quiet: bool = False)
     n_utterance = sum(name in utterance_names(targets) for name in names)
     weight = np.ones((len(label), n_utterance))
     for k, name in enumerate(scores.weight_names(names[:n_utterance])):
-        if name in weights:
+        if name in joined.column_names:
             weight[:, k] = np.nan_to_num(_matrix(joined, [name])[:, 0], nan=1.0)
-    # A label of the session stands in all of its rows, and counts at the one that has a score of it.
-    session = codes(joined["session_id"])
-    missing_sessions: dict[str, int] = {}
-    for k in range(n_utterance, len(names)):
-        labelled = session[~np.isnan(label[:, k])]
-        label[np.isnan(prediction[:, k]), k] = np.nan
-        lost = np.setdiff1d(labelled, session[~np.isnan(label[:, k])])
-        missing_sessions |= {names[k]: len(lost)} if len(lost) else {}
+    missing_sessions = _keep_scored_labels(joined, prediction, label, names, n_utterance)
     every = utterance_names(targets) or names
     has_score = ~np.isnan(_matrix(joined, every)).any(axis=1)
     missing = joined.filter(pa.array(~has_score & ~np.isnan(label[:, :n_utterance]).all(axis=1)))
@@ -157,8 +141,8 @@ def read_pairs(scored: str, labels: str, config: Config, *, quiet: bool = False)
     joined = joined.filter(pa.array(kept))
     if not joined.num_rows:
         raise LabelError(
-            f"none of the {known.num_rows:,} labelled utterances of {labels} has a score in {scored}: there they are "
-            f"called such as {_example(known)}, here {_example(table)}. Give the labels that belong to these scores."
+            f"none of the {known.num_rows:,} labelled utterances of {labels} has a score in {scored}: ids there are "
+            f"such as {_example(known)}, here {_example(table)}. Give the labels that belong to these scores."
         )
     place = {name: joined[name] for name in KEYS}
     place |= {name: pc.coalesce(joined[name], joined[f"label_{name}"].cast(joined[name].type)) for name in PLACE}
@@ -175,6 +159,38 @@ def read_pairs(scored: str, labels: str, config: Config, *, quiet: bool = False)
         len(names) - n_utterance,
         missing_sessions,
     )
+
+
+def _read_scores(scored: str, targets: Sequence[str | Target]) -> pa.Table:
+    """Ids, place, targets, status and weights of all utterances, each once."""
+    table = scores.read_utterances(scored)
+    weights = [name for name in scores.weight_names(targets) if name in table.column_names]
+    table = table.select([*KEYS, *PLACE, *names_of(targets), "status", *weights])
+    counts = table.group_by(list(KEYS)).aggregate([([], "count_all")])
+    repeated = counts.filter(pc.greater(counts["count_all"], 1))
+    if repeated.num_rows:
+        raise ReadScoresError(
+            f"utterance {_example(repeated)} occurs more than once in {scored}; an utterance has one score. "
+            "Give the folder of one run."
+        )
+    return table
+
+
+def _keep_scored_labels(
+    joined: pa.Table, prediction: np.ndarray, label: np.ndarray, names: Sequence[str], n_utterance: int
+) -> dict[str, int]:
+    """Keep a label of the session, which is in all of its rows, only where it has a score.
+
+    Changes `label`; returns how many labelled sessions have no score, by target.
+    """
+    session = codes(joined["session_id"])
+    missing: dict[str, int] = {}
+    for k in range(n_utterance, len(names)):
+        labelled = session[~np.isnan(label[:, k])]
+        label[np.isnan(prediction[:, k]), k] = np.nan
+        lost = np.setdiff1d(labelled, session[~np.isnan(label[:, k])])
+        missing |= {names[k]: len(lost)} if len(lost) else {}
+    return missing
 
 
 def read_labels(

@@ -145,7 +145,7 @@ def plane(counts: np.ndarray, scale: LabelScale, names: Sequence[str] = DIMENSIO
     Args:
         counts: (cells, cells), the second target upwards in rows, the first in columns.
         scale: Both axes' range.
-        names: The two, valence and arousal where nothing else is said.
+        names: The two, valence and arousal by default.
     """
     with figure(4.8, 4.4) as (drawn, (axis,)):
         extent = (scale.low, scale.high, scale.low, scale.high)

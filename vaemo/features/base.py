@@ -1,8 +1,7 @@
 """The contract of an extractor.
 
 An extractor turns the samples of utterances into one vector each. An utterance's vector depends on that utterance
-alone, never on what else is in the call. Where it is computed is a matter of its own: a `StandIn` has another process
-do it.
+alone, never on what else is in the call. A `StandIn` computes it in another process.
 """
 
 from __future__ import annotations
@@ -50,11 +49,11 @@ class Extractor(Protocol):
 
 
 class ExtractorLost(Exception):  # noqa: N818 - of an utterance alone it becomes a row, not an error
-    """The process that computed vectors for this one has died of it; the message says how."""
+    """The process that computed the vectors has died; the message says how."""
 
 
 class ExtractorHung(ExtractorLost):
-    """It was ended, since an utterance took longer than it may; the message says how long."""
+    """The process was killed because an utterance exceeded the time limit; the message gives the limit."""
 
 
 @dataclass(eq=False)
@@ -80,7 +79,7 @@ class StandIn:
 
     @classmethod
     def of(cls, extractor: Extractor, begin: Callable[[Sequence[np.ndarray]], Callable[[], np.ndarray]]) -> StandIn:
-        """What stands for an extractor."""
+        """The stand-in of an extractor."""
         known = extractor.name, extractor.version, extractor.dim, extractor.fingerprint, extractor.uses_gpu
         return cls(*known, begin)
 
@@ -107,8 +106,8 @@ def needed_version(package: str, asked: str, instead: str = "") -> str:
 
     Args:
         package: Name of the distribution.
-        asked: What was asked for, the begin of the message.
-        instead: What can be had without it.
+        asked: The setting that needs the package: the beginning of the message.
+        instead: The alternative without it.
 
     Raises:
         ExtractorError: if it is not installed.
@@ -121,5 +120,5 @@ def needed_version(package: str, asked: str, instead: str = "") -> str:
 
 
 def first_line(error: Exception) -> str:
-    """What somebody else's error says first, to be part of a message."""
+    """The first line of a library's error, for use in a message."""
     return str(error).strip().partition("\n")[0]

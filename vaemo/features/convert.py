@@ -1,8 +1,8 @@
-"""`python -m vaemo.features.convert NAME --out FOLDER`: weights in files that may hold programs, to safetensors, once.
+"""`python -m vaemo.features.convert NAME --out FOLDER`: convert weights from pickle files to safetensors, once.
 
-PyTorch's own files (`pytorch_model.bin`, `.pt`, `.ckpt`) are pickles, which can run whatever their author likes when
-they are loaded. They are read in a process of its own, with `weights_only`, which makes tensors and nothing else; what
-holds more than tensors is refused. Everything else of vaemo reads safetensors.
+PyTorch's own files (`pytorch_model.bin`, `.pt`, `.ckpt`) are pickles, which can run arbitrary code when they are
+loaded. They are read in a process of its own, with `weights_only`, which loads tensors only; a file that holds anything
+else is refused. Everything else of vaemo reads safetensors.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from vaemo.progress import say
 
 PROG = "python -m vaemo.features.convert"
 
-RECORD = "_converted.json"
-"""What was made from what, in the folder; `finished` where all of it is there."""
+CONVERSION = "_converted.json"
+"""The record of a conversion in the folder; `finished` once it is complete."""
 
 COPIED = (
     "config.json",
@@ -39,7 +39,7 @@ COPIED = (
     "LICENSE",
     "LICENSE.txt",
 )
-"""Files that travel along as they are."""
+"""Files that are copied unchanged."""
 
 _INDEX = "pytorch_model.bin.index.json"
 _SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
@@ -51,7 +51,7 @@ _BLOCK = 1 << 20
 
 
 def convert(name: str, out: str, *, revision: str = "main") -> dict[str, Any]:
-    """Turn the weights of an encoder into safetensors, and return what `RECORD` says.
+    """Turn the weights of an encoder into safetensors, and return what `CONVERSION` says.
 
     Args:
         name: Hub name, or folder, of an encoder of transformers or SpeechBrain.
@@ -77,7 +77,7 @@ def convert(name: str, out: str, *, revision: str = "main") -> dict[str, Any]:
         if before["read"] != digests:
             raise OtherRunError(f"{out} was made of other weights ({before['source']}); give a new folder.")
         return before
-    files.write_json(files.join(out, RECORD), {**record, "finished": False})
+    files.write_json(files.join(out, CONVERSION), {**record, "finished": False})
     written, places = dict[str, str](), dict[str, str]()
     for source, target in sources.items():
         say(f"{source}: {(folder / source).stat().st_size / 1e6:,.0f} MB")
@@ -92,7 +92,7 @@ def convert(name: str, out: str, *, revision: str = "main") -> dict[str, Any]:
         if (folder / copied).is_file():
             files.write_whole(files.join(out, copied), (folder / copied).read_bytes())
     record |= {"written": written, "finished": True}
-    files.write_json(files.join(out, RECORD), record)
+    files.write_json(files.join(out, CONVERSION), record)
     return record
 
 
@@ -101,7 +101,7 @@ def read_tensors(path: str | Path, name: str) -> Iterator[bytes]:
 
     Args:
         path: The file.
-        name: What messages call it.
+        name: Its name in messages.
 
     Raises:
         ExtractorError: after the last piece, if it holds more than tensors, is damaged, or ended that process.
@@ -130,7 +130,7 @@ def read_tensors(path: str | Path, name: str) -> Iterator[bytes]:
 
 
 def write_tensors(path: str, out: Any) -> None:
-    """What `read_tensors` has another process do: write the tensors of a file as safetensors.
+    """Write the tensors of a file as safetensors; run by `read_tensors` in another process.
 
     Raises:
         ValueError: if there are none, or something else beside them, or the file is damaged.
@@ -140,7 +140,7 @@ def write_tensors(path: str, out: Any) -> None:
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path) or None)
     except Exception as error:  # a foreign file may raise anything
-        # PyTorch's own text advises to load it all the same.
+        # PyTorch's own message advises to load it anyway.
         wanted = re.search(r"(?:unsupported GLOBAL|Unsupported global: GLOBAL) ([\w.]+)", str(error))
         if wanted:
             raise ValueError(f"it holds more than tensors ({wanted.group(1)}), which might be a program") from None
@@ -183,10 +183,10 @@ def _weights(folder: Path, name: str) -> list[str]:
         try:
             parts = sorted(set(json.loads((folder / _INDEX).read_bytes())["weight_map"].values()))
         except (ValueError, LookupError, TypeError, AttributeError):
-            raise ExtractorError(f"{name}/{_INDEX} does not say which files hold the weights; copy it anew.") from None
+            raise ExtractorError(f"{name}/{_INDEX} does not say which files hold the weights; copy it again.") from None
         if missing := [part for part in parts if os.path.basename(part) != part or not (folder / part).is_file()]:
             raise ExtractorError(
-                f"{name} has no {missing[0]}, which its {_INDEX} names. Copy the folder anew, all of it."
+                f"{name} has no {missing[0]}, which its {_INDEX} names. Copy the folder again, all of it."
             )
         return parts
     for known in _KNOWN:
@@ -204,13 +204,13 @@ def _weights(folder: Path, name: str) -> list[str]:
 
 
 def _name_of(source: str) -> str:
-    """What a file of weights is called as safetensors, where `vaemo.features` looks for it."""
+    """The safetensors name of a file of weights, as `vaemo.features` looks for it."""
     stem = Path(source).stem
     return f"{stem if stem == 'embedding_model' else stem.replace('pytorch_model', 'model')}.safetensors"
 
 
 def _record(out: str) -> dict[str, Any] | None:
-    path = files.join(out, RECORD)
+    path = files.join(out, CONVERSION)
     return files.read_json(path) if files.exists(path) else None
 
 

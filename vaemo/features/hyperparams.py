@@ -1,8 +1,8 @@
 """The `hyperparams.yaml` of a SpeechBrain encoder: numbers, references, and layers of a few modules, built when asked.
 
 The file comes from anywhere, and its own notation (HyperPyYAML) can name any function to be called. Here a tag is a
-reference, or the name of a class in `MODULES`; no function is called, nothing is imported that a file names, and what
-nobody asks for is not built.
+reference, or the name of a class in `MODULES`; no function is called, nothing that a file names is imported, and layers
+are built only on request.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ _ARITHMETIC = {
 
 
 class Hyperparams:
-    """What a file says.
+    """The content of a file.
 
     Args:
         text: Of the file.
@@ -75,7 +75,7 @@ class Hyperparams:
             raise ExtractorError(f"{name} is not YAML that can be read: {error}.") from None
         if not isinstance(root, yaml.MappingNode):
             found = "is empty" if root is None else "does not hold names and values"
-            raise ExtractorError(f"{name} {found}; a SpeechBrain encoder has a file that says what it is made of.")
+            raise ExtractorError(f"{name} {found}; a SpeechBrain encoder has a file that describes its parts.")
         self._root = root
         for node in _walk(root, set()):
             self._check(node)
@@ -96,7 +96,7 @@ class Hyperparams:
                 if not isinstance(key, yaml.ScalarNode) or key.tag not in _CORE:
                     self._refuse(key, "a name is no plain text.")
                 if key.value in lines:
-                    self._refuse(key, f"'{key.value}' stands twice, first on line {lines[key.value]}; leave one out.")
+                    self._refuse(key, f"'{key.value}' occurs twice, first on line {lines[key.value]}; leave one out.")
                 lines[key.value] = key.start_mark.line + 1
         if node.tag in ("!ref", "!copy", "!tuple") and not isinstance(node, yaml.ScalarNode):
             self._refuse(node, f"{node.tag} takes a text.")

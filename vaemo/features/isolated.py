@@ -1,6 +1,8 @@
-"""Extractors in a child process: an utterance on which native code crashes costs that child, and not this process.
+"""Extractors in a child process: a crash of native code on an utterance kills the child and not this process.
 
-It takes seconds to start and holds weights of its own, so it is for parts that are known to have ended a worker.
+It takes seconds to start and loads its own weights, so it is used only for parts that have killed a worker. The process
+that decodes (`vaemo.audio.decoder`) is separate: it starts without this package, passes samples as bytes and is ended
+from outside when its time is over. This one loads what this package loads, and its watchdog runs inside it.
 """
 
 from __future__ import annotations
@@ -92,12 +94,12 @@ class _Child:
             self._process = None
 
     def _start(self) -> SpawnProcess:
-        # A fork would take over the locks of threads that it has not.
+        # A fork would inherit locks of threads that do not exist in it.
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, self._config), daemon=True)
         self._process.start()
-        # With the last other copy of its end gone, the child's death is this end's end of file.
+        # Closing the last other copy of the child's end makes its death an end of file here.
         theirs.close()
         return self._process
 
@@ -115,6 +117,6 @@ def _serve(pipe: Connection, config: Config) -> None:
                 with watched(config.extract.features_timeout_s):
                     answer: Any = extractors[stream](utterances)
             except Exception as error:
-                # A mistake or a bug is raised where it would have been without the child.
+                # Errors are raised as they would be without the child.
                 answer = error
             pipe.send(answer)

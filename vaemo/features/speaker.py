@@ -57,7 +57,7 @@ class SpeakerEncoder:
         try:
             settings = (folder / _SETTINGS).read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
-            raise ExtractorError(f"{name}/{_SETTINGS} is not UTF-8 text ({error.reason}); copy it anew.") from None
+            raise ExtractorError(f"{name}/{_SETTINGS} is not UTF-8 text ({error.reason}); copy it again.") from None
         weights = next(folder / file for file in _WEIGHTS if (folder / file).is_file())
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._features, self._norm, self._model = _build(settings, weights, name, self._device)

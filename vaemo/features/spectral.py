@@ -27,7 +27,7 @@ class LogMel:
     """Statistics of 40 log-mel bands: mean, deviation, and deviation of their change.
 
     120 numbers in dB: per band the mean and the deviation over active frames, and the deviation of its change over
-    50 ms. Loudness is kept, since it tells arousal.
+    50 ms. Loudness is kept, because it carries arousal.
     """
 
     name = "logmel"
@@ -57,8 +57,8 @@ class LogMel:
 class LongTermSpectrum:
     """Long-term average spectrum in 64 mel bands: shape alone, no loudness, of unit length.
 
-    The mean level of every band over active frames, in dB, the mean over bands taken away, and what lies more than
-    50 dB under the strongest band raised to that (a band that a telephone cuts off says nothing of the speaker).
+    The mean level of every band over active frames, in dB, the mean over bands taken away, and what lies more than 50
+    dB under the strongest band raised to that (a band that a telephone cuts off carries no information on the speaker).
     """
 
     name = "ltas"
@@ -75,7 +75,7 @@ class LongTermSpectrum:
         return _stack([self._describe(samples) for samples in utterances], self.dim)
 
     def _describe(self, samples: np.ndarray) -> Tensor:
-        # Brought to one level first: the floor under the logarithm must not tell how loud it was.
+        # Normalised first, so that the floor under the logarithm does not depend on loudness.
         scaled = samples / max(float(samples.std()), 1e-8)
         level, active = _mel_level(scaled, self.dim)
         average = level[active].mean(0)
@@ -90,7 +90,7 @@ def _mel_level(samples: np.ndarray, bands: int) -> tuple[Tensor, Tensor]:
     frames = signal.unfold(0, _WINDOW, _HOP) * _window()
     power = torch.fft.rfft(frames, n=_FFT).abs().square()
     energy = power.sum(1)
-    mel = power @ _filters(bands)
+    mel = power @ mel_filters(bands)
     active = energy >= energy.max() * 10.0 ** (-_ACTIVE_DB / 10.0)
     return 10.0 * torch.log10(mel / float(_window().sum()) ** 2 + 1e-9), active
 
@@ -101,7 +101,7 @@ def _window() -> Tensor:
 
 
 @functools.cache
-def _filters(bands: int) -> Tensor:
+def mel_filters(bands: int) -> Tensor:
     """Triangles between neighbouring points of the HTK mel scale, 20 Hz to 8 kHz, (bins of the FFT, M).
 
     Source:

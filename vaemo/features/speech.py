@@ -104,9 +104,9 @@ class SpeechEncoder:
         Returns:
             (len(utterances), dim), on the network's device and in its precision.
         """
-        parts = [(row, part) for row, samples in enumerate(utterances) for part in self._cut(self._prepared(samples))]
+        parts = [(row, part) for row, samples in enumerate(utterances) for part in self.cut(self.prepared(samples))]
         rows, lengths, pooled = [], [], []
-        for batch in self._batches(parts):
+        for batch in self.batches(parts):
             begin_utterance()
             rows += [row for row, _ in batch]
             lengths += [len(part) for _, part in batch]
@@ -178,7 +178,7 @@ class SpeechEncoder:
         )
 
     def _find(self, name: str) -> tuple[str | None, str]:
-        """Local path of one of the model's files, None where it has no such file; and what is said of that."""
+        """Local path of one of the model's files, None if it has no such file; and the reason."""
         if Path(self._source).is_dir():
             path = Path(self._source, name)
             return (str(path) if path.is_file() else None), "no such file"
@@ -206,17 +206,19 @@ class SpeechEncoder:
             path, why = self._find(name)
             if not path:
                 raise ExtractorError(
-                    f"{self.name} has no {name} ({why}), which its {INDEX} names. Copy the folder anew, all of it."
+                    f"{self.name} has no {name} ({why}), which its {INDEX} names. Copy the folder again, all of it."
                 )
             digests.append(f"{name} {_digest(path)}")
         return hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
-    def _prepared(self, samples: np.ndarray) -> np.ndarray:
+    def prepared(self, samples: np.ndarray) -> np.ndarray:
+        """Samples, normalised if the model's preprocessor does it."""
         if not self._normalize:
             return samples
         return ((samples - samples.mean()) / np.sqrt(samples.var() + 1e-7)).astype(np.float32)
 
-    def _cut(self, samples: np.ndarray) -> Iterator[np.ndarray]:
+    def cut(self, samples: np.ndarray) -> Iterator[np.ndarray]:
+        """Overlapping parts of equal length, of at most `max_utterance_s`; none of less than a frame."""
         longest, overlap = int(self._max_s * SAMPLING_RATE_HZ), int(_OVERLAP_S * SAMPLING_RATE_HZ)
         if self._n_frames(len(samples)) < 1:
             return
@@ -230,7 +232,7 @@ class SpeechEncoder:
             start = min(part * (length - overlap), len(samples) - length)
             yield samples[start : start + length]
 
-    def _batches(self, parts: Sequence[tuple[int, np.ndarray]]) -> Iterator[list[tuple[int, np.ndarray]]]:
+    def batches(self, parts: Sequence[tuple[int, np.ndarray]]) -> Iterator[list[tuple[int, np.ndarray]]]:
         """Parts of like length together, as many as `batch_s` holds."""
         budget = self._batch_s * SAMPLING_RATE_HZ
         batch: list[tuple[int, np.ndarray]] = []
@@ -270,7 +272,7 @@ class SpeechEncoder:
             )
         except (OSError, ValueError, LookupError, RuntimeError, SafetensorError) as error:
             raise ExtractorError(
-                f"the weights of {self.name} cannot be read ({first_line(error)}). Copy the folder anew, all of it."
+                f"the weights of {self.name} cannot be read ({first_line(error)}). Copy the folder again, all of it."
             ) from None
         missing = sorted(key for key in report["missing_keys"] if key != "masked_spec_embed")
         if missing:
@@ -291,7 +293,7 @@ class SpeechEncoder:
             config = transformers.AutoConfig.from_pretrained(
                 self._source, revision=self.config.speech_revision, trust_remote_code=False
             )
-        except Exception as error:  # whatever a library finds wrong with somebody's file
+        except Exception as error:  # a library may raise anything on a bad file
             inside = sorted(Path(self._source).rglob(CONFIG)) if Path(self._source).is_dir() else []
             meant = [path.parent for path in inside if path.parent != Path(self._source)]
             hint = f" There is one in {meant[0]}." if meant else ""
@@ -339,7 +341,7 @@ class SpeechEncoder:
         try:
             held = {name.partition(".")[0] for name in load(content)} if content else set()
         except SafetensorError as error:
-            raise ExtractorError(f"{self.name}/{POOLING} cannot be read: {error}. Copy the folder anew.") from None
+            raise ExtractorError(f"{self.name}/{POOLING} cannot be read: {error}. Copy the folder again.") from None
         choices = {
             "layer_scores": ("features.speech_layer", self.config.speech_layer, "weighted"),
             "attention": ("features.speech_pooling", self.config.speech_pooling, "attention"),
@@ -364,7 +366,7 @@ def fitting_batch_s(most_s: float) -> float:
 
 
 def _local_copy(uri: str) -> tempfile.TemporaryDirectory:
-    """A folder with the model's files at a URI, which transformers does not read; gone with the object."""
+    """A temporary local copy of a model at a URI, which transformers does not read; deleted with the object."""
     folder = tempfile.TemporaryDirectory(prefix="vaemo-encoder-")
     names = [WEIGHTS, INDEX, CONFIG, PREPROCESSOR, PROCESSOR, POOLING]
     while names:
@@ -380,13 +382,13 @@ def _local_copy(uri: str) -> tempfile.TemporaryDirectory:
 
 
 def _settings(content: bytes, path: str) -> dict[str, Any]:
-    """What a JSON file of a model says; ExtractorError where it says nothing."""
+    """The settings in a JSON file of a model; ExtractorError if it holds none."""
     try:
         said = json.loads(content)
     except ValueError as error:
-        raise ExtractorError(f"{path} is not JSON ({error}); copy the folder anew.") from None
+        raise ExtractorError(f"{path} is not JSON ({error}); copy the folder again.") from None
     if not isinstance(said, dict):
-        raise ExtractorError(f"{path} holds {type(said).__name__}, no settings; copy the folder anew.")
+        raise ExtractorError(f"{path} holds {type(said).__name__}, no settings; copy the folder again.")
     return said
 
 
@@ -395,7 +397,7 @@ def _parts(index: bytes, name: str) -> list[str]:
     held = _settings(index, f"{name}/{INDEX}").get("weight_map")
     parts = sorted({str(part) for part in held.values()}) if isinstance(held, dict) else []
     if not parts or any(os.path.isabs(part) or ".." in part.split("/") for part in parts):
-        raise ExtractorError(f"{name}/{INDEX} does not say which files hold the weights; copy the folder anew.")
+        raise ExtractorError(f"{name}/{INDEX} does not say which files hold the weights; copy the folder again.")
     return parts
 
 

@@ -173,7 +173,7 @@ class SpeechNetwork(nn.Module):
             if trained[name].shape != own[name].shape:
                 raise ExtractorError(
                     f"{POOLING} holds {name} of shape {tuple(trained[name].shape)}, and this encoder takes "
-                    f"{tuple(own[name].shape)}; copy the whole folder anew."
+                    f"{tuple(own[name].shape)}; copy the whole folder again."
                 )
             own[name].data.copy_(trained[name])
 

@@ -1,7 +1,7 @@
-"""A watch over extractors that hang: it ends their process, as a crash would, and what follows a crash follows.
+"""A watchdog for extractors that hang: it kills their process, which is then handled as a crash.
 
-Only a process that somebody else starts again is watched: a worker of a cluster, an encoder, a child. The watch is
-faulthandler's, a thread of C, so that it acts also where native code holds Python's lock; nobody waits for it.
+Only processes that are restarted by another are watched: cluster workers, encoders, child processes. It uses
+faulthandler's C thread, which works even while native code holds Python's lock.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import time
 from collections.abc import Iterator
 
 EXIT_CODE = 1
-"""Of a process that the watch has ended."""
+"""Exit code of a process that the watchdog killed."""
 
 _STDERR = 2
 _SHARE = 0.1
-"""The watch is set anew when so much of the limit is over: for every utterance that would cost more than it does."""
+"""Share of the limit after which the watchdog is reset: resetting it for every utterance would be slower."""
 
 _expendable = False
 _limit_s: float | None = None
@@ -24,14 +24,14 @@ _set_at = 0.0
 
 
 def may_end_process() -> None:
-    """Say of this process that it may be ended: another one is started in its place."""
+    """Allow the watchdog to kill this process, which another one replaces."""
     global _expendable
     _expendable = True
 
 
 @contextlib.contextmanager
 def watched(limit_s: float) -> Iterator[None]:
-    """Watch extractors in the block; nothing where this process may not be ended.
+    """Watch extractors in the block, if this process may be killed.
 
     Args:
         limit_s: Seconds that an utterance, or a batch of an encoder, may take.
@@ -49,7 +49,7 @@ def watched(limit_s: float) -> Iterator[None]:
 
 
 def begin_utterance() -> None:
-    """Extractors say so before each utterance or batch: from here on the limit counts."""
+    """Called by extractors before each utterance or batch: restart the time limit."""
     global _set_at
     if _limit_s is not None and time.monotonic() - _set_at > _SHARE * _limit_s:
         faulthandler.dump_traceback_later(_limit_s, exit=True, file=_STDERR)
@@ -57,5 +57,5 @@ def begin_utterance() -> None:
 
 
 def has_hung(code: int, elapsed_s: float, limit_s: float) -> bool:
-    """Whether the watch has ended a process, by its exit code and the seconds that it was at work."""
+    """Whether the watchdog killed a process, by its exit code and working time in seconds."""
     return code == EXIT_CODE and elapsed_s >= (1 - _SHARE) * limit_s

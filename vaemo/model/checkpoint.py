@@ -28,7 +28,7 @@ from vaemo.errors import ReadCheckpointError, UsageError
 from vaemo.model.regressor import SessionRegressor
 from vaemo.model.settling import ErrorByPosition
 
-WEIGHTS, CONFIG, METRICS, PROVENANCE = "model.safetensors", "config.yaml", "metrics.json", "provenance.json"
+WEIGHTS, CONFIG, METRICS_FILE, PROVENANCE_FILE = "model.safetensors", "config.yaml", "metrics.json", "provenance.json"
 
 ENCODER = "encoder"
 """Folder of a checkpoint's own speech encoder; `features.speech` in its `config.yaml` is then `./encoder`."""
@@ -42,7 +42,8 @@ _BEST = "best"
 """Of a run; see `vaemo.training.run_folder`."""
 
 _RANDOM, _ASIDE = "[0-9a-f]" * 8, ".old"
-"""A folder on its way to the name `best` is `.best.` and eight digits; what stood there before is that and `.old`."""
+"""A folder on its way to the name `best` is `.best.` and eight digits; the previous checkpoint gets the same name and
+`.old`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +59,7 @@ class Checkpoint:
         provenance: Code version, data fingerprints, seed, roles, `sequence_by`, `synthetic`.
         fingerprint: SHA-256 over weights, the encoder's too, and everything of the config that changes predictions.
         has_encoder: Whether it has a speech encoder of its own.
-        errors: Its error by position on the dev split (`error_by_position` of the metrics); None where nothing says.
+        errors: Its error by position on the dev split (`error_by_position` of the metrics); None if unknown.
     """
 
     model: SessionRegressor
@@ -81,7 +82,7 @@ def save_checkpoint(
     metrics: Mapping[str, Any] | None = None,
     provenance: Mapping[str, Any] | None = None,
 ) -> str:
-    """Write a checkpoint folder, in place of one that stands there, and return its fingerprint.
+    """Write a checkpoint folder, replacing an existing one, and return its fingerprint.
 
     Args:
         path: The folder.
@@ -102,12 +103,12 @@ def save_checkpoint(
         sections["features"] = dataclasses.replace(config, features=features).to_dict()["features"]
     weights = save({name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()})
     own = {f"{ENCODER}/{name}": content for name, content in (encoder or {}).items()}
-    fingerprint = _fingerprint(weights, config, features, own)
+    fingerprint = checkpoint_fingerprint(weights, config, features, own)
     contents = {
         WEIGHTS: weights,
         CONFIG: strict_yaml.dump(sections).encode(),
-        METRICS: json.dumps(dict(metrics or {}), indent=1).encode(),
-        PROVENANCE: json.dumps({**(provenance or {}), "fingerprint": fingerprint}, indent=1).encode(),
+        METRICS_FILE: json.dumps(dict(metrics or {}), indent=1).encode(),
+        PROVENANCE_FILE: json.dumps({**(provenance or {}), "fingerprint": fingerprint}, indent=1).encode(),
         **own,
     }
     _write_folder(path, contents)
@@ -125,7 +126,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     weights = _read(path, WEIGHTS)
     try:
         sections = strict_yaml.load(_read(path, CONFIG), CONFIG)
-        metrics, provenance = json.loads(_read(path, METRICS)), json.loads(_read(path, PROVENANCE))
+        metrics, provenance = json.loads(_read(path, METRICS_FILE)), json.loads(_read(path, PROVENANCE_FILE))
         tensors = load(weights)
         config = Config.from_dict(sections)
         by_position = metrics.get(ERRORS)
@@ -134,11 +135,11 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         raise ReadCheckpointError(f"checkpoint '{path}' is damaged: {error}") from None
     features = config.features if "features" in sections else None
     own = {name: _read(path, name) for name in _encoder_files(features)}
-    fingerprint = _fingerprint(weights, config, features, own)
+    fingerprint = checkpoint_fingerprint(weights, config, features, own)
     if provenance.get("fingerprint") != fingerprint:
         raise ReadCheckpointError(
             f"checkpoint '{path}' holds files of different checkpoints, or one was changed by hand: its fingerprint is "
-            f"{fingerprint[:12]}, its provenance says {str(provenance.get('fingerprint'))[:12]}. Copy it anew."
+            f"{fingerprint[:12]}, its provenance says {str(provenance.get('fingerprint'))[:12]}. Copy it again."
         )
     dims = {
         name.split(".")[1]: len(tensor)
@@ -195,12 +196,12 @@ def one_checkpoint(path: str | Path) -> str:
 
 
 def copy_checkpoint(path: str | Path, to: str | Path, **provenance: Any) -> str:
-    """Write a checkpoint once more, in another place, and return its fingerprint.
+    """Copy a checkpoint to another place and return its fingerprint.
 
     Args:
         path: The folder.
         to: The other one.
-        provenance: What it says beside its own.
+        provenance: Entries to add to its provenance.
     """
     held = load_checkpoint(path)
     encoder = None
@@ -218,9 +219,10 @@ def copy_checkpoint(path: str | Path, to: str | Path, **provenance: Any) -> str:
     )
 
 
-def _fingerprint(
+def checkpoint_fingerprint(
     weights: bytes, config: Config, features: FeatureConfig | None, encoder: Mapping[str, bytes] | None = None
 ) -> str:
+    """SHA-256 over weights, the encoder's files, and everything of the config that changes predictions."""
     named = dataclasses.replace(config, features=features or FeatureConfig())
     parts = [named.fingerprint("model", "updater", "sessions"), named.fingerprint("features") if features else ""]
     parts += [f"{name} {hashlib.sha256(content).hexdigest()}" for name, content in sorted((encoder or {}).items())]
@@ -228,7 +230,7 @@ def _fingerprint(
 
 
 def _encoder_files(features: FeatureConfig | None) -> list[str]:
-    """Files of the speech encoder in a checkpoint with these features; none where it has none of its own."""
+    """Files of the speech encoder in a checkpoint with these features; empty if it has none."""
     if features is None or features.speech != _OWN:
         return []
     names = ["config.json", "model.safetensors", "preprocessor_config.json"]
@@ -250,15 +252,15 @@ def _read(folder: str | Path, name: str) -> bytes:
         why = "is not there" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror or error})"
         raise ReadCheckpointError(
             f"'{folder}' is not a whole checkpoint: {name} {why}. "
-            f"A checkpoint holds {WEIGHTS}, {CONFIG}, {METRICS} and {PROVENANCE}.{hint}"
+            f"A checkpoint holds {WEIGHTS}, {CONFIG}, {METRICS_FILE} and {PROVENANCE_FILE}.{hint}"
         ) from None
 
 
 def _write_folder(path: str | Path, contents: Mapping[str, bytes]) -> None:
-    """The files under a temporary name, renamed when all are written; what stood there before is kept until then.
+    """The files under a temporary name, renamed when all are written; the previous folder is kept until then.
 
-    An object store has no renaming: there one file follows the other, and the fingerprint in the provenance keeps a
-    reader from taking files of two checkpoints for one.
+    An object store cannot rename: there the files are written one after another, and the fingerprint in the provenance
+        lets a reader detect a mixture of two checkpoints.
     """
     if files.is_uri(path):
         for name, content in contents.items():
@@ -274,13 +276,13 @@ def _write_folder(path: str | Path, contents: Mapping[str, bytes]) -> None:
             _put_in_place(new, folder)
     finally:
         shutil.rmtree(new, ignore_errors=True)
-    # What stands there now has taken the place of all that earlier writes, which were killed, have left.
+    # The new folder replaces everything that earlier, killed writes left.
     for left in folder.parent.glob(f".{glob.escape(folder.name)}.{_RANDOM}*"):
         shutil.rmtree(left, ignore_errors=True)
 
 
 def _put_in_place(new: Path, folder: Path) -> None:
-    """Rename a folder to the name of another, which lies aside for that moment: nothing is deleted."""
+    """Rename a folder to the name of another, which is renamed first, so that nothing is deleted."""
     if not folder.exists():
         os.rename(new, folder)
         return
@@ -295,7 +297,7 @@ def _put_in_place(new: Path, folder: Path) -> None:
 
 
 def _standing(path: str | Path) -> str | Path:
-    """Where a checkpoint lies: at its path, or aside where a writer was killed just when it was to be replaced."""
+    """The folder of a checkpoint: its path, or the renamed one if a writer was killed while replacing it."""
     if files.is_uri(path) or Path(path).exists():
         return path
     folder = Path(path)

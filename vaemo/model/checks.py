@@ -1,4 +1,4 @@
-"""What the session model refuses at its door: shapes, widths, dtypes, lengths and numbers that it was not made for.
+"""Validation of the session model's input: shapes, widths, dtypes, lengths and finite values.
 
 Letters: L lanes, T steps, D features of a stream.
 """
@@ -66,8 +66,8 @@ def check_features(
 
     Args:
         features: (L, T, D) or (L, D) per stream.
-        dims: Width of the streams that must be there.
-        pasts: Names of the pasts that must be there.
+        dims: Width of the required streams.
+        pasts: Names of the required pasts.
         lanes: L, as the state has it.
         n_axes: 3 for a chunk, 2 for a step.
         dtype: In which the model computes.
@@ -113,8 +113,8 @@ def check_finite(features: Streams, valid: Tensor | None = None) -> None:
     """Raise NonFiniteFeatureError, naming lane and step, if a feature is NaN or infinite.
 
     Args:
-        features: (L, T, D) or (L, D) per stream, and what was heard before.
-        valid: Steps that are looked at, (L, T), bool; None looks at all.
+        features: (L, T, D) or (L, D) per stream, and the pasts.
+        valid: Steps to check, (L, T), bool; None checks all.
     """
     for name, x in features.tensors().items():
         # One pass over the features; only a sum that is not finite is looked into.

@@ -1,4 +1,4 @@
-"""What a chunk is to the recurrent part of the model, once everything that needs no feedback is computed.
+"""A chunk as the recurrent part of the model takes it, with everything that needs no feedback computed.
 
 Letters: L lanes, T steps, H width, K targets, F of them fed back.
 """
@@ -46,7 +46,7 @@ class Diagnostics:
 
     Attributes:
         solved_by: `known` (nothing predicted is fed back), `loop`, `parallel`, or `fallback` (parallel, then loop).
-        n_passes: Passes over the chunk until the predictions fed back stood still; 0 unless it was tried.
+        n_passes: Passes over the chunk until the predictions fed back converged; 0 if not tried.
         c: Session state after every step, (L, T, d_c), detached; None without memory.
     """
 
@@ -64,7 +64,7 @@ class Weights(NamedTuple):
 
 
 class Carried(NamedTuple):
-    """What goes from step to step beside the feedback: the updater's memory by layer, and c (L, d_c)."""
+    """What is carried from step to step beside the feedback: the updater's memory by layer, and c (L, d_c)."""
 
     memory: Memory
     c: Tensor
@@ -101,7 +101,7 @@ class Chunk:
 
 
 def replace_observed(prediction: Tensor, observed: Tensor | None, n_fed: int) -> tuple[Tensor, Tensor]:
-    """What an utterance feeds to the next: the observed value where there is one, else the prediction.
+    """The values that an utterance feeds to the next: the observed value where there is one, else the prediction.
 
     Args:
         prediction: (..., K).

@@ -37,7 +37,7 @@ WORTHWHILE_PASSES = 5
 feedback; with one the backward makes as many passes again, and the loop is as fast (`tests/perf/test_model.py`)."""
 
 TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-10}
-"""Largest change of a prediction, on the label range, that counts as standing still."""
+"""Largest change of a prediction, on the label range, that counts as converged."""
 
 Fed = tuple[Tensor, Tensor]
 """Values (..., F) and whether they were observed (..., F)."""
@@ -109,7 +109,7 @@ def _solve(
 ) -> Tensor | None:
     """Predictions that reproduce themselves when fed back, (L, T, K); None if `limit` passes do not find them.
 
-    Gives up as soon as the rate at which the passes converge says that they will not.
+    Stops early if the rate of convergence shows that `limit` passes will not be enough.
     """
     tolerance = TOLERANCE[chunk.to_head.dtype]
     before = math.inf
@@ -121,14 +121,14 @@ def _solve(
             change = float((_fed_on(prediction, chunk) - _fed_on(guess, chunk)).abs().max())
             if change <= tolerance:
                 return prediction
-            if n_passes > 1 and _passes_left(change, before, tolerance) > limit - n_passes:
+            if n_passes > 1 and passes_left(change, before, tolerance) > limit - n_passes:
                 return None
             guess, before = prediction, change
     return None
 
 
-def _passes_left(change: float, before: float, tolerance: float) -> float:
-    """How many more passes bring the change under the tolerance, if it goes on falling as it did."""
+def passes_left(change: float, before: float, tolerance: float) -> float:
+    """How many more passes bring the change under the tolerance, if it keeps falling at the same rate."""
     return math.log(tolerance / change) / math.log(change / before) if change < before else math.inf
 
 

@@ -62,6 +62,6 @@ class Gru(nn.Module):
 
 
 def at_length(values: Tensor, before: Tensor, lengths: Tensor) -> Tensor:
-    """What stood after every lane's last valid step: of `values` (L, T, ...), or of `before` (L, ...) where none is."""
+    """The values after every lane's last valid step: from `values` (L, T, ...), or `before` (L, ...) if it has none."""
     index = (lengths - 1).clamp(min=0).view(-1, *[1] * (values.dim() - 1)).expand(-1, 1, *values.shape[2:])
     return torch.where(lengths.view(-1, *[1] * (before.dim() - 1)) > 0, values.gather(1, index)[:, 0], before)

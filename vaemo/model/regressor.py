@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -36,12 +37,12 @@ from vaemo.units import LabelScale
 
 
 class SessionRegressor(nn.Module):
-    """Valence, arousal, whatever the targets are, of every utterance of a session, online, from a fixed-size memory.
+    """Predicts the targets (valence, arousal) of every utterance of a session, online, with a fixed-size memory.
 
     Args:
         model: What is combined, remembered and fed back.
         updater: Sizes of the recurrent part.
-        dims: Width of every stream that the features have. What needs an absent stream switches itself off.
+        dims: Width of every stream of the features. Parts that need an absent stream are switched off.
 
     Attributes:
         targets: Names of what is predicted, in the order of the last axis: K, of utterances first.
@@ -164,7 +165,8 @@ class SessionRegressor(nn.Module):
                 )
             if not (mean.isfinite().all() and deviation.isfinite().all()):
                 raise FeatureMismatchError(
-                    f"statistics of the stream '{name}' hold NaN or infinity. Mend or drop these rows of the store."
+                    f"statistics of the stream '{name}' hold NaN or infinity. Correct or remove these rows of the "
+                    "store."
                 )
             cast(Standardize, self.standardize[name]).set(mean, deviation)
         self.label_deviation.copy_(torch.as_tensor(label_deviation))
@@ -249,11 +251,7 @@ class SessionRegressor(nn.Module):
             NonFiniteFeatureError: if a valid step holds NaN or infinity.
             StateMismatchError: if the state belongs to another model.
         """
-        dtype = self.label_deviation.dtype
-        T = check_features(features, self.dims, self.pasts, lanes=state.lanes, n_axes=3, dtype=dtype)
-        self._check_state(state)
-        shortest, longest = check_lengths(lengths, lanes=state.lanes, steps=T)
-        check_observed(observed, (state.lanes, T, self.n_fed))
+        T, shortest, longest = self._check_chunk(features, state, lengths, observed)
         diagnostics = diagnostics if diagnostics is not None else Diagnostics()
         if longest == 0:
             return self.label_deviation.new_zeros(state.lanes, T, len(self.targets)), state
@@ -263,10 +261,8 @@ class SessionRegressor(nn.Module):
         check_finite(features, valid)
         film_delta = None if film_delta is None else film_delta.steps(0, longest)
         weights = self._weights()
-        if shortest == longest:
-            to_updater, to_head = self._encode(features, weights, film_delta)
-        else:
-            to_updater, to_head = self._encode_valid(features, weights, film_delta, valid)
+        encode = self._encode if shortest == longest else partial(self._encode_valid, valid=valid)
+        to_updater, to_head = encode(features, weights, film_delta)
         chunk = Chunk(
             to_updater,
             to_head,
@@ -289,6 +285,17 @@ class SessionRegressor(nn.Module):
             lengths,
         )
         return functional.pad(prediction, (0, 0, 0, T - longest)), after
+
+    def _check_chunk(
+        self, features: Streams, state: SessionState, lengths: Tensor, observed: Tensor | None
+    ) -> tuple[int, int, int]:
+        """T, and the shortest and the longest of the valid lengths; errors as `forward`."""
+        dtype = self.label_deviation.dtype
+        T = check_features(features, self.dims, self.pasts, lanes=state.lanes, n_axes=3, dtype=dtype)
+        self._check_state(state)
+        shortest, longest = check_lengths(lengths, lanes=state.lanes, steps=T)
+        check_observed(observed, (state.lanes, T, self.n_fed))
+        return T, shortest, longest
 
     def step(
         self,
@@ -329,7 +336,7 @@ class SessionRegressor(nn.Module):
         observed: Tensor | None = None,
         film_delta: FilmDelta | LaneDelta | None = None,
     ) -> tuple[Tensor, SessionState]:
-        """`step` of what fits: the arithmetic alone, which looks at no number, so that it can be exported."""
+        """`step` without validation: only the arithmetic, independent of values, so that it can be exported."""
         weights = self._weights()
         to_updater, to_head = self._encode(features, weights, film_delta)
         carried = Carried(self._unpack(state), state.c)
@@ -415,7 +422,7 @@ class SessionRegressor(nn.Module):
     def _encode_valid(
         self, features: Streams, weights: Weights, delta: FilmDelta | None, valid: Tensor
     ) -> tuple[Tensor | None, Tensor]:
-        """`_encode` of a chunk with padding, of which nothing gets through, whatever stands there.
+        """`_encode` of a chunk with padding, whose content has no effect.
 
         With gradients only valid steps are encoded. Without, padding is encoded too, as zeros: a matrix product of
         another size rounds otherwise, and scores must not depend on how long the others in a batch are.
@@ -440,7 +447,7 @@ class SessionRegressor(nn.Module):
         if fed is None or not self.has_feedback:
             return None
         if not self.feeds_predictions:
-            # In deviations, so that a label weighs about as much as a feature; 0 says nothing, and so does its flag.
+            # In deviations, so that a label weighs about as much as a feature; 0 is neutral, and so is its flag.
             middle = LabelScale(*self.config.label_range).middle
             values = torch.where(fed[1], (fed[0] - middle) / self.label_deviation[: self.n_fed], 0)
             return torch.cat([values, fed[1].to(values)], -1)

@@ -228,7 +228,7 @@ def resolve_scan(form: str, device_type: str, updater: str = "mamba") -> str:
         raise ScanNotAvailableError(
             f"model.scan is compiled, which is for mamba on a CPU; the model is {updater} on {device_type}. Use auto."
         )
-    missing = _why_no_kernel(device_type, updater)
+    missing = why_no_kernel(device_type, updater)
     if form == "kernel" and missing:
         raise ScanNotAvailableError(
             f"model.scan is kernel, but {missing}. Use auto or chunk, or install vaemo[mamba-kernels] on a "
@@ -239,7 +239,7 @@ def resolve_scan(form: str, device_type: str, updater: str = "mamba") -> str:
     return chosen
 
 
-def _why_no_kernel(device_type: str, updater: str) -> str:
+def why_no_kernel(device_type: str, updater: str) -> str:
     """Why the kernels cannot be used, or nothing."""
     if device_type != "cuda":
         return f"the model is on {device_type}"

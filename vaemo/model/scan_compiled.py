@@ -60,12 +60,12 @@ def _arrays(*tensors: Tensor) -> list[np.ndarray]:
     return [tensor.detach().numpy() for tensor in tensors]
 
 
-def _exp2(x: Any) -> Any:
+def exp2(x: Any) -> Any:
     """2 to the power x, for x not above 0; exactly 1 at 0, and about the least normal number below all of those."""
     raise NotImplementedError("only within compiled functions")
 
 
-@overload(_exp2)
+@overload(exp2)
 def _compiled_exp2(x):
     """A power of 2 is its whole part's exponent bits times a polynomial, which the compiler turns into vectors.
 
@@ -91,17 +91,17 @@ def _compiled_exp2(x):
     return power
 
 
-def _compiled(function: Any) -> Any:
+def compiled(function: Any) -> Any:
     """Compiled at its first call. Sums may be reordered and fused, NaN and infinity stay what they are."""
     dispatcher = numba.njit(nogil=True, error_model="numpy", fastmath={"reassoc", "contract", "nsz"})(function)
     try:
         dispatcher.enable_caching()
     except RuntimeError as error:  # neither beside this file nor in the user's cache may anything be written
-        log.info("the compiled scan is not kept on disk, and compiled anew by every process: %s", error)
+        log.info("the compiled scan is not kept on disk, and compiled again by every process: %s", error)
     return dispatcher
 
 
-@_compiled
+@compiled
 def _forward(x, delta, rates, B, C, y, state):
     """Add to y (L, T, E) what the scan gives, and bring the state (L, N, E) to its end; rates are A in powers of 2."""
     L, T, E = x.shape
@@ -113,12 +113,12 @@ def _forward(x, delta, rates, B, C, y, state):
             for n in range(len(rates)):
                 b, c = B[lane, t, n], C[lane, t, n]
                 for e in range(E):
-                    after = _exp2(delta[lane, t, e] * rates[n, e]) * state[lane, n, e] + b * dx[e]
+                    after = exp2(delta[lane, t, e] * rates[n, e]) * state[lane, n, e] + b * dx[e]
                     state[lane, n, e] = after
                     y[lane, t, e] += c * after
 
 
-@_compiled
+@compiled
 def _backward(x, delta, rates, B, C, h, grad_y, grad_x, grad_delta, grad_rates, grad_B, grad_C, grad_h):
     """Fill the gradients, in the shapes of what they belong to.
 
@@ -138,7 +138,7 @@ def _backward(x, delta, rates, B, C, h, grad_y, grad_x, grad_delta, grad_rates, 
             for n in range(len(rates)):
                 b = B[lane, t, n]
                 for e in range(E):
-                    decay = _exp2(delta[lane, t, e] * rates[n, e])
+                    decay = exp2(delta[lane, t, e] * rates[n, e])
                     states[t + 1, n, e] = decay * states[t, n, e] + b * dx[e]
         for t in range(T - 1, -1, -1):
             for e in range(E):
@@ -151,7 +151,7 @@ def _backward(x, delta, rates, B, C, h, grad_y, grad_x, grad_delta, grad_rates, 
                     sum_b += grad * dx[e]
                     sum_c += grad_y[lane, t, e] * states[t + 1, n, e]
                     grad_dx[e] += b * grad
-                    grad *= _exp2(delta[lane, t, e] * rates[n, e])
+                    grad *= exp2(delta[lane, t, e] * rates[n, e])
                     grad_h[lane, n, e] = grad
                     grad *= log_2 * states[t, n, e]  # now the gradient of the exponent, delta times the rate
                     grad_rates[lane, n, e] += grad * delta[lane, t, e]

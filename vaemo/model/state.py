@@ -37,6 +37,15 @@ class SessionState:
         n_steps: Utterances seen, (L,), int64; 0 is fresh.
         middle: Middle of the label range, the first feedback of a session.
         fingerprint: Checkpoint that made the state; empty for a model that was not loaded from one.
+
+    Example:
+        >>> model = vaemo.SessionRegressor(vaemo.config.ModelConfig(), vaemo.config.UpdaterConfig(), {"speech": 40})
+        >>> state = model.fresh_state(2)
+        >>> state.n_steps, state.last_feedback.shape
+        (tensor([0, 0]), torch.Size([2, 2]))
+        >>> state.save("state.safetensors")
+        >>> SessionState.load("state.safetensors").lanes
+        2
     """
 
     conv_tail: Tensor
@@ -177,12 +186,7 @@ class SessionState:
         Raises:
             StateMismatchError: if the file is not a session state, is not whole, or belongs to another checkpoint.
         """
-        try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 -- not a mapping
-        except (OSError, SafetensorError) as error:
-            raise StateMismatchError(f"session state '{path}' cannot be read: {error}") from None
+        tensors, metadata = read_tensors(path, "session state")
         if set(tensors) != set(TENSOR_FIELDS) or not {"fingerprint", "middle"} <= set(metadata):
             raise StateMismatchError(
                 f"session state '{path}' holds {', '.join(sorted(tensors)) or 'nothing'}; "
@@ -199,3 +203,20 @@ class SessionState:
 TENSOR_FIELDS = tuple(
     field.name for field in dataclasses.fields(SessionState) if field.name not in {"middle", "fingerprint"}
 )
+
+
+def read_tensors(path: str | Path, what: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and the metadata of a safetensors file.
+
+    Args:
+        path: The file.
+        what: What it should hold, for the message.
+
+    Raises:
+        StateMismatchError: if it cannot be read.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise StateMismatchError(f"{what} '{path}' cannot be read: {error}") from None

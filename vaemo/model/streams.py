@@ -1,4 +1,4 @@
-"""What an utterance is to the model: its three feature streams and what was heard before it, lanes first.
+"""The model's input for utterances: the three feature streams and the past of each utterance, lanes first.
 
 Letters: L lanes, T steps, D features of a stream.
 """
@@ -23,8 +23,8 @@ class Streams:
         speech: Pooled speech embedding.
         prosody: Prosodic functionals.
         speaker: Speaker embedding.
-        past: What a model compares with (`SessionRegressor.pasts`), by whose past of which stream, such as
-            `speaker.prosody`: the sum over earlier utterances, then how many these are, (L, T, D + 1) or (L, D + 1).
+        past: What a model compares features with (`SessionRegressor.pasts`), by name, such as `speaker.prosody`: the
+            sum over earlier utterances, then their number, (L, T, D + 1) or (L, D + 1).
     """
 
     speech: Tensor | None = None
@@ -34,20 +34,20 @@ class Streams:
 
     @staticmethod
     def of(tensors: Mapping[str, Tensor]) -> Streams:
-        """The streams of what `tensors` gave."""
+        """The streams from tensors by name, the inverse of `tensors`."""
         streams = {name: x for name, x in tensors.items() if "." not in name}
         return Streams(**streams, past={name: x for name, x in tensors.items() if "." in name})
 
     def tensors(self) -> dict[str, Tensor]:
-        """Every tensor by name: the streams that are there, then the pasts."""
+        """Every tensor by name: the streams present, then the pasts."""
         return {**dict(self.items()), **self.past}
 
     def pick(self, names: Collection[str]) -> Streams:
-        """The streams and pasts of these names alone."""
+        """Only the streams and pasts with these names."""
         return Streams.of({name: x for name, x in self.tensors().items() if name in names})
 
     def items(self) -> Iterator[tuple[str, Tensor]]:
-        """Name and features of every stream that is there, in the order of `STREAMS`."""
+        """Name and features of every stream present, in the order of `STREAMS`."""
         for name in STREAMS:
             features = getattr(self, name)
             if features is not None:

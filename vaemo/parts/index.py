@@ -45,7 +45,7 @@ _READERS = 16
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What the index knows of a part.
+    """The index entry of a part.
 
     Attributes:
         name: Path below the folder.
@@ -65,7 +65,7 @@ class Entry:
 
     @staticmethod
     def of(folder: str, name: str) -> Entry:
-        """Of a part as it stands in its folder; opens it.
+        """The entry of a part in its folder; opens the part.
 
         Raises:
             OtherRunError: if it was not written by a job.
@@ -125,7 +125,7 @@ class Index:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # What ended the run is what is to be told, not that the index could not be written either.
+        # Report the error that ended the run, not a second one from writing the index.
         with contextlib.suppress(*(() if error is None else (VaemoError, OSError))):
             self.close()
 
@@ -192,7 +192,7 @@ def _read_file(path: str) -> list[Entry]:
     try:
         columns = files.read_parquet(path, _SCHEMA.names).to_pydict()
     except (OSError, pa.ArrowException, KeyError):
-        # The parts say it all again.
+        # The parts are authoritative; a damaged index file is ignored.
         return []
     return [Entry(*row) for row in zip(*(columns[name] for name in _SCHEMA.names), strict=True)]
 

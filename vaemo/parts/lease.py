@@ -24,7 +24,7 @@ import pyarrow.fs as pafs
 from vaemo import files
 from vaemo.errors import OtherRunError, VaemoError
 
-NAME = "_lease.json"
+LEASE = "_lease.json"
 _held: set[str] = set()
 """Tokens of the leases that this process holds."""
 
@@ -39,7 +39,7 @@ def lease(folder: str) -> Iterator[None]:
     Raises:
         OtherRunError: if another process holds it, naming its host and when it started.
     """
-    path = files.join(folder, NAME)
+    path = files.join(folder, LEASE)
     ours: dict[str, Any] = {
         "host": socket.gethostname(),
         "pid": os.getpid(),
@@ -64,7 +64,7 @@ def lease(folder: str) -> Iterator[None]:
 
 
 def _take(path: str, folder: str, ours: dict[str, Any]) -> None:
-    """Write our lease where there is none, or in the place of one whose holder is gone."""
+    """Write our lease if there is none, or if the holder of the present one no longer exists."""
     content = _content(ours)
     if _create(path, content):
         return

@@ -1,8 +1,8 @@
-"""Exactly once: sessions are planned into shards, finished shards are found again, and the rest is done.
+"""Exactly once: sessions are planned into shards, finished shards are recognised, and the rest is done.
 
-A shard's file name follows from what it holds, a file appears whole or not at all, and a session that stands in a
-finished file is never planned again. So a job that was killed anywhere, run again, ends as if it had not been; and a
-folder may grow. What may not change within a folder is what decides results: `claim_folder` guards it.
+A shard's file name follows from what it holds, a file appears whole or not at all, and a session in a finished file is
+never planned again. So a killed job, run again, ends with the same result; and a folder may grow. Settings that affect
+results may not change within a folder: `claim_folder` ensures it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Shard:
         name: File name, `part-` and 16 hex digits of the keys, `.parquet`.
         keys: One per session: what must be the same for its result to be the same, such as the session's id and a
             digest of its utterances.
-        indices: Where its sessions stand in the sequence that was planned.
+        indices: Positions of its sessions in the planned sequence.
     """
 
     name: str
@@ -76,7 +76,7 @@ def plan_shards(
         keys: One per session, all different.
         weights: One per session: its utterances, or 1.
         target: Weight at which a shard is full.
-        only: Where in `keys` the sessions stand that are to be planned; None is all.
+        only: Positions in `keys` of the sessions to plan; None is all.
     """
     shards: list[Shard] = []
     held: list[int] = []
@@ -100,11 +100,11 @@ def _shard(indices: Sequence[int], keys: Sequence[str]) -> Shard:
 def claim_folder(
     folder: str, marker: str, fingerprint: str, content: Mapping[str, Any], *, inputs: Sequence[str] = ()
 ) -> None:
-    """Make a folder this run's own, or find that it is already.
+    """Claim a folder for this run, or verify that it is this run's.
 
     Args:
         folder: The output folder; made if it is not there.
-        marker: The JSON file in it that says whose it is.
+        marker: The JSON file in it that identifies the run.
         fingerprint: Of everything that can change results.
         content: What else the marker holds. A refusal compares `settings` (nested dicts), and `data`, a digest.
         inputs: Files whose content the run depends on beyond that digest; they may not change until it is finished.

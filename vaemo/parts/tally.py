@@ -1,4 +1,4 @@
-"""What became of everything in a folder of parts: counted per part, summed up for people and for schedulers."""
+"""Outcomes in a folder of parts: counted per part, summed up for people and for schedulers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vaemo.units import NOT_FAILED
 _COLUMNS = ["session_id", "utt_id", "status", "reason", "duration_s", "start_s", "end_s", "audio_path", "offset_s"]
 _TOLD = ("status", "utt_id", "reason")
 _FEWEST = 20
-"""Of fewer sessions the silent share says nothing."""
+"""With fewer sessions the silent share is not checked."""
 
 _SHOWN = 5
 _TOUCHING_S = 0.01
@@ -76,11 +76,12 @@ def _overlaps(table: pa.Table) -> dict[str, Any]:
     places = found.aggregate([("end_s", "max")]).to_pylist()
     overlaps: dict[str, float] = {}
     ended_s: dict[str, float] = {}
-    for place in sorted(places, key=lambda place: place["offset_s"]):
+    with_speech = (place for place in places if place["end_s_max"] is not None)
+    for place in sorted(with_speech, key=lambda place: place["offset_s"]):
         name, before_s = place["session_id"], ended_s.get(place["session_id"], 0.0)
         if before_s - place["offset_s"] > _TOUCHING_S:
             overlaps[name] = max(overlaps.get(name, 0.0), before_s - place["offset_s"])
-        ended_s[name] = max(before_s, place["end_s_max"] or 0.0)
+        ended_s[name] = max(before_s, place["end_s_max"])
     return {"overlaps": [len(overlaps), *min(overlaps.items())]} if overlaps else {}
 
 
@@ -145,13 +146,13 @@ class Tally:
             say("  --changed redo does them again")
 
     def check(self, section: str, max_failed: float, max_silent: float, where: str) -> None:
-        """Refuse to be content with too many failures.
+        """Raise an error if too many have failed.
 
         Args:
             section: Of the config, for the message.
             max_failed: Largest share of utterances, and of sessions, that may have failed.
             max_silent: Largest share of sessions that may hold no speech, where there are at least 20.
-            where: What to say of where they are listed, and what to do.
+            where: The end of the message: where failures are listed, and what to do.
 
         Raises:
             TooManyFailuresError: if there are more.
@@ -175,7 +176,7 @@ class Tally:
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """What summary.json says."""
+        """The content of summary.json."""
         judged = self.statuses["ok"] + self.failed
         return {
             "utterances": dict(self.statuses),

@@ -1,7 +1,7 @@
-"""The ablation grid as a job does it: every cell a training of its own, run by an executor.
+"""The ablation job: every cell of the grid is one training, run by an executor.
 
-Reads a feature store, writes one file per cell, and the table. So a grid that was killed, run again, does only the
-cells that are missing, and may be given more seeds. A cell that fails is noted and tried again by the next run.
+Reads a feature store, writes one file per cell, and the table. A killed grid, run again, does only the missing cells,
+and may be given more seeds. A failed cell is recorded and retried by the next run.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from vaemo.model.checks import used_pasts
 from vaemo.parts.shards import claim_folder, digest
 from vaemo.pipeline.executors import Executor
 from vaemo.progress import Progress, say
-from vaemo.training.data import SECTIONS, TrainingData
+from vaemo.training.data import TRAINING_SECTIONS, TrainingData
 from vaemo.training.jobs import Failure, Job, Jobs, Line, Place
 
 MARKER, CELLS = "_ablation.json", "cells"
 
 MAX_DEATHS = 2
-"""How often the process of a cell may die; the grid then goes on without it."""
+"""How often the process of a cell may die before the grid continues without it."""
 
 
 def ablate(
@@ -98,15 +98,20 @@ def ablate(
 def _claim(out: str, data: TrainingData) -> None:
     config = data.config
     how = config.features.speaker_aggregation
-    settings = {**config.decisive(*SECTIONS), "folds": data.folds, "data": data.digest, "speaker_aggregation": how}
-    fingerprint = digest(config.fingerprint(*SECTIONS), data.digest, how, str(data.folds))
+    settings = {
+        **config.decisive(*TRAINING_SECTIONS),
+        "folds": data.folds,
+        "data": data.digest,
+        "speaker_aggregation": how,
+    }
+    fingerprint = digest(config.fingerprint(*TRAINING_SECTIONS), data.digest, how, str(data.folds))
     claim_folder(out, MARKER, fingerprint, {"data": data.digest, "settings": settings}, inputs=data.store.parts)
 
 
 def _run(
     cells: Sequence[Cell], data: TrainingData, out: str, n_all: int, executor: Executor
 ) -> dict[Cell, tuple[Job, Failure]]:
-    """Do cells, and say which could not be done, and why."""
+    """Run cells, and print which failed, and why."""
     config, folds = data.config, {fold.name: fold for fold in data.parts}
     failed: dict[Cell, tuple[Job, Failure]] = {}
     progress = Progress("ablate", n_all, "trainings", done=n_all - len(cells))
@@ -150,7 +155,7 @@ def _run(
 
 @dataclass(frozen=True)
 class Cells:
-    """What a job of the grid does: train a cell, and write what it predicts.
+    """The work of a job of the grid: train a cell, and write its predictions.
 
     Attributes:
         cells: By the number of the job.

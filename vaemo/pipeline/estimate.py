@@ -1,4 +1,4 @@
-"""What an extraction would take, from a sample: counts, hours, time, and what would be refused."""
+"""An estimate of an extraction from a sample: counts, hours, time, and failures."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _SAMPLE_RECORDINGS = 2
 def estimate(
     source: Source, work: Plan, config: Config, extractors: Mapping[str, Extractor], executor: Executor
 ) -> None:
-    """Print what would be done, from a sample that is extracted here and thrown away.
+    """Print what would be done, estimated from a sample that is extracted here and discarded.
 
     Args:
         source: Where the utterances come from.
@@ -62,7 +62,7 @@ def _extract_sample(
             n += listing.units[index]
     with Decoder(config.extract.decode_timeout_s) as decoder:
         tools = Tools(extractors, config, decoder, None)
-        # What is loaded at the first call is not part of the rate.
+        # The first call, which loads models, does not count for the rate.
         smallest = min(picked, key=lambda index: listing.units[index])
         source.read(listing.described([smallest]), tools)
         start = time.monotonic()

@@ -1,4 +1,4 @@
-"""Where the parts of a job are made: the protocol that the jobs use, and its form in this process.
+"""Executors, which make the parts of a job: the protocol, and the executor in this process.
 
 The other form, on a Ray cluster, is `vaemo.cluster.executor`.
 """
@@ -19,7 +19,7 @@ class Worker(Protocol):
     """Makes parts, one after the other; models, extractors and decoder are loaded once."""
 
     def __call__(self, shard: Mapping[str, Any]) -> dict[str, Any]:
-        """Make the part of a shard and write it; what the driver is to know of it, fit for JSON."""
+        """Make and write the part of a shard; returns facts for the driver, as JSON."""
         ...
 
     def close(self) -> None:
@@ -51,7 +51,7 @@ class Executor(Protocol):
             arguments: Keyword arguments of the worker.
             shards: Flat dicts of numbers, texts and bytes: light descriptions of work.
             config: Sections extract and features.
-            extractors: What the workers compute with, by stream.
+            extractors: Extractors of the workers, by stream.
             needs: Paths that every worker reads or writes.
 
         Raises:
@@ -63,11 +63,11 @@ class Executor(Protocol):
         """Run jobs of training.
 
         Args:
-            jobs: What is trained, and who is told of it.
+            jobs: The jobs, with callbacks.
             workers: Processes that compute one job together.
 
         Raises:
-            ClusterError: if there is no place for them.
+            ClusterError: if there are no resources for them.
             StorageError: if a disk is full or refuses.
         """
         ...

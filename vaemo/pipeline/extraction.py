@@ -1,7 +1,7 @@
 """The extraction job: a manifest, or the recordings of a folder, to a feature store.
 
-The store is a folder of parts that each name the sessions in them; a run does what is missing, and what of it is to be
-done again is rewritten in place. Nothing is ever deleted.
+The store is a folder of parts that each name the sessions in them; a run does what is missing, and rewrites in place
+the parts to do again. Nothing is ever deleted.
 """
 
 from __future__ import annotations
@@ -58,17 +58,17 @@ def extract(
         config: All sections.
         executor: Where the parts are made.
         limit: Only the first utterances (whole sessions) or recordings, at least 1.
-        dry_run: Only say what would be done.
+        dry_run: Only print what would be done.
         again: Which finished sessions are done again.
-        about: What else `_vaemo.json` is to say.
+        about: Further entries of `_vaemo.json`.
         voices_from: Who speaks when in recordings, a file or folder.
         calls: Table of calls, which says what recordings are one session and what may not be processed.
 
     Returns:
-        What became of everything in the store.
+        Counts of all outcomes in the store.
 
     Raises:
-        VaemoError: for whatever is wrong with the input, the settings, the store, the cluster, or too many failures.
+        VaemoError: for a problem with the input, the settings, the store, the cluster, or too many failures.
     """
     if not config.extract.keep_speaker:
         config = config.replace({"features": {"speaker": "none"}})
@@ -107,7 +107,7 @@ def plan_extraction(
     """What a store lacks of a source; see `vaemo.pipeline.plan.plan`."""
     contents = list(listing.contents)
     for number, problem in listing.problems.items():
-        # It may be allowed one day.
+        # Processing may be allowed later.
         contents[number] += NOT_NAMED if problem.status == "withheld" else ""
     keys = [
         f"{session_id}\t{content}" if content else session_id
@@ -122,17 +122,17 @@ def plan_extraction(
 def claim_store(
     out: str, config: Config, extractors: Mapping[str, Extractor], *, source: str, about: Mapping[str, Any]
 ) -> None:
-    """Make a folder the store of these settings, or find that it is.
+    """Claim a folder as the store of these settings, or verify that it is.
 
     Args:
         out: The store.
         config: What decides results: sections audio, features, labels and, for recordings, vad.
         extractors: By stream.
         source: `manifest` or `recordings`.
-        about: What else is to be said of the store in its `_vaemo.json`.
+        about: Further entries of its `_vaemo.json`.
 
     Raises:
-        OtherRunError: if it holds something else.
+        OtherRunError: if it holds anything else.
     """
     described = describe(extractors)
     found = voices_section(config) if source == "recordings" else ()
@@ -145,7 +145,7 @@ def claim_store(
         json.dumps(config.model.label_range),
         *(item["fingerprint"] for item in described.values()),
         f"reading {READING}",
-        # Younger than the others: valence and arousal are what was so before.
+        # Younger than the others: older stores have valence and arousal.
         *([repr(config.model.targets)] if config.model.targets != DIMENSIONS else []),
     )
     settings = {name: config.to_dict()[name] for name in (*SETTINGS, *found)} | {"reading": READING}
@@ -161,7 +161,7 @@ def _extract_missing(
     extractors: Mapping[str, Extractor],
     executor: Executor,
 ) -> Tally:
-    """Do what is to be done; returns the counts of the whole store."""
+    """Do the missing work; returns the counts of the whole store."""
     total = sum(work.listing.units)
     if not work.shards:
         say(f"nothing to do: all {total:,} {work.listing.unit} are extracted")
@@ -230,12 +230,12 @@ def _summarise(out: str, tally: Tally, unit: str, config: Config) -> None:
     )
     tally.say("sessions" if unit == "utterances" else unit)
     extract = config.extract
-    where = "Put the files right and run with --retry-failed, or raise it."
+    where = "Correct the files and run with --retry-failed, or raise it."
     tally.check("extract", extract.max_failed_fraction, extract.max_silent_fraction, where)
 
 
 def _first(listing: Listing, limit: int | None) -> Listing:
-    """The first `limit` units, and what is left of the last one's session."""
+    """The first `limit` units, and the rest of the last one's session."""
     if limit is None or limit >= sum(listing.units):
         return listing
     taken = 0

@@ -1,4 +1,4 @@
-"""What both jobs share: the missing parts made on an executor, and what is left of it all, counted."""
+"""Shared by extraction and scoring: making missing parts on an executor, and counting outcomes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vaemo.progress import Progress
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of everything in an output folder.
+    """Counts of all outcomes in an output folder.
 
     Attributes:
         out: The folder.
@@ -25,7 +25,7 @@ class Outcome:
         sessions: How many there are (`all`), and of these `failed`, `silent` and `changed`.
         failed_fraction: Failed utterances, as a share of those that could be used or have failed.
         audio_s: Speech, in seconds.
-        changed: Ids of sessions that keep their rows although their input has changed since.
+        changed: Ids of sessions whose input has changed and whose rows were kept.
     """
 
     out: str

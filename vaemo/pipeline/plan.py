@@ -1,7 +1,7 @@
-"""What is to be done of a source: what a folder lacks, what is done again, what has changed, what stands there twice.
+"""What is to be done of a source: what a folder lacks, what is done again, what has changed, what occurs twice.
 
-Both jobs that turn sessions into parts, extraction and scoring, are planned here. A finished session stays as it is
-unless somebody asks for it, whatever became of its input since: what has changed is listed.
+Both jobs that turn sessions into parts, extraction and scoring, are planned here. A finished session stays unchanged
+unless that is asked for, even if its input has changed since: what has changed is listed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ NOT_NAMED = ",?"
 
 @dataclass(frozen=True)
 class Again:
-    """Which finished sessions are done again.
+    """Which finished sessions to do again.
 
     Attributes:
         failed: Those that have failed.
@@ -44,7 +44,7 @@ class Again:
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """What is to be done.
+    """The work to do.
 
     Attributes:
         shards: As workers take them: `name` (below the folder), `keys` (of all sessions of the part), `again` (those of
@@ -54,7 +54,7 @@ class Plan:
         n_units: The same, counted in the listing's unit.
         n_again: Sessions that are done again.
         changed: Sessions that stay as they are although their input has changed, as the folder names them.
-        unchecked: Finished sessions of versions that noted nothing to compare.
+        unchecked: Finished sessions of versions that kept no stamps.
     """
 
     shards: Sequence[dict[str, Any]]
@@ -94,9 +94,9 @@ def plan(
         index: Of the folder.
         target: Weight at which a shard is full.
         places: Folders below `out` and the sessions that belong there; None is `out` itself.
-        again: Which finished sessions are done again.
+        again: Which finished sessions to do again.
         alike: Where recordings of the same bytes are done once: what twins must have in common besides.
-        extra: What else a worker is told of sessions.
+        extra: Further facts on sessions for workers.
 
     Raises:
         OtherRunError: if a finished session had other utterances than it has now.
@@ -136,13 +136,13 @@ def plan(
 
 @dataclass(eq=False)
 class _State:
-    """How the sessions of a source stand to the parts of a folder.
+    """The sessions of a source compared with the parts of a folder.
 
     Attributes:
         seen: Per session, whether a part holds it.
         redone: By part, the sessions in it that are done again.
         changed: Names of sessions that stay although their input has changed.
-        unchecked: Sessions of which the part notes nothing to compare.
+        unchecked: Sessions without a stamp to compare.
     """
 
     seen: bytearray
@@ -248,7 +248,7 @@ def write_shard(
         write: Takes the shard's name and the rows.
 
     Returns:
-        What the index is to say of it.
+        Its index entry.
     """
     keys, again = json.loads(shard["keys"]), json.loads(shard["again"])
     noted: dict[str, Sequence[Sequence[Any]]] = {

@@ -1,6 +1,6 @@
-"""What is settled before anything is scored: models, extractors, roles, ids, and the run's fingerprint.
+"""Preparation of scoring: models, extractors, roles, ids, and the run's fingerprint.
 
-Runs on the driver; reads checkpoints and what a source says of itself, writes nothing.
+Runs on the driver; reads checkpoints and the metadata of a source, writes nothing.
 """
 
 from __future__ import annotations
@@ -18,23 +18,22 @@ import vaemo
 from vaemo import files
 from vaemo.audio import READING
 from vaemo.config import Config
-from vaemo.data.speakers import Enrolments, say_where_nobody_is_named
+from vaemo.data.speakers import Enrolments, note_unnamed_speakers
 from vaemo.errors import FeatureMismatchError, ReadManifestError, UsageError, named, rendered
 from vaemo.features import describe, load_extractors
 from vaemo.features.campplus import CampPlus
 from vaemo.model.checkpoint import ENCODER, Checkpoint, load_checkpoint
 from vaemo.parts.shards import digest
-from vaemo.personalize import PROVENANCE as PERSONAL_PROVENANCE
-from vaemo.personalize import Personal
+from vaemo.personalize import PERSONAL_FILE, Personal
 from vaemo.pipeline.plan import Again
 from vaemo.pipeline.sources import Listing, Source, StoreSource, open_source
 from vaemo.progress import say
 from vaemo.scores import targets_said
 from vaemo.scoring.calls import Calls, read_calls
+from vaemo.scoring.compatibility import check_compatible
 from vaemo.scoring.erase import Tombstones
 from vaemo.scoring.ids import IdKey
 from vaemo.scoring.roles import NOT_KNOWN, RoleRules
-from vaemo.scoring.trained_on import check_trained_on
 from vaemo.targets import names_of
 from vaemo.trust.judge import Judge
 from vaemo.utterances import Problem
@@ -43,7 +42,7 @@ from vaemo.voices.prints import Voiceprints, valid_prints
 
 @dataclass(frozen=True)
 class Request:
-    """What the command asks for.
+    """A request to score.
 
     Attributes:
         source: A feature store, a manifest or a folder of recordings.
@@ -52,9 +51,9 @@ class Request:
         calls: Table of calls, or None.
         personal: Folder of personal deltas, or None.
         speakers: File of enrolments, or None.
-        roles_unknown: Score speech of recordings whose role nobody knows.
+        roles_unknown: Score speech of unknown role in recordings.
         limit: Only the first sessions; None is all.
-        dry_run: Say what would be done.
+        dry_run: Print what would be done.
         exclude: Patterns of recordings to leave out.
         again: Which finished sessions are done again.
         voices_from: Who speaks when in recordings, a file or folder, or None.
@@ -86,11 +85,11 @@ class Run:
         listing: Its sessions, without those that were erased.
         rules: Who may be scored.
         calls: The table of calls, or None.
-        extractors: What is known of them, by stream.
+        extractors: Their descriptions, by stream.
         enrolments: Voices of the speakers, or None.
         key: Hides ids, or None.
         prints: Voices of persons by which roles of voices are told, or None.
-        judge: What the checkpoints say of the trust that scores deserve, or None.
+        judge: Calibration and novelty of the checkpoints, or None.
     """
 
     request: Request
@@ -108,25 +107,25 @@ class Run:
 
     @property
     def unit(self) -> str:
-        """What sessions are called."""
+        """The word for sessions in messages."""
         return "sessions" if self.source.counts_rows else self.listing.unit
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Everything that decides results, and nothing else: neither where things lie nor how many there are."""
+        """Exactly the settings that affect results: neither paths nor numbers of sessions."""
         sections = ["score", "sessions"]
         sections += ["audio", "vad", "features", "labels"] if self.source.needs_features else []
         personal = self.request.personal
         decisive = self.config.decisive(*sections, *voices_section(self.config))
         if self.source.needs_features and self.checkpoints[0].has_encoder:
-            # Its fingerprint stands below; where it lies decides nothing.
+            # Its fingerprint is below; its path does not affect results.
             decisive["features"]["speech"] = ENCODER
         return {
             **decisive,
             **({"reading": READING} if self.source.needs_features else {}),
             "checkpoints": [checkpoint.fingerprint for checkpoint in self.checkpoints],
             "extractors": {stream: facts.get("fingerprint") for stream, facts in self.extractors.items()},
-            "personal": files.read_json(files.join(personal, PERSONAL_PROVENANCE))["fingerprint"] if personal else None,
+            "personal": files.read_json(files.join(personal, PERSONAL_FILE))["fingerprint"] if personal else None,
             "speaker_aggregation": self.config.features.speaker_aggregation,
             "speakers": self.enrolments.fingerprint if self.enrolments else None,
             "roles_unknown": self.rules.score_unknown,
@@ -135,7 +134,7 @@ class Run:
         }
 
     def _voices(self) -> dict[str, Any]:
-        """What the provenance says of voices, where any are told apart."""
+        """The provenance of voices, where voices are separated."""
         facts: dict[str, Any] = {}
         if self.request.voices_from:
             facts["voices_from"] = self.request.voices_from
@@ -147,7 +146,7 @@ class Run:
         return {"voices": facts} if facts else {}
 
     def provenance(self) -> tuple[str, dict[str, Any]]:
-        """The run's fingerprint, and what `_provenance.json` says beside it."""
+        """The run's fingerprint, and the other entries of `_provenance.json`."""
         settings, first = self.settings, self.checkpoints[0]
         fingerprint = digest(json.dumps(settings, sort_keys=True))
         named = [*self.listing.roles, *(self.rules.channel_roles or ())]
@@ -179,12 +178,12 @@ class Run:
 
 
 def voices_section(config: Config) -> tuple[str, ...]:
-    """The section `voices` where it says something: what was made before it existed is still the same run."""
+    """The section `voices` unless it is the default, so that older folders keep their fingerprint."""
     return ("voices",) if config.decisive("voices")["voices"] else ()
 
 
 def prepare(request: Request, config: Config) -> Run:
-    """Check a request; warn of what is unusual in it.
+    """Validate a request; print warnings.
 
     Raises:
         RolesError: if recordings are to be scored and no roles are given.
@@ -233,7 +232,7 @@ def prepare(request: Request, config: Config) -> Run:
     if config.score.max_novelty < 1 and not (judge and judge.novelty):
         raise UsageError(
             f"score.max_novelty is {config.score.max_novelty:g}, and the checkpoint {request.checkpoints[0]} does not "
-            "know what it was trained on (novelty.safetensors). Train it anew, or leave the setting out."
+            "know what it was trained on (novelty.safetensors). Train it again, or leave the setting out."
         )
     run = Run(request, config, checkpoints, source, listing, rules, calls, extractors, enrolments, key, prints, judge)
     _warn(run)
@@ -241,7 +240,7 @@ def prepare(request: Request, config: Config) -> Run:
 
 
 def without_withheld(listing: Listing, calls: Calls) -> Listing:
-    """The listing, in which sessions that nobody may process are listed and not read."""
+    """The listing, with sessions that must not be processed marked, so that they are not read."""
     refused = np.flatnonzero(calls.withheld(listing.session_ids)).tolist()
     withheld = Problem("withheld", "the table of calls says that it may not be processed")
     return replace(listing, problems={**listing.problems, **dict.fromkeys(refused, withheld)})
@@ -256,7 +255,7 @@ def _with_checkpoints(config: Config, checkpoints: Sequence[Checkpoint], source:
                 f"{_predicts(first)} and {_predicts(other)}; {first.features} and "
                 f"{other.features}. Score them one by one."
             )
-    # What the settings say of other targets does not belong to these.
+    # Settings of other targets do not apply to these.
     model = Config().to_dict()["model"] | {"label_range": list(first.config.model.label_range)}
     sections = {"model": model | {"targets": first.config.model.targets}}
     if first.features is not None:
@@ -287,7 +286,7 @@ def _check_personal(personal: str, checkpoints: Sequence[Checkpoint]) -> None:
 
 
 def require_encoder(config: Config, source: Source) -> None:
-    """Refuse to tell voices apart without the encoder that does; at once, not in a worker.
+    """Raise an error early, on the driver, if the encoder that separates voices is missing.
 
     Raises:
         ExtractorError: if it is not installed.
@@ -299,7 +298,7 @@ def require_encoder(config: Config, source: Source) -> None:
 def _read_prints(
     request: Request, config: Config, source: Source, calls: Calls | None, extractors: Mapping[str, Any]
 ) -> Voiceprints | None:
-    """The voices of persons, where roles of voices may follow from them: for agents that calls name, or for all."""
+    """The enrolled voices, if roles of voices depend on them: of agents named by calls, or of all."""
     named_agents, identified = bool(calls and calls.agent_ids), bool(config.voices.identification.strip())
     voices = config.voices.mode != "channel" or bool(request.voices_from)
     if isinstance(source, StoreSource):
@@ -307,7 +306,9 @@ def _read_prints(
         voices = bool(fits) and "voice" in source.store.columns
     if not (request.speakers and voices and (named_agents or identified)):
         if identified and not request.speakers:
-            raise UsageError("voices.identification is given without --speakers: there is nobody to compare with.")
+            raise UsageError(
+                "voices.identification is given without --speakers: there is no enrolled voice to compare with."
+            )
         return None
     return valid_prints(request.speakers)
 
@@ -315,14 +316,14 @@ def _read_prints(
 def _read_enrolments(
     path: str | None, checkpoints: Sequence[Checkpoint], config: Config, prints: Voiceprints | None
 ) -> Enrolments | None:
-    """The enrolments that the checkpoints need; refused where they do not, lack them, or were made with others."""
+    """The enrolments for the checkpoints; an error if they need none, or do not match."""
     how, dim = config.features.speaker_aggregation, checkpoints[0].model.dims.get("speaker")
     if how != "enrolled" or dim is None:
         if path and prints is None:
             raise UsageError(
                 f"--speakers {path} is given, and the checkpoint uses no enrolments "
                 f"({'it has no speaker stream' if dim is None else f'features.speaker_aggregation is {how}'}). "
-                "Leave it out. To tell the agent's voice by it, give --calls with agent_id, and voices.mode=auto."
+                "Leave it out. To identify the agent's voice, give --calls with agent_id, and voices.mode=auto."
             )
         return None
     if path is None:
@@ -340,7 +341,7 @@ def _read_enrolments(
 
 
 def _check_extractors(checkpoints: Sequence[Checkpoint], source: Source, config: Config) -> dict[str, dict[str, Any]]:
-    """What is known of the extractors, by stream; refused where it does not fit."""
+    """The extractors' descriptions, by stream; an error if they do not match."""
     if isinstance(source, StoreSource):
         described, dims = dict(source.store.info.get("extractors", {})), dict(source.store.dims)
         where = f"the store {source.store.path}"
@@ -351,7 +352,7 @@ def _check_extractors(checkpoints: Sequence[Checkpoint], source: Source, config:
     made_by = {stream: facts.get("fingerprint") for stream, facts in described.items()}
     for checkpoint in checkpoints:
         trained_on = checkpoint.provenance.get("feature_fingerprints", {})
-        check_trained_on(checkpoint.model, trained_on, dims, made_by, where)
+        check_compatible(checkpoint.model, trained_on, dims, made_by, where)
     return described
 
 
@@ -366,7 +367,7 @@ def _warn(run: Run) -> None:
             )
     if isinstance(run.source, StoreSource):
         pasts = [name for checkpoint in run.checkpoints for name in checkpoint.model.pasts]
-        say_where_nobody_is_named(run.source.store, pasts)
+        note_unnamed_speakers(run.source.store, pasts)
     made_up = isinstance(run.source, StoreSource) and run.source.store.info.get("synthetic")
     if _synthetic(run.checkpoints) and not made_up:
         say(
@@ -384,7 +385,7 @@ def _warn(run: Run) -> None:
 def _named_only(listing: Listing, calls: Calls, config: Config, path: str, key: IdKey | None) -> Listing:
     """The listing, in which sessions that the table of calls does not name are not scored.
 
-    The table says who may be scored: what it does not know may be an employee.
+    The table decides who may be scored: a person it does not name may be an employee.
     """
     absent = np.flatnonzero(~calls.contains(listing.session_ids)).tolist()
     if not absent:
@@ -398,7 +399,7 @@ def _named_only(listing: Listing, calls: Calls, config: Config, path: str, key: 
         known = f"such as {named(calls.rows['session_id'][0])}" if len(calls.rows) else "none at all"
         raise ReadManifestError(
             f"the table of calls {path} names none of the {n:,} sessions: they are called such as {example}, those "
-            f"in the table {known}. Only calls that it names are scored; put the ids right."
+            f"in the table {known}. Only calls that it names are scored; correct the ids."
         )
     told = (
         f"warning: {len(absent):,} of {n:,} sessions are not in the table of calls and are not scored, such as "

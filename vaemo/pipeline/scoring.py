@@ -1,7 +1,7 @@
 """The scoring job: shards of whole sessions, each written once.
 
-A folder of scores belongs to one run, told by its fingerprint; running again does what is missing, and an archive may
-grow.
+A folder of scores belongs to one run, identified by its fingerprint; running again does what is missing, and an archive
+may grow.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ from vaemo.tables import from_bytes, to_bytes, with_column
 from vaemo.trust.fit import write_fit
 
 NO_DATE = "__HIVE_DEFAULT_PARTITION__"
-"""What readers of partitioned folders take for null."""
+"""The name that readers of partitioned folders take for null."""
 
 
 def score(request: Request, config: Config, executor: Executor) -> Tally:
     """Score what is missing, with one line of progress and a table of failures at the end.
 
     Returns:
-        What became of everything in the folder of scores.
+        Counts of all outcomes in the folder of scores.
 
     Raises:
         OtherRunError: if the folder of scores holds another run, or what was scored there has changed in a store.
@@ -68,9 +68,7 @@ def _score(request: Request, config: Config, executor: Executor) -> Tally:
         work = plan_scoring(run, index)
         claim_folder(request.out, PROVENANCE, fingerprint, provenance)
         if work.unchecked and run.source.needs_features:
-            say(
-                f"{work.unchecked:,} {run.unit} were scored by a version that did not note what they were; not checked."
-            )
+            say(f"{work.unchecked:,} {run.unit} were scored by a version that kept no stamps; not checked.")
         tally = _score_missing(run, work, index, fingerprint[:12], executor)
     for line in write_fit(request.out, run.judge) if run.judge and run.judge.novelty and tally.statuses["ok"] else ():
         say(line)
@@ -85,7 +83,7 @@ def _index(out: str) -> Index:
 
 
 def _score_missing(run: Run, work: Plan, index: Index, run_id: str, executor: Executor) -> Tally:
-    """Do what is to be done; returns the counts of all scores."""
+    """Do the missing work; returns the counts of all scores."""
     request, total = run.request, len(work.listing.session_ids)
     if not work.shards:
         say(f"nothing to do: all {total:,} {run.unit} are scored")
@@ -132,7 +130,7 @@ def _summarise(out: str, tally: Tally, unit: str, config: Config) -> None:
     say(f"{out}: {scored:,} utterances scored, {refused:,} not scored for their role, {tally.failed:,} failed")
     if refused and not scored + tally.failed:
         say(
-            "warning: nobody was scored: no utterance is of a customer. Name every channel, channel 0 first, in "
+            "warning: no utterance was scored: none is of a customer. Name every channel, channel 0 first, in "
             "score.channel_roles, or in the table of calls."
         )
     tally.say(unit)
@@ -149,7 +147,7 @@ class ScoreWorker:
         config: As `Config.to_dict` gives it, with the checkpoints' features.
         rules: Who may be scored.
         out: The folder of scores.
-        run_id: Marks every row.
+        run_id: Id of the run in every row.
         personal: Folder of personal deltas.
         speakers: File of enrolments.
         key: Hides ids.
@@ -220,7 +218,7 @@ def plan_scoring(run: Run, index: Index) -> Plan:
     calls = run.calls.take(listing.session_ids) if run.calls else None
     named: Iterable[bool] = itertools.repeat(True)
     if run.calls:
-        # What is withheld now may be named as fit to be processed one day.
+        # Processing of withheld sessions may be allowed later.
         named = run.calls.contains(listing.session_ids) & ~run.calls.withheld(listing.session_ids)
     said = (
         [_said(run.calls, name, run.prints is not None) for name in listing.session_ids]
@@ -255,13 +253,13 @@ def plan_scoring(run: Run, index: Index) -> Plan:
         raise OtherRunError(
             f"{run.request.out} holds scores of other data: the features of {len(work.changed):,} sessions of "
             f"{run.request.source} have changed since they were scored, such as those of '{work.changed[0]}'. Give "
-            "another --out, or --changed redo to score these sessions anew."
+            "another --out, or --changed redo to score these sessions again."
         )
     return work
 
 
 def _said(calls: Calls, session_id: str, agents: bool) -> Sequence[str | None]:
-    """What the table of calls says of who speaks: roles of channels, of voices, and who the agent was."""
+    """The speakers according to the table of calls: roles of channels and of voices, and the agent."""
     said: list[str | None] = []
     for key in calls.keys_of(session_id):
         agent = [calls.agent_ids.get(key)] if agents else []
@@ -270,7 +268,7 @@ def _said(calls: Calls, session_id: str, agents: bool) -> Sequence[str | None]:
 
 
 def _key(hidden: IdKey | None, session_id: str, content: str, roles: Sequence[str | None], named: bool) -> str:
-    """What must be the same for a session's scores to be the same: who speaks where decides what is scored."""
+    """The key of a session's scores: includes the roles, which decide what is scored."""
     if any(roles):
         content += "," + ",".join(role or "" for role in roles)
     if hidden:

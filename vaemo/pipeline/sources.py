@@ -1,8 +1,8 @@
-"""What features and scores are made of: a feature store, a manifest, or recordings.
+"""Sources of features and scores: a feature store, a manifest, or recordings.
 
-A source is light and travels to every worker. Its listing (`list`) stays on the driver: the sessions, their keys for
+A source is light and is sent to every worker. Its listing (`list`) stays on the driver: the sessions, their keys for
 `vaemo.parts.shards`, and `pack`, which describes some of them to a worker. `read` turns such a description into rows
-of a feature store, whole sessions in order, and stamps by which a later run tells whether the input has changed.
+of a feature store, whole sessions in order, and stamps from which a later run detects changed input.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import functools
 import hashlib
 import itertools
 import json
+import posixpath
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol
@@ -28,6 +29,7 @@ from vaemo.audio.several import Member, plain
 from vaemo.config import AudioConfig, Config
 from vaemo.data.manifest import file_of, with_labels
 from vaemo.data.sessions import label_ranges
+from vaemo.data.speakers import unit
 from vaemo.data.spool import open_rows, read_rows
 from vaemo.errors import ReadManifestError, UsageError, named
 from vaemo.features import Extractor
@@ -41,6 +43,7 @@ from vaemo.targets import Target, observed_names
 from vaemo.units import DIMENSIONS, STREAMS
 from vaemo.utterances import (
     Course,
+    Parties,
     Problem,
     extract_recording,
     extract_session,
@@ -49,13 +52,12 @@ from vaemo.utterances import (
     unsaid_roles,
 )
 from vaemo.voices.channels import Voice
-from vaemo.voices.clustering import unit
 from vaemo.voices.prints import Voiceprints
-from vaemo.voices.roles import UNKNOWN, Evidence, VoiceRole, of_piece, roles_of_voices
+from vaemo.voices.roles import UNKNOWN, Evidence, VoiceRole, expected_voice, of_piece, roles_of_voices
 from vaemo.voices.turns import Turn, digest_of, read_voices, turns_of_json, turns_to_json
 
 _DIGESTED = 16
-"""Numbers of every vector that a session's digest is made of."""
+"""How many numbers of every vector enter a session's digest."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +79,7 @@ class Listing:
         notes: Lines for people.
         files: Of recordings, the file of each.
         places: What every worker must be able to see: some of what is read.
-        turns: By the name of a recording, who speaks when in it, where somebody has brought that.
+        turns: By the name of a recording, who speaks when in it, if given.
         several: By index, the recordings of a session whose id is not the name of its only one.
     """
 
@@ -126,7 +128,7 @@ class Listing:
         return self.select([index for index in range(len(self.session_ids)) if index not in gone])
 
     def described(self, indices: Sequence[int]) -> dict[str, Any]:
-        """What a worker is told of these sessions: `pack`, and their problems."""
+        """The description of these sessions for a worker: `pack`, and their problems."""
         known = {self.session_ids[index]: vars(self.problems[index]) for index in indices if index in self.problems}
         names = itertools.chain.from_iterable(map(self.recordings_of, indices)) if self.turns else ()
         brought = {name: turns_to_json(self.turns[name]) for name in names if name in self.turns}
@@ -145,7 +147,7 @@ class Listing:
         """
         if not self.files:
             raise UsageError(
-                f"--voices-from {path} tells voices apart in recordings, and the input is none: its utterances were "
+                f"--voices-from {path} separates voices in recordings, and the input is none: its utterances were "
                 "found before. Give it when they are extracted."
             )
         of_session = [self.recordings_of(index) for index in range(len(self.session_ids))]
@@ -154,10 +156,10 @@ class Listing:
         contents = []
         for content, of_it in zip(self.contents, of_session, strict=True):
             told = [turn for name in of_it for turn in turns.get(name, ())]
-            contents.append(f"{content},voices {digest_of(told)}" if told else content)
+            contents.append(f"{content},voices {digest_of(told)}" if turns.keys() & set(of_it) else content)
         without = len(names) - len(turns)
         note = (
-            [f"--voices-from {path} is of {len(turns):,} recordings, and says nothing of {without:,}"]
+            [f"--voices-from {path} is of {len(turns):,} recordings, and has none of {without:,} others"]
             if without
             else []
         )
@@ -188,7 +190,7 @@ class Part(NamedTuple):
 class Tools:
     """What a worker needs to compute features: empty for a store.
 
-    `rules` are None where all speech is wanted, whoever speaks; `prints` are voices of persons, where roles of voices
+    `rules` are None where all speech is wanted, of any role; `prints` are voices of persons, where roles of voices
     may follow from them.
     """
 
@@ -208,7 +210,7 @@ class Batch:
 
 
 class Source(Protocol):
-    """Where sessions come from."""
+    """A source of sessions."""
 
     @property
     def path(self) -> str:
@@ -257,7 +259,7 @@ def open_source(path: str, config: Config, *, exclude: Sequence[str] = ()) -> So
     if not files.exists(path):
         raise UsageError(f"--input {path} does not exist; give a feature store, a manifest or a folder of recordings.")
     single = files.is_file(path)
-    # A bucket is listed once, whatever it turns out to hold; on a disk most of it need not be looked at.
+    # A bucket is listed once, whatever its content; on a disk most of it need not be listed.
     listed = list(files.walk(path)) if files.is_uri(path) and not single else None
     parts = find_parts(path, listed)
     if is_store(path, parts):
@@ -269,7 +271,7 @@ def open_source(path: str, config: Config, *, exclude: Sequence[str] = ()) -> So
             return RecordingsSource(path, config.audio, tuple(exclude), config.extract.min_age_s)
         source = ManifestSource(path, config.extract.root)
     elif parts and all(kind_of(item.name, config.audio) == "other" for item in listed or files.walk(path)):
-        # Tables may lie beside recordings. Alone they were meant as a store: this says what they lack.
+        # Tables may be beside recordings. Alone they were meant as a store: the error names what they lack.
         source = StoreSource(FeatureStore.open(path, parts))
     else:
         return RecordingsSource(path, config.audio, tuple(exclude), config.extract.min_age_s, listed)
@@ -385,7 +387,7 @@ class ManifestSource:
     counts_rows = True
 
     def shard_size(self, config: Config) -> int:
-        """So many utterances."""
+        """The number of utterances in a shard."""
         return config.extract.shard_utterances
 
     def list(self, calls: Calls | None = None) -> Listing:
@@ -398,7 +400,7 @@ class ManifestSource:
         def still(index: int, stamps: Sequence[Sequence[Any]]) -> bool:
             paths = _audio_files(held.rows(index)["audio_path"])
             now = [_stat(path) for path in paths]
-            # Audio that is gone was deleted when its time was over; what was made of it stays.
+            # Missing audio was deleted at the end of its retention; results made from it stay.
             return len(stamps) != len(paths) or all(
                 current is None or is_still(path, current.size, current.mtime_ns, before)
                 for before, current, path in zip(stamps, now, paths, strict=True)
@@ -426,7 +428,7 @@ class ManifestSource:
         starts, session_ids = _runs(rows, [rows.num_rows])
         paths = rows["audio_path"].combine_chunks()
         edges = [*starts.tolist(), rows.num_rows]
-        # Taken before anything is read: what is written meanwhile shows as a change.
+        # Taken before reading, so that a write in the meantime shows as a change.
         stamps = {
             session_id: [Stamp.of(path) or Stamp(0, 0) for path in _audio_files(paths[first:stop])]
             for session_id, (first, stop) in zip(session_ids, itertools.pairwise(edges), strict=True)
@@ -474,15 +476,20 @@ class RecordingsSource:
         return {**self.__dict__, "listed": None}
 
     def shard_size(self, config: Config) -> int:
-        """So many recordings."""
+        """The number of recordings in a shard."""
         return config.extract.shard_recordings
 
     def list(self, calls: Calls | None = None) -> Listing:
         """List the files that may be audio; nothing is opened."""
+        members = calls.members if calls else {}
         listed = list_recordings(
-            self.path, self.audio, exclude=self.exclude, min_age_s=self.min_age_s, found=self.listed
+            self.path,
+            self.audio,
+            exclude=self.exclude,
+            min_age_s=self.min_age_s,
+            found=self.listed,
+            several={name for name, of_it in members.items() if len(of_it) > 1},
         )
-        members = {**listed.members, **(calls.members if calls else {})}
         found, several, notes = _put_together(listed, members, self.path) if members else (listed.recordings, {}, ())
         # A table may not say how large its recordings are: then it is not seen whether they have changed, or are twins.
         unsized = files.is_file(self.path)
@@ -504,6 +511,7 @@ class RecordingsSource:
             parts = several.get(index)
             return found[index].name, [part[:4] for part in parts] if parts else found[index].path
 
+        alone = [index for index in range(len(found)) if index not in several]
         return Listing(
             session_ids=[item.name for item in found],
             contents=[""] * len(found),
@@ -516,7 +524,7 @@ class RecordingsSource:
             roles=(),
             problems={index: Problem(*item.problem) for index, item in enumerate(found) if item.problem},
             notes=[*listed.notes, *notes],
-            files=() if unsized and not all(item.size or item.problem for item in found) else found,
+            files=() if unsized and not all(found[i].size or found[i].problem for i in alone) else found,
             places=[self.path, *itertools.islice((item.path for item in found if not item.problem), 1)],
             several=several,
         )
@@ -554,20 +562,22 @@ class RecordingsSource:
     ) -> pa.Table:
         rules, key = tools.rules, calls.key_of(session_id, part.name) if calls else session_id
         said = calls.roles.get(key, ()) if calls else ()
+        evidence, how = evidence_of(calls, key), tools.config.voices
         return extract_recording(
             part.path,
             session_id,
             extractors=tools.extractors,
             config=tools.config,
             decoder=tools.decoder,
-            roles_of=(lambda n_channels: rules.of_channels(n_channels, said)) if rules else unsaid_roles,
-            hears=lambda role: rules is None or rules.scores(role, cut=True) or role in rules.context,
-            problem=problem or (Problem(*part.problem) if part.problem else None),
-            turns=brought.get(part.name),
-            roles_of_voices=lambda voices, roles: roles_of_voices(
-                voices, roles, evidence_of(calls, key), tools.prints, tools.config.voices
+            parties=Parties(
+                roles_of=(lambda n_channels: rules.of_channels(n_channels, said)) if rules else unsaid_roles,
+                scored=lambda role: rules is None or rules.scores(role, cut=True) or role in rules.context,
+                turns=brought.get(part.name),
+                roles_of_voices=lambda voices, roles: roles_of_voices(voices, roles, evidence, tools.prints, how),
+                verifies=tools.prints is not None,
+                expected=expected_voice(evidence, tools.prints, how),
             ),
-            verifies=tools.prints is not None,
+            problem=problem or (Problem(*part.problem) if part.problem else None),
             course=course,
         )
 
@@ -578,7 +588,8 @@ def _put_together(
     """The sessions of a folder, sorted: recordings that stand alone, and those that a table puts together.
 
     Returns:
-        found: One per session; of one with several recordings, a file without size that is nobody's twin.
+        found: One per session; of one with several recordings, a file without size, which matches no other as a
+            duplicate.
         several: By index, the recordings of sessions whose id is not the name of their only one.
         notes: Lines for people.
     """
@@ -587,6 +598,7 @@ def _put_together(
     if any(plain(member.path) not in by_name for of_it in members.values() for member in of_it):
         by_path = {plain(item.path): item for item in listed.recordings}
     waiting, excluded = (frozenset(map(plain, names)) for names in (listed.waiting, listed.excluded))
+    root = posixpath.dirname(where) if files.is_file(where) else where
     taken: set[str] = set()
     parts_of: dict[str, list[Part]] = {}
     n_waiting = 0
@@ -604,7 +616,14 @@ def _put_together(
         parts_of[session_id] = [
             Part(item.name, item.path, member.offset_s, item.problem, item.size, item.mtime_ns)
             if item
-            else Part(member.path, files.join(where, member.path), member.offset_s, _missing(where))
+            else Part(
+                member.path,
+                member.path
+                if files.is_uri(member.path) or posixpath.isabs(member.path)
+                else files.join(root, member.path),
+                member.offset_s,
+                _missing(where),
+            )
             for item, member in zip(of_it, of_session, strict=True)
             if plain(member.path) not in excluded
         ]
@@ -630,12 +649,12 @@ def _missing(where: str) -> tuple[str, str]:
 
 
 def _composition(parts: Sequence[Part]) -> Stamp:
-    """What tells whether a session is still made of the same recordings."""
+    """A digest that shows whether a session still has the same recordings."""
     return Stamp(len(parts), 0, digest(*(f"{part.name}\t{part.offset_s}" for part in parts))[:16])
 
 
 def evidence_of(calls: Calls | None, session_id: str) -> Evidence:
-    """What a table of calls says of the voices of a session."""
+    """The table of calls on the voices of a session."""
     if calls is None:
         return Evidence()
     return Evidence(calls.voice_roles.get(session_id, ()), calls.agent_ids.get(session_id))
@@ -719,7 +738,7 @@ def _with_roles(table: pa.Table, rules: RoleRules, calls: Calls | None) -> pa.Ta
     last ones silent all along, fewer are found than the calls name, and none of them gets a role.
     """
     cut = cut_by_vaemo(table)
-    # A role that extraction filled in (`mixed`) was not given by anybody.
+    # A role that extraction filled in (`mixed`) was not declared.
     unnamed = table["role"].is_null().to_numpy() | (cut & pc.is_in(table["role"], pa.array(NOT_KNOWN)).to_numpy())
     if not unnamed.any() or not (cut.any() or calls or rules.channel_roles):
         return table
@@ -755,7 +774,7 @@ def _recordings_in(table: pa.Table, calls: Calls | None) -> tuple[np.ndarray, li
 
 
 def _with_voice_roles(table: pa.Table, tools: Tools, rules: RoleRules, calls: Calls | None) -> pa.Table:
-    """The roles of what is told apart by voice; the channel's alone says nothing of them."""
+    """The roles of voices within a channel; the channel's own role does not apply to them."""
     if table["voice"].null_count == table.num_rows:
         return table
     held = table.select(
@@ -807,5 +826,5 @@ def _voices_of(table: pa.Table, rows: Sequence[Mapping[str, Any]], tools: Tools)
 
 
 def _known(role: str, cut: bool) -> str | None:
-    """A role that nobody said is null where somebody declared the utterance: that is research data."""
+    """A missing role is null for an utterance that the data declares: that is research data."""
     return role if cut or role not in NOT_KNOWN else None

@@ -22,7 +22,7 @@ from vaemo.personalize import Personal
 from vaemo.pipeline.sources import Batch, Source, Tools
 from vaemo.scoring.calls import Calls
 from vaemo.scoring.roles import RoleRules
-from vaemo.scoring.score import score_table
+from vaemo.scoring.table import score_table
 from vaemo.targets import names_of
 from vaemo.training.jobs import one_thread
 from vaemo.trust.judge import Judge

@@ -32,7 +32,7 @@ from vaemo.store import FeatureStore
 from vaemo.training import run_folder
 from vaemo.training.card import write_card
 from vaemo.training.curves import draw_curves
-from vaemo.training.data import SECTIONS, SplitSessions, TrainingData
+from vaemo.training.data import TRAINING_SECTIONS, SplitSessions, TrainingData
 from vaemo.training.end_to_end import EndToEnd, check_encoder_settings
 from vaemo.training.held_out import score_held_out
 from vaemo.training.jobs import Failure, Job, Jobs, Line, Place
@@ -112,14 +112,14 @@ def train(
     heard = [EndToEnd.open(data.store, manifest, config).fingerprint] if manifest else []
     several = {"seeds": seeds} if seeds > 1 else {}
     fingerprint = digest(
-        config.fingerprint(*SECTIONS),
+        config.fingerprint(*TRAINING_SECTIONS),
         config.features.speaker_aggregation,
         data.digest,
         str(folds),
         *heard,
         *map(str, several.items()),
     )
-    settings = {section: config.to_dict()[section] for section in SECTIONS} | several
+    settings = {section: config.to_dict()[section] for section in TRAINING_SECTIONS} | several
     facts = {"data": data.digest, "folds": folds, "settings": settings}
     places = _Places.of(out, data, seeds)
     with lease(out):

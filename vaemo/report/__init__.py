@@ -1,1 +1,1 @@
-"""What a person looks at: one HTML page that opens from disk, and pictures."""
+"""Reports: one HTML page that opens from disk, and pictures."""

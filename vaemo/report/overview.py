@@ -27,7 +27,7 @@ EXAMPLES = 3
 """Reasons that are shown for one status."""
 
 WITHIN_RECORDING_S = 86_400.0
-"""Times from here on are no places in a recording, which would last for a day, but those of a clock."""
+"""Times from here on are clock times rather than positions in a recording, which would last for a day."""
 
 MIN_SCORED = 5
 """A call with fewer scored utterances is not called one that falls."""
@@ -42,7 +42,7 @@ def columns_of(targets: Sequence[str | Target]) -> list[str]:
 
 
 def _rankings(names: Sequence[str], columns: Sequence[str]) -> list[tuple[str, str]]:
-    """What calls are looked at for: low, falling, ending low in the first target, and high in the second."""
+    """Why a call is shown: low, falling, ending low in the first target, and high in the second."""
     first, second = names[0], names[1:2]
     of_first = [(f"{first}_{summary}", "ascending") for summary in ("slope_per_min", "end_weighted")]
     return [
@@ -53,7 +53,7 @@ def _rankings(names: Sequence[str], columns: Sequence[str]) -> list[tuple[str, s
 
 
 def of_call(name: str, columns: Collection[str]) -> str:
-    """The column of the table of calls that says most of a target: its mean, or itself if it is of the whole call."""
+    """The main column of a target in the table of calls: its mean, or itself if it is of the whole call."""
     return mean if (mean := f"{name}_mean") in columns else name
 
 
@@ -131,7 +131,7 @@ class Overview:
         self.speech_s += pc.sum(pc.subtract(heard["end_s"], heard["start_s"])).as_py() or 0.0
 
     def to_plain(self) -> dict[str, Any]:
-        """What the page is given."""
+        """The data of the page."""
         unscored = {status: n for status, n in self.statuses.items() if status not in _SAID_ELSEWHERE}
         return {
             "low": self.scale.low,
@@ -200,7 +200,7 @@ def choose_calls(
 def calls_table(
     sessions: pa.Table, drawn: list[str], targets: Sequence[str | Target] = DIMENSIONS
 ) -> dict[str, list[Any]]:
-    """The rows of the table of calls, column by column: those of the calls drawn, less roles that nobody scored."""
+    """The rows of the table of calls, column by column: those of the calls drawn, without unscored roles."""
     of_interest = pc.greater(pc.add(sessions["n_scored"], sessions["n_failed"]), 0)
     kept = sessions.filter(pc.and_(of_interest, pc.is_in(sessions["session_id"], pa.array(drawn, pa.string()))))
     table: dict[str, list[Any]] = {
@@ -215,7 +215,7 @@ def calls_table(
 
 
 def unscored_calls(sessions: pa.Table, most: int = 500) -> dict[str, Any]:
-    """Calls in which nobody is scored and somebody is of no known role: evidence of who speaks is wanted.
+    """Calls without a scored speaker and with a speaker of unknown role, whose role should be looked up.
 
     Returns:
         `n`, and `session_id` of the first.
@@ -291,7 +291,7 @@ def curves(
 def _curve(rows: list[dict[str, Any]], names: Sequence[str]) -> dict[str, Any]:
     timed = all(row["start_s"] is not None and row["end_s"] is not None for row in rows if row["status"] == "ok")
     timed = timed and any(row["start_s"] is not None for row in rows)
-    several = [row["audio_path"] for row in rows if row["offset_s"] is not None]
+    several = any(row["offset_s"] is not None for row in rows)
     if several and timed:
         rows = [row | {name: _in_session(row, name) for name in ("start_s", "end_s")} for row in rows]
     if timed:
@@ -318,7 +318,7 @@ def _curve(rows: list[dict[str, Any]], names: Sequence[str]) -> dict[str, Any]:
         "status": [row["status"] for row in rows],
     }
     if several and timed:
-        paths = list(dict.fromkeys(several))
+        paths = list(dict.fromkeys(row["audio_path"] for row in rows))
         curve["recordings"], curve["recording"] = paths, [paths.index(row["audio_path"]) for row in rows]
         curve["offset"] = [row["offset_s"] for row in rows]
     forms = ("label_{}", "{}_sd", "{}_low", "{}_high")

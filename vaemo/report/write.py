@@ -82,7 +82,8 @@ def write_report(
     utterances = scores.read_utterances(scored, sessions=drawn)
     known = read_labels(labels, config, overview.scale, targets)[0] if labels is not None else None
     drawn_curves = curves(utterances, known, names)
-    links = _audio_links(drawn, drawn_curves, audio, out) if audio is not None else {}
+    recordings = {session: curve.pop("recordings", None) for session, curve in drawn_curves.items()}
+    links = _audio_links(drawn, recordings, audio, out) if audio is not None else {}
     calls = calls_table(sessions, drawn, targets)
     page: dict[str, Any] = {
         "version": vaemo.__version__,
@@ -123,7 +124,7 @@ def _fit_of(scored: str, sessions: pa.Table) -> dict[str, Any] | None:
 
 
 def _notices(provenance: Mapping[str, Any], fit: Mapping[str, Any] | None) -> list[dict[str, str]]:
-    """What a reader must know before any number: synthetic training data, who was scored, and on what ground."""
+    """Notices that come before any number: synthetic training data, who was scored, and on what ground."""
     notices = []
     if provenance.get("synthetic"):
         notices.append(
@@ -165,13 +166,13 @@ def _notices(provenance: Mapping[str, Any], fit: Mapping[str, Any] | None) -> li
 
 
 def _agreement(scored: str, labels: str, config: Config) -> dict[str, Any]:
-    """The metrics of the split that is to be judged by."""
+    """The metrics of the split used for evaluation."""
     split, pairs = choose_split(read_pairs(scored, labels, config), None)
     return {"split": split, **measure(pairs, config)}
 
 
 def _audio_links(
-    drawn: Sequence[str], drawn_curves: Mapping[str, Mapping[str, Any]], audio: str, out: str
+    drawn: Sequence[str], recordings: Mapping[str, Sequence[str] | None], audio: str, out: str
 ) -> dict[str, str | list[str | None] | None]:
     """Where the page finds the recordings of a call: the file of its id below the folder, with or without a suffix.
 
@@ -181,7 +182,7 @@ def _audio_links(
     there = {shown(found.name): found.path for found in files.walk(audio)}
     links: dict[str, str | list[str | None] | None] = {}
     for session in drawn:
-        several = drawn_curves[session].get("recordings")
+        several = recordings.get(session)
         names = [_ends_of(path) for path in several] if several else [[session + suffix for suffix in _SUFFIXES]]
         paths = [next((there[name] for name in some if name in there), None) for some in names]
         if any(paths):

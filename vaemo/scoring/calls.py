@@ -1,7 +1,7 @@
-"""The table of calls (`--calls`): per recording or session, who speaks on which channel, and whatever else is known.
+"""The table of calls (`--calls`): per recording or session, who speaks on which channel, and further columns.
 
 Reads Parquet, CSV or JSON Lines. Columns: `session_id` or `path`, `role_ch0`, `role_ch1`, ... of its channels,
-`role_v0`, `role_v1`, ... of the voices in its one channel, `process`, and any others, which travel to the scores; a
+`role_v0`, `role_v1`, ... of the voices in its one channel, `process`, and any others, which are copied to the scores; a
 `date` partitions them, and `agent_id` says whose enrolled voice the agent's must be. With `session_id` and `path`, rows
 of one session and different paths are a session of several recordings (`vaemo.audio.several`).
 """
@@ -33,10 +33,10 @@ DATE = "date"
 """Column by which scores are partitioned, as `date=2026-11-23`."""
 
 PROCESS = "process"
-"""Column that says `false` of a call that nobody may process: an objection, or no notice was given."""
+"""Column that is `false` for a call that must not be processed: an objection, or no notice was given."""
 
 AGENT_ID = "agent_id"
-"""Column that names the agent, as `--speakers` does; travels to the scores."""
+"""Column that names the agent, as `--speakers` does; copied to the scores."""
 
 _OF = "\t"
 """Between a session and one of its recordings in the ids of the rows of `Calls`."""
@@ -56,8 +56,8 @@ class Calls:
 
     Attributes:
         rows: `session_id`, then `role_ch0` ... and `role_v0` ... as text without gaps, `process` (bool), then the
-            columns that travel. Behind the rows of sessions stand those of the recordings of sessions of several,
-            whose `session_id` is that of the session, a tab and the path; the session's own row is that of its first.
+            copied columns. Behind the rows of sessions stand those of the recordings of sessions of several, whose
+            `session_id` is that of the session, a tab and the path; the session's own row is that of its first.
         members: By session, the recordings that the table names with their paths, in order.
     """
 
@@ -71,7 +71,7 @@ class Calls:
 
     @property
     def travel(self) -> list[str]:
-        """Names of the columns that travel to the scores."""
+        """Names of the columns that are copied to the scores."""
         ours = ("session_id", PROCESS)
         return [name for name in self.rows.column_names if name not in ours and not _ROLE.fullmatch(name)]
 
@@ -167,7 +167,7 @@ class Calls:
 
     @functools.cached_property
     def agent_ids(self) -> dict[str, str]:
-        """By session, who the agent was, where that is said."""
+        """By session, the id of the agent, where it is given."""
         if AGENT_ID not in self.rows.column_names:
             return {}
         agents = _text(self.rows[AGENT_ID], AGENT_ID, "of this run").to_pylist()
@@ -188,7 +188,7 @@ class Calls:
 def read_calls(path: str, root: str = "") -> Calls:
     """A table of calls.
 
-    Ids, paths and roles are text as it stands in the file: `00123`, `1e5`, `NA` and `2026-11-23` stay what they are.
+    Ids, paths and roles are the text in the file: `00123`, `1e5`, `NA` and `2026-11-23` stay what they are.
 
     Args:
         path: `.parquet`, `.csv`, or anything else as JSON Lines; the suffix in any case.
@@ -265,7 +265,7 @@ def _with_recordings(rows: pa.Table, several: Mapping[str, Sequence[Member]]) ->
     kept = [row for row in range(rows.num_rows) if row not in of_several]
     own, firsts = rows.take(pa.array(kept)), {members[0].row: members for members in several.values()}
     if PROCESS in rows.column_names:
-        # An objection is to the call, whichever of its rows says so.
+        # An objection in any row applies to the whole call.
         said = rows[PROCESS].to_pylist()
         flags = [all(said[member.row] for member in firsts[row]) if row in firsts else said[row] for row in kept]
         own = with_column(own, PROCESS, pa.array(flags, pa.bool_()))
@@ -296,7 +296,7 @@ def _read(path: str) -> pa.Table:
 
 
 def _read_csv(content: bytes) -> pa.Table:
-    """Columns that travel have the types that their values show; a number that is written otherwise stays text."""
+    """Copied columns have the types that their values show; a number that is written otherwise stays text."""
     head = content.partition(b"\n")[0]
     delimiter = max(",;\t", key=lambda mark: head.count(mark.encode()))
     parse = pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
@@ -331,7 +331,8 @@ def _read_json_lines(content: bytes) -> pa.Table:
         if not all(isinstance(row, dict) for row in rows):
             raise ValueError("one JSON object a line is needed") from None
         table = pa.Table.from_pylist(rows, pa.schema([(name, pa.string()) for name in dict.fromkeys(_keys(rows))]))
-    unused = [name for name in as_text.names if table[name].null_count == len(table)]
+    ours = (name for name in as_text.names if name in table.column_names)
+    unused = [name for name in ours if table[name].null_count == len(table)]
     return table.drop_columns(unused)
 
 

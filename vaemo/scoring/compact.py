@@ -1,8 +1,8 @@
-"""Small parts of scores are joined: an archive that is scored night after night holds few files, not thousands.
+"""Joining small parts of scores, so that an archive scored every night has few files, not thousands.
 
 `python -m vaemo.scores compact --scores SCORES`. Parts of one folder (of one date) are joined up to a size. What is
 being joined is noted in SCORES/`JOINING` first: a kill at any moment loses nothing, vaemo reads every row once, and the
-next `compact` or the next scoring ends what was begun. Keys and stamps travel along, so that scoring finds everything
+next `compact` or the next scoring ends what was begun. Keys and stamps are kept, so that scoring finds everything
 finished.
 """
 
@@ -53,7 +53,7 @@ def compact(scores: str, target_bytes: int = TARGET_BYTES) -> tuple[int, int]:
 
 
 def end_joining(scores: str) -> None:
-    """End what a killed `compact` has begun; nothing where there is nothing. Whoever calls holds the lease."""
+    """Complete an interrupted `compact`, if there is one. The caller holds the lease."""
     path = files.join(scores, JOINING)
     if not files.exists(path):
         return

@@ -1,8 +1,8 @@
-"""Calls are erased: from scores, feature stores, runs, enrolments, reports and personal deltas; a tombstone stays.
+"""Erasing calls from scores, feature stores, runs, enrolments, reports and personal deltas; a tombstone is kept.
 
 `python -m vaemo.scores erase --session ID --scores SCORES`, and whatever else holds a trace. The tombstone is a keyed
-hash of the id (`VAEMO_ID_KEY`), which later runs honour: the call is not scored again. Killed in the middle, the
-command is given again.
+hash of the id (`VAEMO_ID_KEY`), which later runs honour: the call is not scored again. After a kill, run the command
+again.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from vaemo.personalize import DELTAS, SPEAKERS, USED
 from vaemo.scores import SESSIONS, UTTERANCES, read_provenance, read_sessions
 from vaemo.scoring.calls import DATE
 from vaemo.scoring.ids import IdKey
-from vaemo.summary import NAME as SUMMARY
+from vaemo.summary import SUMMARY
 
 TOMBSTONES = "_erased.json"
 
@@ -35,7 +35,7 @@ class Tombstones:
 
     Attributes:
         hashes: Keyed hashes of the sessions' ids.
-        key_check: Tells the key that made them.
+        key_check: Identifies the key that made them.
     """
 
     hashes: frozenset[str] = frozenset()
@@ -62,7 +62,7 @@ class Tombstones:
         files.write_json(files.join(self.folder, TOMBSTONES), held)
 
     def erased(self, session_ids: Sequence[str]) -> list[int]:
-        """Where in `session_ids` erased ones stand.
+        """Which of `session_ids` are erased, bool.
 
         Raises:
             UsageError: if there are tombstones and no key to read them.
@@ -78,15 +78,15 @@ class Tombstones:
         if self.key_check and key.check != self.key_check:
             raise OtherRunError(
                 f"{files.join(self.folder, TOMBSTONES)} was written with another key than VAEMO_ID_KEY holds now; "
-                "give the key of then, or what was erased would come back."
+                "give the earlier key, or what was erased would come back."
             )
 
 
 class _Erased:
-    """The sessions that go, by whatever name a folder knows them: their ids, or keyed hashes of these.
+    """The sessions to erase, under all names that a folder uses for them: their ids, or keyed hashes of these.
 
     Attributes:
-        names: All names of theirs that are known, ids and hashes.
+        names: All their known names, ids and hashes.
         hashes: Keyed hashes of all of them; tombstones.
     """
 
@@ -105,7 +105,7 @@ class _Erased:
         return session_id in self.hashes or self._key.hash(session_id) in self.hashes
 
     def rows(self, column: pa.ChunkedArray) -> pa.ChunkedArray:
-        """Which rows of a column of ids go, bool."""
+        """Which rows of a column of ids to erase, bool."""
         column = column.cast(pa.string())
         gone = [name for name in column.unique().to_pylist() if name is not None and name in self]
         # Of what is erased by its date, hidden scores know the hash alone.
@@ -133,7 +133,7 @@ def erase_sessions(
     """Erase calls everywhere.
 
     Tombstones are written first, so that a run that starts meanwhile leaves the calls out. Reports are removed whole,
-    to be made anew; of personal deltas those go that learned from a call. A checkpoint that was trained on one keeps
+    to be made again; personal deltas that learned from a call are removed. A checkpoint that was trained on one keeps
     its weights and is named.
 
     Args:
@@ -224,7 +224,7 @@ def _erase_rows(folder: str, erased: _Erased) -> int:
 
 def _erase_in(path: str, erased: _Erased) -> int:
     names = files.read_parquet_schema(path).names
-    # An enrolment that names no session may be of a call whose speaker nobody named.
+    # An enrolment without a session may come from a call without a named speaker.
     id_column = next((name for name in ("session_id", "speaker_id") if name in names), None)
     if id_column is None:
         return 0
@@ -232,7 +232,7 @@ def _erase_in(path: str, erased: _Erased) -> int:
     n = pc.sum(gone).as_py() or 0
     if n:
         rest = files.read_parquet(path).filter(pc.invert(gone))
-        with contextlib.suppress(OtherRunError):  # what no job wrote in shards has no keys
+        with contextlib.suppress(OtherRunError):  # files not written in shards have no keys
             keys, stamps = read_keys(path)
             kept = {name: held for name, held in stamps.items() if name not in erased}
             rest = tag_keys(rest, [key for key in keys if session_of(key) not in erased], kept)
@@ -252,7 +252,7 @@ def _trained_on(run: str, erased: _Erased) -> list[str]:
 
 
 def _erase_error(folder: str, erased: _Erased) -> None:
-    """Take out the error that a job ended with where it names a session."""
+    """Remove a job's error message if it names a session."""
     for path in _below(folder, SUMMARY):
         told = files.read_json(path)
         if any(name in str(told.get("error", "")) for name in erased.names):

@@ -1,4 +1,4 @@
-"""Ids replaced by keyed hashes: who has the key can find a call again, nobody else can.
+"""Ids replaced by keyed hashes: only the owner of the key can find a call again.
 
 The key comes from the environment variable VAEMO_ID_KEY and is never stored.
 """
@@ -16,7 +16,7 @@ import pyarrow as pa
 from vaemo.errors import UsageError, VaemoError, rendered, revive
 from vaemo.tables import with_column
 
-VARIABLE = "VAEMO_ID_KEY"
+KEY_VARIABLE = "VAEMO_ID_KEY"
 FEWEST_CHARACTERS = 16
 
 
@@ -53,18 +53,18 @@ class IdKey:
         Raises:
             UsageError: if it is not set, or too short to be one.
         """
-        text = os.environ.get(VARIABLE, "")
+        text = os.environ.get(KEY_VARIABLE, "")
         if len(text) < FEWEST_CHARACTERS:
             found = f"holds {len(text)} characters" if text else "is not set"
             raise UsageError(
-                f"{purpose} needs a secret key in the environment variable {VARIABLE}, which {found}. "
+                f"{purpose} needs a secret key in the environment variable {KEY_VARIABLE}, which {found}. "
                 f"Give {FEWEST_CHARACTERS} random characters or more, keep them, and never change them."
             )
         return IdKey(text)
 
     @property
     def check(self) -> str:
-        """12 hex digits that tell two keys apart and do not give the key away."""
+        """12 hex digits that identify the key without revealing it."""
         return self.hash("vaemo")[:12]
 
     def hash(self, text: str) -> str:
@@ -72,7 +72,7 @@ class IdKey:
         return hmac.new(self._key, text.encode(), hashlib.sha256).hexdigest()[:24]
 
     def hide(self, scored: pa.Table, audio_paths: pa.ChunkedArray | None = None) -> pa.Table:
-        """Scored utterances with all ids hashed, also where they stand in `reason`.
+        """Scored utterances with all ids hashed, also those in `reason`.
 
         An id that begins with that of its session, as those that vaemo makes, keeps the rest.
 

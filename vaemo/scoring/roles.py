@@ -1,8 +1,8 @@
 """Who speaks on which channel, and who of them may be scored.
 
 By default only the role `customer` is. In the EU, inferring the emotions of employees at work is prohibited (AI Act,
-Art. 5(1)(f)) but for medical or safety reasons; a place outside its scope is the other exception. Roles are said by a
-config, a table of calls or the data; vendors disagree on the order of channels, so nothing is guessed.
+Art. 5(1)(f)) but for medical or safety reasons; a place outside its scope is the other exception. Roles come from the
+config, a table of calls or the data; vendors disagree on the order of channels, so none is guessed.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ ORDER_BY_CALL = {
 """Vendors whose order differs from call to call, and why: only a table of calls can say it."""
 
 NOT_KNOWN = ("unknown", "mixed")
-"""Roles of speech that vaemo cut from recordings: of a channel that nobody named, of a recording with one channel."""
+"""Roles of speech that vaemo cut from recordings without a declared role: in several channels, and in one."""
 
 _SAY_ROLES = (
     "Say who speaks on which channel: --set score.channel_roles=[agent, customer] (channel 0 first), a preset "
     f"({', '.join(CHANNEL_ROLES)}), or --calls with role_ch0, role_ch1 per call. To score all channels for evaluation "
-    "and engineering alone, employees perhaps among them, give --roles-unknown."
+    "and engineering alone, possibly including employees, give --roles-unknown."
 )
 
 
@@ -103,12 +103,12 @@ class RoleRules:
     def of_channels(self, n_channels: int, from_call: Sequence[str | None] = ()) -> tuple[str, ...]:
         """The role of every channel of a recording.
 
-        What the table of calls says of this call goes first, then `channel_roles` where it names as many channels as
-        the recording has. One channel that nobody named is `mixed`, several are `unknown`.
+        The table of calls takes precedence, then `channel_roles` if it has as many channels as the recording. A single
+        channel without a role is `mixed`, several are `unknown`.
 
         Args:
             n_channels: Of the recording.
-            from_call: Roles in the table of calls, null where it says nothing; ignored where it names channels that
+            from_call: Roles in the table of calls, null where not given; ignored where it names channels that
                 the recording has not.
         """
         said: Sequence[str | None] = ()
@@ -116,16 +116,16 @@ class RoleRules:
             said = from_call
         elif self.channel_roles and len(self.channel_roles) == n_channels:
             said = self.channel_roles
-        nobody = "mixed" if n_channels == 1 else "unknown"
+        unnamed = "mixed" if n_channels == 1 else "unknown"
         padded = [*said, *[None] * n_channels][:n_channels]
-        return tuple(normal_role(role) if role else nobody for role in padded)
+        return tuple(normal_role(role) if role else unnamed for role in padded)
 
     def scores(self, role: str | None, *, cut: bool) -> bool:
         """Whether an utterance is scored.
 
         Args:
             role: As said, or null.
-            cut: Whether vaemo itself cut the utterance from a recording; others were declared by somebody.
+            cut: Whether vaemo itself cut the utterance from a recording; others were declared in the data.
         """
         role = normal_role(role) if role else None
         if role in self.context:

@@ -1,4 +1,4 @@
-"""The commands that look after a folder of scores: `python -m vaemo.scores erase`, `python -m vaemo.scores compact`."""
+"""The commands that maintain a folder of scores: `python -m vaemo.scores erase`, `python -m vaemo.scores compact`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _TABLES = (".parquet", ".csv", ".jsonl")
 
 def main(argv: list[str] | None = None, prog: str | None = None) -> None:
     """The command `python -m vaemo.scores`."""
-    parser = cli.Parser(prog=prog or PROG, description="Look after a folder of scores.")
+    parser = cli.Parser(prog=prog or PROG, description="Maintain a folder of scores.")
     commands = parser.add_subparsers(required=True)
     _add_erase(commands.add_parser("erase", help="remove calls and leave tombstones"))
     joining = commands.add_parser("compact", help="join small parts into few files")
@@ -58,7 +58,7 @@ def _erase(args: argparse.Namespace) -> None:
     key = IdKey.from_environment("the tombstone of an erased call")
     for path in (args.scores, *args.stores, *args.runs, *args.speakers, *args.reports, *args.personals):
         if not files.exists(path):
-            raise UsageError(f"{path} does not exist, so that nothing was erased anywhere. Mend the command.")
+            raise UsageError(f"{path} does not exist, so nothing was erased. Correct the path.")
     session_ids = [*args.session, *(_read_ids(args.sessions) if args.sessions else ())]
     if not session_ids and args.before is None:
         raise UsageError("no call is named: give --session ID, --sessions FILE or --before DATE.")
@@ -79,7 +79,7 @@ def _erase(args: argparse.Namespace) -> None:
     if session_ids and not removed["utterances"] + removed["stores"]:
         say(f"warning: no row is of a call '{session_ids[0]}'. Its tombstones stay: should it come, it is left out.")
     for checkpoint in trained:
-        say(f"warning: {checkpoint} was trained on what was erased, and its weights stay. Train it anew.")
+        say(f"warning: {checkpoint} was trained on what was erased, and its weights stay. Train it again.")
 
 
 def _compact(args: argparse.Namespace) -> None:

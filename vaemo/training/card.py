@@ -1,4 +1,4 @@
-"""The model card: a `README.md` in a checkpoint that says what the model is, how good, and what it may be used for.
+"""The model card: a `README.md` in a checkpoint that describes the model, its results and its permitted use.
 
 Reads the files of a checkpoint and, where there is one, the result of an evaluation; loads no weights.
 """
@@ -26,7 +26,7 @@ LIMITS = """\
 
 Estimates of valence (unpleasant to pleasant) and arousal (calm to excited) for the utterances of a conversation, for
 research on speech and emotion, and for summaries of many calls that a person looks at. The scores say how a voice
-sounds to annotators of the training data. They do not say what somebody feels, thinks or is.
+sounds to annotators of the training data. They do not show what a person feels, thinks or is.
 
 Not for decisions about a single person without human judgement, not for people, languages, recording conditions or
 ways of speaking that the training data does not have: there the numbers below do not hold.
@@ -79,7 +79,7 @@ def card_of(
         evaluation: As for `write_card`.
         calibration: Content of `calibration.json`, or None.
     """
-    model, updater = config["model"], config["updater"]["layers"]
+    model = config["model"]
     lines = [
         "# vaemo session model",
         "",
@@ -91,17 +91,7 @@ def card_of(
     lines += [
         "## Model",
         "",
-        f"- updater: `{model['updater']}` ({updater} layer), state width {model['d_c']}, EMA `{model['ema']}` "
-        f"(alpha {model['alpha']})",
-        f"- feedback in training: `{model['feedback']}`; speaker: `{model['film']}`; "
-        f"prosody: {'yes' if model['prosody'] else 'no'}"
-        + (f"; a network on speech (`{model['speech_mlp']}`)" if model.get("speech_mlp", "none") != "none" else ""),
-        *_compared(provenance.get("compared_with_past", ()), model),
-        f"- predictions on {model['label_range']}"
-        + (f"; the corpus's own range is {provenance['native_range']}" if provenance.get("native_range") else ""),
-        f"- one memory per {provenance.get('sequence_by', 'session')}",
-        f"- fingerprint `{provenance.get('fingerprint', 'unknown')}`, vaemo {provenance.get('version', 'unknown')}, "
-        f"seed {provenance.get('seed', 'unknown')}",
+        *_model(config, provenance),
         "",
         "## Data",
         "",
@@ -135,6 +125,23 @@ def card_of(
         "",
     ]
     return "\n".join(lines)
+
+
+def _model(config: Mapping[str, Any], provenance: Mapping[str, Any]) -> list[str]:
+    model, layers = config["model"], config["updater"]["layers"]
+    return [
+        f"- updater: `{model['updater']}` ({layers} layer), state width {model['d_c']}, EMA `{model['ema']}` "
+        f"(alpha {model['alpha']})",
+        f"- feedback in training: `{model['feedback']}`; speaker: `{model['film']}`; "
+        f"prosody: {'yes' if model['prosody'] else 'no'}"
+        + (f"; a network on speech (`{model['speech_mlp']}`)" if model.get("speech_mlp", "none") != "none" else ""),
+        *_compared(provenance.get("compared_with_past", ()), model),
+        f"- predictions on {model['label_range']}"
+        + (f"; the corpus's own range is {provenance['native_range']}" if provenance.get("native_range") else ""),
+        f"- one memory per {provenance.get('sequence_by', 'session')}",
+        f"- fingerprint `{provenance.get('fingerprint', 'unknown')}`, vaemo {provenance.get('version', 'unknown')}, "
+        f"seed {provenance.get('seed', 'unknown')}",
+    ]
 
 
 def _compared(pasts: Sequence[str], model: Mapping[str, Any]) -> list[str]:

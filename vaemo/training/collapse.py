@@ -9,7 +9,7 @@ STILL = 0.1
 """Predictions that vary less than this share of the labels' deviation have collapsed."""
 
 STILL_STATE = 1e-3
-"""A session state that varies less than this is as good as constant: LayerNorm gives u a deviation of about 1."""
+"""A session state that varies less than this is practically constant: LayerNorm gives u a deviation of about 1."""
 
 COPYING, LEANING = 0.15, 0.1
 """Feedback gain, and CCC lost without labels, above which a model leans on its feedback: pure label feeding reaches
@@ -17,7 +17,7 @@ COPYING, LEANING = 0.15, 0.1
 
 
 def signs_of_collapse(metrics: Mapping[str, Any], label_deviation: Mapping[str, float]) -> list[str]:
-    """What a metrics line warns of, and what to try; empty where all is well.
+    """Warnings from a metrics line, with what to try; empty if there are none.
 
     Args:
         metrics: Of one epoch.
@@ -39,7 +39,7 @@ def signs_of_collapse(metrics: Mapping[str, Any], label_deviation: Mapping[str, 
             )
     if metrics["state_sd"] is not None and metrics["state_sd"] < STILL_STATE:
         signs.append(
-            f"the session state stands still (deviation {metrics['state_sd']:.5f}): try a smaller model.alpha, "
+            f"the session state hardly changes (deviation {metrics['state_sd']:.5f}): try a smaller model.alpha, "
             "a higher train.lr, or a longer train.window."
         )
     return signs

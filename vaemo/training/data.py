@@ -1,4 +1,4 @@
-"""What a run learns from: the rows of a store, who is held out, the speakers' voices; checked before it starts."""
+"""The data of a training: rows of a store, folds and enrolments; validated before it starts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from vaemo.config import Config, suggest
 from vaemo.data.sessions import Session, lost_labels, read_sessions
-from vaemo.data.speakers import Enrolments, aggregate_speakers, say_where_nobody_is_named
+from vaemo.data.speakers import Enrolments, aggregate_speakers, note_unnamed_speakers
 from vaemo.data.splits import Fold, make_folds, plain_split
 from vaemo.data.windows import PackedSessions
 from vaemo.errors import LabelError, UsageError
@@ -30,12 +30,12 @@ _LIGHT = [
 
 
 def light(targets: Sequence[str]) -> list[str]:
-    """The columns of a store but for its features."""
+    """The columns of a store except the features."""
     return [*_LIGHT, *targets, "status", "reason"]
 
 
-SECTIONS = ("model", "updater", "train", "sessions", "splits", "labels")
-"""Of the config, those that decide what a training gives."""
+TRAINING_SECTIONS = ("model", "updater", "train", "sessions", "splits", "labels")
+"""Config sections that affect the result of a training."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -45,7 +45,7 @@ class TrainingData:
     Attributes:
         store: Opened.
         config: Of the run.
-        folds: What is held out in turn: `by=fold`, `by=speaker`, `k=N`; None trains once, on the splits.
+        folds: What to hold out in turn: `by=fold`, `by=speaker`, `k=N`; None trains once, on the splits.
         enrolments: Voices of the speakers, where the config enrols them from a file.
         table: The columns `light`, rows in session order.
         parts: The folds, or the one split.
@@ -60,7 +60,7 @@ class TrainingData:
 
     @staticmethod
     def open(store: str, config: Config, folds: str | None = None, speakers: str | None = None) -> TrainingData:
-        """Read what is light of a store, and divide it.
+        """Read a store without its features, and split it.
 
         Args:
             store: Path or URI.
@@ -79,8 +79,8 @@ class TrainingData:
         how = config.features.speaker_aggregation
         if how != "utterance" and "features" not in opened.info.get("settings", {}):
             raise UsageError(
-                f"features.speaker_aggregation is '{how}', but {store} does not say what its features are, so that "
-                "scoring would not know of it. Train on a store of jobs/extract.py, or take utterance."
+                f"features.speaker_aggregation is '{how}', but {store} does not record what its features are, so that "
+                "scoring could not do the same. Train on a store of jobs/extract.py, or take utterance."
             )
         if speakers and how != "enrolled":
             raise UsageError(
@@ -88,12 +88,12 @@ class TrainingData:
             )
         table = opened.read(light(config.model.names))
         _require_labels(opened, config, table)
-        say_where_nobody_is_named(opened, used_pasts(config.model, opened.dims))
+        note_unnamed_speakers(opened, used_pasts(config.model, opened.dims))
         parts = make_folds(table, folds, config.splits) if folds else [plain_split(table, config.splits)]
         return TrainingData(opened, config, folds, Enrolments.read(speakers) if speakers else None, table, parts)
 
     def check_labels(self) -> None:
-        """Raise LabelError unless every part has labels to learn from and to judge by."""
+        """Raise LabelError unless every part has labels for training and for evaluation."""
         packed, scale = PackedSessions.of(self.labelled), LabelScale(*self.config.model.label_range)
         names = self.config.model.names
         for fold in self.parts:
@@ -118,18 +118,18 @@ class TrainingData:
         )
 
     def read(self) -> list[Session]:
-        """All sessions with their features, as they lie in the store."""
+        """All sessions with their features, as stored."""
         sessions = read_sessions(self.store, self.config)
-        # Arrow keeps what the table took for the next one, and no other is as large.
+        # Arrow keeps the table's memory for the next table, but no other is as large.
         pa.default_memory_pool().release_unused()
         return sessions
 
     def aggregate(self, sessions: Sequence[Session], fold: Fold) -> list[Session]:
-        """What `read` returned, the speaker embeddings as the config wants them.
+        """What `read` returned, with speaker embeddings aggregated as configured.
 
         Args:
             sessions: All of them.
-            fold: Whose splits the sessions get, and with them the voices that they may hear.
+            fold: Fold that gives the sessions their splits, and thus the speaker vectors they may use.
         """
         sessions = [dataclasses.replace(session, split=fold.split[session.rows[0]]) for session in sessions]
         return aggregate_speakers(sessions, self.config.features.speaker_aggregation, self.enrolments)
@@ -140,15 +140,15 @@ class TrainingData:
 
     @property
     def voices_differ(self) -> bool:
-        """Whether the parts hear other voices of the same speakers, so that no one set of sessions serves them all."""
+        """Whether splits use different vectors of the same speakers, and so cannot share one set of sessions."""
         return self.folds is not None and self.config.features.speaker_aggregation == "enrolled"
 
     def pack(self, fold: Fold | None = None, *, features: bool = True) -> SplitSessions:
-        """The sessions that are trained on or judged by, packed: for one fold, or once for all parts.
+        """The sessions to train and evaluate on, packed: for one fold, or once for all parts.
 
         Args:
-            fold: Whose voices the sessions hear.
-            features: Whether they are to have any; without, nothing is read.
+            fold: Fold whose speaker vectors the sessions use.
+            features: Whether to read features.
 
         Raises:
             UsageError: if one set is asked for and `voices_differ`.
@@ -156,7 +156,7 @@ class TrainingData:
         if fold is None and self.voices_differ:
             raise UsageError(
                 "features.speaker_aggregation is 'enrolled', whose voices differ from fold to fold; here one set of "
-                "sessions serves all folds. Leave --folds away, or take utterance or running_mean."
+                "sessions serves all folds. Leave out --folds, or take utterance or running_mean."
             )
         parts = self.parts if fold is None else [fold]
         sessions = self.sessions(parts[0]) if features else self.labelled
@@ -198,7 +198,7 @@ def _require_labels(store: FeatureStore, config: Config, table: pa.Table) -> Non
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SplitSessions:
-    """What trainings of one store share: sessions packed once, and who of them is trained on in each fold.
+    """Sessions packed once for all trainings on a store, with their split in each fold.
 
     Attributes:
         sessions: Packed.

@@ -1,9 +1,9 @@
-"""The speech encoder inside the training loop: which encoder, what of it is trained, and what is kept of it.
+"""The speech encoder inside the training loop: which encoder, which layers are trained, and how it is saved.
 
-It is the encoder that made the store, as it made it: training starts from the store's features, whose mean and
-deviation over the training split standardise the speech stream throughout. Attention and the weights of layers begin
-as plain means, so that they change nothing of that either. Until the epoch at which it is unfrozen the store's
-features are used, and no audio is read.
+It is the encoder that made the store, with the same settings: training starts from the store's features, whose mean and
+deviation over the training split standardise the speech stream throughout. Attention and layer weights start as plain
+means, so that they do not change the features at first. Until the epoch at which it is unfrozen the store's features
+are used, and no audio is read.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from vaemo.training.group import Group
 from vaemo.training.waveforms import Waveforms, ahead
 
 READ_AT_ONCE = 64
-"""Utterances whose samples are held at a time where no window says how many."""
+"""Utterances whose samples are held at a time outside of windows."""
 
 _BUILT_IN = ("logmel", "none")
 
@@ -40,7 +40,7 @@ class KeptEncoder:
 
     Attributes:
         files: Of its folder, by name.
-        features: Extractors of the checkpoint; the name of the speech encoder stands for nothing.
+        features: Extractors of the checkpoint; the name of the speech encoder is a placeholder.
         fingerprint: Of the speech stream that it makes.
         origin: For the provenance: the encoder that training started from, and what of it was trained.
     """
@@ -89,7 +89,7 @@ class EndToEnd:
         for name in ("speaker_norm", "session_norm"):
             if "speech" in getattr(config.model, name):
                 raise UsageError(
-                    f"model.{name} names speech, and train.encoder is '{config.train.encoder}': what was heard before "
+                    f"model.{name} names speech, and train.encoder is '{config.train.encoder}': what came before "
                     "would be vectors of an encoder that has changed since. Compare prosody alone, or keep the encoder "
                     "frozen."
                 )
@@ -107,10 +107,10 @@ class EndToEnd:
         if extractor.fingerprint != recorded:
             raise FeatureMismatchError(
                 f"the speech features of {store.path} were made by the encoder {recorded[:12]}, and {speech} is now "
-                f"{extractor.fingerprint[:12]}. Put the old one back, or extract the store anew."
+                f"{extractor.fingerprint[:12]}. Restore the old one, or extract the store again."
             )
         features = _as_trained(made, config.features)
-        # What begins with random numbers begins alike on every worker.
+        # Random initial values are the same on every worker.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.train.seed)
             network = extractor.network(
@@ -143,7 +143,7 @@ class EndToEnd:
         return [{"params": parameters, "lr": lr, "weight_decay": 0.0} for parameters, lr in groups if parameters]
 
     def unfreeze(self) -> None:
-        """Let gradients reach what is trained."""
+        """Enable gradients for the trained parameters."""
         for group in self.parameter_groups():
             for parameter in group["params"]:
                 parameter.requires_grad_(True)
@@ -195,12 +195,12 @@ class EndToEnd:
 
 
 def check_encoder_settings(config: Config, manifest: str | None, info: Mapping[str, Any]) -> None:
-    """Refuse settings that ask for an encoder to be trained and for none, both.
+    """Refuse contradictory settings about training the encoder.
 
     Args:
         config: Sections `train` and `features`.
         manifest: As given, or None.
-        info: What the store says of itself.
+        info: The store's metadata.
 
     Raises:
         UsageError: for a manifest without an encoder to train, an encoder without a manifest, or a pooling that is
@@ -224,7 +224,7 @@ def check_encoder_settings(config: Config, manifest: str | None, info: Mapping[s
 
 
 def rehear(sessions: Iterable[Session], features: FeatureConfig, waveforms: Waveforms) -> list[Session]:
-    """Sessions whose speech stream is what the speech encoder of `features` makes of their audio."""
+    """Sessions with the speech stream recomputed from audio by the speech encoder of `features`."""
     extractor = SpeechEncoder(features, batch_s=fitting_batch_s(60))
     return [
         dataclasses.replace(session, streams={**session.streams, "speech": extractor(waveforms.read(session.utt_ids))})

@@ -1,4 +1,4 @@
-"""The workers that train together, as far as the training loop needs to know them."""
+"""The workers that train together, as the training loop sees them."""
 
 from __future__ import annotations
 

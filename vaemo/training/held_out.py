@@ -1,4 +1,4 @@
-"""RUN/oof: every held-out row scored by the model that did not see it, and what that comes to."""
+"""RUN/oof: every held-out row scored by the model that did not see it, and the resulting metrics."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def score_held_out(
 def predict(
     data: TrainingData, checkpoint: Checkpoint, sessions: Sequence[Session], manifest: str | None = None
 ) -> np.ndarray:
-    """What a model predicts of sessions, running free but for what is observed: (utterances, targets)."""
+    """A model's predictions for sessions, fed back except where values are observed: (utterances, targets)."""
     config = data.config
     if manifest and checkpoint.has_encoder and checkpoint.features:
         sessions = rehear(sessions, checkpoint.features, Waveforms.of_store(data.store, manifest, config))
@@ -93,7 +93,7 @@ def _write(
 ) -> None:
     model, inside = data.config.model, np.ones(len(names), bool)
     inside[last_rows(data.table)] = False
-    # What is of the session stands at its last row.
+    # A target of the session is at its last row.
     n_own = len(model.utterance_targets)
     predictions[inside, n_own:] = spread[inside, n_own:] = np.nan
     columns = dict(zip(data.table.column_names, data.table.columns, strict=True))

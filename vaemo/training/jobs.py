@@ -1,8 +1,8 @@
-"""A training as a job: what it is made from, and the folder that it ends in.
+"""A training as a job: its inputs and its output folder.
 
-Folds, seeds, cells of the ablation grid and points of a sweep are all jobs. `Jobs` says what is to be trained and what
-becomes of it; `run_here` runs one job after the other in this process, `vaemo.cluster.jobs` many side by side on Ray
-Tune. What is finished is known from the jobs' folders alone.
+Folds, seeds, cells of the ablation grid and points of a sweep are all jobs. `Jobs` lists what to train and handles the
+results; `run_here` runs one job after the other in this process, `vaemo.cluster.jobs` many side by side on Ray Tune.
+What is finished is known from the jobs' folders alone.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ FAILURE = "failure.txt"
 """In the folder of a job that has failed: its traceback."""
 
 Line = dict[str, Any]
-"""What a job gives after an epoch, fit for JSON; in the last one `finished` is true."""
+"""What a job yields after an epoch, as JSON; `finished` is true in the last one."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Job:
     Attributes:
         number: From 0, among those of a run.
         name: In messages; empty where there is only one.
-        out: The folder that it ends in.
+        out: Its output folder.
         config: Resolved; `train.seed` is the job's own.
         part: The fold, by name; empty for the one split, None for all folds together.
         data: Digest of what it learns from.
@@ -51,7 +51,7 @@ class Job:
     point: Mapping[str, Any] = field(default_factory=dict)
 
     def __deepcopy__(self, memo: Any) -> Job:
-        """Itself: nothing of it changes, and Ray Tune copies what it is given."""
+        """Returns itself: a job is immutable, and Ray Tune copies its arguments."""
         return self
 
 
@@ -63,8 +63,8 @@ class Place:
         group: The workers that compute it together.
         device: Of this one.
         say: Where its progress is shown.
-        saved: What `save` was given, by this job or the one from which it goes on; None where its folder says.
-        save: Takes what the job needs to go on, before each line; None where its folder is enough.
+        saved: What `save` received, from this job or the one it continues; None if that is in its folder.
+        save: Called before each line with what the job needs to continue; None if its folder suffices.
     """
 
     group: Group = field(default_factory=Group)
@@ -75,10 +75,10 @@ class Place:
 
 
 class Work(Protocol):
-    """What all jobs of a run do; it travels to the workers."""
+    """The work of all jobs of a run; sent to the workers."""
 
     def __call__(self, job: Job, sessions: Any, place: Place) -> Iterator[Line]:
-        """Train, from where the job's folder stands; every worker of a group gives equally many lines."""
+        """Train, continuing from the job's folder; every worker of a group yields the same number of lines."""
         ...
 
 
@@ -87,9 +87,9 @@ class Failure:
     """Why a job has failed.
 
     Attributes:
-        text: In one line.
+        text: The error in one line.
         trace: The traceback.
-        kind: Class of a `VaemoError`; empty for a mistake of ours.
+        kind: Class of a `VaemoError`; empty for an internal error.
         message: Of it.
     """
 
@@ -118,20 +118,20 @@ class Failure:
 
 @dataclass(frozen=True)
 class Jobs:
-    """What a runner runs.
+    """The jobs for a runner.
 
     Attributes:
-        work: What each of them does.
+        work: The work of each job.
         jobs: In order; asked for one by one, so that the next may depend on what has `ended`.
         pack: What the jobs of a part learn from, which all of them share; of None, what all jobs learn from.
-        ended: Told of every job that has ended, with its last line, or with why it failed.
-        count: How many there are at most.
+        ended: Called with every finished job and its last line, or its failure.
+        count: The most jobs there can be.
         storage: A folder for the runner's own records.
         apart: Whether every part has sessions of its own.
         needs: Paths that every worker reads.
-        deaths: How often the process of a job may die; it goes on from where its folder stands.
-        heard: Told of every other line.
-        again: A job that is begun once more, as its folder stands now.
+        deaths: How often the process of a job may die; the job then continues from its folder.
+        heard: Called with every other line.
+        again: Prepares a job to be started again from its folder.
     """
 
     work: Work
@@ -147,11 +147,11 @@ class Jobs:
     again: Callable[[Job], Job] = lambda job: job
 
     def part(self, job: Job) -> str | None:
-        """Whose sessions a job learns from; None where all jobs share them."""
+        """The part whose sessions a job trains on; None if all jobs share them."""
         return job.part if self.apart else None
 
     def end(self, job: Job, line: Line, failure: Failure | None) -> None:
-        """Keep the traceback of a failed job in its folder, and tell `ended`."""
+        """Save the traceback of a failed job in its folder, and call `ended`."""
         path = files.join(job.out, FAILURE)
         if failure:
             files.write_whole(path, failure.trace.encode())
@@ -165,7 +165,7 @@ def run_here(jobs: Jobs, *, workers: int = 1) -> None:
 
     Raises:
         UsageError: for more than one worker.
-        StorageError: if a disk is full or refuses; the job goes on another time.
+        StorageError: if a disk is full or refuses access; the job can be resumed.
     """
     if workers > 1:
         raise UsageError(f"{workers} workers train together on Ray; in this process (executor 'process') there is one.")
@@ -188,7 +188,7 @@ def run_here(jobs: Jobs, *, workers: int = 1) -> None:
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """Compute in one thread until the block ends: small models gain nothing by more, and sums keep their order."""
+    """Compute in one thread in the block: small models gain nothing from more, and sums keep their order."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

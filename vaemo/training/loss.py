@@ -2,7 +2,7 @@
 
 Letters: L lanes, T steps, K targets, those of sessions
 last. A rank computes `window_sums` of its lanes, the sums are added over all ranks, and
-`window_loss` of the total is the same number on every rank: CCC is that of the whole window, however it is spread.
+`window_loss` of the total is the same number on every rank: CCC is that of the whole window, however it is distributed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ CCC_EPSILON = 1e-8
 
 @dataclass(frozen=True, eq=False)
 class LossWeights:
-    """What each target weighs.
+    """The weight of each target in the loss.
 
     Attributes:
         share: Of the utterance targets' weights, float64, (K,), summing to 1 over them: that of 1 - CCC.
@@ -39,7 +39,7 @@ class LossWeights:
 
     @staticmethod
     def alike(sums: Tensor) -> LossWeights:
-        """Of targets of utterances that weigh alike, where their sums are."""
+        """Equal weights for targets of utterances, on the device of their sums."""
         ones = torch.ones_like(sums[0])
         return LossWeights(ones / len(ones), ones, 0, ones)
 
@@ -97,7 +97,7 @@ def window_loss(sums: Tensor, cells: int, train: TrainConfig, weights: LossWeigh
         sums: `window_sums` of all lanes of all ranks, (7, K).
         cells: Lanes of all ranks times steps of the window, padding included.
         train: `loss`, `mse_weight`, `min_labelled`, `lanes`.
-        weights: Of the targets; None takes them as targets of utterances that weigh alike.
+        weights: Of the targets; None takes them as targets of utterances with equal weights.
     """
     weights = weights or LossWeights.alike(sums)
     n, x, y, xx, yy, xy, error = sums

@@ -23,10 +23,9 @@ def lr_factor(step: int, total: int, train: TrainConfig) -> float:
 
 
 def moving_average(decay: float) -> Callable[[Any, Any, Any], None]:
-    """The update of `AveragedModel`: an exponential average that, while young, is one of all steps so far.
+    """The update of `AveragedModel`: an exponential average that starts as the plain average of all steps so far.
 
-    Without that the weights of the first steps would weigh on it for 1 / (1 - decay) steps, which on a small corpus
-    is most of the training.
+    Otherwise the first weights would dominate it for 1 / (1 - decay) steps, most of a training on a small corpus.
     """
 
     def update(averaged: list[Tensor], current: list[Tensor], n_averaged: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""Sessions replayed through a model, as at inference: predictions, and how the model behaves while it runs.
+"""Replay of sessions through a model, as at inference: predictions, and statistics of the model's behaviour.
 
 Scores, results on the dev split, held-out rows and label-fed evaluations are all made by `predict_sessions`.
 Letters: U utterances of all sessions, L lanes, T steps, K targets, F of them fed back.
@@ -31,15 +31,15 @@ LANES = 32
 
 NUDGE = 0.01
 """Share of the label range by which what is fed back is moved to measure the feedback gain: far above the rounding of
-float32, far below what would bend the sigmoid."""
+float32, far below the curvature of the sigmoid."""
 
 
 @dataclass(frozen=True, eq=False)
-class Chunk:
+class ReplayedChunk:
     """Steps of some sessions that a model has taken at once.
 
     Attributes:
-        features: (L, T, D) each; the lanes that are in use.
+        features: (L, T, D) each; only lanes in use.
         start: Steps of the session before these, (L,), int64.
         before: State before the steps.
         after: State after them.
@@ -54,8 +54,8 @@ class Chunk:
 
 
 @dataclass(frozen=True, eq=False)
-class Replay:
-    """What came out.
+class Replayed:
+    """The result of a replay.
 
     Attributes:
         prediction: (U, K), float64, in the order of the packed sessions.
@@ -83,13 +83,13 @@ def predict_sessions(
     film_delta: FilmDelta | None = None,
     observed: Tensor | None = None,
     padded: bool = False,
-    watch: Callable[[Chunk], None] | None = None,
+    watch: Callable[[ReplayedChunk], None] | None = None,
 ) -> Tensor:
     """Predict every utterance of every session from a fresh state, feeding back predictions or what is observed.
 
-    A session runs in chunks of `chunk` steps while it has so many left, then in one of half as many, and so on down
-    to 1. So no step is padding, and every call has a shape that follows from the session alone, never from those in
-    the other lanes: with a fixed number of lanes they change no bit of its predictions.
+    A session runs in chunks of `chunk` steps while that many are left, then in one of half the size, and so on down to
+    1. So no step is padding, and the shape of every call depends on the session alone: with a fixed number of lanes,
+    the other lanes do not change its predictions by a single bit.
 
     Args:
         model: As loaded; predicts without dropout.
@@ -100,7 +100,7 @@ def predict_sessions(
         observed: Values that are known, (U, K), NaN = unknown; None takes those of the sessions.
         padded: Pad a session's last chunk instead of cutting it: fewer calls, for predictions whose last bits may
             depend on the other lanes.
-        watch: Is shown every chunk.
+        watch: Called with every chunk.
 
     Returns:
         Predictions on the model's label range, (U, K), float64, on the model's device, in the order of the packed
@@ -116,7 +116,7 @@ def predict_sessions(
         memory = model.fresh_state(len(left))
         steps = chunk
         while steps:
-            for picked in _calls(-(-left // steps) if padded else left // steps, lanes):
+            for picked in calls_of(-(-left // steps) if padded else left // steps, lanes):
                 n, taken = len(picked), np.minimum(left[picked], steps)
                 lane = np.concatenate([picked, np.zeros(0 if padded else lanes - n, np.int64)])
                 # An idle lane, and a step of padding, repeat rows of others, which `lengths` hides.
@@ -137,7 +137,7 @@ def predict_sessions(
                     used = slice(n)
                     start = torch.from_numpy(row[picked] - sessions.offsets[block][picked]).to(device)
                     states = before.select(used), state.select(used)
-                    watch(Chunk(features.select(used), start, *states, prediction[:n]))
+                    watch(ReplayedChunk(features.select(used), start, *states, prediction[:n]))
                 left[picked] -= taken
                 row[picked] += taken
                 _remember(memory, picked, state, left)
@@ -145,7 +145,7 @@ def predict_sessions(
     return predictions
 
 
-def _calls(n_chunks: np.ndarray, lanes: int) -> Iterator[np.ndarray]:
+def calls_of(n_chunks: np.ndarray, lanes: int) -> Iterator[np.ndarray]:
     """Which sessions each call takes, so that session i is taken `n_chunks[i]` times, never twice by one call.
 
     McNaughton's wrap-around rule: the fewest calls that there can be.
@@ -157,7 +157,7 @@ def _calls(n_chunks: np.ndarray, lanes: int) -> Iterator[np.ndarray]:
 
 
 def _remember(memory: SessionState, picked: np.ndarray, state: SessionState, left: np.ndarray) -> None:
-    """Write the first lanes of a call's state back to the sessions it served, where they go on."""
+    """Write the first lanes of a call's state back to the sessions it served, from which they continue."""
     goes_on = np.flatnonzero(left[picked])
     if not len(goes_on):
         return
@@ -173,7 +173,7 @@ def replay(
     window: int,
     observed: Tensor | None = None,
     group: Group | None = None,
-) -> Replay:
+) -> Replayed:
     """Predict every utterance from a fresh state, feeding back predictions, or what is observed.
 
     The sessions are spread over the workers; every worker gets the whole result.
@@ -182,7 +182,7 @@ def replay(
         model: Predicts without dropout.
         sessions: At least one.
         window: Most steps of one chunk; decides only the cost, and where the gain is measured.
-        observed: Values that are known, (U, F), NaN = unknown; None knows nothing.
+        observed: Values that are known, (U, F), NaN = unknown; None if unknown.
         group: The workers.
     """
     group = group or Group()
@@ -192,7 +192,7 @@ def replay(
     gain = torch.zeros(2, model.n_fed, dtype=torch.float64, device=device)
     known = torch.full_like(sessions.observed, torch.nan) if observed is None else observed
 
-    def watch(chunk: Chunk) -> None:
+    def watch(chunk: ReplayedChunk) -> None:
         c = chunk.after.c.double()
         spread[:, : c.shape[1]] += torch.stack([torch.full_like(c[0], len(c)), c.sum(dim=0), (c * c).sum(dim=0)])
         if model.feeds_predictions and observed is None:
@@ -214,14 +214,14 @@ def replay(
     group.add(prediction)
     n, total, squares = group.add(spread).cpu().numpy()
     moved, count = group.add(gain).tolist()
-    return Replay(
+    return Replayed(
         prediction=prediction.cpu().numpy(),
         state_sd=float(np.sqrt(np.maximum(squares / n - (total / n) ** 2, 0)).mean()) if n[0] else None,
         feedback_gain=tuple(m / k if k else None for m, k in zip(moved, count, strict=True)),
     )
 
 
-def _gain(model: SessionRegressor, chunk: Chunk, lanes: Tensor) -> Tensor:
+def _gain(model: SessionRegressor, chunk: ReplayedChunk, lanes: Tensor) -> Tensor:
     """Summed movement of some lanes' first predictions per unit of feedback, and how many were summed, (2, F)."""
     nudge = NUDGE * LabelScale(*model.config.label_range).width
     found = torch.zeros(2, model.n_fed, dtype=torch.float64, device=chunk.prediction.device)

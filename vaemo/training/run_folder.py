@@ -1,19 +1,19 @@
 """The folder of a training run: the checkpoint to keep, a line per epoch, and the state to go on from.
 
-    RUN/_run.json       whose folder it is
+    RUN/_run.json       identifies the run
     RUN/best/           the checkpoint (`vaemo.model.checkpoint`), with its speech encoder where that is trained too
     RUN/metrics.jsonl   one line per epoch
     RUN/curves.png      their picture
     RUN/speakers.parquet    voices of enrolled speakers, where they are enrolled from the store
     RUN/used.parquet    utterances of train and dev, for `evaluate --exclude`
-    RUN/_state/         what the run needs to go on after its last epochs, a file each
-    RUN/summary.json    the last thing that is written: the run is finished, unless `concluded` is false
-    RUN/failure.txt     the traceback of one that has failed
+    RUN/_state/         states to resume from, one file for each of the last epochs
+    RUN/summary.json    written last: the run is finished, unless `concluded` is false
+    RUN/failure.txt     the traceback of a failed run
     RUN/fold-K/         with folds, a run each; RUN/oof holds the scores of every held-out row
     RUN/seed-K/         with several seeds, a run each, here or below each fold; best/ beside them is that of seed 0
 
-A state is one safetensors file with JSON in its header: it is there whole or not at all, also in a bucket, and nothing
-that is read back can run code.
+A state is one safetensors file with JSON in its header: it is written whole or not at all, also in a bucket, and cannot
+run code when it is read.
 """
 
 from __future__ import annotations
@@ -42,18 +42,18 @@ from vaemo.training.card import write_card
 from vaemo.training.end_to_end import KeptEncoder
 from vaemo.training.trainer import Trainer
 
-MARKER, SUMMARY, METRICS, CURVES, BEST = "_run.json", "summary.json", "metrics.jsonl", "curves.png", "best"
+MARKER, SUMMARY, METRICS_LINES, CURVES, BEST = "_run.json", "summary.json", "metrics.jsonl", "curves.png", "best"
 SPEAKERS, USED = "speakers.parquet", "used.parquet"
 _STATES, _SUFFIX = "_state", ".safetensors"
 
 
 def save_state(trainer: Trainer, out: str, keep: int) -> None:
-    """Write what a run needs to go on after the epoch that it has just finished, and drop the oldest of such states.
+    """Write the state to resume from after the epoch just finished, and delete the oldest.
 
     Args:
         trainer: Between two epochs.
         out: The run folder, a path or URI.
-        keep: States that are kept.
+        keep: Number of states to keep.
     """
     progress = {"progress": json.dumps(trainer.progress())}
     files.write_safetensors(_state_path(out, len(trainer.history)), trainer.tensors(), progress)
@@ -62,9 +62,9 @@ def save_state(trainer: Trainer, out: str, keep: int) -> None:
 
 
 def restore_state(trainer: Trainer, out: str) -> bool:
-    """Bring a new trainer to where its run, of the same config and data, was last saved; False where that is nowhere.
+    """Restore a trainer to the last saved state of its run, of the same config and data; False if there is none.
 
-    All workers go by what the first one finds: another's listing might be older.
+    All workers use what the first one finds: another's listing might be older.
     """
     paths = files.list_files(files.join(out, _STATES), _SUFFIX) if trainer.group.rank == 0 else []
     newest = int(Path(paths[-1]).stem) if paths else 0
@@ -102,7 +102,8 @@ def keep(
         metrics: Line of the epoch.
         provenance: See `provenance_of`.
         encoder: The speech encoder that was trained with it, in place of the store's.
-        rivals: What the cheapest rivals give on dev (`vaemo.ablation.baselines.rivals`); None where that says nothing.
+        rivals: What the cheapest rivals give on dev (`vaemo.ablation.baselines.rivals`); None if they are not
+            available.
         errors: The model's errors on dev by position.
     """
     settings = store.info.get("settings", {})
@@ -177,7 +178,7 @@ def _roles(store: FeatureStore) -> list[str]:
 def write_metrics(out: str, history: Sequence[Mapping[str, Any]]) -> None:
     """Write RUN/metrics.jsonl: all lines, so that a run that goes on leaves none twice."""
     lines = "".join(json.dumps(line) + "\n" for line in history)
-    files.write_whole(files.join(out, METRICS), lines.encode())
+    files.write_whole(files.join(out, METRICS_LINES), lines.encode())
 
 
 def fold_folder(out: str, fold: str) -> str:

@@ -46,6 +46,33 @@ from vaemo.units import DIMENSIONS, LabelScale
 SHOWN_EVERY_S = 10.0
 
 
+def _require_encoder(config: Config, end_to_end: EndToEnd | None) -> None:
+    if config.train.encoder != "frozen" and end_to_end is None:
+        raise UsageError(
+            f"train.encoder is '{config.train.encoder}', and only jobs/train.py --manifest trains an encoder; "
+            "leave it frozen here."
+        )
+
+
+def _packed(sessions: Sequence[Session] | PackedSessions, device: torch.device, dtype: torch.dtype) -> PackedSessions:
+    if isinstance(sessions, PackedSessions):
+        return sessions.to(device, dtype)
+    return PackedSessions.of(sessions, dtype=dtype, device=device)
+
+
+def _new_model(config: Config, sessions: PackedSessions) -> SessionRegressor:
+    """A model with the initial weights of `train.seed`, for the features of these sessions."""
+    dims = {name: features.shape[-1] for name, features in sessions.features.items()}
+    # The caller's global generator is left unchanged.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.train.seed)
+        return SessionRegressor.from_config(config.model, config.updater, dims)
+
+
+def _averaged(modules: nn.Module, decay: float) -> AveragedModel | None:
+    return AveragedModel(modules, multi_avg_fn=moving_average(decay)) if decay else None
+
+
 class Trainer:
     """A training run: iterate over it for one metrics line per epoch.
 
@@ -78,22 +105,13 @@ class Trainer:
         end_to_end: EndToEnd | None = None,
         say: Callable[[str], None] = say,
     ) -> None:
-        if config.train.encoder != "frozen" and end_to_end is None:
-            raise UsageError(
-                f"train.encoder is '{config.train.encoder}', and only jobs/train.py --manifest trains an encoder; "
-                "leave it frozen here."
-            )
+        _require_encoder(config, end_to_end)
         self.config = config
         self.group = group or Group()
         self.device = torch.device(device)
         self._say = say
         dtype = getattr(torch, config.train.dtype)
-        self._train, self._dev = (
-            sessions.to(self.device, dtype)
-            if isinstance(sessions, PackedSessions)
-            else PackedSessions.of(sessions, dtype=dtype, device=self.device)
-            for sessions in (train, dev)
-        )
+        self._train, self._dev = (_packed(sessions, self.device, dtype) for sessions in (train, dev))
         for name, packed in (("train", self._train), ("dev", self._dev)):
             check_labels(packed, name, LabelScale(*config.model.label_range), config.model.names)
         self._deviation = torch.from_numpy(np.nanstd(self._train.labels.double().cpu().numpy(), axis=0))
@@ -103,11 +121,7 @@ class Trainer:
             self._train = replace(self._train, weights=rater_weights(self._train, self._deviation, config))
         self._train = spread_labels_of_sessions(self._train, len(config.model.session_targets))
 
-        # The global generator is left as it was: who calls may have plans of their own for it.
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.train.seed)
-            dims = {name: features.shape[-1] for name, features in self._train.features.items()}
-            self.model = SessionRegressor.from_config(config.model, config.updater, dims).to(self.device, dtype)
+        self.model = _new_model(config, self._train).to(self.device, dtype)
         self._train, self._dev = (sessions.with_past(self.model.pasts) for sessions in (self._train, self._dev))
         statistics = self._train.statistics()
         self.model.set_statistics(statistics, self._deviation)
@@ -115,21 +129,17 @@ class Trainer:
             name: (config.train.feature_noise * deviation).to(self.device, dtype)
             for name, (_, deviation) in statistics.items()
         }
-        self._end_to_end = end_to_end
+        self.end_to_end = end_to_end
         self._modules = nn.ModuleDict({"model": self.model})
         groups = self.model.parameter_groups(config.train.weight_decay)
         if end_to_end:
             self._modules["encoder"] = end_to_end.network.to(self.device, dtype)
             groups += end_to_end.parameter_groups()
-        self._averaged = (
-            AveragedModel(self._modules, multi_avg_fn=moving_average(config.train.weight_averaging))
-            if config.train.weight_averaging
-            else None
-        )
-        self._optimizer = torch.optim.AdamW(groups, lr=config.train.lr, fused=True)
-        self._peak_lr = [group["lr"] for group in self._optimizer.param_groups]
-        self._schedules = [self._schedule(epoch) for epoch in range(config.train.epochs)]
-        self.total_steps = sum(map(len, self._schedules))
+        self._averaged = _averaged(self._modules, config.train.weight_averaging)
+        self.optimizer = torch.optim.AdamW(groups, lr=config.train.lr, fused=True)
+        self._peak_lr = [group["lr"] for group in self.optimizer.param_groups]
+        self.schedules = [self._schedule(epoch) for epoch in range(config.train.epochs)]
+        self.total_steps = sum(map(len, self.schedules))
         self._lanes = torch.arange(self.group.rank, config.train.lanes, self.group.size)
         self.step = 0
         self.history: list[dict[str, Any]] = []
@@ -148,7 +158,7 @@ class Trainer:
     def kept_encoder(self) -> KeptEncoder | None:
         """The files of the speech encoder that belongs to `kept`; None while the store's features are used."""
         encoder = self._unfrozen(len(self.history) - 1)
-        return encoder.keep(self._kept_network) if encoder else None
+        return encoder.keep(self.kept_network) if encoder else None
 
     @property
     def finished(self) -> bool:
@@ -160,7 +170,7 @@ class Trainer:
         while not self.finished:
             epoch = len(self.history)
             started = time.perf_counter()
-            metrics = {"epoch": epoch + 1, **self._train_epoch(epoch), **self._judge(self._dev_sessions(epoch))}
+            metrics = {"epoch": epoch + 1, **self.train_epoch(epoch), **self._judge(self._dev_sessions(epoch))}
             self._epoch_s = time.perf_counter() - started
             self.history.append(metrics)
             self._select(metrics["dev_ccc_avg"])
@@ -202,7 +212,7 @@ class Trainer:
         found = dict(self._modules.state_dict())
         if self._averaged:
             found |= {f"averaged.{name}": tensor for name, tensor in self._averaged.state_dict().items()}
-        for number, moments in self._optimizer.state_dict()["state"].items():
+        for number, moments in self.optimizer.state_dict()["state"].items():
             found |= {f"optimizer.{number}.{name}": tensor for name, tensor in moments.items()}
         return {name: tensor.detach().clone().contiguous() for name, tensor in found.items()}
 
@@ -231,8 +241,8 @@ class Trainer:
         for name, tensor in part("optimizer.").items():
             number, _, field = name.partition(".")
             moments.setdefault(int(number), {})[field] = tensor
-        groups = self._optimizer.state_dict()["param_groups"]
-        self._optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
         self.step = progress["step"]
         self.history = list(progress["history"])
         self._best, self._kept_epoch, self._stale = progress["best"], progress["kept_epoch"], progress["stale"]
@@ -249,8 +259,9 @@ class Trainer:
             lengths, train.lanes, train.window, seed=train.seed, epoch=epoch, whole_at_end=whole_at_end
         )
 
-    def _train_epoch(self, epoch: int) -> dict[str, Any]:
-        schedule = self._schedules[epoch]
+    def train_epoch(self, epoch: int) -> dict[str, Any]:
+        """Train for one epoch; its part of the metrics line."""
+        schedule = self.schedules[epoch]
         before = self.step
         losses, passes = [], []
         state = self.model.fresh_state(len(self._lanes))
@@ -278,7 +289,7 @@ class Trainer:
         return {
             "step": self.step,
             "p": label_probability(before, self.total_steps, self.config),
-            "lr": self._optimizer.param_groups[0]["lr"],
+            "lr": self.optimizer.param_groups[0]["lr"],
             "train_loss": float(np.mean(losses)),
             "padded_share": schedule.padded_share,
             "passes": float(np.mean(passes)),
@@ -313,16 +324,16 @@ class Trainer:
         total = self.group.add(own.detach().clone())
         # The value of all workers' sums, the gradient of this worker's.
         loss = window_loss(own + (total - own.detach()), train.lanes * steps, train, self._loss_weights)
-        self._optimizer.zero_grad()
+        self.optimizer.zero_grad()
         if loss.requires_grad:
             loss.backward()
         self._add_gradients()
-        for group, peak_lr in zip(self._optimizer.param_groups, self._peak_lr, strict=True):
+        for group, peak_lr in zip(self.optimizer.param_groups, self._peak_lr, strict=True):
             group["lr"] = peak_lr * lr_factor(self.step, self.total_steps, train)
         self._clip_gradients(train.clip)
         value = loss.item()
         if math.isfinite(value):
-            self._optimizer.step()
+            self.optimizer.step()
             if self._averaged:
                 self._averaged.update_parameters(self._modules)
         self.step += 1
@@ -347,20 +358,21 @@ class Trainer:
 
     def _unfrozen(self, epoch: int) -> EndToEnd | None:
         """What trains the encoder in an epoch, counted from 0; None while the store's features are used."""
-        return self._end_to_end if epoch >= self.config.train.encoder_from_epoch else None
+        return self.end_to_end if epoch >= self.config.train.encoder_from_epoch else None
 
     @property
     def _kept_modules(self) -> nn.ModuleDict:
         return cast(nn.ModuleDict, self._averaged.module) if self._averaged else self._modules
 
     @property
-    def _kept_network(self) -> SpeechNetwork:
+    def kept_network(self) -> SpeechNetwork:
+        """The speech encoder that belongs to `kept`."""
         return cast(SpeechNetwork, self._kept_modules["encoder"])
 
     def _dev_sessions(self, epoch: int) -> PackedSessions:
         """The dev sessions, their speech embedded by the encoder that would be kept."""
         encoder = self._unfrozen(epoch)
-        return encoder.embed_sessions(self._dev, self._kept_network, self.group) if encoder else self._dev
+        return encoder.embed_sessions(self._dev, self.kept_network, self.group) if encoder else self._dev
 
     def _judge(self, dev: PackedSessions) -> dict[str, Any]:
         """Dev results of the model that would be kept: running free as at inference, and fed labels beside it."""

@@ -52,7 +52,7 @@ class Waveforms:
 
     @staticmethod
     def of_store(store: FeatureStore, manifest: str, config: Config) -> Waveforms:
-        """Those of every utterance of a store that has features, heard as the store heard them.
+        """The waveforms of every utterance of a store with features, decoded as at extraction.
 
         Args:
             store: What `jobs/extract.py` wrote.
@@ -88,7 +88,7 @@ class Waveforms:
             except AudioProblem as problem:
                 raise ReadManifestError(
                     f"the store has features of {path} from {start_s or 0.0:.3f} s on, and its audio cannot be read "
-                    f"now: {problem}. Put it back, or extract the store anew."
+                    f"now: {problem}. Put it back, or extract the store again."
                 ) from None
         return samples
 

@@ -1,1 +1,1 @@
-"""Whether scores can be trusted: intervals that cover, calibration on one's own calls, novelty of the data, groups."""
+"""Trust in scores: intervals, calibration on your own calls, novelty of the data, and groups."""

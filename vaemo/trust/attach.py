@@ -1,4 +1,4 @@
-"""What a finished training adds to its checkpoints: how far they err, and what they were trained on.
+"""Calibration and novelty statistics that a finished training adds to its checkpoints.
 
 Reads the store of the run; writes `calibration.json` and `novelty.safetensors` beside the weights. Calibrated is on
 the split `calib`, or on the held-out rows of folds, never on rows that a model learned from or was chosen by.
@@ -106,7 +106,7 @@ def _novelty(
 ) -> Novelty | None:
     """A description of what was trained on, measured on the first of these splits that has rows; None without any."""
     streams = [
-        # What an encoder of its own hears does not lie in the store.
+        # The features of a trained encoder are not in the store.
         name
         for name in STREAMS
         if name in checkpoint.model.dims and not (name == "speech" and checkpoint.has_encoder)

@@ -41,7 +41,7 @@ OF_CUSTOMERS = frozenset(
         *("date", "year", "month", "split", "fold", "role", "status", "position", "duration_s", "novelty_of"),
     }
 )
-"""Columns that by their name tell customers, calls or lines apart, and no employee."""
+"""Columns that by their names identify customers, calls or lines, and no employee."""
 
 _EMPLOYEES = re.compile(
     r"(^|_)(agent|employee|staff|operator|advisor|worker|supervisor|rep|handler|team|teller)s?(_|$)"
@@ -90,7 +90,7 @@ def column_of(pairs: Pairs, scored: str, labels: str, name: str, config: Evaluat
         split: Whose pairs they are, `all` of them perhaps.
 
     Raises:
-        UsageError: if nobody has the column, it tells too many groups apart, or it may name employees of an archive.
+        UsageError: if the column does not exist, has too many groups, or may name employees in an archive.
     """
     refuse_employees(scored, name, config)
     table, known = _with_column(scored, labels, name)
@@ -139,7 +139,7 @@ def refuse_employees(scored: str, name: str, config: EvaluateConfig) -> None:
     if plain in OF_CUSTOMERS or name in config.no_employees or not _is_archive(scored):
         return
     raise UsageError(
-        f"--by {name}: these are scores of an archive, and the column may name employees. If it does not, say so: "
+        f"--by {name}: these are scores of an archive, and the column may name employees. If it does not, add it: "
         f"--set evaluate.no_employees=[{name}]."
     )
 

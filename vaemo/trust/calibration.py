@@ -1,4 +1,4 @@
-"""`calibration.json` of a checkpoint: how far its scores err on sessions that it never saw, as intervals need it.
+"""`calibration.json` of a checkpoint: errors of its scores on unseen sessions, from which intervals are made.
 
 Made by `calibrate` from scores and labels, kept beside the weights, applied while scoring. A checkpoint without the
 file scores as it always did. See `vaemo.trust.conformal` for what is guaranteed.
@@ -25,7 +25,7 @@ from vaemo.units import DIMENSIONS, LabelScale
 CALIBRATION = "calibration.json"
 
 MANY_GROUPS = 50
-"""With fewer groups the coverage of one calibration may lie far from the nominal one, which is said."""
+"""With fewer groups the coverage of one calibration may be far from the nominal one, and a line is printed."""
 
 CALIB_SPLIT, HELD_OUT, OWN_CALLS = "the split calib", "held-out folds", "own labelled calls"
 """What a calibration was made on."""
@@ -42,11 +42,11 @@ GUARANTEES = {
     "did not see are pooled (cross-conformal: Vovk 2015), and the mean of all models errs no more than one of them on "
     "average. CV+ (Barber et al. 2021) would prove no more than 1 - 2 (1 - level)",
 }
-"""What holds for intervals by what they were made on; `calibration.json` says it."""
+"""The guarantee of intervals by the data they were made on, as recorded in `calibration.json`."""
 
 _VERSION = 1
 _FEWEST_ROWS, _FEWEST_CALLS = 200, 40
-"""Rows of dev from which the scale of the error is learned; with fewer it is constant."""
+"""Least rows of dev to learn the scale of the error from; with fewer it is constant."""
 _RIDGE = 0.01
 _MOST = 3.0
 
@@ -88,7 +88,7 @@ class Scale:
         x = np.column_stack(columns)[known]
         middle, deviation = x.mean(axis=0), np.maximum(x.std(axis=0), 1e-6)
         x = (x - middle) / deviation
-        # A residual that happens to be tiny says nothing about the size of errors.
+        # A residual that happens to be tiny carries no information on the size of errors.
         y = np.log(residual[known] + 0.1 * np.median(residual[known]) + 1e-12)
         weight = np.linalg.solve(x.T @ x + _RIDGE * len(x) * np.eye(len(names)), x.T @ (y - y.mean()))
         return Scale(tuple(names), *(tuple(map(float, each)) for each in (middle, deviation, weight)))
@@ -257,7 +257,7 @@ class Calibration:
             return Calibration.of_plain(files.read_json(path))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ReadCheckpointError(
-                f"'{path}' is damaged ({error.__class__.__name__}: {error}). Calibrate anew with jobs/calibrate.py, or "
+                f"'{path}' is damaged ({error.__class__.__name__}: {error}). Calibrate again with jobs/calibrate.py or "
                 "remove the file: scores then have no intervals."
             ) from None
 

@@ -1,10 +1,10 @@
-"""Hierarchical conformal prediction: how far predictions err, so that an interval covers at a chosen rate.
+"""Hierarchical conformal prediction: intervals that cover at a chosen rate.
 
 Utterances of one conversation are not exchangeable, and neither are conversations that share a speaker. The unit is
 therefore a *group*: the sessions that are linked by speakers. Of K groups, each residual of group k has the weight
 1 / ((K + 1) n_k), and 1 / (K + 1) lies at infinity for the group that is to come. Where groups are exchangeable, an
 interval as wide as the weighted quantile of the residuals covers a random utterance of a new group at least at its
-level, whatever model made the predictions. Nothing is said of one given group, or of groups of another kind.
+level, whatever model made the predictions. There is no guarantee for one given group, or for groups of another kind.
 
 Letters: N residuals, K groups.
 

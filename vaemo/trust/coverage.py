@@ -1,4 +1,4 @@
-"""How often labels lie in the intervals of scores, and how wide these are."""
+"""Coverage and width of the intervals of scores."""
 
 from __future__ import annotations
 

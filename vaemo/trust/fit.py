@@ -1,4 +1,4 @@
-"""Does the model fit this archive? A table at the end of scoring, and `_fit.json` in the folder of scores.
+"""The fit of a model to an archive: a table at the end of scoring, and `_fit.json` in the folder of scores.
 
 Reads the scores' sessions, one row per call and role; a call beyond is one that is more unusual than 95 % of those that
 the model was calibrated with.
@@ -27,7 +27,7 @@ WARNED_SHARE = 0.2
 EXAMPLES = 10
 
 _TOLD_APART = OF_CUSTOMERS - {"role", "split", "fold", "status", "position", "duration_s", "novelty_of"}
-"""Columns by which a gate that drops a group of people, or of lines, would show."""
+"""Columns that would show if the gate drops a group of people, or of lines."""
 
 
 def fit_of(out: str, judge: Judge) -> dict[str, Any] | None:

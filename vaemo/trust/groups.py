@@ -1,7 +1,8 @@
-"""Results by group of speakers: agreement, bias and error of each, and the largest gap, corrected for the looking.
+"""Results by group of speakers: agreement, bias and error of each, and the largest gap, corrected for multiple
+comparisons.
 
 CCC alone misleads between groups: it falls where the labels of a group vary less, with errors of the same size. So
-bias and mean absolute error stand beside it. A gap between two groups that were picked for being the furthest apart
+bias and mean absolute error are given beside it. A gap between two groups that were picked for being the furthest apart
 is judged against the largest gap that resampled speakers give, over all pairs and both dimensions.
 
 Letters: C components (sessions linked by speakers), G groups, B draws.
@@ -25,7 +26,7 @@ from vaemo.evaluation.pairs import Pairs
 from vaemo.tables import codes
 
 FEW_SPEAKERS = 10
-"""A group of fewer speakers is small: its numbers may be those of a few voices, and no gap is judged by it."""
+"""A group of fewer speakers is small: its numbers may be those of a few voices, and no gap is computed from it."""
 
 COMPARED = ("ccc", "mae", "bias")
 

@@ -1,4 +1,4 @@
-"""What is added to scores while they are made: corrections, novelty, intervals, and the status `unfit`.
+"""Corrections, novelty, intervals and the status `unfit`, added to scores while they are made.
 
 Reads `calibration.json` and `novelty.safetensors` of the checkpoints; adds nothing where there is neither.
 """
@@ -49,7 +49,7 @@ class Judge:
         max_novelty: float = 1.0,
         names: Sequence[str] = DIMENSIONS,
     ) -> Judge | None:
-        """What these checkpoints say; None where they say nothing.
+        """The calibration of these checkpoints; None if they have none.
 
         Raises:
             ReadCheckpointError: if a file is damaged.

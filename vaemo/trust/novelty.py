@@ -39,7 +39,7 @@ BEYOND = 0.95
 """A call or an utterance with more novelty is called unusual: of what fits, 1 in 20 is."""
 
 SOUNDS = ("bandwidth_hz", "level_db", "snr_db")
-"""Columns of a store that say how an utterance sounds."""
+"""Columns of a store with acoustic measures of an utterance."""
 
 _MOST_ROWS = 50_000
 _FULL = 128
@@ -70,7 +70,7 @@ class Stream:
         """Describe features, (U, D)."""
         features = features.astype(np.float64)
         mean, deviation = features.mean(axis=0), features.std(axis=0)
-        # A feature that does not vary in training says something only where it does later on.
+        # A feature that is constant in training is informative only where it varies later.
         deviation = np.maximum(deviation, max(1e-3 * float(deviation.mean()), 1e-9))
         covariance = np.cov((features - mean) / deviation, rowvar=False).reshape(len(mean), len(mean))
         values, vectors = np.linalg.eigh(covariance)
@@ -141,7 +141,7 @@ class Novelty:
 
     @staticmethod
     def of(features: Mapping[str, np.ndarray], sounds: Mapping[str, np.ndarray]) -> Novelty:
-        """Describe training data, (U, D) by stream, and what is said of their sound, (U,), NaN = not known."""
+        """Describe training data, (U, D) by stream, and acoustic measures, (U,), NaN = unknown."""
         n = len(next(iter(features.values())))
         picked = np.linspace(0, n - 1, min(n, _MOST_ROWS)).astype(int)
         streams = {name: Stream.of(features[name][picked]) for name in STREAMS if name in features}

@@ -1,4 +1,4 @@
-"""A user's own labelled calls: intervals for her archive, what bias and spread to correct, and what that is worth.
+"""Calibration on a user's own labelled calls: intervals, corrections of bias and spread, and their benefit.
 
 Reads a folder of scores and labels for some of its calls; writes the checkpoint once more, with `calibration.json`.
 Nothing is trained. Corrections are kept only where cross-validation over groups of calls says that they help.
@@ -32,7 +32,7 @@ from vaemo.units import CALIB, LabelScale
 FOLDS = 10
 SLOPES = (0.2, 5.0)
 _FEWEST = 10
-"""Groups from which a correction is learned."""
+"""Least groups to learn a correction from."""
 
 
 def calibrate_calls(
@@ -48,7 +48,7 @@ def calibrate_calls(
         labels: A store or a manifest.
         checkpoints: One, or several that were scored together.
         out: The folder of the calibrated checkpoint; of several it holds `0`, `1`, ...
-        config: `labels`, and `score.coverage` for what is said of the worth.
+        config: `labels`, and `score.coverage` for the reported widths.
 
     Returns:
         The calibration, and the folders written.

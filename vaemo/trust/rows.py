@@ -1,4 +1,4 @@
-"""Scored utterances as intervals need them: whose they are, which call, what predicts their error, what the label is.
+"""Scored utterances for intervals: speaker, call, predictors of the error, and label.
 
 Letters: U utterances, C calls (a session and a role).
 """
@@ -123,9 +123,9 @@ def groups_of(table: pa.Table) -> np.ndarray:
     speaker = table["speaker_id"].fill_null("") if "speaker_id" in table.column_names else None
     if speaker is None:
         return codes(ids)
-    nobody = pc.equal(speaker, "")
-    # Without a name a session stands alone.
-    return linked_sessions(codes(ids), codes(pc.if_else(nobody, pc.binary_join_element_wise(ids, "", "\0"), speaker)))
+    unnamed = pc.equal(speaker, "")
+    # Without a speaker a session is its own group.
+    return linked_sessions(codes(ids), codes(pc.if_else(unnamed, pc.binary_join_element_wise(ids, "", "\0"), speaker)))
 
 
 def order_in_session(table: pa.Table, name: str) -> np.ndarray:

@@ -1,7 +1,7 @@
-"""What a sweep is judged by in the end: sessions that no trial learns from or is chosen by, fixed before the first.
+"""The final evaluation of a sweep: sessions that no trial trains on or is selected by, fixed before the first trial.
 
-The best of many dev results flatters. The winner's result on the test split of the store (of the first fold, where
-there are folds) does not, as long as it is looked at once: a sweep that goes on until another trial wins has looked
+The best of many dev results is optimistic. The winner's result on the test split of the store (of the first fold, where
+there are folds) is not, as long as it is computed once: a sweep that continues until another trial wins has looked
 again, and every look is counted.
 """
 
@@ -23,7 +23,7 @@ from vaemo.training.held_out import predict
 from vaemo.training.run_folder import BEST
 from vaemo.tuning.sweep import DONE, Record, Sweep
 
-RECORD = "_held_out.json"
+HELD_OUT = "_held_out.json"
 
 
 class HeldOut:
@@ -32,7 +32,7 @@ class HeldOut:
     Args:
         sweep: Whose folder records it.
         data: What the sweep learns from.
-        record: What stands there; `n_sessions` is 0 where nothing is held out.
+        record: Its content; `n_sessions` is 0 where nothing is held out.
     """
 
     def __init__(self, sweep: Sweep, data: TrainingData, record: dict[str, Any]) -> None:
@@ -40,12 +40,12 @@ class HeldOut:
 
     @staticmethod
     def open(sweep: Sweep, data: TrainingData) -> HeldOut:
-        """What is held out, as the sweep's folder says; in a sweep that begins, fixed now.
+        """The held-out part recorded in the sweep's folder; in a new sweep it is fixed now.
 
-        Nothing is where the store has no labelled session in the split test, and in a sweep that a version began which
-        held nothing out.
+        It is empty if the store has no labelled session in the split test, and in sweeps of older versions, which held
+        nothing out.
         """
-        path = files.join(sweep.out, RECORD)
+        path = files.join(sweep.out, HELD_OUT)
         if files.exists(path):
             return HeldOut(sweep, data, files.read_json(path))
         fresh = not sweep.records and not sweep.unfinished
@@ -74,7 +74,7 @@ class HeldOut:
         if found is None:
             found = {"trial_id": best.trial_id, **self._compare(best)}
             looks.append(found)
-            files.write_json(files.join(self._sweep.out, RECORD), self._record)
+            files.write_json(files.join(self._sweep.out, HELD_OUT), self._record)
         about = {name: self._record[name] for name in ("fold", "n_sessions")}
         return {**about, "looks": len(looks), **found}
 
@@ -115,7 +115,7 @@ class HeldOut:
 
 
 def told(found: Mapping[str, Any]) -> str:
-    """What `HeldOut.judge` found, in a line."""
+    """The result of `HeldOut.judge` as a line of text."""
     parts = [f"held out ({found['n_sessions']:,} sessions): CCC-avg {_shown(found['best'])}"]
     if found["default"]:
         parts += [f"the config itself {_shown(found['default'])}", f"difference {_shown(found['difference'], '+')}"]

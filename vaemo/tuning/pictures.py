@@ -1,4 +1,4 @@
-"""Pictures of a sweep as PNG bytes: how it went, which points were good, and what each field does alone."""
+"""Pictures of a sweep as PNG bytes: its history, the good points, and the effect of each field alone."""
 
 from __future__ import annotations
 
@@ -122,12 +122,12 @@ def _value(record: Record) -> float:
 
 
 def _label(name: str) -> str:
-    """The field in two lines, so that neighbours do not meet."""
+    """The field in two lines, so that labels do not overlap."""
     return name.replace(".", ".\n", 1)
 
 
 def _position(parameter: Parameter, value: Any) -> float:
-    """Where a value stands on its axis; a value outside the choices, which the config may have, stands before them."""
+    """The position of a value on its axis; a value outside the choices, which the config may have, is before them."""
     if parameter.kind != "choice":
         return float(value)
     return float(parameter.values.index(value)) if value in parameter.values else -1.0
@@ -150,7 +150,7 @@ def _place(axis: Axes, parameter: Parameter) -> None:
 
 
 def _height(parameter: Parameter, value: Any) -> float:
-    """Where a value stands between the least and the greatest, 0 to 1."""
+    """The position of a value between the least and the greatest, 0 to 1."""
     if parameter.kind == "choice":
         return max(_position(parameter, value), 0.0) / max(len(parameter.values) - 1, 1)
     low, high = parameter.values

@@ -1,8 +1,8 @@
-"""Which point is tried next: Optuna's TPE, at random, or a grid; and what each field was worth.
+"""Choice of the next point: Optuna's TPE, at random, or a grid; and the importance of each field.
 
-A search is told of every trial that has ended, also of those of an earlier run, and asked for the point of a trial by
-its number. What it draws follows from (seed, number, what it was told), so that a sweep that goes on draws what it
-would have drawn. No point is drawn twice.
+A search gets the result of every finished trial, also of earlier runs, and is asked for the point of a trial by its
+number. Its draws depend on (seed, number, results), so that a resumed sweep draws the same points. No point is drawn
+twice.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ METHODS: tuple[Method, ...] = ("tpe", "random", "grid")
 
 Scheduler = Literal["auto", "asha", "none", "pbt"]
 SCHEDULERS: tuple[Scheduler, ...] = ("auto", "asha", "none", "pbt")
-"""What may end a trial before its end; see `vaemo.cluster.tune`."""
+"""Schedulers that may end a trial early; see `vaemo.cluster.tune`."""
 
 
 TRIES, COUNTED = 1_000, 100_000
-"""How often a point that was there before is drawn anew; how many points of a space are listed instead."""
+"""How often a repeated point is drawn again; how many points of a space are listed instead."""
 
 GOOD = 5
-"""Trials that count as good ones at least, where it is asked what makes one."""
+"""The least number of trials that count as good for `importance`."""
 
 
 def default_method() -> Method:
@@ -73,7 +73,7 @@ class Search:
         return len({*map(_key, self._grid), _key(self._space.default())})
 
     def take(self, point: Mapping[str, Any]) -> None:
-        """Never draw a point that another trial has."""
+        """Mark a point as used."""
         self._taken.add(_key(point))
 
     def point(self, number: int) -> Point | None:
@@ -103,7 +103,7 @@ class Search:
         return point
 
     def _other(self, number: int) -> Point | None:
-        """A point that is not taken: the next one of a grid, any of a small space, else one that is drawn anew."""
+        """A point that is not taken: the next one of a grid, any of a small space, else one that is drawn again."""
         if self._grid is not None:
             return next(self._left(self._grid), None)
         random = np.random.default_rng([self._seed, number, 1])
@@ -118,11 +118,11 @@ class Search:
         return (point for point in points if _key(point) not in self._taken)
 
     def tell(self, number: int, point: Point, value: float | None, *, stopped_at: int | None = None) -> None:
-        """What became of a trial.
+        """Record the result of a trial.
 
         Args:
             number: Of the trial, whether it was asked for here or in an earlier run.
-            point: Its point; one outside the space teaches nothing.
+            point: Its point; one outside the space is ignored.
             value: The dev CCC; None where the trial has failed.
             stopped_at: The optimiser step at which the scheduler ended it; None where it ran to its end.
         """
@@ -142,7 +142,7 @@ class Search:
 
 
 def importance(space: Space, results: Iterable[tuple[Mapping[str, Any], float]]) -> dict[str, float | None]:
-    """How much each field had to do with a trial being a good one, shares that sum to 1.
+    """The importance of each field for good results, as shares that sum to 1.
 
     Optuna's PED-ANOVA: how differently a field is spread over the best trials (a tenth, but 5 at least) and over all.
     A field that was searched in some trials alone counts there. None where there are fewer than 10 trials, or the field

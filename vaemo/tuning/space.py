@@ -25,7 +25,7 @@ from vaemo.errors import ConfigValueError, UnknownConfigKeyError, UsageError, Va
 
 KINDS = ("choice", "uniform", "loguniform", "int")
 
-SECTIONS = ("model", "updater", "train")
+SEARCHABLE = ("model", "updater", "train")
 """Sections that a trial may change; the others decide the data, which all trials share."""
 
 FIXED = {
@@ -44,7 +44,7 @@ SCHEDULE = frozenset(
         "train.no_feedback_fraction",
     }
 )
-"""Fields that decide until when a run is fed what it will not have at inference."""
+"""Fields of the sampling schedule, which decides until when labels are fed."""
 
 WHILE_TRAINING = SCHEDULE | {
     "model.feedback_noise",
@@ -58,7 +58,7 @@ WHILE_TRAINING = SCHEDULE | {
 """Fields that may change between two epochs of one model: those that population-based training may search."""
 
 _RESAMPLED, _FACTORS = 0.25, (0.8, 1.2)
-"""How population-based training explores: this share of the values is drawn anew, the others move by a factor or to
+"""How population-based training explores: this share of the values is drawn again, the others move by a factor or to
 the neighbouring choice (Jaderberg et al. 2017)."""
 
 Point = dict[str, Any]
@@ -72,7 +72,7 @@ class Parameter:
         name: `section.key`.
         kind: One of `KINDS`.
         values: The choices, or the least and the greatest value.
-        when: Fields before it, and the values at one of which each must stand for this one to be searched.
+        when: Fields before it, and the values that each may have for this one to be searched.
     """
 
     name: str
@@ -142,7 +142,7 @@ class Space:
         return not SCHEDULE.isdisjoint(self.names)
 
     def default(self) -> Point:
-        """The point at which the config stands; it may lie outside the space."""
+        """The point of the config; it may be outside the space."""
         point: Point = {}
         for parameter in self.parameters:
             if parameter.active(point):
@@ -189,11 +189,11 @@ class Space:
         yield from _grid(self.parameters, {})
 
     def check_together(self, names: Collection[str], check: Callable[[Config], Any] | None = None) -> None:
-        """Refuse a space in which some values of these fields, each possible alone, do not go together.
+        """Refuse a space in which some values of these fields, each valid alone, are invalid together.
 
         Args:
             names: Every combination of their values is tried; of a range of numbers its two ends.
-            check: Raises what is wrong with a config; None looks for what no config may be.
+            check: Raises an error for an invalid config; None validates the config alone.
 
         Raises:
             ConfigValueError: naming the first such combination.
@@ -251,12 +251,12 @@ def read_space(path: str | Path, config: Config) -> Space:
 
     Args:
         path: The file, or the name of one of `shipped_spaces`.
-        config: What the space lies around.
+        config: The config around which the space is.
 
     Raises:
         UnknownConfigKeyError: for a field that does not exist, with the nearest one.
         ConfigValueError: if the file cannot be read, an entry is not understood, a field may not be searched, or a
-            value is impossible.
+            value is invalid.
     """
     shipped = shipped_spaces()
     file = shipped[str(path)] if str(path) in shipped and not Path(path).exists() else Path(path)
@@ -298,7 +298,7 @@ def _as_saved(value: Any) -> Any:
 
 
 def _grid(parameters: Sequence[Parameter], point: Point) -> Iterator[Point]:
-    """Every combination of the values from which a point goes on; of a range of numbers its ends."""
+    """Every combination of the values from which a point continues; of a range of numbers its ends."""
     if not parameters:
         yield point
         return
@@ -339,8 +339,8 @@ def _check_name(name: str, config: Config) -> None:
         hint = suggest.question(nearest(name))
         raise UnknownConfigKeyError(f"unknown config key '{name}'.{hint} A space names fields as section.key.")
     section = name.partition(".")[0]
-    if section not in SECTIONS:
-        raise ConfigValueError(f"{name} decides the data, which all trials share; allowed are {', '.join(SECTIONS)}.")
+    if section not in SEARCHABLE:
+        raise ConfigValueError(f"{name} decides the data, which all trials share; allowed are {', '.join(SEARCHABLE)}.")
     if name in FIXED:
         raise ConfigValueError(f"{name} cannot be searched: {FIXED[name]}.")
     if not decides(*name.split(".")):
@@ -373,7 +373,7 @@ def _conditions(name: str, when: Any, before: Mapping[str, Parameter]) -> dict[s
         if other not in before or before[other].kind != "choice":
             choices = [parameter.name for parameter in before.values() if parameter.kind == "choice"]
             raise ConfigValueError(
-                f"{name}: when names '{other}'; it may name a choice that stands before it: "
+                f"{name}: when names '{other}'; it may name a choice listed before it: "
                 f"{', '.join(choices) or 'there is none'}."
             )
         wanted = values if isinstance(values, list) else [values]

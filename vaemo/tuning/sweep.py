@@ -1,12 +1,12 @@
-"""The folder of a sweep: what each trial was and gave, and what follows from all of them.
+"""The folder of a sweep: the point and result of each trial, and the results of the sweep.
 
-SWEEP/_sweep.json              whose folder it is
+SWEEP/_sweep.json              identifies the sweep
 SWEEP/trials.parquet           a row per trial that has ended: trial_id, status, config.*, metric.*
 SWEEP/trials/0003/trial.json   begun: its point
 SWEEP/trials/0003/result.json  ended: a finished trial is never run again
-SWEEP/trials/0003/state.safetensors, best/   to go on from; its checkpoint
-SWEEP/trials/0003/failure.txt  the traceback of one that has failed
-SWEEP/_held_out.json           what no trial learns from or is chosen by, and how often it was looked at
+SWEEP/trials/0003/state.safetensors, best/   to resume from; its checkpoint
+SWEEP/trials/0003/failure.txt  the traceback of a failed trial
+SWEEP/_held_out.json           the held-out sessions, and how often they were evaluated
 SWEEP/best.yaml, best/         the best trial: its config, which jobs/train.py --config takes, and its checkpoint
 SWEEP/summary.json, pictures/, index.html
 """
@@ -48,7 +48,7 @@ class Record:
         config: All fields that decide its result, as `Config.to_dict` gives them.
         metrics: Of its last epoch; empty where it failed before the first.
         curve: Optimiser step and dev CCC after every epoch.
-        error: What a failed one raised.
+        error: The error of a failed trial.
     """
 
     number: int
@@ -76,7 +76,7 @@ class Record:
 
 
 class Sweep:
-    """What is in the folder of a sweep.
+    """The content of the folder of a sweep.
 
     Attributes:
         out: Path or URI; claimed already.
@@ -101,7 +101,7 @@ class Sweep:
         self.unfinished = {n: point for n, point in self.unfinished.items() if n not in self.records}
 
     def folder(self, number: int) -> str:
-        """Where a trial keeps its files."""
+        """The folder of a trial."""
         return trial_folder(self.out, number)
 
     def begin(self, number: int, point: Mapping[str, Any]) -> None:
@@ -110,7 +110,7 @@ class Sweep:
         self.unfinished[number] = dict(point)
 
     def end(self, record: Record) -> None:
-        """Note what a trial gave, and renew the table."""
+        """Record the result of a trial, and rewrite the table."""
         files.write_json(files.join(self.folder(record.number), _RESULT), dataclasses.asdict(record))
         self.records[record.number] = record
         self.unfinished.pop(record.number, None)

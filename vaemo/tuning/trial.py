@@ -34,7 +34,7 @@ from vaemo.tuning.space import SCHEDULE, Space
 _STATE = "state.safetensors"
 
 METRIC = "dev_ccc_avg"
-"""What is searched for: CCC on dev sessions, running free, mean over the targets, and over folds and seeds."""
+"""The objective: CCC on dev sessions, running free, mean over the targets, and over folds and seeds."""
 
 
 def steps_after_epochs(data: SplitSessions, config: Config) -> Iterator[float]:
@@ -67,7 +67,7 @@ def equal_steps(config: Config, data: SplitSessions, steps: float) -> Config:
 
 
 def schedule_end(space: Space, steps: float) -> int:
-    """The optimiser step, of `steps` in all, from which every run of a space is fed what inference will feed it."""
+    """The optimiser step, of `steps` in all, from which every run of a space is fed as at inference."""
     ends = [
         [parameter.values[0], parameter.values[-1]] if parameter.kind != "choice" else list(parameter.values)
         for parameter in space.parameters
@@ -79,12 +79,12 @@ def schedule_end(space: Space, steps: float) -> int:
 
 
 SAVED_EVERY_S = 10.0
-"""How often a trial saves what it needs to go on, besides its end."""
+"""How often a trial saves its state, besides at its end."""
 
 
 @dataclass(frozen=True)
 class Searching:
-    """What a job of a sweep does: a trial.
+    """The work of a job in a sweep: a trial.
 
     Attributes:
         store: The feature store, opened.
@@ -191,7 +191,7 @@ class Trial:
         return {**found, "runs": len(lines), "train_s": self._train_s, "finished": self.finished}
 
     def save(self, point: Mapping[str, Any]) -> bytes:
-        """What the trial needs to go on after this epoch, and the point at which it stands."""
+        """The state to continue the trial after this epoch, and its point."""
         tensors = {
             f"{number}.{name}": tensor.cpu()
             for number, trainer in enumerate(self.trainers)
@@ -202,7 +202,7 @@ class Trial:
         return save(tensors, metadata={"trial": json.dumps(held)})
 
     def restore(self, saved: bytes) -> None:
-        """Go on from what `save` gave, from a trial of the same data, model and optimiser."""
+        """Continue from what `save` returned, from a trial of the same data, model and optimiser."""
         tensors, said = load(saved), _said(saved)
         self._train_s, self._curve = said["train_s"], [(step, value) for step, value in said["curve"]]
         for number, (trainer, progress) in enumerate(zip(self.trainers, said["progress"], strict=True)):
@@ -212,7 +212,7 @@ class Trial:
 
 
 def saved_point(saved: bytes) -> dict[str, Any]:
-    """The point at which a trial stood when it was saved."""
+    """The point of a trial when it was saved."""
     return _said(saved)["point"]
 
 
@@ -221,11 +221,11 @@ def _said(saved: bytes) -> dict[str, Any]:
 
 
 def read_state(folder: str) -> bytes | None:
-    """What `write_state` left in the folder of a trial; None where it has not come so far."""
+    """The state that `write_state` left in the folder of a trial; None if there is none yet."""
     path = files.join(folder, _STATE)
     return files.read_bytes(path) if files.exists(path) else None
 
 
 def write_state(folder: str, state: bytes) -> None:
-    """Keep what a trial needs to go on, in place of what was kept before."""
+    """Write the state to continue a trial, replacing the previous one."""
     files.write_whole(files.join(folder, _STATE), state)

@@ -1,4 +1,4 @@
-"""What follows from all trials: best.yaml, best/, summary.json, pictures, and one HTML page that loads nothing."""
+"""The results of a sweep: best.yaml, best/, summary.json, pictures, and one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ _BODY = """<header class="top"><span class="brand">vaemo</span><p class="subtitl
 
 
 def write_summary(sweep: Sweep, space: Space, held_out: HeldOut | None = None) -> dict[str, Any]:
-    """Write what follows from the trials of a sweep, and return the content of summary.json.
+    """Write the results of a sweep, and return the content of summary.json.
 
     Args:
         sweep: Its trials have all ended.
         space: What was searched.
-        held_out: What the winner is judged by.
+        held_out: The held-out sessions for the winner.
 
     Raises:
         SweepFailedError: if no trial ran to its end.

@@ -1,1 +1,1 @@
-"""Who speaks when in a channel that holds several people, and which of them may be scored."""
+"""Diarisation of channels with several speakers, and the roles of their voices."""

@@ -1,6 +1,7 @@
-"""Speech of a channel cut by voice: utterances go in as they are found, pieces of one voice each come out at the end.
+"""Cutting a channel's speech by voice: takes utterances as they are found, and returns pieces of one voice each at the
+end.
 
-Voices are those that somebody brought (`vaemo.voices.turns`), or are found by comparing windows of speech. Vectors
+Voices are given from outside (`vaemo.voices.turns`), or found by comparing windows of speech. Vectors
 stay in memory, those of an hour take some megabytes; samples are not kept. Letters: N windows, K voices, F frames.
 """
 
@@ -8,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +17,10 @@ import numpy as np
 
 from vaemo.audio.vad import Utterance
 from vaemo.config import VadConfig, VoicesConfig
+from vaemo.data.speakers import unit
 from vaemo.features import campplus
 from vaemo.units import SAMPLING_RATE_HZ
-from vaemo.voices.clustering import find_voices, unit
+from vaemo.voices.clustering import find_voices, known_and_heard, without
 from vaemo.voices.turns import Turn
 
 _FRAME_S = 0.02
@@ -26,16 +28,16 @@ _HOPS = 3
 """Windows that begin within the length of one."""
 
 _CHANGE = 0.05
-"""What a change of voice from one window to the next costs, in likeness."""
+"""Cost of a change of voice between windows, in similarity."""
 
 _SNAP_S = 0.25
-"""A change of voice is put where it is quietest within so much of where voices are equally alike."""
+"""A change of voice is put at the quietest point within this distance of where two voices are equally similar."""
 
 _SHORT_S = 0.5
-"""Whose voice shorter speech is, such as a backchannel, is never certain."""
+"""Shorter speech, such as a backchannel, is too short to attribute with certainty."""
 
 _PAST_END_S = 1.0
-"""Turns that somebody brought may end so much after the recording."""
+"""How far given turns may end after the recording."""
 
 
 @dataclass(frozen=True)
@@ -98,9 +100,11 @@ class VoiceCutter:
         n_channels: Of the recording.
         voices: How.
         vad: How short an utterance may be.
-        turns: What somebody brought of this recording; None is nothing.
+        turns: Turns given for this recording; None if there are none.
         embed: Speaker encoder, (N, n) to (N, D); None is the one that `voices.model` names.
-        vectors: Whether the vectors of brought voices are wanted, to verify who they are.
+        vectors: Whether vectors of given voices are needed, to verify them.
+        expected: Enrolled vector of a person who should be in the call, (D,), unit length, such as the agent. It counts
+            only where it is verified.
     """
 
     def __init__(
@@ -112,12 +116,14 @@ class VoiceCutter:
         *,
         embed: Callable[[np.ndarray], np.ndarray] | None = None,
         vectors: bool = False,
+        expected: np.ndarray | None = None,
     ) -> None:
+        self._expected = expected if n_channels == 1 else None
         self._config, self._vad = voices, vad
         self._embed = embed or campplus.embed
         self._brought: dict[int, list[Turn]] = {}
         for turn in turns or ():
-            # Who says nothing of channels means a recording that has one.
+            # Turns without channels belong to a recording with one channel.
             channel = turn.channel if turn.channel is not None else (0 if n_channels == 1 else None)
             if channel is not None:
                 self._brought.setdefault(channel, []).append(turn)
@@ -172,12 +178,25 @@ class VoiceCutter:
             return [], []
         vectors = np.concatenate([utterance.vectors for utterance in heard])
         lengths_s = np.concatenate([np.full(len(utterance.vectors), utterance.length_s) for utterance in heard])
-        centres = find_voices(vectors, lengths_s, self._config.window_s / _HOPS, self._config.voices)
+        centres, anchors = self._centres(vectors, lengths_s)
         if len(centres) == 1:
             pieces = [Piece(channel, utterance.start_s, utterance.end_s, 0, None) for utterance in heard]
             return pieces, [Voice(channel, 0, sum(piece.end_s - piece.start_s for piece in pieces), centres[0])]
-        pieces = [piece for utterance in heard for piece in self._cut(channel, utterance, centres)]
+        pieces = [piece for utterance in heard for piece in self._cut(channel, utterance, anchors)]
         return _renumbered(channel, pieces, lambda number: {"vector": centres[number]})
+
+    def _centres(self, vectors: np.ndarray, lengths_s: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """What each voice is like, and what windows are compared with: an enrolled voice is known better than heard."""
+        hop_s, most, expected = self._config.window_s / _HOPS, self._config.voices, self._expected
+        if expected is not None and most > 1:
+            others = without(vectors, expected)
+            if others.any() and not others.all():
+                rest = find_voices(vectors[others], lengths_s[others], hop_s, most - 1)
+                own = unit(vectors[~others].mean(axis=0))
+                if verified(float(own @ expected), rest @ expected, self._config):
+                    return np.stack([own, *rest]), np.stack([known_and_heard(expected, own), *rest])
+        centres = find_voices(vectors, lengths_s, hop_s, most)
+        return centres, centres
 
     def _cut(self, channel: int, heard: _Heard, centres: np.ndarray) -> list[Piece]:
         """An utterance cut where its voice changes."""
@@ -232,7 +251,7 @@ class VoiceCutter:
             return [Piece(channel, heard.start_s, heard.end_s, None, None)]
         inner = edges[(edges > heard.start_s) & (edges < heard.end_s)]
         bounds = [heard.start_s, *inner.tolist(), heard.end_s]
-        # -1 is nobody, -2 several.
+        # -1 is no speaker, -2 several.
         labels = []
         for begin, end in itertools.pairwise(bounds):
             middle = (begin + end) / 2
@@ -277,6 +296,11 @@ class VoiceCutter:
         return heard.start_s + (first + int(power.argmin()) + 0.5) * _FRAME_S
 
 
+def verified(likeness: float, others: Iterable[float], config: VoicesConfig) -> bool:
+    """Whether a voice is an enrolled one: like it, and more so than the others are (cosines)."""
+    return likeness >= config.verification and likeness - max(others, default=0.0) >= config.verification_margin
+
+
 def _smooth(likeness: np.ndarray) -> np.ndarray:
     """The voice of each window, (N,), so that likeness less the cost of changes is greatest (Viterbi)."""
     best, came = likeness[0].copy(), []
@@ -311,7 +335,7 @@ def _long_enough(edges: Sequence[float], labels: Sequence[int], least_s: float) 
 
 
 def _without_pauses(bounds: Sequence[float], labels: Sequence[int]) -> list[tuple[float, float, int]]:
-    """Runs of labels in which nobody's time (-1) is shared by its neighbours."""
+    """Runs of labels; time without a speaker (-1) is divided between its neighbours."""
     runs = [(a, b, label) for a, b, label in zip(bounds[:-1], bounds[1:], labels, strict=True) if label != -1]
     if not runs:
         return [(bounds[0], bounds[-1], -1)]
@@ -320,7 +344,7 @@ def _without_pauses(bounds: Sequence[float], labels: Sequence[int]) -> list[tupl
 
 
 def _renumbered(channel: int, pieces: Sequence[Piece], facts: Callable[[int], dict]) -> tuple[list[Piece], list[Voice]]:
-    """Voices by first speech, from 0; those without any are gone."""
+    """Voices numbered from 0 by first speech; those without speech are removed."""
     order = list(dict.fromkeys(piece.voice for piece in pieces if piece.voice is not None))
     place = {voice: number for number, voice in enumerate(order)}
     speech_s = dict.fromkeys(order, 0.0)

@@ -18,18 +18,18 @@ from vaemo.audio.archive import list_recordings
 from vaemo.audio.recording import AudioProblem, Decoder, Recording
 from vaemo.audio.vad import UtteranceFinder
 from vaemo.config import Config
+from vaemo.data.speakers import unit
 from vaemo.errors import ReadVoicesError, UsageError, named
 from vaemo.features import campplus
 from vaemo.progress import say
 from vaemo.units import SAMPLING_RATE_HZ
-from vaemo.voices.clustering import unit
 from vaemo.voices.prints import Voiceprints
 
 LEAST_S = 10.0
-"""Speech that a person is enrolled from, at least."""
+"""Least speech to enrol a person from."""
 
 _ALIKE = 0.5
-"""So much alike are two recordings of one person at least; less is said, since somebody else may be heard."""
+"""Least similarity of two recordings of one person; below it a warning is printed."""
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
@@ -125,7 +125,7 @@ def _voice(
         except AudioProblem as problem:
             raise ReadVoicesError(f"{named(path)} cannot be used: {problem.reason}.") from None
         speech = [utterance.samples for utterance in found if utterance.channel == own]
-        # Windows as calls have them, so that voices are compared on equal terms.
+        # The same windows as in calls, so that vectors are comparable.
         windows = [s[at : at + window] for s in speech for at in range(0, len(s) - window + 1, window // 2)]
         seconds += sum(map(len, speech)) / SAMPLING_RATE_HZ
         if windows:
@@ -136,7 +136,7 @@ def _voice(
         )
     each = unit(np.stack(sums))
     if (least := float((each @ each.T).min())) < _ALIKE:
-        say(f"warning: the recordings of {person} are little alike ({least:.2f}): is somebody else heard in them?")
+        say(f"warning: the recordings of {person} are not very similar ({least:.2f}): is another person in them?")
     return unit(np.sum(sums, axis=0)), seconds
 
 

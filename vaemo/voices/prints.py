@@ -14,10 +14,10 @@ import numpy as np
 import pyarrow as pa
 
 from vaemo import files
+from vaemo.data.speakers import unit
 from vaemo.errors import ColumnError, ReadVoicesError, named
 from vaemo.features.campplus import CampPlus
 from vaemo.tables import length_of_vectors, typed, vectors
-from vaemo.voices.clustering import unit
 
 _ENCODER = b"vaemo.encoder"
 
@@ -48,7 +48,7 @@ class Voiceprints:
 
         Args:
             path: The file.
-            encoder: Fingerprint of the encoder that calls are heard with.
+            encoder: Fingerprint of the encoder used for the calls.
 
         Raises:
             ReadVoicesError: if it cannot be read, lacks a column, names a person twice, has a date that is none, a
@@ -70,7 +70,7 @@ class Voiceprints:
         if made_by != encoder:
             raise ReadVoicesError(
                 f"{path} was made with {'the encoder ' + made_by if made_by else 'an encoder that it does not name'}; "
-                f"calls are heard with {encoder} (voices.model). Enrol anew."
+                f"calls use {encoder} (voices.model). Enrol again."
             )
         try:
             persons = typed(table["speaker_id"], "speaker_id", pa.string()).to_pylist()
@@ -82,13 +82,11 @@ class Voiceprints:
         if None in persons or None in roles or held.null_count:
             raise ReadVoicesError(f"{path} has an entry without speaker_id, role or speaker; drop or complete it.")
         if repeated := [person for person in dict.fromkeys(persons) if persons.count(person) > 1]:
-            raise ReadVoicesError(
-                f"{path}: {named(repeated[0])} stands there more than once; one entry a person is needed."
-            )
+            raise ReadVoicesError(f"{path}: {named(repeated[0])} occurs more than once; one entry a person is needed.")
         matrix = np.concatenate([chunk.flatten().to_numpy(zero_copy_only=False) for chunk in held.chunks] or [[]])
         matrix = matrix.reshape(len(persons), dim).astype(np.float32)
         if not np.isfinite(matrix).all() or not matrix.any(axis=1).all():
-            raise ReadVoicesError(f"{path} has a vector that is zero, or not finite; enrol that person anew.")
+            raise ReadVoicesError(f"{path} has a vector that is zero, or not finite; enrol that person again.")
         dates = table["expires"].to_pylist() if "expires" in table.column_names else [None] * len(persons)
         seconds = table["seconds"].to_pylist() if "seconds" in table.column_names else [np.nan] * len(persons)
         return Voiceprints(

@@ -1,4 +1,4 @@
-"""Which role a voice has: only what is said or verified counts, and everything else is unknown and not scored.
+"""The role of a voice: only declared or verified roles count; every other voice is unknown and not scored.
 
 In this order: the table of calls (`role_v0`, ...), those who brought the voices (`--voices-from`), a voice that matches
 an enrolled one, and the channel's role where the channel is one party's line or holds one voice alone.
@@ -12,16 +12,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from vaemo.config import VoicesConfig
-from vaemo.voices.channels import Voice
+from vaemo.voices.channels import Voice, verified
 from vaemo.voices.prints import Voiceprints
 
 UNKNOWN = "unknown"
 
 VoiceKey = tuple[int, int | None]
-"""Channel and number of a voice; None is nobody's."""
+"""Channel and number of a voice; None where there is no voice."""
 
 _LEAST_S = 3.0
-"""Speech of a voice from which it is told whose it is."""
+"""Least speech of a voice for it to be identified."""
 
 _TWO = 2
 
@@ -47,7 +47,7 @@ class Evidence:
     """What the table of calls says of a call's voices.
 
     Attributes:
-        said: Roles of its voices, from `role_v0` on, null where it says nothing.
+        said: Roles of its voices, from `role_v0` on, null where not given.
         agent_id: Who the agent was.
     """
 
@@ -66,7 +66,7 @@ def roles_of_voices(
 
     Args:
         voices: All of the recording.
-        channel_roles: What is said of each channel; one is known if it is neither `unknown` nor `mixed`.
+        channel_roles: Role of each channel; it is known if it is neither `unknown` nor `mixed`.
         evidence: From the table of calls.
         enrolled: Voices of persons that have not expired, or None.
         config: Thresholds, and whether persons are identified.
@@ -82,11 +82,19 @@ def roles_of_voices(
         elif voice.role:
             found[key] = VoiceRole(voice.role, "voices_from")
         elif known not in (UNKNOWN, "mixed") and (alone or not one_channel):
-            # A line of its own is one party's; a mix says nothing of the voices in it.
+            # A separate line belongs to one party; a mix does not identify the voices in it.
             found[key] = VoiceRole(known, "channel")
     if one_channel and enrolled and not any(role.by for role in found.values()):
         found |= _verified(voices, evidence, enrolled, config)
     return found
+
+
+def expected_voice(evidence: Evidence, enrolled: Voiceprints | None, config: VoicesConfig) -> np.ndarray | None:
+    """What the agent's voice is like, whom the table of calls names, (D,); None where that is not known beforehand."""
+    if enrolled is None or config.identification.strip() or evidence.agent_id not in enrolled.persons:
+        return None
+    row = enrolled.persons.index(evidence.agent_id)
+    return enrolled.vectors[row] if enrolled.roles[row] == "agent" else None
 
 
 def of_piece(role: VoiceRole, margin: float | None, config: VoicesConfig) -> VoiceRole:
@@ -120,9 +128,9 @@ def _verified(
     own, person = np.unravel_index(int(likeness.argmax()), likeness.shape)
     best = float(likeness[own, person])
     others = [*np.delete(likeness[:, person], own), *np.delete(likeness[own], person)]
-    margin = best - float(max(others, default=0.0))
-    if best < config.verification or margin < config.verification_margin:
+    if not verified(best, others, config):
         return {}
+    margin = best - float(max(others, default=0.0))
     agent = heard[own]
     found: dict[VoiceKey, VoiceRole] = {(agent.channel, agent.number): VoiceRole("agent", by, margin)}
     if len(voices) == _TWO and len(heard) == _TWO:

@@ -1,4 +1,4 @@
-"""Who speaks when, as text: RTTM read and written, JSON of WhisperX and of Amazon Transcribe read.
+"""Turns in text formats: reads and writes RTTM, reads JSON of WhisperX and Amazon Transcribe.
 
 Diarisation that others made is given per recording (`--voices-from`): by the name of a file, or by the ids in an RTTM.
 """
@@ -22,7 +22,7 @@ from vaemo.audio.formats import AUDIO_SUFFIXES
 from vaemo.errors import ReadVoicesError, named
 
 ROLES = ("customer", "agent")
-"""Names of speakers that say their role."""
+"""Speaker names that are roles."""
 
 _SUFFIXES = (".rttm", ".json")
 _READERS = 16
@@ -42,7 +42,7 @@ class Turn:
         start_s: In the recording.
         end_s: Likewise, greater.
         speaker: Any name.
-        role: Where it is said.
+        role: Role, if given.
         channel: Counted from 0; None where it is not given, for a recording with one channel.
     """
 
@@ -114,7 +114,7 @@ def read_rttm(text: str, where: str) -> dict[str, list[Turn]]:
 
     Args:
         text: Lines `SPEAKER id channel start duration <NA> <NA> name <NA> <NA>`; lines of other types and comments
-            (`;;`) are passed over. Channels count from 1; where all are 1, none is said.
+            (`;;`) are skipped. Channels count from 1; where all are 1, none is given.
         where: The file, for messages.
 
     Raises:
@@ -258,7 +258,7 @@ def _read_file(path: str, name: str) -> dict[str, list[Turn]]:
     if not turns:
         raise ReadVoicesError(f"{named(path)} has no line SPEAKER, as an RTTM has; {_SAY_FORMATS}.")
     if len(turns) == 1:
-        # A file of one recording lies beside it, whatever its tool called it.
+        # A file of a single recording is beside it, under any name.
         ((inner, held),) = turns.items()
         return {f"{stem}\0{inner}": held}
     return turns

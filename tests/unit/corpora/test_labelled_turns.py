@@ -267,7 +267,7 @@ def write_podcast(root, change=lambda text: text, encoding="utf-8"):
         (",", ";", 1, "there is no column FileName in 'FileName;EmoClass"),
         (",", "\t", 1, "there is no column FileName in"),
         ("EmoVal", "Valence", 1, "there is no column EmoVal"),
-        ("_0008.wav", "_0139.wav", 3, "MSP-PODCAST_0001_0139.wav stands there twice"),
+        ("_0008.wav", "_0139.wav", 3, "MSP-PODCAST_0001_0139.wav occurs twice"),
         ("_0008.wav", "_8a.wav", 3, "'8a' is no number"),
         (",,,Unknown,Test3", ',"4,5",,Unknown,Test3', 6, "'4,5' is no number"),
     ],

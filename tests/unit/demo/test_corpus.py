@@ -11,6 +11,8 @@ from vaemo.data.manifest import read_manifest
 from vaemo.demo.corpus import CORPUS_VOICES, UTTERANCES, draw_latent, express, make_corpus, make_recordings
 from vaemo.units import SPLITS
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):

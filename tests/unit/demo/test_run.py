@@ -57,23 +57,23 @@ def test_the_mean_predictor_is_near_zero(tmp_path):
         )
     path = tmp_path / "m.jsonl"
     path.write_text("\n".join(lines))
-    values = run._mean_predictor(str(path))
+    values = run.mean_predictor(str(path))
     assert values["ccc_avg"] == [pytest.approx(0.0, abs=1e-12)]
     # The deviation of a uniform variable.
     assert values["rmse_avg"] == [pytest.approx(12**-0.5, abs=0.03)]
 
 
 def test_the_table_gives_mean_and_spread():
-    values = {name: [0.7, 0.8, 0.9] for name in run.METRICS}
+    values = {name: [0.7, 0.8, 0.9] for name in run.TABLE_METRICS}
     summary = {
         "seeds": [0, 1, 2],
-        "models": {"vaemo": values, "no-memory": values, "mean": {name: [0.0] for name in run.METRICS}},
+        "models": {"vaemo": values, "no-memory": values, "mean": {name: [0.0] for name in run.TABLE_METRICS}},
         "compare": {"difference": 0.25, "ci95": [0.2, 0.3]},
         "speech_found": 0.973,
         "found_is_speech": 0.914,
         "recordings_ccc": {"valence": 0.61, "arousal": 0.72},
     }
-    text = run._table(summary)
+    text = run.summary_table(summary)
     assert "vaemo                         0.800 ± 0.100" in text
     assert "mean of the training labels   0.000  " in text
     assert "Memory adds 0.250" in text

@@ -46,7 +46,7 @@ def test_a_voice_that_is_not_there_is_refused():
 
 
 def test_a_text_without_words_is_refused():
-    with pytest.raises(SpeechError, match="says nothing for the text ''"):
+    with pytest.raises(SpeechError, match="makes no sound for the text ''"):
         speak("", "en-us+f1")
 
 

@@ -96,10 +96,10 @@ def test_other_weights_are_refused(tmp_path, monkeypatch):
     weights.parent.mkdir(parents=True)
     weights.write_bytes(b"pickle")
     monkeypatch.setattr(campplus, "_package", lambda: folder)
-    campplus._network.cache_clear()
+    campplus.load_network.cache_clear()
     with pytest.raises(ExtractorError, match=hashlib.sha256(b"pickle").hexdigest()[:12]):
         embed(np.zeros((1, RATE), np.float32))
-    campplus._network.cache_clear()
+    campplus.load_network.cache_clear()
 
 
 def test_without_the_package_the_extra_is_named(monkeypatch):

@@ -21,6 +21,7 @@ def noise(seed, scale=0.1):
     return np.random.default_rng(seed).normal(scale=scale, size=4000).clip(-1, 1).astype(np.float32)
 
 
+@pytest.mark.long
 def test_a_child_computes_what_the_extractors_do_and_ends_with_the_context():
     extractors = load_extractors(CONFIG.features)
     with isolated(extractors, CONFIG, careful=False) as here:

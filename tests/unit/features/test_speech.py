@@ -113,7 +113,7 @@ def test_trained_weights_over_layers_and_frames(models, utterances, kind, tmp_pa
             network = encoder_of(models[kind]).network(layer=layer)
             # Frames of the layer, before any pooling: attention that is handed them gives them back.
             network.attention = lambda hidden, valid: hidden
-            states.append(network([torch.from_numpy(encoder._prepared(samples))])[0])
+            states.append(network([torch.from_numpy(encoder.prepared(samples))])[0])
         hidden = torch.einsum("n,nfh->fh", pooling["layer_scores"].softmax(0), torch.stack(states))
         inner = torch.tanh(hidden @ pooling["attention.hidden.weight"].T + pooling["attention.hidden.bias"])
         weights = (inner @ pooling["attention.score.weight"][0]).softmax(0)
@@ -160,7 +160,7 @@ def test_a_folder_at_a_uri_is_the_same_encoder(models, utterances, tmp_path):
 
 def test_long_utterances_are_cut_with_overlap_and_pooled_by_duration(models, utterances):
     encoder = encoder_of(models["wavlm"], max_utterance_s=5.0)
-    parts = list(encoder._cut(utterances[-1]))
+    parts = list(encoder.cut(utterances[-1]))
     assert {len(part) for part in parts} == {int(4.8 * 16000)}
     assert sum(map(len, parts)) - 4 * 16000 == len(utterances[-1])
     whole = encoder([utterances[-1]])[0]
@@ -172,7 +172,7 @@ def test_parts_of_every_length_cover_the_utterance(models):
     encoder = encoder_of(models["wavlm"], max_utterance_s=3.0)
     for n in np.random.default_rng(2).integers(48_001, 400_000, 50):
         samples = np.arange(n, dtype=np.float32)
-        parts = list(encoder._cut(samples))
+        parts = list(encoder.cut(samples))
         assert parts[0][0] == 0
         assert parts[-1][-1] == n - 1
         assert max(map(len, parts)) <= 48_000
@@ -181,7 +181,7 @@ def test_parts_of_every_length_cover_the_utterance(models):
 
 def test_batches_hold_at_most_their_seconds_padding_included(models, utterances):
     encoder = encoder_of(models["wavlm"], batch_s=25.0)
-    batches = list(encoder._batches(list(enumerate(utterances))))
+    batches = list(encoder.batches(list(enumerate(utterances))))
     assert sorted(row for batch in batches for row, _ in batch) == list(range(len(utterances)))
     for batch in batches:
         assert len(batch) == 1 or len(batch) * max(len(part) for _, part in batch) <= 25.0 * 16000
@@ -296,7 +296,7 @@ def test_what_is_no_encoder_is_refused(models, tmp_path):
         ("config.json", b"{", "and no model can be loaded from there"),
         ("config.json", b"[]", "and no model can be loaded from there"),
         ("config.json", b'{"model_type": "wavlm", "hidden_size": "many"}', "and no model can be loaded from there"),
-        ("preprocessor_config.json", b"{", "/preprocessor_config.json is not JSON .*; copy the folder anew"),
+        ("preprocessor_config.json", b"{", "/preprocessor_config.json is not JSON .*; copy the folder again"),
         ("preprocessor_config.json", b"[]", "/preprocessor_config.json holds list, no settings"),
         ("model.safetensors", b"version https://git-lfs.github.com/spec/v1\n", "the weights of .* cannot be read"),
         ("model.safetensors", b"", "the weights of .* cannot be read"),

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from vaemo.config import Config, FeatureConfig, ModelConfig
 from vaemo.config.fields import younger
 from vaemo.errors import ReadCheckpointError, StorageError
-from vaemo.model.checkpoint import CONFIG, METRICS, PROVENANCE, WEIGHTS, load_checkpoint, save_checkpoint
+from vaemo.model.checkpoint import CONFIG, METRICS_FILE, PROVENANCE_FILE, WEIGHTS, load_checkpoint, save_checkpoint
 from vaemo.model.regressor import SessionRegressor
 
 
@@ -55,7 +55,9 @@ def test_config_metrics_provenance_and_features_travel(tmp_path):
     assert checkpoint.features == config.features
     assert checkpoint.metrics == {"x": 0.5}
     assert checkpoint.provenance == {"synthetic": True, "fingerprint": fingerprint}
-    assert sorted(path.name for path in (tmp_path / "best").iterdir()) == sorted([WEIGHTS, CONFIG, METRICS, PROVENANCE])
+    assert sorted(path.name for path in (tmp_path / "best").iterdir()) == sorted(
+        [WEIGHTS, CONFIG, METRICS_FILE, PROVENANCE_FILE]
+    )
 
 
 def test_a_checkpoint_of_before_has_none_of_the_younger_fields_and_is_the_same(tmp_path):
@@ -195,7 +197,7 @@ def test_an_object_store_holds_one_too():
     assert loaded.model(features, state, lengths)[0].isfinite().all()
 
 
-@pytest.mark.parametrize("name", [WEIGHTS, CONFIG, METRICS, PROVENANCE])
+@pytest.mark.parametrize("name", [WEIGHTS, CONFIG, METRICS_FILE, PROVENANCE_FILE])
 def test_a_missing_file_is_named(folder, name):
     (folder / name).unlink()
     with pytest.raises(ReadCheckpointError, match=rf"not a whole checkpoint: {name} is not there\."):
@@ -209,10 +211,10 @@ def test_a_missing_file_is_named(folder, name):
         (CONFIG, "model: {nonsense: 1}"),
         (CONFIG, "a: [b"),
         (CONFIG, "7"),
-        (METRICS, "{"),
-        (METRICS, '{"error_by_position": {"from": [1]}}'),
-        (METRICS, b"\xff"),
-        (PROVENANCE, "?"),
+        (METRICS_FILE, "{"),
+        (METRICS_FILE, '{"error_by_position": {"from": [1]}}'),
+        (METRICS_FILE, b"\xff"),
+        (PROVENANCE_FILE, "?"),
     ],
 )
 def test_a_damaged_file_is_an_error(folder, name, content):
@@ -235,8 +237,8 @@ def test_weights_that_do_not_fit_the_config_are_refused(folder):
     tensors["head.hidden.weight"] = torch.zeros(3, 3)
     save_file(tensors, folder / WEIGHTS)
     config = Config.from_dict(yaml.safe_load((folder / CONFIG).read_text()))
-    fingerprint = checkpoint._fingerprint((folder / WEIGHTS).read_bytes(), config, None)
-    (folder / PROVENANCE).write_text(json.dumps({"fingerprint": fingerprint}))
+    fingerprint = checkpoint.checkpoint_fingerprint((folder / WEIGHTS).read_bytes(), config, None)
+    (folder / PROVENANCE_FILE).write_text(json.dumps({"fingerprint": fingerprint}))
     with pytest.raises(ReadCheckpointError, match=r"weights that do not fit its config: .*head\.hidden\.weight"):
         load_checkpoint(folder)
 

@@ -20,6 +20,7 @@ def run(case, gain):
     return prediction, gradients(case, random_loss(prediction, after, FULL), features, state), diagnostics
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("gain", [0.0, 0.1, 1.0, 30.0])
 @pytest.mark.parametrize("feedback_gradient", [True, False])
 @pytest.mark.parametrize("updater", ["mamba", "mamba2"])
@@ -41,7 +42,7 @@ def test_whatever_the_gain_it_is_the_loop(updater, feedback_gradient, gain):
 
 
 def test_without_giving_up_it_is_exact_after_t_passes(monkeypatch):
-    monkeypatch.setattr(feedback, "_passes_left", lambda *_: 0)
+    monkeypatch.setattr(feedback, "passes_left", lambda *_: 0)
     expected, expected_grads, _ = run(make_case("mamba", "model", parallel_feedback="never"), 30.0)
     monkeypatch.setattr(SessionRegressor, "parallel_passes", lambda model: STEPS + 1)
     found, found_grads, diagnostics = run(make_case("mamba", "model"), 30.0)
@@ -63,7 +64,7 @@ def test_float32_agrees_to_its_tolerance():
     ("change", "before", "left"), [(1e-3, 1e-2, 3), (1e-5, 1e-1, 0.25), (0.5, 0.5, float("inf")), (2, 1, float("inf"))]
 )
 def test_the_rate_of_convergence_tells_how_many_passes_are_left(change, before, left):
-    assert feedback._passes_left(change, before, 1e-6) == pytest.approx(left)
+    assert feedback.passes_left(change, before, 1e-6) == pytest.approx(left)
 
 
 @pytest.mark.parametrize(

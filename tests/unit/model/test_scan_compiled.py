@@ -17,7 +17,7 @@ UNITS_IN_THE_LAST_PLACE = 4
 
 @numba.njit
 def powers(x):
-    return np.array([scan_compiled._exp2(value) for value in x])
+    return np.array([scan_compiled.exp2(value) for value in x])
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -108,5 +108,5 @@ def test_where_nothing_may_be_written_it_is_compiled_all_the_same(monkeypatch, c
 
     caplog.set_level(logging.INFO, scan_compiled.__name__)
     monkeypatch.setattr(numba.core.dispatcher.Dispatcher, "enable_caching", refuse)
-    assert scan_compiled._compiled(lambda x: x + 1)(1) == 2
-    assert "compiled anew by every process: no locator available" in caplog.text
+    assert scan_compiled.compiled(lambda x: x + 1)(1) == 2
+    assert "compiled again by every process: no locator available" in caplog.text

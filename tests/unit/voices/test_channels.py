@@ -2,10 +2,13 @@
 
 import numpy as np
 import pytest
+from sklearn.cluster import KMeans
 
 from vaemo.audio.vad import Utterance
 from vaemo.config import VadConfig, VoicesConfig
+from vaemo.data.speakers import unit
 from vaemo.voices.channels import VoiceCutter
+from vaemo.voices.clustering import without
 from vaemo.voices.turns import Turn
 
 RATE = 16_000
@@ -28,9 +31,9 @@ def utterance(start_s, *parts, channel=0):
     return Utterance(channel, start_s, start_s + len(samples) / RATE, samples)
 
 
-def cut(*utterances, n_channels=1, turns=None, **settings):
+def cut(*utterances, n_channels=1, turns=None, expected=None, **settings):
     settings = {"mode": "diarize", **settings}
-    cutter = VoiceCutter(n_channels, VoicesConfig(**settings), VadConfig(), turns, embed=embed)
+    cutter = VoiceCutter(n_channels, VoicesConfig(**settings), VadConfig(), turns, embed=embed, expected=expected)
     for one in utterances:
         cutter.push(one)
     return cutter.finish()
@@ -87,6 +90,34 @@ def test_two_at_once_are_less_certain_than_one():
     both.samples[::2] = 0.2
     pieces, _ = cut(*TALK, both)
     assert max(piece.margin for piece in pieces[4:]) < 0.1 < min(piece.margin for piece in pieces[:4])
+
+
+def test_an_enrolled_voice_is_told_from_another_where_moods_differ_more_than_voices_do():
+    draw = np.random.default_rng(0)
+    own, mood = draw.random(60) < 0.5, draw.integers(3, size=60)
+    vectors = draw.normal(scale=0.02, size=(60, DIM)).astype(np.float32)
+    vectors[np.arange(60), np.where(own, 0, 1)] += 1.0
+    vectors[np.arange(60), 10 + mood] += 1.1
+    enrolled = unit(vectors[own].mean(axis=0))
+    labels = KMeans(2, n_init=10, random_state=0).fit(vectors).labels_ == 1
+    assert 0.1 < (labels == own).mean() < 0.9
+    np.testing.assert_array_equal(without(unit(vectors), enrolled), ~own)
+
+
+def test_a_voice_that_is_expected_and_not_there_changes_nothing():
+    stranger = np.eye(DIM, dtype=np.float32)[4]
+    assert places(cut(*TALK, expected=stranger)[0]) == places(cut(*TALK)[0])
+
+
+def test_who_is_expected_alone_is_one_voice():
+    pieces, voices = cut(utterance(0, (2, 6.0)), utterance(8, (2, 3.0)), expected=np.eye(DIM, dtype=np.float32)[2])
+    assert ([piece.voice for piece in pieces], len(voices)) == ([0, 0], 1)
+
+
+def test_who_is_expected_is_one_of_three():
+    talk = [utterance(8.0 * k, (k % 3, 6.0)) for k in range(6)]
+    _, voices = cut(*talk, expected=np.eye(DIM, dtype=np.float32)[1])
+    assert len(voices) == 3
 
 
 def test_nothing_said_is_nobody():

@@ -10,7 +10,7 @@ from vaemo.config import VoicesConfig
 from vaemo.errors import ReadVoicesError
 from vaemo.voices.channels import Voice
 from vaemo.voices.prints import Voiceprints
-from vaemo.voices.roles import Evidence, VoiceRole, of_piece, roles_of_voices
+from vaemo.voices.roles import Evidence, VoiceRole, expected_voice, of_piece, roles_of_voices
 
 DIM = 192
 CONFIG = VoicesConfig()
@@ -104,6 +104,20 @@ def test_identification_needs_its_reference_and_a_margin_over_other_persons():
     assert decided(TWO, enrolled=prints(1, 4), identification="  ") == [UNKNOWN, UNKNOWN]
 
 
+def test_who_is_expected_is_the_agent_that_is_named_and_nobody_else():
+    vector = expected_voice(P1, prints(1, 2), CONFIG)
+    np.testing.assert_array_equal(vector, near(1))
+    identified = dataclasses.replace(CONFIG, identification="DPIA 12")
+    for evidence, enrolled, config in (
+        (P1, None, CONFIG),
+        (P1, prints(2), CONFIG),
+        (P1, prints(1, roles=["customer"]), CONFIG),
+        (Evidence(), prints(1), CONFIG),
+        (P1, prints(1), identified),
+    ):
+        assert expected_voice(evidence, enrolled, config) is None
+
+
 def test_a_line_is_one_partys_and_a_mix_is_nobodys():
     assert decided(TWO, ("customer",)) == [UNKNOWN, UNKNOWN]
     assert decided(TWO[:1], ("customer",)) == [VoiceRole("customer", "channel")]
@@ -129,7 +143,7 @@ def test_voiceprints_are_read_back_expire_and_are_erased(tmp_path):
     held = Voiceprints.read(path, "e").joined(prints(3, 4))
     assert held.persons == ["p1", "p3", "p4"]
     assert held.expires == [None, None, None]
-    with pytest.raises(ReadVoicesError, match="made with the encoder e; calls are heard with f"):
+    with pytest.raises(ReadVoicesError, match="made with the encoder e; calls use f"):
         Voiceprints.read(path, "f")
 
 

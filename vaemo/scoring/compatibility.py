@@ -1,6 +1,6 @@
 """Features a checkpoint was trained on: others are refused, and a store is read as those were.
 
-Reads a store's own words about its extractors, and its sessions; writes nothing.
+Reads a store's metadata and sessions; writes nothing.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from collections.abc import Mapping
 
 from vaemo.config import Config
 from vaemo.data.sessions import Session, read_sessions
-from vaemo.data.speakers import aggregate_speakers, say_where_nobody_is_named
+from vaemo.data.speakers import aggregate_speakers, note_unnamed_speakers
 from vaemo.errors import FeatureMismatchError
 from vaemo.model.checkpoint import Checkpoint
 from vaemo.model.regressor import SessionRegressor
 from vaemo.store import FeatureStore
 
 
-def check_trained_on(
+def check_compatible(
     model: SessionRegressor,
     trained_on: Mapping[str, str | None],
     dims: Mapping[str, int],
@@ -61,18 +61,18 @@ def read_as_trained(store_path: str, checkpoint: Checkpoint, config: Config) -> 
 
     Args:
         store_path: A feature store.
-        checkpoint: Whose model is to hear them.
+        checkpoint: The checkpoint whose model reads them.
         config: Section `labels`, where the store does not say its own range.
 
     Raises:
-        FeatureMismatchError: as `check_trained_on`; and if the checkpoint was trained on enrolled speakers and one
+        FeatureMismatchError: as `check_compatible`; and if the checkpoint was trained on enrolled speakers and one
             speaks in a single session.
         ReadStoreError: if the store cannot be read.
     """
     store = FeatureStore.open(store_path)
     trained_on = checkpoint.provenance.get("feature_fingerprints", {})
-    check_trained_on(checkpoint.model, trained_on, store.dims, store.fingerprints, store_path)
-    say_where_nobody_is_named(store, checkpoint.model.pasts)
+    check_compatible(checkpoint.model, trained_on, store.dims, store.fingerprints, store_path)
+    note_unnamed_speakers(store, checkpoint.model.pasts)
     config = dataclasses.replace(config, model=checkpoint.config.model, sessions=checkpoint.config.sessions)
     sessions = read_sessions(store, config)
     return aggregate_speakers(sessions, checkpoint.features.speaker_aggregation) if checkpoint.features else sessions

@@ -1,6 +1,6 @@
 """Sessions replayed through trained models: rows of features in, the same rows with the targets out.
 
-Takes a table of the feature store's contract and gives one of the scores' contract; knows no files and no Ray.
+Takes a table of the feature store's contract and returns one of the scores' contract; uses neither files nor Ray.
 Letters: U utterances of all sessions, L lanes, T steps, K targets.
 """
 
@@ -43,9 +43,9 @@ def score_table(
 ) -> pa.Table:
     """Score whole sessions: the columns of the utterances of a score folder but `run_id`, row for row.
 
-    Rows with a status other than `ok` keep it and their reason, have no scores and do not move the state. What stands
-    in `observed_NAME` is fed back instead of the prediction; labels never are. A target of the session has its score
-    at the last row of the session that is scored.
+    Rows with a status other than `ok` keep it and their reason, have no scores and do not update the state. A value in
+    `observed_NAME` is fed back instead of the prediction; labels never are. A target of the session has its score at
+    the last row of the session that is scored.
 
     Args:
         table: Rows of a feature store.
@@ -57,14 +57,14 @@ def score_table(
         speaker_aggregation: What the speaker embeddings become, as `aggregate_speakers` has it.
         enrolments: Voices for `enrolled`, which needs them.
         personal: Deltas of FiLM by speaker, of the one model.
-        context: Rows (bool) that move the state and are not scored, whatever their status: nothing is predicted of
-            them, the middle of the label range is fed back behind them, and no other row's past knows of them.
-        errors: What is known of each model's error by position; it gives `valence_weight` and `arousal_weight`, their
+        context: Rows (bool) that update the state without being scored, whatever their status: they get no prediction,
+            the middle of the label range is fed back after them, and they are in no other row's past.
+        errors: Each model's error by position, which gives `valence_weight` and `arousal_weight`, their
             mean over the models (1 for one that knows nothing). Without any the columns are left out.
 
     Raises:
         NonFiniteFeatureError: if a feature is NaN or infinite.
-        FeatureMismatchError: if somebody who is heard has no enrolment.
+        FeatureMismatchError: if a speaker has no enrolment.
     """
     targets = models[0].config.targets
     heard = table if context is None else _with_context(table, context, models[0])
@@ -72,8 +72,7 @@ def score_table(
     assert speaker_aggregation != "enrolled" or enrolments or "speaker" not in streams
     sessions = assemble_sessions(heard, sequence_by=sequence_by, streams=streams, targets=targets)
     sessions = aggregate_speakers(sessions, speaker_aggregation, enrolments)
-    names = models[0].targets
-    found = np.full((len(models), table.num_rows, len(names)), np.nan)
+    found = np.full((len(models), table.num_rows, len(models[0].targets)), np.nan)
     known = [error for error in errors if error]
     weight = np.full((table.num_rows, models[0].n_fed), np.nan)
     if sessions:
@@ -85,7 +84,7 @@ def score_table(
         for number, model in enumerate(models):
             like = model.label_deviation
             packed = PackedSessions.of(sessions, dtype=like.dtype, device=like.device)
-            # What is not scored is compared with its like, and nobody else with it.
+            # Rows that are not scored have a past of their own, which no scored row uses.
             packed = packed.with_past(model.pasts, None if context is None else context[rows])
             predicted = predict_sessions(model, packed, lanes=lanes, chunk=chunk, film_delta=film_delta)
             found[number, rows] = predicted.cpu().numpy()
@@ -95,17 +94,31 @@ def score_table(
         inside = np.ones(table.num_rows, bool)
         inside[last_rows(heard, context)] = False
         found[:, inside, models[0].n_fed :] = np.nan
+    return _with_scores(table, models[0], found, weight if known else None)
+
+
+def _with_scores(table: pa.Table, model: SessionRegressor, found: np.ndarray, weight: np.ndarray | None) -> pa.Table:
+    """The rows with their scores.
+
+    Args:
+        table: Rows of a feature store.
+        model: One of the models.
+        found: Predictions of all models, (models, rows, K), NaN where there is none.
+        weight: Of the utterances, (rows, targets of utterances), or None.
+    """
+    targets, names = model.config.targets, model.targets
     schema = utterance_schema(targets)
     kept = [name for name in schema.names if name in table.column_names and name not in names]
     columns: dict[str, Any] = {name: table[name] for name in kept}
     for axis, name in enumerate(names):
         columns[name] = _floats(found[:, :, axis].mean(axis=0))
     scored = conform(pa.table(columns), schema)
-    if len(models) > 1:
+    if len(found) > 1:
         for axis, name in enumerate(spread_names(targets)):
             scored = scored.append_column(name, _floats(found[:, :, axis].std(axis=0, ddof=1)))
-    for axis, name in enumerate(weight_names(targets) if known else ()):
-        scored = scored.append_column(name, _floats(weight[:, axis]))
+    if weight is not None:
+        for axis, name in enumerate(weight_names(targets)):
+            scored = scored.append_column(name, _floats(weight[:, axis]))
     return scored
 
 

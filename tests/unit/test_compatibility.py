@@ -5,7 +5,7 @@ import pytest
 from vaemo.config import ModelConfig, UpdaterConfig
 from vaemo.errors import FeatureMismatchError
 from vaemo.model.regressor import SessionRegressor
-from vaemo.scoring.trained_on import check_trained_on
+from vaemo.scoring.compatibility import check_compatible
 
 
 @pytest.fixture
@@ -23,9 +23,9 @@ def model():
 )
 def test_features_of_others_are_refused(model, dims, made_by, message):
     with pytest.raises(FeatureMismatchError, match=message):
-        check_trained_on(model, {"speech": "aaaa"}, dims, made_by, "the store X")
+        check_compatible(model, {"speech": "aaaa"}, dims, made_by, "the store X")
 
 
 def test_features_of_unknown_origin_are_taken(model):
-    check_trained_on(model, {"speech": "aaaa"}, {"speech": 6, "prosody": 3}, {}, "the store X")
-    check_trained_on(model, {}, {"speech": 6}, {"speech": "bbbb"}, "the store X")
+    check_compatible(model, {"speech": "aaaa"}, {"speech": 6, "prosody": 3}, {}, "the store X")
+    check_compatible(model, {}, {"speech": 6}, {"speech": "bbbb"}, "the store X")
