@@ -26,8 +26,8 @@ from vaemo.stream import Stream
 from vaemo.targets import Target
 from vaemo.testing import linear_world
 from vaemo.training.data import TrainingData
-from vaemo.training.loss import LossWeights, window_loss, window_sums
-from vaemo.training.trainer import END_SHARE, Trainer, rater_weights, spread_labels_of_sessions
+from vaemo.training.loss import SESSION_WEIGHT, LossWeights, window_loss, window_sums
+from vaemo.training.trainer import Trainer, rater_weights, spread_labels_of_sessions
 
 CSAT = Target("csat", "session")
 SETS = {
@@ -226,7 +226,7 @@ def test_a_label_of_a_session_is_learned_from_all_its_steps_and_counts_once():
         (label,) = {float(each) for each in packed.labels[rows, 1] if not each.isnan()}
         assert spread.labels[rows, 1].tolist() == [label] * length
         assert float(spread.weights[rows, 1].sum()) == pytest.approx(1)
-        assert float(spread.weights[rows, 1][-1]) == pytest.approx(END_SHARE + (1 - END_SHARE) / length)
+        assert spread.weights[rows, 1].tolist() == pytest.approx([1 / length] * length)
     raters = dataclasses.replace(packed, weights=torch.full_like(packed.labels, 3.0))
     assert float(spread_labels_of_sessions(raters, 1).weights[:, 1].sum()) == pytest.approx(3 * len(train), rel=1e-5)
 
@@ -247,7 +247,7 @@ def test_weights_of_targets_and_the_loss_of_a_session():
 
     expected = 0.75 * one_less_ccc(0) + 0.25 * one_less_ccc(1)
     expected += train.mse_weight * (3 * error[..., 0].mean() + error[..., 1].mean())
-    expected += 0.5 * error[1:, -1, 2].sum() / (2 * 0.25**2) / 4
+    expected += SESSION_WEIGHT * 0.5 * error[1:, -1, 2].sum() / (2 * 0.25**2) / 4
     assert float(window_loss(window_sums(x, y, 0.5), 40, train, weights)) == pytest.approx(float(expected), abs=1e-6)
     # A session weighs the same, however many steps the window has.
     longer = [torch.cat([torch.full((4, 30, 3), torch.nan), each], 1) for each in (torch.nan_to_num(x), y)]
@@ -327,7 +327,7 @@ def test_older_fields_mean_the_same_and_must_not_differ(older, newer, read, mess
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("score.low={valense: 0.3}", r"score\.low: \{valense: \.\.\.\} speaks of 'valense', .* valence, arousal\. "
+        ("score.low={valense: 0.3}", r"score\.low: \{valense: \.\.\.\} names 'valense', .* valence, arousal\. "
          "Did you mean valence?"),
         ("score.low={csat: 0.3}", "'csat', and the targets that utterances have scores of are valence, arousal"),
         ("score.low_arousal=0.3", None),
@@ -337,7 +337,7 @@ def test_a_threshold_of_what_is_not_scored_is_refused(override, message):
     score = Config.load("default", [override]).score
     if message is None:
         assert score.low_of(["arousal"]) == {"arousal": 0.3}
-        with pytest.raises(ConfigValueError, match=r"score\.low_arousal speaks of 'arousal'"):
+        with pytest.raises(ConfigValueError, match=r"score\.low_arousal names 'arousal'"):
             score.low_of(["dominance"])
     else:
         with pytest.raises(ConfigValueError, match=message):

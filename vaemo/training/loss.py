@@ -14,6 +14,9 @@ from torch import Tensor
 
 from vaemo.config import ModelConfig, TrainConfig
 
+SESSION_WEIGHT = 0.1
+"""Of a target of the session, beside one of utterances: it has one label where they have dozens, and overfits soon."""
+
 CCC_EPSILON = 1e-8
 """Added to CCC's denominator: keeps the gradient finite where predictions and labels are constant and equal."""
 
@@ -85,10 +88,10 @@ def window_loss(sums: Tensor, cells: int, train: TrainConfig, weights: LossWeigh
     MSE. A target with fewer than `min_labelled` labels has no CCC worth a gradient: it adds its MSE alone, weighted by
     its labels' share of the window. A target without labels adds nothing.
 
-    A target of the session adds weight * (x - y)^2 / (2 * variance of the labels), summed over the steps of the window
-    with their labels' weights, which are 1 together over a session, / lanes: about what 1 - CCC would be, and as much
-    for a long session as for a short one. Its gradient reaches back as far as the window; the last one holds the last
-    `train.window` utterances of the session.
+    A target of the session adds `SESSION_WEIGHT` * weight * (x - y)^2 / (2 * variance of the labels), summed over the
+    steps of the window with their labels' weights, which are 1 together over a session, / lanes: about that share of
+    what 1 - CCC would be, and as much for a long session as for a short one. Its gradient reaches back as far as the
+    window; the last one holds the last `train.window` utterances of the session.
 
     Args:
         sums: `window_sums` of all lanes of all ranks, (7, K).
@@ -110,6 +113,6 @@ def window_loss(sums: Tensor, cells: int, train: TrainConfig, weights: LossWeigh
     terms = torch.where(n >= train.min_labelled, full, mse * (n / cells))
     if weights.n_session:
         own = slice(len(terms) - weights.n_session, None)
-        ended = weights.weight[own] * error[own] / (2 * weights.variance[own]) / train.lanes
+        ended = SESSION_WEIGHT * weights.weight[own] * error[own] / (2 * weights.variance[own]) / train.lanes
         terms = torch.cat([terms[: own.start], ended])
     return terms.sum()

@@ -45,9 +45,6 @@ from vaemo.units import DIMENSIONS, LabelScale
 
 SHOWN_EVERY_S = 10.0
 
-END_SHARE = 0.5
-"""Of the weight of a session's label in the loss, what lies on the session's last step."""
-
 
 def _require_encoder(config: Config, end_to_end: EndToEnd | None) -> None:
     if config.train.encoder != "frozen" and end_to_end is None:
@@ -453,9 +450,9 @@ def rater_weights(sessions: PackedSessions, deviation: Tensor, config: Config) -
 def spread_labels_of_sessions(sessions: PackedSessions, n_session: int) -> PackedSessions:
     """The sessions, with the label of each one at all of its steps, of one weight together.
 
-    `END_SHARE` of the weight lies on the last step, where such a target is read; the rest is spread evenly. With a few
-    hundred labels of sessions the last steps alone are soon overfitted: one utterance identifies its session. Over all
-    steps the input varies and the label does not, so that the model uses its memory.
+    From last steps alone, where such a target is read, a model overfits a few hundred labels of sessions: the features
+    of one utterance tell sessions apart. Over all steps these vary and the label does not, so that the model has to use
+    its memory.
 
     Args:
         sessions: To be trained on.
@@ -466,14 +463,13 @@ def spread_labels_of_sessions(sessions: PackedSessions, n_session: int) -> Packe
     device, dtype = sessions.labels.device, sessions.labels.dtype
     number = torch.from_numpy(np.repeat(np.arange(len(sessions.lengths)), sessions.lengths)).to(device)
     length = torch.from_numpy(sessions.lengths).to(device)[number]
-    last = torch.from_numpy(sessions.offsets + sessions.lengths - 1).to(device)
     labels = sessions.labels.clone()
+    n = (len(sessions.lengths),)
     weights = torch.ones_like(labels) if sessions.weights is None else sessions.weights.clone()
-    share = (1 - END_SHARE) / length.to(dtype)
-    share[last] += END_SHARE
+    share = length.to(dtype).reciprocal()
     for k in range(labels.shape[1] - n_session, labels.shape[1]):
         known = ~labels[:, k].isnan()
-        of_session = torch.stack([labels.new_full((len(last),), math.nan), labels.new_ones(len(last))])
+        of_session = torch.stack([labels.new_full(n, math.nan), labels.new_ones(n)])
         of_session[:, number[known]] = torch.stack([labels[known, k], weights[known, k]])
         labels[:, k], weights[:, k] = of_session[0][number], of_session[1][number] * share
     return replace(sessions, labels=labels, weights=weights)
