@@ -392,5 +392,5 @@ def test_a_flac_whose_last_frame_stands_alone_is_told_to_be_whole(n, decoder, tm
     path = tmp_path / "a.flac"
     soundfile.write(path, np.random.default_rng(n).normal(scale=0.1, size=(n, 2)), 8000)
     with open(path, "rb") as file:
-        assert headers._is_one_flac(file, 0, path.stat().st_size)
+        assert headers.is_one_flac(file, 0, path.stat().st_size)
     assert len(read_through(Recording(str(path), decoder))) == 2 * n

@@ -342,7 +342,7 @@ def next_link(path: str, start: int = 0) -> int | None:
         elif head[4:8] == b"ftyp":
             found = _next_mp4(file, start, size)
         elif head[:4] == b"fLaC":
-            found = None if _is_one_flac(file, start, size) else _find(file, _FLAC, start + 4)
+            found = None if is_one_flac(file, start, size) else _find(file, _FLAC, start + 4)
         elif head[:4] == b".snd":
             begin, stated = int.from_bytes(head[4:8], "big"), int.from_bytes(head[8:12], "big")
             found = start + begin + stated if _joined(file, start + begin + stated, size) else None
@@ -356,7 +356,7 @@ _FLAC = b"fLaC\0\0\0\x22"
 _PROBE_BYTES = 1 << 15
 
 
-def _is_one_flac(file: io.BufferedReader, start: int, size: int) -> bool:
+def is_one_flac(file: io.BufferedReader, start: int, size: int) -> bool:
     """Whether a FLAC ends where its header says, and its frames count up at some places on the way.
 
     So it need not be searched from end to end. False where that is not clear.

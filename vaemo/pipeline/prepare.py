@@ -183,8 +183,8 @@ def voices_section(config: Config, *, compared: bool = False) -> tuple[str, ...]
 
     Args:
         config: All sections.
-        compared: Whether voices are compared with those of persons; from which similarity on somebody is recognised
-            decides nothing where none are, and none are found.
+        compared: Whether voices are compared with enrolled ones. Where they are not, and none are found in channels,
+            the thresholds of the comparison decide nothing.
     """
     said = set(config.decisive("voices")["voices"])
     if config.voices.mode == "channel" and not compared:
