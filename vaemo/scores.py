@@ -36,7 +36,7 @@ def utterance_schema(targets: Sequence[str | Target] = DIMENSIONS) -> pa.Schema:
     utterance with a score; several checkpoints add `valence_sd` and `arousal_sd`, and most of them `valence_weight` and
     `arousal_weight`. A recording that cannot be read is one row with null times. `lost_s` is how much of the utterance
     its file does not hold, null where no audio was read. A recording whose bytes were scored under another name
-    (`duplicate`) names that in `duplicate_of`. Where voices tell speakers apart, `voice` is which of the channel's
+    (`duplicate`) names that in `duplicate_of`. Where voices separate speakers, `voice` is which of the channel's
     speaks and `voice_margin` how certain that is, `role_by` what decided its role (`calls`, `voices_from`, `verified`,
     `identified`, `channel`) and `role_margin` by how much a voice was verified; all null elsewhere. In a session of
     several recordings `audio_path` is the one that `start_s` and `end_s` count in, and `offset_s` how many seconds

@@ -173,7 +173,7 @@ def extract_recording(
     """Find the utterances of a recording, channel by channel, and compute their features.
 
     `utt_id` is `{session_id}#c{channel}-{index:05d}`, `speaker_id` the session with the channel, and with the voice
-    (`#c0v1`) where voices are told apart: the recording is then read twice, since voices are known at its end. What
+    (`#c0v1`) where voices are separated: the recording is then read twice, since voices are known at its end. What
     cannot be read is one row with null times, its status and its reason; one that breaks off, or is damaged in places,
     has that row beside its utterances; one without speech has that row with status `silent`. Where the samples are on
     another scale all rows have that status.

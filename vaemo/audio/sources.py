@@ -351,7 +351,7 @@ class Container:
         return time_s
 
     def _is_damage(self, packet: Any, gap_s: float, before_s: float) -> bool:
-        """Whether FFmpeg has passed over something that is broken, rather than that nothing is there."""
+        """Whether FFmpeg has skipped something that is broken, rather than that nothing is there."""
         if self._is_broken is not None:
             return self._is_broken()
         if not self._alone or self._byte is None or packet.pos is None or before_s <= 0:

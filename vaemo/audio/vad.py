@@ -297,7 +297,7 @@ class _Cutter:
         yield from self._span(begin, self._last + 1, end_s)
 
     def _cut(self) -> Iterator[tuple[float, float]]:
-        """Cut at the quietest tenth of a second in the second half; the rest goes on as an utterance of its own."""
+        """Cut at the quietest tenth of a second in the second half; the rest becomes another utterance."""
         assert self._begin is not None
         half = len(self._power) // 2
         smooth = np.convolve(self._power, np.ones(3), mode="same")

@@ -3,7 +3,7 @@
 The distributed form of `vaemo.tuning`. `vaemo.cluster.jobs` runs the trials; this module decides which to end early,
 and what comes next. What is finished and what is under way is read from the sweep's folder, so that a sweep that was
 killed
-anywhere goes on when it is run again: Ray Tune's own way to go on unpickles what lies there. Its searchers are not used
+anywhere goes on when it is run again: Ray Tune's own way to resume unpickles files. Its searchers are not used
 for the same reason: they know of earlier trials only what they have pickled.
 """
 
@@ -167,7 +167,7 @@ class _Course:
         self._started = self._shown = time.monotonic()
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
-        """Nothing: Ray Tune pickles its scheduler, to go on from a file that is never read here."""
+        """Pickles as nothing: Ray Tune pickles its scheduler into a file that is never read."""
         return object, ()
 
     def jobs(self, left: list[int]) -> Iterator[Job]:

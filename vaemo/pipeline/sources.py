@@ -147,7 +147,7 @@ class Listing:
         """
         if not self.files:
             raise UsageError(
-                f"--voices-from {path} tells voices apart in recordings, and the input is none: its utterances were "
+                f"--voices-from {path} separates voices in recordings, and the input is none: its utterances were "
                 "found before. Give it when they are extracted."
             )
         of_session = [self.recordings_of(index) for index in range(len(self.session_ids))]

@@ -298,7 +298,7 @@ def _as_saved(value: Any) -> Any:
 
 
 def _grid(parameters: Sequence[Parameter], point: Point) -> Iterator[Point]:
-    """Every combination of the values from which a point goes on; of a range of numbers its ends."""
+    """Every combination of the values from which a point continues; of a range of numbers its ends."""
     if not parameters:
         yield point
         return

@@ -102,9 +102,9 @@ class VoiceCutter:
         vad: How short an utterance may be.
         turns: Turns given for this recording; None if there are none.
         embed: Speaker encoder, (N, n) to (N, D); None is the one that `voices.model` names.
-        vectors: Whether the vectors of brought voices are wanted, to verify who they are.
-        expected: What the voice of somebody is like who should be in the call, (D,), unit length: the agent's, where
-            it is enrolled. It counts only where it is verified.
+        vectors: Whether vectors of given voices are needed, to verify them.
+        expected: Enrolled vector of a person who should be in the call, (D,), unit length, such as the agent. It counts
+            only where it is verified.
     """
 
     def __init__(
