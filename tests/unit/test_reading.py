@@ -322,6 +322,19 @@ def test_what_a_recorder_that_died_left_is_read(size, junk, decoder, tmp_path):
     assert correlation > 0.9
 
 
+@pytest.mark.parametrize("seconds", [(6, 4, 1), (4, 1, 1, 1), (2,) * 8])
+def test_short_flacs_that_were_joined_are_all_found(seconds, decoder, tmp_path):
+    path, parts = tmp_path / "joined.flac", []
+    for seed, length in enumerate(seconds):
+        soundfile.write(path, at_rate(signal(length, seed), 8000), 8000)
+        parts.append(path.read_bytes())
+    path.write_bytes(b"".join(parts))
+    begins = np.cumsum([len(part) for part in parts]).tolist()
+    for begin, following in zip([0, *begins], [*begins[:-1], None], strict=False):
+        assert headers.next_link(str(path), begin) == following
+    assert len(read_through(Recording(str(path), decoder))) == sum(seconds) * SAMPLING_RATE_HZ
+
+
 def test_joined_files_of_other_rates_are_read_to_the_end(decoder, tmp_path):
     one, other, path = tmp_path / "one.mp3", tmp_path / "other.mp3", tmp_path / "joined.mp3"
     write_av(one, at_rate(signal(6, 1), 16000), 16000, "libmp3lame")
@@ -372,3 +385,12 @@ def test_an_utterance_that_ends_a_little_behind_its_file_is_cut(decoder, tmp_pat
     assert len(recording.utterance(2.0, 4.8)) == 2 * SAMPLING_RATE_HZ
     with pytest.raises(AudioProblem, match=r"its audio ends at 4\.000 s, the utterance at 5\.200 s"):
         recording.utterance(2.0, 5.2)
+
+
+@pytest.mark.parametrize("n", [10_000, 30_000, 200_000])
+def test_a_flac_whose_last_frame_stands_alone_is_told_to_be_whole(n, decoder, tmp_path):
+    path = tmp_path / "a.flac"
+    soundfile.write(path, np.random.default_rng(n).normal(scale=0.1, size=(n, 2)), 8000)
+    with open(path, "rb") as file:
+        assert headers.is_one_flac(file, 0, path.stat().st_size)
+    assert len(read_through(Recording(str(path), decoder))) == 2 * n

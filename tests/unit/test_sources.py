@@ -7,6 +7,7 @@ import soundfile
 
 from vaemo.config import Config
 from vaemo.errors import ReadManifestError, ReadStoreError, UsageError
+from vaemo.pipeline.prepare import voices_section
 from vaemo.pipeline.sources import ManifestSource, RecordingsSource, StoreSource, open_source
 
 ROWS = {"session_id": ["a", "a", "b"], "utt_id": ["u", "v", "w"], "speech": [[1.0, 2.0]] * 3}
@@ -67,3 +68,13 @@ def test_tables_alone_are_a_store_that_lacks_something(tmp_path):
     write(tmp_path / "part-2.parquet", ROWS)
     with pytest.raises(ReadStoreError, match=r"part.parquet lacks the column utt_id"):
         opened(tmp_path)
+
+
+def test_what_compares_voices_decides_nothing_where_none_are_compared():
+    """Its defaults may change, and a folder without voices is still the same run."""
+    assert voices_section(Config()) == ()
+    for section in ({"mode": "auto"}, {"min_margin": 0.3}):
+        assert voices_section(Config().replace({"voices": section})) == ("voices",)
+    of_persons = Config().replace({"voices": {"verification": 0.7}})
+    assert voices_section(of_persons) == ()
+    assert voices_section(of_persons, compared=True) == ("voices",)

@@ -342,7 +342,7 @@ def next_link(path: str, start: int = 0) -> int | None:
         elif head[4:8] == b"ftyp":
             found = _next_mp4(file, start, size)
         elif head[:4] == b"fLaC":
-            found = None if _is_one_flac(file, start, size) else _find(file, _FLAC, start + 4)
+            found = None if is_one_flac(file, start, size) else _find(file, _FLAC, start + 4)
         elif head[:4] == b".snd":
             begin, stated = int.from_bytes(head[4:8], "big"), int.from_bytes(head[8:12], "big")
             found = start + begin + stated if _joined(file, start + begin + stated, size) else None
@@ -356,7 +356,7 @@ _FLAC = b"fLaC\0\0\0\x22"
 _PROBE_BYTES = 1 << 15
 
 
-def _is_one_flac(file: io.BufferedReader, start: int, size: int) -> bool:
+def is_one_flac(file: io.BufferedReader, start: int, size: int) -> bool:
     """Whether a FLAC ends where its header says, and its frames count up at some places on the way.
 
     So it need not be searched from end to end. False where that is not clear.
@@ -368,16 +368,17 @@ def _is_one_flac(file: io.BufferedReader, start: int, size: int) -> bool:
     block, total = int.from_bytes(facts[8:10], "big"), int.from_bytes(facts[18:26], "big") & (1 << 36) - 1
     # In so many bytes a frame begins.
     probe = min(int.from_bytes(facts[15:18], "big") + 16 if any(facts[15:18]) else _PROBE_BYTES, _PROBE_BYTES)
-    length, last = size - start, (-1, 0)
+    length, last, end = size - start, (-1, 0), 0
     content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     for share in _FLAC_SHARES:
         begin = start + max(round(share * length) - probe, 42)
         frames = _flac_frames(content, begin, begin + probe, block)
         first = next(frames, None)
-        if first is None or first < last:
+        # Where one place does not overlap the one before, another frame is its first.
+        if first is None or first[0] < last[0] + (begin >= end):
             return False
-        last = first
-    return sum(max(last, *frames)) == total
+        last, end = first, begin + probe
+    return sum([last, *frames][-1]) == total
 
 
 _FLAC_SHARES = (1 / 64, 1 / 32, *(sixteenths / 16 for sixteenths in (1, 2, 4, 6, 8, 10, 12, 14, 16)))

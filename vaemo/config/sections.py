@@ -169,7 +169,7 @@ class VoicesConfig:
         before=0.15,
     )
     verification: float = option(
-        0.85,
+        0.8,
         "Least cosine similarity of a voice to one enrolled in --speakers to be attributed to that person.",
         low=0.2,
         high=1,

@@ -116,7 +116,8 @@ class Run:
         sections = ["score", "sessions"]
         sections += ["audio", "vad", "features", "labels"] if self.source.needs_features else []
         personal = self.request.personal
-        decisive = self.config.decisive(*sections, *voices_section(self.config))
+        voices = voices_section(self.config, compared=self.prints is not None)
+        decisive = self.config.decisive(*sections, *voices)
         if self.source.needs_features and self.checkpoints[0].has_encoder:
             # Its fingerprint is below; its path does not affect results.
             decisive["features"]["speech"] = ENCODER
@@ -177,9 +178,18 @@ class Run:
         }
 
 
-def voices_section(config: Config) -> tuple[str, ...]:
-    """The section `voices` unless it is the default, so that older folders keep their fingerprint."""
-    return ("voices",) if config.decisive("voices")["voices"] else ()
+def voices_section(config: Config, *, compared: bool = False) -> tuple[str, ...]:
+    """The section `voices` where it says something: what was made before it existed is still the same run.
+
+    Args:
+        config: All sections.
+        compared: Whether voices are compared with enrolled ones. Where they are not, and none are found in channels,
+            the thresholds of the comparison decide nothing.
+    """
+    said = set(config.decisive("voices")["voices"])
+    if config.voices.mode == "channel" and not compared:
+        said -= {"verification", "verification_margin"}
+    return ("voices",) if said else ()
 
 
 def prepare(request: Request, config: Config) -> Run:
