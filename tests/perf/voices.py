@@ -240,7 +240,7 @@ def equal_error_rates(title, voices):
     for stream in ("ltas", "campplus"):
         extractor = load_extractors(FeatureConfig(speech="none", prosody="none", speaker=stream))["speaker"]
         vectors = unit(np.asarray(extractor(windows)))
-        likeness = np.einsum("nd,nd->n", vectors[row[trials]], vectors[column[trials]])
+        likeness = (vectors[row[trials]] * vectors[column[trials]]).sum(axis=1)
         thresholds = np.quantile(likeness, np.linspace(0, 1, 2000))
         missed = np.searchsorted(np.sort(likeness[same]), thresholds) / same.sum()
         taken = 1 - np.searchsorted(np.sort(likeness[~same]), thresholds) / (~same).sum()
