@@ -216,7 +216,13 @@ def test_what_was_killed_and_run_again_is_equal_row_for_row(tmp_path):
     assert done.returncode == 0, done.stderr
     assert 0 < n_parts < once.sessions["all"]
     rows, expected = (FeatureStore.open(str(tmp_path / name)).read().sort_by("utt_id") for name in ("store", "once"))
-    assert rows.equals(expected)
+    vectors = [name for name in rows.column_names if pa.types.is_fixed_size_list(rows.schema.field(name).type)]
+    assert "speaker" in vectors
+    floats = [name for name in rows.column_names if pa.types.is_floating(rows.schema.field(name).type)]
+    assert rows.drop_columns([*vectors, *floats]).equals(expected.drop_columns([*vectors, *floats]))
+    for name in [*vectors, *floats]:
+        found, wanted = (np.array(table[name].to_pylist(), float) for table in (rows, expected))
+        np.testing.assert_allclose(found, wanted, atol=1e-5, err_msg=name)
 
 
 def test_vectors_of_windows_are_all_that_is_kept_of_a_long_call(monkeypatch):

@@ -161,7 +161,7 @@ class VoicesConfig:
         "campplus", "Speaker encoder that compares voices (extra `diarize`).", before="campplus"
     )
     min_margin: float = option(
-        0.15,
+        0.2,
         "Speech with a smaller voice_margin (similarity to its own voice, less that to the next) is not scored where "
         "roles follow voices.",
         low=0,
