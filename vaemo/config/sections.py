@@ -166,7 +166,7 @@ class VoicesConfig:
         "roles follow voices.",
         low=0,
         high=1,
-        before=0.15,
+        before=0.2,
     )
     verification: float = option(
         0.8,
