@@ -38,9 +38,9 @@ def test_a_third_target_that_needs_memory_is_seen_to_need_it(tmp_path):
 
 @pytest.mark.parametrize("targets", [f"[valence, arousal, {CSAT}]", f"[{CSAT}]"], ids=["beside others", "alone"])
 def test_a_target_of_the_call_is_learned_from_200_calls(targets):
-    """Spearman's rho of test calls, as a share of the best predictor's, over seeds of world and weights."""
+    """Spearman's rho of test calls, as a share of the best predictor's, over seeds on which nothing was tuned."""
     shares = []
-    for seed in range(3):
+    for seed in range(10, 15):
         world = call_world(seed)
         config = Config.load("default", [f"model.targets={targets}", f"train.seed={seed}"])
         sessions = assemble_sessions(world.table, targets=config.model.targets)

@@ -10,6 +10,7 @@ import time
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 import yaml
 
 from vaemo.cluster.tune import tune
@@ -30,8 +31,11 @@ def test_sweep_against_its_training(tmp_path, trials, trial_s, most, most_beside
 
     world = linear_world(5, sessions=(60, 15, 0), lengths=(20, 60), features=12, noise=3.0)
     store = write_store(world, str(tmp_path / "store"))
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # as a trial has it
     trainer = Trainer(world.sessions("train"), world.sessions("dev"), Config.load("default", ["train.epochs=2"]))
     _, started, _ = next(iter(trainer)), time.perf_counter(), next(iter(trainer))
+    torch.set_num_threads(before)
     epochs = math.ceil(trial_s / (time.perf_counter() - started))
     space = tmp_path / "space.yaml"
     space.write_text(yaml.safe_dump({"train.lr": {"loguniform": [5e-4, 2e-3]}}))

@@ -33,6 +33,9 @@ _CHANGE = 0.05
 _SNAP_S = 0.25
 """A change of voice is put at the quietest point within this distance of where two voices are equally similar."""
 
+_GUARD_S = 0.25
+"""Left out on either side of a change of voice without a pause: windows do not resolve it better, and people overlap."""
+
 _SHORT_S = 0.5
 """Shorter speech, such as a backchannel, is too short to attribute with certainty."""
 
@@ -213,14 +216,19 @@ class VoiceCutter:
             voices.append(int(after))
         edges.append(heard.end_s)
         pieces = []
-        for start_s, end_s, voice in _long_enough(edges, voices, self._vad.min_utterance_s):
+        spans = _long_enough(edges, voices, self._vad.min_utterance_s)
+        for number, (start_s, end_s, voice) in enumerate(spans):
             inside = (middles >= start_s) & (middles < end_s)
             nearest = inside if inside.any() else np.abs(middles - (start_s + end_s) / 2).argmin().reshape(1)
             others = np.delete(likeness[nearest], voice, axis=1).max(axis=1)
             margin = float(np.mean(likeness[nearest, voice] - others))
-            pieces.append(
-                Piece(channel, start_s, end_s, voice, max(margin, 0.0) if end_s - start_s >= _SHORT_S else 0.0)
-            )
+            start_s += _GUARD_S * (number > 0)
+            end_s -= _GUARD_S * (number < len(spans) - 1)
+            if end_s - start_s >= _SHORT_S:
+                pieces.append(Piece(channel, start_s, end_s, voice, max(margin, 0.0)))
+            else:
+                start_s, end_s, _ = spans[number]
+                pieces.append(Piece(channel, start_s, end_s, voice, 0.0))
         return pieces
 
     def _by_turns(

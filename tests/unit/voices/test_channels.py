@@ -75,7 +75,9 @@ def test_an_utterance_is_cut_where_its_voice_changes():
     pieces, _ = cut(*TALK, utterance(50.0, (0, 3.0), (1, 4.0)))
     (first, second) = pieces[-2:]
     assert (first.voice, second.voice) == (0, 1)
-    assert first.end_s == second.start_s == pytest.approx(53.0, abs=0.3)
+    assert (first.end_s + second.start_s) / 2 == pytest.approx(53.0, abs=0.3)
+    # A quarter of a second on either side belongs to no piece.
+    assert second.start_s - first.end_s == pytest.approx(0.5)
     assert (first.start_s, second.end_s) == (50.0, 57.0)
 
 
