@@ -1,4 +1,4 @@
-"""The packages beside the core, and the extra of pyproject.toml that brings each.
+"""Optional packages, and the extra of pyproject.toml that installs each.
 
 If the package of a default is missing, the default is skipped with one line; if it was asked for by name, that is an
 error.

@@ -1,4 +1,4 @@
-"""What a column of anybody's table means: one rule for manifests, in JSON Lines or Parquet, and for feature stores.
+"""Columns of tables from any program: one set of rules for manifests (JSON Lines or Parquet) and feature stores.
 
 Programs write the same column in many Arrow types. `typed` brings ids, numbers and whole numbers to the type of the
 contract, `vectors` features, `session_order` the rows of a session to their order. An invalid value is a

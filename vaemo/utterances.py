@@ -563,7 +563,7 @@ class _Work:
 
 
 def _cut_s(samples: np.ndarray, start_s: float | None, end_s: float | None) -> float:
-    """How much of an utterance lies behind the end of its recording."""
+    """How much of an utterance lies after the end of its recording."""
     cut_s = 0.0 if end_s is None else end_s - (start_s or 0.0) - len(samples) / SAMPLING_RATE_HZ
     return cut_s if cut_s > _KEPT_S else 0.0
 

@@ -250,8 +250,9 @@ def test_the_page_of_commands_names_every_option_of_a_job(job):
     assert options_of(job) - {"--config", "--set", "--help"} <= set(OPTION.findall(row))
 
 
-def test_readme_tree_is_the_disk():
-    tree = re.search(r"<!-- tree -->\s*```text\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+@pytest.mark.parametrize("page", PAGES[:2], ids=lambda page: page.name)
+def test_readme_tree_is_the_disk(page):
+    tree = re.search(r"<!-- tree -->\s*```text\n(.*?)```", page.read_text(), re.S)
     assert tree, "the README has no tree between <!-- tree --> and the next fence"
     named = {line.split()[0].rstrip("/") for line in tree.group(1).splitlines() if line.startswith("    ")}
     package = {
@@ -262,6 +263,17 @@ def test_readme_tree_is_the_disk():
     assert named == package
     tops = {line.split()[0].rstrip("/") for line in tree.group(1).splitlines() if not line.startswith("    ")}
     assert all((ROOT / name).exists() for name in tops)
+
+
+def test_the_readmes_have_the_same_commands_code_and_links():
+    commands, links = [], []
+    for page in PAGES[:2]:
+        text = page.read_text()
+        code = [block for language, block in FENCE.findall(text) if language != "text"]
+        commands.append([re.sub(r"\s+#.*", "", line) for block in code for line in block.splitlines()])
+        links.append(set(re.findall(r"\]\(([^)\s]+)\)", without_fences(text))) - {"README.md", "README.zh.md"})
+    assert commands[0] == commands[1]
+    assert links[0] == links[1]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -37,6 +37,11 @@ RIDDLES = {
     r"\bworth its keep\b": "useful",
     r"\bat its door\b": "on input",
     r"^\s*\"\"\"What (becomes|became|comes) ": "name the result",
+    r"\ba look at\b": "with the result in view, after checking",
+    r"\bnone of its own\b": "no",
+    r"\bthan need be\b": "than necessary",
+    r"\bbehind the end\b": "after the end",
+    r"\bhanded on\b": "transferred, redistributed",
 }
 """Pattern, and what to write in its place."""
 

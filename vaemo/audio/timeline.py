@@ -46,7 +46,7 @@ class AudioFile(Protocol):
         floats: Whether samples are coded as floats, on whatever scale.
         guess_s: Its length in seconds as its size suggests.
         lost: What the last read put in as silence.
-        broken: Why nothing is read behind the end, where there should be more.
+        broken: Why nothing is read after the end, where there should be more.
     """
 
     sampling_rate: int
@@ -308,7 +308,7 @@ class Chain:
 
     @property
     def broken(self) -> str | None:
-        """Why nothing is read behind the end of the last."""
+        """Why nothing is read after the end of the last."""
         return self._links[-1].broken
 
     def read(self, start: int, stop: int) -> np.ndarray:

@@ -1,1 +1,1 @@
-"""Configs that `--config NAME` finds: `seed`, the original recipe, and `default`, what the evidence made of it."""
+"""Configs that `--config NAME` finds: the original recipe `seed`, and `default`, chosen by evidence."""
