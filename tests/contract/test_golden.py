@@ -38,6 +38,9 @@ from vaemo.units import DIMENSIONS
 EXACT = 1e-6
 """Predictions of the same weights from the same features."""
 
+FROM_SAMPLES = 1e-4
+"""The same from samples: libraries of signal processing choose their order of sums by the processor."""
+
 TRAINED = 1e-3
 """Dev results after epochs in which rounding may have grown."""
 
@@ -82,13 +85,13 @@ def scored(source, checkpoint, out, config, **options):
     return rows_of(out)
 
 
-def assert_as_then(rows, then, *without):
+def assert_as_then(rows, then, *without, within=EXACT):
     """Every column of then, the predictions up to rounding; later versions may have more."""
     assert rows.num_rows == then.num_rows
     for name in set(then.column_names) - {"lost_s", "duplicate_of", *without}:
         now, was = rows[name], then[name]
         if name in DIMENSIONS or was.type == "double":
-            np.testing.assert_allclose(now.to_numpy(), was.to_numpy(), atol=EXACT, rtol=0)
+            np.testing.assert_allclose(now.to_numpy(), was.to_numpy(), atol=within, rtol=0)
         elif name == "reason":
             # Its words may change.
             assert now.is_null().equals(was.is_null())
@@ -167,13 +170,13 @@ def test_recordings_are_scored_as_then(config, then, checkpoint):
         pytest.importorskip("transformers", reason="the extra encoders is not installed")
     rows = scored("recordings", checkpoint, "again", config)
     assert "ok" in rows["status"].to_pylist()
-    assert_as_then(rows, rows_of(then), "run_id")
+    assert_as_then(rows, rows_of(then), "run_id", within=FROM_SAMPLES)
 
 
 @also_with_further_fields
 def test_a_store_of_recordings_is_scored_as_they_are(config):
     rows, then = scored("store-recordings", "run/best", "again", config), rows_of("scores-recordings")
-    assert_as_then(rows, then, "run_id")
+    assert_as_then(rows, then, "run_id", within=FROM_SAMPLES)
 
 
 def test_scores_are_evaluated(config):
@@ -281,8 +284,8 @@ def test_a_stream_goes_on(config, expected):
     for channel, start_s, seconds, *then in expected["stream"]:
         cut = samples[channel, round(start_s * rate) :][: round(seconds * rate)]
         now, alone = (one.push(cut, rate, speaker=f"c{channel}") for one in (stream, fresh))
-        assert [now.valence, now.arousal] == pytest.approx(then, abs=EXACT)
-        assert [alone.valence, alone.arousal] != pytest.approx(then, abs=10 * EXACT), "the memory is not heard"
+        assert [now.valence, now.arousal] == pytest.approx(then, abs=FROM_SAMPLES)
+        assert [alone.valence, alone.arousal] != pytest.approx(then, abs=10 * FROM_SAMPLES), "the memory is not heard"
 
 
 def test_a_state_goes_on(config, expected):
@@ -302,7 +305,7 @@ def test_a_live_session_goes_on(config, expected):
     for prediction, (channel, status, *then) in zip(found, expected["live"]["heard"], strict=True):
         assert (prediction.channel, prediction.status) == (channel, status)
         now = [prediction.start_s, prediction.end_s, prediction.valence, prediction.arousal]
-        assert now == pytest.approx(then, abs=EXACT)
+        assert now == pytest.approx(then, abs=FROM_SAMPLES)
 
 
 def test_a_store_of_before_takes_further_recordings(tmp_path, monkeypatch):

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
 from collections.abc import Mapping
 
-from vaemo.config import FeatureConfig
+from vaemo.config import Config, FeatureConfig
 from vaemo.errors import ExtractorError
 from vaemo.features.base import Extractor
 from vaemo.units import STREAMS
+
+BUILT_IN = ("none", "logmel", "ltas", "campplus", "praat")
+"""Names that no folder takes."""
 
 
 def load_extractors(
@@ -77,3 +82,13 @@ def _load_speaker(config: FeatureConfig, batch_s: float) -> Extractor:
     from vaemo.features.speaker import SpeakerEncoder
 
     return SpeakerEncoder(config.speaker, revision=config.speaker_revision)
+
+
+def with_absolute_folders(config: Config) -> Config:
+    """The config for processes in other working directories: folders of encoders are absolute paths."""
+    folders = {
+        stream: os.path.abspath(name)
+        for stream in STREAMS
+        if (name := getattr(config.features, stream)) not in BUILT_IN and os.path.isdir(name)
+    }
+    return dataclasses.replace(config, features=dataclasses.replace(config.features, **folders))

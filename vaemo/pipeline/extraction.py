@@ -14,7 +14,7 @@ from typing import Any
 from vaemo import files
 from vaemo.audio import READING
 from vaemo.config import Config
-from vaemo.features import Extractor, describe, load_extractors
+from vaemo.features import Extractor, describe, load_extractors, with_absolute_folders
 from vaemo.features.prosody import FEATURE_SETS, LICENSE_NOTE
 from vaemo.parts.index import Index
 from vaemo.parts.lease import lease
@@ -170,6 +170,7 @@ def _extract_missing(
     def detail(now: Tally, elapsed_s: float) -> str:
         return f"{now.audio_s / 3600:.2f} h of audio at {now.audio_s / elapsed_s:.0f} x real time, {now.failed} failed"
 
+    config = with_absolute_folders(config)
     return make_parts(
         "extract",
         work.listing.unit,

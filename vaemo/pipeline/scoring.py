@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from vaemo import files
 from vaemo.config import Config
 from vaemo.errors import OtherRunError
-from vaemo.features import Extractor, load_extractors
+from vaemo.features import Extractor, load_extractors, with_absolute_folders
 from vaemo.parts.index import Entry, Index
 from vaemo.parts.lease import lease
 from vaemo.parts.shards import claim_folder
@@ -88,10 +88,11 @@ def _score_missing(run: Run, work: Plan, index: Index, run_id: str, executor: Ex
     if not work.shards:
         say(f"nothing to do: all {total:,} {run.unit} are scored")
         return work.tally_of(index)
+    config = with_absolute_folders(run.config)
     arguments = {
         "checkpoints": request.checkpoints,
         "source": run.source,
-        "config": run.config.to_dict(),
+        "config": config.to_dict(),
         "rules": run.rules,
         "out": request.out,
         "run_id": run_id,
@@ -112,8 +113,8 @@ def _score_missing(run: Run, work: Plan, index: Index, run_id: str, executor: Ex
         arguments,
         total=total,
         done=total - work.n_sessions,
-        config=run.config,
-        extractors=load_extractors(run.config.features) if run.source.needs_features else {},
+        config=config,
+        extractors=load_extractors(config.features) if run.source.needs_features else {},
         needs=needs,
         detail=lambda now, elapsed_s: f"{now.statuses.total():,} utterances",
     )

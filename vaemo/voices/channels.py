@@ -34,7 +34,7 @@ _SNAP_S = 0.25
 """A change of voice is put at the quietest point within this distance of where two voices are equally similar."""
 
 _GUARD_S = 0.25
-"""Left out on either side of a change of voice without a pause: windows do not resolve it better, and people overlap."""
+"""Left out on either side of a change of voice without a pause: windows do not resolve it, and people overlap there."""
 
 _SHORT_S = 0.5
 """Shorter speech, such as a backchannel, is too short to attribute with certainty."""
@@ -217,17 +217,15 @@ class VoiceCutter:
         edges.append(heard.end_s)
         pieces = []
         spans = _long_enough(edges, voices, self._vad.min_utterance_s)
-        for number, (start_s, end_s, voice) in enumerate(spans):
+        for place, (start_s, end_s, voice) in enumerate(spans):
             inside = (middles >= start_s) & (middles < end_s)
             nearest = inside if inside.any() else np.abs(middles - (start_s + end_s) / 2).argmin().reshape(1)
             others = np.delete(likeness[nearest], voice, axis=1).max(axis=1)
             margin = float(np.mean(likeness[nearest, voice] - others))
-            start_s += _GUARD_S * (number > 0)
-            end_s -= _GUARD_S * (number < len(spans) - 1)
-            if end_s - start_s >= _SHORT_S:
-                pieces.append(Piece(channel, start_s, end_s, voice, max(margin, 0.0)))
+            certain_s = start_s + _GUARD_S * (place > 0), end_s - _GUARD_S * (place < len(spans) - 1)
+            if certain_s[1] - certain_s[0] >= _SHORT_S:
+                pieces.append(Piece(channel, *certain_s, voice, max(margin, 0.0)))
             else:
-                start_s, end_s, _ = spans[number]
                 pieces.append(Piece(channel, start_s, end_s, voice, 0.0))
         return pieces
 

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 from tiny_models import write_speaker_model, write_speech_model
 
-from vaemo.config import FeatureConfig
+from vaemo.config import Config, FeatureConfig
 from vaemo.errors import ExtractorError
-from vaemo.features import StandIn, describe, load_extractors
+from vaemo.features import StandIn, describe, load_extractors, with_absolute_folders
 
 
 def test_the_defaults_need_no_weights():
@@ -33,6 +33,19 @@ def test_models_in_folders_are_loaded_by_their_path(tmp_path):
         "speech": (1, 32),
         "speaker": (1, 12),
     }
+
+
+def test_workers_find_a_folder_that_was_given_relative_to_the_caller(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("encoder", "logmel"):
+        (tmp_path / name).mkdir()
+    for given, found in {
+        "encoder": str(tmp_path / "encoder"),
+        "logmel": "logmel",
+        "org/hub-model": "org/hub-model",
+    }.items():
+        config = with_absolute_folders(Config.load("default", [f"features.speech={given}"]))
+        assert config.features.speech == found
 
 
 def test_an_extractor_that_is_there_already_is_not_loaded():
