@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -207,8 +208,8 @@ def test_recordings_are_scored_as_in_one_stage(gpus, tmp_path, monkeypatch):
     assert_close(scored, run(tmp_path / "calls", checkpoint, tmp_path / "plain", roles_unknown=True))
 
     class Careful(InProcess):
-        def run(self, worker, arguments, shards, **options):
-            return super().run(worker, arguments, [{**shard, "careful": True} for shard in shards], **options)
+        def run(self, parts):
+            return super().run(replace(parts, shards=[{**shard, "careful": True} for shard in parts.shards]))
 
     # Nothing is computed here then, but in a child.
     monkeypatch.setattr(SpeechEncoder, "__call__", None)

@@ -30,9 +30,9 @@ class Reached(BaseException):
 class Executor:
     def workers(self, most):
         return most
-    def run(self, worker, arguments, shards, **options):
+    def run(self, parts):
         global begun, n
-        begun, n = time.perf_counter() - start, len(shards)
+        begun, n = time.perf_counter() - start, len(parts.shards)
         return iter(())
 
 from vaemo.pipeline.sources import RecordingsSource

@@ -57,8 +57,8 @@ class Clock:
         self._workers = workers
         self.elapsed_s = self.busy_s = 0.0
 
-    def run(self, worker, arguments, shards, **options):
-        shards, running = iter(shards), []
+    def run(self, parts):
+        shards, running = iter(parts.shards), []
         for number, shard in zip(range(self._workers), shards, strict=False):
             heapq.heappush(running, self._begin(shard, number))
         while running:
