@@ -18,7 +18,6 @@ from processes import ROOT, kill, kill_job, start_job, workers
 from ray.tune.schedulers import TrialScheduler
 from training_cases import train
 
-from vaemo.cluster import tune as tune_job
 from vaemo.cluster.tune import decided, make_scheduler, tune
 from vaemo.config import Config
 from vaemo.data.windows import PackedSessions
@@ -34,6 +33,7 @@ from vaemo.model.checkpoint import load_checkpoint
 from vaemo.testing import ccc_avg, linear_world, write_store
 from vaemo.training.data import SplitSessions
 from vaemo.training.replay import replay
+from vaemo.tuning.course import Course
 from vaemo.tuning.search import Search
 from vaemo.tuning.space import read_space
 from vaemo.tuning.sweep import Record, Sweep
@@ -255,7 +255,7 @@ def test_a_population_goes_on_where_it_was_saved(tmp_path):
     data = SplitSessions(PackedSessions.of(sessions), np.array([[session.split for session in sessions]], object))
 
     def jobs():
-        return list(tune_job._Course(sweep, Search(space, "random", 0), space, data, 4.0, "", 2).jobs([0, 1]))
+        return list(Course(sweep, Search(space, "random", 0), space, data, "", 2).jobs([0, 1]))
 
     drawn = [job.point for job in jobs()]
     assert drawn == [space.default(), Search(space, "random", 0).point(1)]

@@ -16,7 +16,6 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -341,7 +340,7 @@ def _run_job(given: dict[str, Any], shared: _Shared) -> None:
                 saved = Path(folder, _STATE).read_bytes()
         held: list[bytes] = []
         device = "cuda" if shared.share.gpus and torch.cuda.is_available() else "cpu"
-        place = Place(Group(), device, _teller(shared, job), saved, held.append if shared.population else None)
+        place = Place(Group(), device, _say(shared, job), saved, held.append if shared.population else None)
         with one_thread():
             for line in shared.work(job, fetch(shared.desk, job.part if shared.apart else None), place):
                 if not held:
@@ -361,12 +360,10 @@ def _report(failure: Failure) -> None:
         tune.report({_FAILED: dataclasses.asdict(failure), "finished": False})
 
 
-def _teller(shared: _Shared, job: Job) -> Callable[[str], None]:
-    return partial(_tell, shared.desk, f"{job.name}, " if job.name else "")
-
-
-def _tell(desk: Any, prefix: str, text: str) -> None:
-    tell(desk, prefix + text)
+def _say(shared: _Shared, job: Job) -> Callable[[str], None]:
+    """Prints lines of a job on the driver."""
+    prefix = f"{job.name}, " if job.name else ""
+    return lambda text: tell(shared.desk, prefix + text)
 
 
 def _fit_together(job: Job, shared: _Shared) -> None:
@@ -396,7 +393,7 @@ def _work_together(given: tuple[Job, _Shared]) -> dict[str, Any]:
     """The work of every worker of a job."""
     job, shared = given
     group, device = ProcessGroup(), ray.train.torch.get_device()
-    place = Place(group, device, _teller(shared, job))
+    place = Place(group, device, _say(shared, job))
     with one_thread():
         for line in shared.work(job, fetch(shared.desk, job.part if shared.apart else None), place):
             # Every worker waits here, so that all have reached the saved state.
