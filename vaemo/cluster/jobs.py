@@ -41,8 +41,8 @@ from vaemo.training.group import Group, ProcessGroup
 from vaemo.training.jobs import Failure, Job, Jobs, Line, Place, Work, one_thread
 
 _STATE = "state.safetensors"
-_NO_PLACE, _NO_STORAGE, _FAILED = "no_place", "no_storage", "failed"
-"""Reported by a job whose workers found no place on the cluster, whose disk was full or refused, or that failed."""
+_NO_PLACE, _FAILED = "no_place", "failed"
+"""Reported by a job whose workers found no place on the cluster, or that failed."""
 
 
 def run_jobs(
@@ -245,10 +245,10 @@ class _Told(Callback):
         """A job has reported a line, a lack of resources, or a failure of storage."""
         if _NO_PLACE in result:
             self._run.hold(_no_place(self._shared.patience_s))
-        elif _NO_STORAGE in result:
-            self._run.hold(StorageError(result[_NO_STORAGE]))
         elif _FAILED not in result:
             self._run.jobs.heard(self._job(trial), result)
+        elif (failure := Failure(**result[_FAILED])).kind == StorageError.__name__:
+            self._run.hold(failure.error(self._job(trial)))
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """Called by Ray Tune ten times a second; checks for jobs that would wait for resources for ever."""
@@ -354,10 +354,7 @@ def _run_job(given: dict[str, Any], shared: _Shared) -> None:
 
 
 def _report(failure: Failure) -> None:
-    if failure.kind == StorageError.__name__:
-        tune.report({_NO_STORAGE: failure.message, "finished": False})
-    else:
-        tune.report({_FAILED: dataclasses.asdict(failure), "finished": False})
+    tune.report({_FAILED: dataclasses.asdict(failure), "finished": False})
 
 
 def _say(shared: _Shared, job: Job) -> Callable[[str], None]:
