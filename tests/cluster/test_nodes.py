@@ -17,7 +17,7 @@ import yaml
 from extract_cases import CONFIG as QUICK_EXTRACTION
 from extract_cases import expected_rows, parts, write_corpus
 from extract_cases import rows_of as stored_rows
-from processes import kill_tree, workers
+from processes import kill_tree, meanwhile, workers
 from ray.cluster_utils import Cluster
 from scoring_cases import assert_close, rows_of
 from training_cases import train
@@ -122,11 +122,11 @@ def test_a_node_of_two_that_does_not_come_back_ends_training_clearly(undisturbed
             wait_for(2, lambda: len(lines(out)))
             lose_a_node(nodes)
 
-        loser = threading.Thread(target=lose)
-        loser.start()
-        with pytest.raises(ClusterError, match=r"no training found a place on the cluster for 6 s: a node was lost"):
+        refused = pytest.raises(
+            ClusterError, match=r"no training found a place on the cluster for 6 s: a node was lost"
+        )
+        with meanwhile(lose), refused:
             train(store, out, QUICK, workers=2)
-        loser.join()
         assert 2 <= len(lines(out)) < QUICK.train.epochs
         # What the message says: the same command, with as many workers as there are nodes.
         train(store, out, QUICK, workers=1)
@@ -178,11 +178,8 @@ def lose_a_node_in_a_sweep(nodes, out, seen):
 @pytest.mark.slow
 def test_a_node_lost_in_a_sweep_costs_no_trial(swept, store, tmp_path):
     (expected, space), out, seen = swept, str(tmp_path / "sweep"), []
-    with raylets(1, 1) as nodes:
-        loser = threading.Thread(target=lose_a_node_in_a_sweep, args=(nodes, out, seen))
-        loser.start()
+    with raylets(1, 1) as nodes, meanwhile(lose_a_node_in_a_sweep, nodes, out, seen):
         sweep_over(store, out, space)
-        loser.join()
     kept, killed = seen
     assert killed
     assert 0 < len(kept) < len(ended(expected))
@@ -196,11 +193,11 @@ def test_a_sweep_that_finds_no_place_any_more_ends_clearly(swept, store, tmp_pat
     monkeypatch.setattr(jobs, "NO_PROGRESS_S", PATIENCE_S)
     (expected, space), out, seen = swept, str(tmp_path / "sweep"), []
     with raylets(*cpus) as nodes:
-        loser = threading.Thread(target=lose_a_node_in_a_sweep, args=(nodes, out, seen))
-        loser.start()
-        with pytest.raises(ClusterError, match=r"no training found a place on the cluster for 90 s: a node was lost"):
+        refused = pytest.raises(
+            ClusterError, match=r"no training found a place on the cluster for 90 s: a node was lost"
+        )
+        with meanwhile(lose_a_node_in_a_sweep, nodes, out, seen), refused:
             sweep_over(store, out, space, workers)
-        loser.join()
         kept = ended(out)
         assert seen[0].items() <= kept.items()
         assert 0 < len(kept) < len(ended(expected))
@@ -227,11 +224,11 @@ def test_an_extraction_whose_nodes_are_all_lost_ends_clearly(tmp_path, monkeypat
             wait_for(2, lambda: len(parts(out)))
             lose_a_node(nodes)
 
-        loser = threading.Thread(target=lose)
-        loser.start()
-        with pytest.raises(ClusterError, match=r"nothing moved on the cluster for 90 s: .*run the same command again"):
+        refused = pytest.raises(
+            ClusterError, match=r"nothing moved on the cluster for 90 s: .*run the same command again"
+        )
+        with meanwhile(lose), refused:
             vaemo.extract(config=QUICK_EXTRACTION, out=str(out), manifest=str(manifest))
-        loser.join()
         kept = parts(out)
         assert 2 <= len(kept) < 6
         away.replace(last)
