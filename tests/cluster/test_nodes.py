@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import ray
-import yaml
 from extract_cases import CONFIG as QUICK_EXTRACTION
 from extract_cases import expected_rows, parts, write_corpus
 from extract_cases import rows_of as stored_rows
 from processes import kill_tree, meanwhile, workers
 from ray.cluster_utils import Cluster
 from scoring_cases import assert_close, rows_of
+from small_trainings import write_space
 from training_cases import train
 
 import vaemo
@@ -148,10 +148,7 @@ def test_a_node_that_is_replaced_costs_training_nothing(undisturbed, store, tmp_
     assert_same_course(out, undisturbed)
 
 
-def write_space(folder):
-    path = Path(folder, "space.yaml")
-    path.write_text(yaml.safe_dump({"train.lr": {"choice": [5e-4, 1e-3, 2e-3, 4e-3]}}))
-    return str(path)
+SPACE = {"train.lr": {"choice": [5e-4, 1e-3, 2e-3, 4e-3]}}
 
 
 def sweep_over(store, out, space, workers=1):
@@ -163,8 +160,8 @@ def swept(store, tmp_path_factory):
     """A grid of trials to which nothing happens, and its space."""
     folder = tmp_path_factory.mktemp("swept")
     with raylets(2):
-        sweep_over(store, str(folder / "sweep"), write_space(folder))
-    return str(folder / "sweep"), write_space(folder)
+        sweep_over(store, str(folder / "sweep"), write_space(folder, SPACE))
+    return str(folder / "sweep"), write_space(folder, SPACE)
 
 
 def lose_a_node_in_a_sweep(nodes, out, seen):
@@ -252,7 +249,7 @@ def test_three_nodes_give_what_one_gives(tmp_path):
     manifest = str(make_corpus(tmp_path / "corpus", n_sessions=12))
     for name, cpus in (("one", [2]), ("three", [1, 1, 1])):
         with raylets(*cpus):
-            pipeline(manifest, str(tmp_path / name), write_space(tmp_path))
+            pipeline(manifest, str(tmp_path / name), write_space(tmp_path, SPACE))
     for folder in ("store", "scores/utterances", "scores/sessions"):
         one, three = (
             {path.rsplit("/", 1)[-1] for path in files.list_files(tmp_path / name / folder)}
