@@ -29,6 +29,15 @@ os.environ |= dict.fromkeys(("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"), "tes
 os.environ |= dict.fromkeys(("AWS_REGION", "AWS_DEFAULT_REGION"), "us-east-1")
 
 
+@pytest.fixture(scope="module")
+def decoder():
+    """One process that decodes, for all tests of a module."""
+    from vaemo.audio.recording import Decoder
+
+    with Decoder(30.0) as shared:
+        yield shared
+
+
 @pytest.fixture
 def local_ray():
     """Ray with two logical CPUs, shared by the tests of a run; started again where another test has ended it."""

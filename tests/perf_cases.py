@@ -1,6 +1,10 @@
 """What the benchmarks share: the sizes of WavLM-base-plus, speech to encode, sessions to train on."""
 
+import json
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 
@@ -22,6 +26,19 @@ BASE = {
 
 DIMS = {"speech": 768, "prosody": 88, "speaker": 192}
 """Features as wide as WavLM-base, eGeMAPS and ECAPA."""
+
+
+def in_a_process(code, *arguments, **environment):
+    """What Python code prints last, as JSON, from a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+        cwd=Path(__file__).parents[1],
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def noise_utterances(seconds, seed=0):

@@ -65,6 +65,15 @@ def kill_tree(pid):
 
 
 @contextlib.contextmanager
+def meanwhile(act, *arguments):
+    """Calls `act` in a thread beside the block, which ends when both have."""
+    thread = threading.Thread(target=act, args=arguments, daemon=True)
+    thread.start()
+    yield
+    thread.join()
+
+
+@contextlib.contextmanager
 def watching(look, every_s=0.1):
     """Calls `look` now and as long as the block runs; gives a list of what it returned."""
     seen, ended = [look()], threading.Event()

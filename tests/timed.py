@@ -11,8 +11,8 @@ class Timed(OnRay):
     def __init__(self):
         self.ends = []
 
-    def run(self, *arguments, **options):
-        for made in super().run(*arguments, **options):
+    def run(self, parts):
+        for made in super().run(parts):
             self.ends.append((time.perf_counter(), made["units"]))
             yield made
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -279,31 +279,23 @@ def summarise_sessions(
     _, first, group = np.unique(key, return_index=True, return_inverse=True)
     groups = _Groups(group, len(first))
 
-    offset_s = _floats(utterances["offset_s"].fill_null(0.0))
-    start_s, end_s = _floats(utterances["start_s"]) + offset_s, _floats(utterances["end_s"]) + offset_s
-    length_s = end_s - start_s
-    timed = np.isfinite(length_s)
     status = utterances["status"]
     failed = pc.invert(pc.is_in(status, pa.array(NOT_FAILED))).to_numpy(zero_copy_only=False)
-    last_s = np.full(session.max(initial=-1) + 1, -np.inf)
-    np.maximum.at(last_s, session[timed], end_s[timed])
-    recency = np.exp2((end_s - last_s[session]) / score.end_half_life_s)
-
     values = {name: _floats(utterances[name]) for name in utterance_names(targets)}
     scored = pc.equal(status, "ok").to_numpy(zero_copy_only=False)
     if values:
         scored = np.isfinite(np.stack(list(values.values()))).all(axis=0)
+    rows = _Rows.of(utterances, groups, scored, session, score.end_half_life_s)
     columns: dict[str, Any] = {
         "session_id": utterances["session_id"].take(first),
         "role": utterances["role"].take(first),
         "n_utterances": groups.count(np.ones(len(group), bool)),
         "n_scored": groups.count(scored),
         "n_failed": groups.count(failed),
-        "talk_s": np.where(groups.count(timed) > 0, groups.sum(np.where(timed, length_s, 0.0)), np.nan),
+        "talk_s": np.where(groups.count(rows.timed) > 0, groups.sum(np.where(rows.timed, rows.length_s, 0.0)), np.nan),
     }
     for target, low in score.low_of(values).items():
-        weight = _weights(utterances, target)
-        summary = _summarise(groups, values[target], scored, timed, start_s, length_s, recency, low, weight)
+        summary = _summarise(rows, values[target], low, _weights(utterances, target))
         columns |= {f"{target}_{name}": column for name, column in summary.items()}
     for target in session_names(targets):
         of_session = _of_sessions(_floats(utterances[target]), session)
@@ -343,22 +335,49 @@ class _Groups:
         return np.divide(self.sum(weights * values), total, out=np.full(self.n_groups, np.nan), where=total > 0)
 
 
-def _summarise(
-    groups: _Groups,
-    values: np.ndarray,
-    scored: np.ndarray,
-    timed: np.ndarray,
-    start_s: np.ndarray,
-    length_s: np.ndarray,
-    recency: np.ndarray,
-    low: float,
-    weight: np.ndarray,
-) -> dict[str, np.ndarray]:
+@dataclass(frozen=True, eq=False)
+class _Rows:
+    """The utterances that are summarised, (rows,) each.
+
+    Attributes:
+        groups: The session and role of each.
+        scored: Whether it has a score.
+        timed: Whether it has times.
+        start_s: Start in the session.
+        length_s: Its length.
+        recency: 2^(-age / half-life) at the end of its session.
+    """
+
+    groups: _Groups
+    scored: np.ndarray
+    timed: np.ndarray
+    start_s: np.ndarray
+    length_s: np.ndarray
+    recency: np.ndarray
+
+    @classmethod
+    def of(
+        cls, utterances: pa.Table, groups: _Groups, scored: np.ndarray, session: np.ndarray, half_life_s: float
+    ) -> _Rows:
+        """Those of a table whose rows are of the sessions with these numbers."""
+        offset_s = _floats(utterances["offset_s"].fill_null(0.0))
+        start_s, end_s = _floats(utterances["start_s"]) + offset_s, _floats(utterances["end_s"]) + offset_s
+        length_s = end_s - start_s
+        timed = np.isfinite(length_s)
+        last_s = np.full(session.max(initial=-1) + 1, -np.inf)
+        np.maximum.at(last_s, session[timed], end_s[timed])
+        recency = np.exp2((end_s - last_s[session]) / half_life_s)
+        return cls(groups, scored, timed, start_s, length_s, recency)
+
+
+def _summarise(rows: _Rows, values: np.ndarray, low: float, weight: np.ndarray) -> dict[str, np.ndarray]:
+    """The summaries of one target, by group."""
+    groups, scored, timed, start_s = rows.groups, rows.scored, rows.timed, rows.start_s
     values = np.where(scored, values, 0.0)
     n_scored = groups.count(scored)
     has_times = (n_scored > 0) & (groups.count(scored & ~timed) == 0)
     inside = scored & has_times[groups.group]
-    length_s = np.where(inside, length_s, 0.0)
+    length_s = np.where(inside, rows.length_s, 0.0)
     weights = np.where(has_times[groups.group], length_s, scored.astype(float))
 
     settled = groups.mean(values, weights * weight)[groups.group]
@@ -382,7 +401,7 @@ def _summarise(
         "min_at_s": minimum_at_s,
         "slope_per_min": slope,
         "below_s": np.where(has_times, groups.sum(length_s * (values < low)), np.nan),
-        "end_weighted": groups.mean(values, np.where(inside, length_s * np.nan_to_num(recency), 0.0)),
+        "end_weighted": groups.mean(values, np.where(inside, length_s * np.nan_to_num(rows.recency), 0.0)),
     }
 
 

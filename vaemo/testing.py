@@ -74,12 +74,10 @@ def linear_world(
         noise: Deviation of the features' noise.
         unlabelled: Share of utterances without a label.
     """
-    random = np.random.default_rng(seed)
-    sizes = random.integers(lengths[0], lengths[1] + 1, sum(sessions))
+    random, sizes, split = _begin(seed, sessions, lengths)
     mixing = random.standard_normal((features, 2))
     latent = _latent(random, sizes)
     shown = latent @ mixing.T + noise * random.standard_normal((len(latent), features))
-    split = np.repeat(np.array(SPLITS, object), sessions)
     return World(_table(sizes, split, _labels(random, latent, unlabelled), shown), mixing, noise)
 
 
@@ -105,12 +103,10 @@ def call_world(
         features: D, all in the stream `speech`.
         noise: Deviation of the features' noise.
     """
-    random = np.random.default_rng(seed)
-    sizes = random.integers(lengths[0], lengths[1] + 1, sum(sessions))
+    random, sizes, split = _begin(seed, sessions, lengths)
     mixing = random.standard_normal((features, 3)) * np.array([1.0, 1.0, SLOW_SHOWN])
     latent = _latent(random, sizes, CALL_AR)
     shown = latent @ mixing.T + noise * random.standard_normal((len(latent), features))
-    split = np.repeat(np.array(SPLITS, object), sessions)
     labels = _labels(random, latent)
     table = _table(sizes, split, labels, shown)
     table = table.append_column("dominance", pa.array(labels[:, 2].astype(np.float32)))
@@ -120,6 +116,15 @@ def call_world(
     said = np.clip(np.round(7.5 + 1.5 * felt), 0, 10) / 10
     table = table.append_column("csat", pa.array(np.repeat(said, sizes).astype(np.float32)))
     return World(table, mixing, noise, CALL_AR)
+
+
+def _begin(
+    seed: int, sessions: Sequence[int], lengths: tuple[int, int]
+) -> tuple[np.random.Generator, np.ndarray, np.ndarray]:
+    """What a world is drawn with, and of each session the number of utterances and the split."""
+    random = np.random.default_rng(seed)
+    sizes = random.integers(lengths[0], lengths[1] + 1, sum(sessions))
+    return random, sizes, np.repeat(np.array(SPLITS, object), sessions)
 
 
 def _remembered(valence: np.ndarray) -> float:
@@ -153,8 +158,7 @@ def regime_world(
         cue_noise: Deviation of the noise on the regime.
         stay: Probability that the regime stays from one utterance to the next.
     """
-    random = np.random.default_rng(seed)
-    sizes = random.integers(lengths[0], lengths[1] + 1, sum(sessions))
+    random, sizes, split = _begin(seed, sessions, lengths)
     mixing = random.standard_normal((features, 2))
     latent = _latent(random, sizes)
     switches = random.random(len(latent)) > stay
@@ -167,7 +171,6 @@ def regime_world(
     shown[:, features // 2 :] *= regime[:, None]
     shown += noise * random.standard_normal(shown.shape)
     cue = regime + cue_noise * random.standard_normal(len(regime))
-    split = np.repeat(np.array(SPLITS, object), sessions)
     table = _table(sizes, split, _labels(random, latent), np.column_stack([shown, cue]))
     return World(table, mixing, noise)
 

@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ import soundfile
 import torch
 from announced import announce
 from extract_cases import CONFIG, make_loud, rows_of, write_corpus
-from processes import kill, watching, workers
+from processes import kill, meanwhile, watching, workers
 from ray.cluster_utils import Cluster
 from ray.exceptions import ActorDiedError
 from scoring_cases import assert_close, make_audio_checkpoint, run
@@ -73,12 +74,9 @@ def check_kills(tmp_path, config, gpus, names):
     vaemo.extract(config=config, out=tmp_path / "plain", manifest=manifest, executor="process")
     out = tmp_path / "out"
     stop, killed = threading.Event(), []
-    killer = threading.Thread(target=kill_one, args=(names, out, stop, killed))
-    with watching(lambda: len(workers("ray::_Encoder"))) as seen:
-        killer.start()
+    with watching(lambda: len(workers("ray::_Encoder"))) as seen, meanwhile(kill_one, names, out, stop, killed):
         vaemo.extract(config=config, out=str(out), manifest=str(manifest))
         stop.set()
-        killer.join()
     assert killed
     assert max(seen) == gpus
     assert_same_rows(rows_of(out), rows_of(tmp_path / "plain"))
@@ -207,8 +205,8 @@ def test_recordings_are_scored_as_in_one_stage(gpus, tmp_path, monkeypatch):
     assert_close(scored, run(tmp_path / "calls", checkpoint, tmp_path / "plain", roles_unknown=True))
 
     class Careful(InProcess):
-        def run(self, worker, arguments, shards, **options):
-            return super().run(worker, arguments, [{**shard, "careful": True} for shard in shards], **options)
+        def run(self, parts):
+            return super().run(replace(parts, shards=[{**shard, "careful": True} for shard in parts.shards]))
 
     # Nothing is computed here then, but in a child.
     monkeypatch.setattr(SpeechEncoder, "__call__", None)

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 from extract_cases import CONFIG, QUICK, expected_rows, parts, rows_of, write_corpus
-from processes import kill, kill_job, start_job, workers
+from processes import kill, kill_job, meanwhile, start_job, workers
 from ray.cluster_utils import Cluster
 
 import vaemo
@@ -175,11 +175,9 @@ def test_killed_workers_cost_nothing(local_ray, tmp_path, times):
     manifest, _ = write_corpus(tmp_path / "c", 40)
     out = tmp_path / "out"
     stop, killed = threading.Event(), []
-    killer = threading.Thread(target=kill_workers, args=(out, times, stop, killed))
-    killer.start()
-    vaemo.extract(config=CONFIG, out=str(out), manifest=str(manifest))
-    stop.set()
-    killer.join()
+    with meanwhile(kill_workers, out, times, stop, killed):
+        vaemo.extract(config=CONFIG, out=str(out), manifest=str(manifest))
+        stop.set()
     assert killed
     assert rows_of(out) == expected_rows(manifest)
 
@@ -217,11 +215,9 @@ def test_a_lost_node_costs_nothing(tmp_path, seed):
         wait_for_parts(out, after)
         os.kill(second.all_processes["raylet"][0].process.pid, signal.SIGKILL)
 
-    killer = threading.Thread(target=lose_node)
     try:
-        killer.start()
-        vaemo.extract(config=CONFIG, out=str(out), manifest=str(manifest))
-        killer.join()
+        with meanwhile(lose_node):
+            vaemo.extract(config=CONFIG, out=str(out), manifest=str(manifest))
         assert rows_of(out) == expected_rows(manifest)
     finally:
         ray.shutdown()

@@ -15,25 +15,21 @@ from processes import kill, kill_job, start_job, workers
 from ray.cluster_utils import Cluster
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.util import placement_group_table
+from small_trainings import SMALL, write_small_store
 from training_cases import train
 
 from vaemo.cluster.jobs import _Run, run_jobs
 from vaemo.cluster.nodes import Nodes, Share
 from vaemo.config import Config
 from vaemo.errors import ClusterError, StorageError, UsageError
-from vaemo.testing import linear_world, write_store
 from vaemo.training.jobs import Job, Jobs
 
 pytestmark = pytest.mark.ray
 
-SMALL = ["model.d_c=4", "model.head_hidden=8", "updater.d_model=8", "train.min_labelled=16", "train.trackers=[]"]
-SMALL += ["model.scan=chunk", "evaluate.bootstrap=20"]
-
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
-    world = linear_world(5, sessions=(40, 8, 8), lengths=(10, 30), features=6, noise=2.0)
-    return write_store(world, str(tmp_path_factory.mktemp("store")))
+    return write_small_store(tmp_path_factory.mktemp("store"), (40, 8, 8), (10, 30), 6)
 
 
 def a_gpu_and(cpus, nodes=1):

@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import ray
-import yaml
 from extract_cases import CONFIG as QUICK_EXTRACTION
 from extract_cases import expected_rows, parts, write_corpus
 from extract_cases import rows_of as stored_rows
-from processes import kill_tree, workers
+from processes import kill_tree, meanwhile, workers
 from ray.cluster_utils import Cluster
 from scoring_cases import assert_close, rows_of
+from small_trainings import write_space
 from training_cases import train
 
 import vaemo
@@ -122,11 +122,11 @@ def test_a_node_of_two_that_does_not_come_back_ends_training_clearly(undisturbed
             wait_for(2, lambda: len(lines(out)))
             lose_a_node(nodes)
 
-        loser = threading.Thread(target=lose)
-        loser.start()
-        with pytest.raises(ClusterError, match=r"no training found a place on the cluster for 6 s: a node was lost"):
+        refused = pytest.raises(
+            ClusterError, match=r"no training found a place on the cluster for 6 s: a node was lost"
+        )
+        with meanwhile(lose), refused:
             train(store, out, QUICK, workers=2)
-        loser.join()
         assert 2 <= len(lines(out)) < QUICK.train.epochs
         # What the message says: the same command, with as many workers as there are nodes.
         train(store, out, QUICK, workers=1)
@@ -148,10 +148,7 @@ def test_a_node_that_is_replaced_costs_training_nothing(undisturbed, store, tmp_
     assert_same_course(out, undisturbed)
 
 
-def write_space(folder):
-    path = Path(folder, "space.yaml")
-    path.write_text(yaml.safe_dump({"train.lr": {"choice": [5e-4, 1e-3, 2e-3, 4e-3]}}))
-    return str(path)
+SPACE = {"train.lr": {"choice": [5e-4, 1e-3, 2e-3, 4e-3]}}
 
 
 def sweep_over(store, out, space, workers=1):
@@ -163,8 +160,8 @@ def swept(store, tmp_path_factory):
     """A grid of trials to which nothing happens, and its space."""
     folder = tmp_path_factory.mktemp("swept")
     with raylets(2):
-        sweep_over(store, str(folder / "sweep"), write_space(folder))
-    return str(folder / "sweep"), write_space(folder)
+        sweep_over(store, str(folder / "sweep"), write_space(folder, SPACE))
+    return str(folder / "sweep"), write_space(folder, SPACE)
 
 
 def lose_a_node_in_a_sweep(nodes, out, seen):
@@ -178,11 +175,8 @@ def lose_a_node_in_a_sweep(nodes, out, seen):
 @pytest.mark.slow
 def test_a_node_lost_in_a_sweep_costs_no_trial(swept, store, tmp_path):
     (expected, space), out, seen = swept, str(tmp_path / "sweep"), []
-    with raylets(1, 1) as nodes:
-        loser = threading.Thread(target=lose_a_node_in_a_sweep, args=(nodes, out, seen))
-        loser.start()
+    with raylets(1, 1) as nodes, meanwhile(lose_a_node_in_a_sweep, nodes, out, seen):
         sweep_over(store, out, space)
-        loser.join()
     kept, killed = seen
     assert killed
     assert 0 < len(kept) < len(ended(expected))
@@ -196,11 +190,11 @@ def test_a_sweep_that_finds_no_place_any_more_ends_clearly(swept, store, tmp_pat
     monkeypatch.setattr(jobs, "NO_PROGRESS_S", PATIENCE_S)
     (expected, space), out, seen = swept, str(tmp_path / "sweep"), []
     with raylets(*cpus) as nodes:
-        loser = threading.Thread(target=lose_a_node_in_a_sweep, args=(nodes, out, seen))
-        loser.start()
-        with pytest.raises(ClusterError, match=r"no training found a place on the cluster for 90 s: a node was lost"):
+        refused = pytest.raises(
+            ClusterError, match=r"no training found a place on the cluster for 90 s: a node was lost"
+        )
+        with meanwhile(lose_a_node_in_a_sweep, nodes, out, seen), refused:
             sweep_over(store, out, space, workers)
-        loser.join()
         kept = ended(out)
         assert seen[0].items() <= kept.items()
         assert 0 < len(kept) < len(ended(expected))
@@ -227,11 +221,11 @@ def test_an_extraction_whose_nodes_are_all_lost_ends_clearly(tmp_path, monkeypat
             wait_for(2, lambda: len(parts(out)))
             lose_a_node(nodes)
 
-        loser = threading.Thread(target=lose)
-        loser.start()
-        with pytest.raises(ClusterError, match=r"nothing moved on the cluster for 90 s: .*run the same command again"):
+        refused = pytest.raises(
+            ClusterError, match=r"nothing moved on the cluster for 90 s: .*run the same command again"
+        )
+        with meanwhile(lose), refused:
             vaemo.extract(config=QUICK_EXTRACTION, out=str(out), manifest=str(manifest))
-        loser.join()
         kept = parts(out)
         assert 2 <= len(kept) < 6
         away.replace(last)
@@ -255,7 +249,7 @@ def test_three_nodes_give_what_one_gives(tmp_path):
     manifest = str(make_corpus(tmp_path / "corpus", n_sessions=12))
     for name, cpus in (("one", [2]), ("three", [1, 1, 1])):
         with raylets(*cpus):
-            pipeline(manifest, str(tmp_path / name), write_space(tmp_path))
+            pipeline(manifest, str(tmp_path / name), write_space(tmp_path, SPACE))
     for folder in ("store", "scores/utterances", "scores/sessions"):
         one, three = (
             {path.rsplit("/", 1)[-1] for path in files.list_files(tmp_path / name / folder)}

@@ -2,13 +2,12 @@
 
 import os
 import random
-import threading
 import time
 
 import pytest
 import ray
 from commands import run_job_here
-from processes import kill, start_job, workers
+from processes import kill, meanwhile, start_job, workers
 from ray.cluster_utils import Cluster
 from scoring_cases import assert_close, make_checkpoint, make_world, rows_of, run, written
 
@@ -92,10 +91,8 @@ def test_a_killed_worker_loses_and_doubles_nothing(local_ray, archive, tmp_path,
             kill(worker)
             killed.append(worker)
 
-    killer = threading.Thread(target=kill_one)
-    killer.start()
-    run(*archive[:2], out, "ray")
-    killer.join()
+    with meanwhile(kill_one):
+        run(*archive[:2], out, "ray")
     assert killed
     assert_undisturbed(out, archive)
 
@@ -116,10 +113,8 @@ def test_a_killed_node_loses_and_doubles_nothing(archive, tmp_path, seed):
         killed.append(lost)
 
     try:
-        killer = threading.Thread(target=lose_node)
-        killer.start()
-        run(*archive[:2], out, "ray")
-        killer.join()
+        with meanwhile(lose_node):
+            run(*archive[:2], out, "ray")
         assert killed
         assert_undisturbed(out, archive)
     finally:

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import random
-import threading
 import time
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import pytest
 import ray
 import torch
 from finetune_cases import Heard
-from processes import kill, kill_job, start_job, workers
+from processes import kill, kill_job, meanwhile, start_job, workers
 from training_cases import train
 
 import vaemo
@@ -168,10 +167,8 @@ def kill_a_worker(out, after, delay_s):
 
 
 def survive_worker_kill(undisturbed, store, out, workers, after, delay_s):
-    killer = threading.Thread(target=kill_a_worker, args=(out, after, delay_s))
-    killer.start()
-    train(store, out, config(), workers=workers)
-    killer.join()
+    with meanwhile(kill_a_worker, out, after, delay_s):
+        train(store, out, config(), workers=workers)
     assert_same_lines(lines(out), lines(undisturbed), SAME_RUN if workers == 1 else OTHER_WORLD_SIZE)
 
 

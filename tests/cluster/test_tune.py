@@ -12,13 +12,12 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 import ray
-import yaml
 from commands import run_job_here
 from processes import ROOT, kill, kill_job, start_job, workers
 from ray.tune.schedulers import TrialScheduler
+from small_trainings import SMALL, write_small_store, write_space
 from training_cases import train
 
-from vaemo.cluster import tune as tune_job
 from vaemo.cluster.tune import decided, make_scheduler, tune
 from vaemo.config import Config
 from vaemo.data.windows import PackedSessions
@@ -34,6 +33,7 @@ from vaemo.model.checkpoint import load_checkpoint
 from vaemo.testing import ccc_avg, linear_world, write_store
 from vaemo.training.data import SplitSessions
 from vaemo.training.replay import replay
+from vaemo.tuning.course import Course
 from vaemo.tuning.search import Search
 from vaemo.tuning.space import read_space
 from vaemo.tuning.sweep import Record, Sweep
@@ -44,25 +44,16 @@ pytestmark = pytest.mark.ray
 SAME_RUN = 1e-6
 """A run that is made again: the same operations on the same machine."""
 
-SMALL = ["model.d_c=4", "model.head_hidden=8", "updater.d_model=8", "train.epochs=3", "train.min_labelled=16"]
-SMALL += ["model.scan=chunk"]  # a second less in each process than loading the compiled one
 SPACE = {"model.alpha": {"uniform": [0.3, 0.95]}, "train.window": {"choice": [5, 10, 20]}}
 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
-    world = linear_world(5, sessions=(40, 8, 0), lengths=(10, 30), features=6, noise=2.0)
-    return write_store(world, str(tmp_path_factory.mktemp("store")))
+    return write_small_store(tmp_path_factory.mktemp("store"), (40, 8, 0), (10, 30), 6)
 
 
 def config(*overrides):
-    return Config.load("default", [*SMALL, *overrides])
-
-
-def write_space(folder, entries=SPACE):
-    path = Path(folder, "space.yaml")
-    path.write_text(yaml.safe_dump(entries, sort_keys=False))
-    return str(path)
+    return Config.load("default", [*SMALL, "train.epochs=3", *overrides])
 
 
 def results(out):
@@ -76,7 +67,11 @@ def finished(store, tmp_path_factory):
         ray.init(num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
     folder = tmp_path_factory.mktemp("finished")
     out = str(folder / "sweep")
-    return out, tune(store, write_space(folder), out, config(), trials=4, scheduler="none"), write_space(folder)
+    return (
+        out,
+        tune(store, write_space(folder, SPACE), out, config(), trials=4, scheduler="none"),
+        write_space(folder, SPACE),
+    )
 
 
 def test_sweep_folder(finished):
@@ -158,7 +153,7 @@ def test_all_trials_failing_ends_with_the_first_error(store, local_ray, tmp_path
 
 def test_killed_and_run_again_loses_no_finished_trial(store, local_ray, tmp_path):
     """The driver is; the cluster lives on, as after `ray job submit`."""
-    out, space = str(tmp_path / "sweep"), write_space(tmp_path)
+    out, space = str(tmp_path / "sweep"), write_space(tmp_path, SPACE)
     args = ["--store", store, "--space", space, "--out", out, "--trials", "6", "--scheduler", "none"]
 
     def start():
@@ -214,7 +209,7 @@ def test_population_goes_on_from_its_best(store, local_ray, tmp_path, capsys):
 
 @pytest.mark.parametrize(("feedback", "from_step"), [("observed", 25), ("scheduled", 80)])
 def test_what_earlier_trials_reached_decides_after_a_restart(tmp_path, feedback, from_step):
-    space = read_space(write_space(tmp_path), config(f"model.feedback={feedback}"))
+    space = read_space(write_space(tmp_path, SPACE), config(f"model.feedback={feedback}"))
     sweep = Sweep(str(tmp_path / "sweep"))
     for number in range(1, 5):
         point = space.draw(np.random.default_rng(number))
@@ -248,14 +243,14 @@ def test_nothing_is_ended_early_where_the_schedule_is_searched(scheduler, name, 
 
 
 def test_a_population_goes_on_where_it_was_saved(tmp_path):
-    space = read_space(write_space(tmp_path), config())
+    space = read_space(write_space(tmp_path, SPACE), config())
     sweep = Sweep(str(tmp_path / "sweep"))
     world = linear_world(5, sessions=(6, 2, 0), lengths=(4, 8), features=3)
     sessions = [*world.sessions("train"), *world.sessions("dev")]
     data = SplitSessions(PackedSessions.of(sessions), np.array([[session.split for session in sessions]], object))
 
     def jobs():
-        return list(tune_job._Course(sweep, Search(space, "random", 0), space, data, 4.0, "", 2).jobs([0, 1]))
+        return list(Course(sweep, Search(space, "random", 0), space, data, "", 2).jobs([0, 1]))
 
     drawn = [job.point for job in jobs()]
     assert drawn == [space.default(), Search(space, "random", 0).point(1)]
@@ -299,10 +294,10 @@ def test_a_trial_whose_process_dies(store, local_ray, tmp_path, times, ends):
     killer.start()
     slow = config("train.epochs=400" if ends == "failed" else "train.epochs=60")
     if ends == "done":
-        assert tune(store, write_space(tmp_path), out, slow, trials=1)["done"] == 1
+        assert tune(store, write_space(tmp_path, SPACE), out, slow, trials=1)["done"] == 1
     else:
         with pytest.raises(SweepFailedError, match="trial 0000: its process died 4 times"):
-            tune(store, write_space(tmp_path), out, slow, trials=1)
+            tune(store, write_space(tmp_path, SPACE), out, slow, trials=1)
     killer.join(timeout=60)
     assert not killer.is_alive()
 
@@ -310,7 +305,7 @@ def test_a_trial_whose_process_dies(store, local_ray, tmp_path, times, ends):
 @pytest.mark.slow
 def test_folds_and_seeds(store, local_ray, tmp_path):
     out = str(tmp_path / "sweep")
-    summary = tune(store, write_space(tmp_path), out, config("train.epochs=1"), trials=1, folds="k=2", seeds=2)
+    summary = tune(store, write_space(tmp_path, SPACE), out, config("train.epochs=1"), trials=1, folds="k=2", seeds=2)
     assert summary["best"]["runs"] == 4
     assert summary["best"]["dev_ccc_avg_sd"] > 0
 
@@ -353,13 +348,13 @@ def test_labels_are_looked_at_before_anything_starts(tmp_path):
     world = linear_world(5, sessions=(6, 2, 2), lengths=(4, 8), features=3, unlabelled=1.0)
     store = write_store(world, str(tmp_path / "store"))
     with pytest.raises(LabelError, match="no utterance of the split 'train' has a label for valence"):
-        tune(store, write_space(tmp_path), str(tmp_path / "sweep"), config())
+        tune(store, write_space(tmp_path, SPACE), str(tmp_path / "sweep"), config())
     assert not (tmp_path / "sweep").exists()
 
 
 def test_a_negative_share_of_a_gpu(store, local_ray, tmp_path):
     with pytest.raises(UsageError, match="--gpus -1: give a share of a GPU"):
-        tune(store, write_space(tmp_path), str(tmp_path / "sweep"), config(), gpus=-1)
+        tune(store, write_space(tmp_path, SPACE), str(tmp_path / "sweep"), config(), gpus=-1)
 
 
 @pytest.mark.parametrize(
@@ -371,7 +366,7 @@ def test_a_negative_share_of_a_gpu(store, local_ray, tmp_path):
 )
 def test_too_small_a_cluster(store, local_ray, tmp_path, kwargs, says):
     with pytest.raises(ClusterError, match=says):
-        tune(store, write_space(tmp_path), str(tmp_path / "sweep"), config(), **kwargs)
+        tune(store, write_space(tmp_path, SPACE), str(tmp_path / "sweep"), config(), **kwargs)
 
 
 def test_a_mistake_is_one_line(store, tmp_path):

@@ -88,7 +88,7 @@ def test_imports_go_one_way(path):
 LAZY = {
     "vaemo.api": "the package is as light as its config until something is asked of it",
     "vaemo.commands": "a command loads what it needs: `--help` of all takes no second",
-    "vaemo.audio.decode": "the process that decodes loads FFmpeg, in `vaemo.audio.sources`, for files that need it",
+    "vaemo.audio.decode": "the process that decodes loads FFmpeg, in `vaemo.audio.frames`, for files that need it",
     "vaemo.cluster.attempts": "a process of its own counts, which takes little memory unless rows are asked of it",
     "vaemo.cluster.executor": "Ray Tune takes a second to import, which extraction and scoring do not need",
     "vaemo.pipeline.executors": "training needs torch, which extraction of some features does not",

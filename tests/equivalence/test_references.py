@@ -39,6 +39,16 @@ def ssd_inputs(steps=T):
     return [x.requires_grad_() for x in (*inputs, randn(L, G, P, N))]
 
 
+def assert_as(specification, scan, inputs):
+    """A scan has the outputs and gradients of another, and without gradients the same outputs."""
+    expected = outputs_and_gradients(specification, inputs)
+    for found, other in zip(outputs_and_gradients(scan, inputs), expected, strict=True):
+        assert_close(found, other)
+    with torch.no_grad():
+        for found, other in zip(scan(*inputs), expected, strict=False):
+            assert_close(found, other)
+
+
 def by_selective_scan_ref(x, delta, A, B, C):
     """The scan from zero by mamba-ssm's reference."""
     channels_first = [tensor.transpose(1, 2) for tensor in (x, delta, B, C)]
@@ -70,13 +80,7 @@ def scan_by_steps(x, delta, A, B, C, h):
 def test_the_fast_scans_are_their_specification(scan):
     assert T > 2 * BLOCK_STEPS
     assert T % BLOCK_STEPS
-    inputs = scan_inputs()
-    expected = outputs_and_gradients(scan_reference, inputs)
-    for found, other in zip(outputs_and_gradients(scan, inputs), expected, strict=True):
-        assert_close(found, other)
-    with torch.no_grad():
-        for found, other in zip(scan(*inputs), expected, strict=False):
-            assert_close(found, other)
+    assert_as(scan_reference, scan, scan_inputs())
 
 
 @pytest.mark.parametrize("scan", [scan_chunk, scan_compiled])
@@ -89,10 +93,7 @@ def test_the_fast_scans_have_the_gradients_of_their_outputs(scan, steps):
 
 @pytest.mark.parametrize("steps", [1, 21, 64, 65, 130])
 def test_the_matrix_form_of_mamba2_is_its_specification(steps):
-    inputs = ssd_inputs(steps)
-    expected = outputs_and_gradients(ssd_reference, inputs)
-    for found, other in zip(outputs_and_gradients(ssd_chunk, inputs), expected, strict=True):
-        assert_close(found, other)
+    assert_as(ssd_reference, ssd_chunk, ssd_inputs(steps))
 
 
 def ssd_by_mamba_ssm(x, delta, A, B, C, h):
@@ -105,10 +106,7 @@ def ssd_by_mamba_ssm(x, delta, A, B, C, h):
 
 @pytest.mark.parametrize("scan", [ssd_reference, ssd_chunk])
 def test_the_scan_of_mamba2_is_ssd_minimal(scan):
-    inputs = ssd_inputs()
-    expected = outputs_and_gradients(ssd_by_mamba_ssm, inputs)
-    for found, other in zip(outputs_and_gradients(scan, inputs), expected, strict=True):
-        assert_close(found, other)
+    assert_as(ssd_by_mamba_ssm, scan, ssd_inputs())
 
 
 def kernel_from_zero(u, delta, A, B, C, return_last_state):
@@ -122,13 +120,7 @@ def kernel_from_zero(u, delta, A, B, C, return_last_state):
 
 def test_the_kernel_form_adds_initial_state_and_gradients_to_a_kernel_without(monkeypatch):
     monkeypatch.setattr(references.interface, "selective_scan_fn", kernel_from_zero)
-    inputs = scan_inputs()
-    expected = outputs_and_gradients(scan_reference, inputs)
-    for found, other in zip(outputs_and_gradients(scan_kernel, inputs), expected, strict=True):
-        assert_close(found, other)
-    with torch.no_grad():
-        for found, other in zip(scan_kernel(*inputs), expected, strict=False):
-            assert_close(found, other)
+    assert_as(scan_reference, scan_kernel, scan_inputs())
 
 
 def test_the_kernel_form_of_mamba2_passes_states_on(monkeypatch):
@@ -137,10 +129,7 @@ def test_the_kernel_form_of_mamba2_passes_states_on(monkeypatch):
         return ssd_by_mamba_ssm(x, dt, A, B[:, :, 0], C[:, :, 0], initial_states)
 
     monkeypatch.setattr(references.ssd_combined, "mamba_chunk_scan_combined", combined)
-    inputs = ssd_inputs()
-    expected = outputs_and_gradients(ssd_reference, inputs)
-    for found, other in zip(outputs_and_gradients(ssd_kernel, inputs), expected, strict=True):
-        assert_close(found, other)
+    assert_as(ssd_reference, ssd_kernel, ssd_inputs())
 
 
 BLOCKS = {

@@ -5,17 +5,16 @@ A plan is made as the job makes it, up to the first part that a worker would get
 """
 
 import ast
-import json
 import os
 import subprocess
 import sys
 import urllib.request
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from perf_cases import in_a_process
 
 pytestmark = [pytest.mark.perf, pytest.mark.timeout(3600)]
 
@@ -83,24 +82,13 @@ def write_manifest(path, n):
             file.writelines(line % row for row in zip(*block.to_pydict().values(), strict=True))
 
 
-def planned(path, out):
-    done = subprocess.run(
-        [sys.executable, "-c", RUN, path, out],
-        capture_output=True,
-        text=True,
-        check=True,
-        cwd=Path(__file__).parents[2],
-    )
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 @pytest.mark.parametrize("kind", ["parquet", "jsonl"])
 def test_plan_of_millions_of_utterances(tmp_path, capsys, kind):
     table = ["| utterances | read, s | first part, s | driver, GB |", "|---|---|---|---|"]
     for n in (UTTERANCES // 10, UTTERANCES):
         path = tmp_path / f"{n}.{kind}"
         write_manifest(path, n)
-        found = planned(path, tmp_path / "store")
+        found = in_a_process(RUN, path, tmp_path / "store")
         path.unlink()
         table.append(f"| {n:,} {kind} | {found['listed_s']:.1f} | {found['begun_s']:.1f} | {found['rss_gb']:.2f} |")
     with capsys.disabled():
@@ -206,20 +194,11 @@ def test_a_million_objects_are_listed_once(capsys, folders):
     try:
         door = f"http://127.0.0.1:{int(server.stdout.readline())}"
         environment = {
-            **os.environ,
             "AWS_ENDPOINT_URL": door,
             **dict.fromkeys(("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"), "none"),
             "AWS_DEFAULT_REGION": "us-east-1",
         }
-        done = subprocess.run(
-            [sys.executable, "-c", LIST, "s3://b/calls"],
-            capture_output=True,
-            text=True,
-            env=environment,
-            cwd=Path(__file__).parents[2],
-        )
-        assert done.returncode == 0, done.stderr
-        found = json.loads(done.stdout.splitlines()[-1])
+        found = in_a_process(LIST, "s3://b/calls", **environment)
         with urllib.request.urlopen(f"{door}/_asked") as answer:
             asked = ast.literal_eval(answer.read().decode())
     finally:

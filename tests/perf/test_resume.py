@@ -7,12 +7,10 @@ says what it holds. So it is seen whether the driver opens a part: it cannot.
 import json
 import os
 import resource
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
+from perf_cases import in_a_process
 
 pytestmark = [pytest.mark.perf, pytest.mark.timeout(3600)]
 
@@ -30,9 +28,9 @@ class Reached(BaseException):
 class Executor:
     def workers(self, most):
         return most
-    def run(self, worker, arguments, shards, **options):
+    def run(self, parts):
         global begun, n
-        begun, n = time.perf_counter() - start, len(shards)
+        begun, n = time.perf_counter() - start, len(parts.shards)
         return iter(())
 
 from vaemo.pipeline.sources import RecordingsSource
@@ -86,14 +84,7 @@ def test_resume_of_a_million(tmp_path, capsys):
     names = make_archive(archive)
     make_store(out, archive, names)
     started = time.perf_counter()
-    done = subprocess.run(
-        [sys.executable, "-c", RUN, archive, out],
-        capture_output=True,
-        text=True,
-        check=True,
-        cwd=Path(__file__).parents[2],
-    )
-    found = json.loads(done.stdout.splitlines()[-1])
+    found = in_a_process(RUN, archive, out)
     with capsys.disabled():
         print(f"\n{found}, {time.perf_counter() - started:.0f} s in all, {resource.getpagesize()} B pages")
     assert found["parts"] == MISSING

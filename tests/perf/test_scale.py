@@ -22,7 +22,7 @@ from vaemo.audio.archive import Listing
 from vaemo.features import load_extractors
 from vaemo.files import Found
 from vaemo.parts.index import Entry, Index
-from vaemo.pipeline import extraction, sources
+from vaemo.pipeline import extraction
 from vaemo.pipeline.sources import RecordingsSource
 from vaemo.testing import write_store
 
@@ -57,8 +57,8 @@ class Clock:
         self._workers = workers
         self.elapsed_s = self.busy_s = 0.0
 
-    def run(self, worker, arguments, shards, **options):
-        shards, running = iter(shards), []
+    def run(self, parts):
+        shards, running = iter(parts.shards), []
         for number, shard in zip(range(self._workers), shards, strict=False):
             heapq.heappush(running, self._begin(shard, number))
         while running:
@@ -91,7 +91,7 @@ def test_bookkeeping_does_not_grow_with_the_workers(tmp_path, monkeypatch, capsy
         recordings = [f"2026/{number // 1000:04d}/call-{number:07d}.wav" for number in range(workers * RECORDINGS_EACH)]
         found = [Found(name, f"/calls/{name}", 8_000 + number) for number, name in enumerate(recordings)]
         source = RecordingsSource("/calls")
-        monkeypatch.setattr(sources, "list_recordings", lambda *_, **__: Listing(found))  # noqa: B023
+        monkeypatch.setattr("vaemo.pipeline.sources.recordings.list_recordings", lambda *_, **__: Listing(found))  # noqa: B023
         start = time.perf_counter()
         index = Index(str(tmp_path / "none"))
         work = extraction.plan_extraction(source, source.list(), index, config)

@@ -17,7 +17,7 @@ from vaemo.audio import READING
 from vaemo.config import Config, FeatureConfig
 from vaemo.errors import OtherRunError, TooManyFailuresError
 from vaemo.scores import read_provenance, read_utterances
-from vaemo.scoring.erase import erase_session
+from vaemo.scoring.erase import erase_sessions
 from vaemo.scoring.ids import KEY_VARIABLE, IdKey
 from vaemo.store import FeatureStore
 from vaemo.testing import write_store
@@ -121,7 +121,7 @@ def test_twins_are_scored_once_and_erased_together(checkpoint, tmp_path, monkeyp
     score_all(archive, checkpoint, out)
     (twin,) = rows(out, "b.wav")
     assert (twin["status"], twin["duplicate_of"], twin["valence"]) == ("duplicate", "a.wav", None)
-    erase_session("b.wav", IdKey(KEY), scores=out)
+    erase_sessions(["b.wav"], IdKey(KEY), scores=out)
     assert set(read_utterances(out)["session_id"].to_pylist()) == {"other.wav"}
     score_all(archive, checkpoint, out)
     assert set(read_utterances(out)["session_id"].to_pylist()) == {"other.wav"}
@@ -136,7 +136,7 @@ def test_twins_are_erased_together_where_ids_are_hidden(checkpoint, tmp_path, mo
     hidden = {**LENIENT, "score": {**LENIENT["score"], "hash_ids": True}}
     run(archive, checkpoint, out, roles_unknown=True, **hidden)
     assert "Ann" not in str(read_utterances(out).to_pylist())
-    erase_session("Ann's call.wav", IdKey(KEY), scores=out)
+    erase_sessions(["Ann's call.wav"], IdKey(KEY), scores=out)
     assert set(read_utterances(out)["session_id"].to_pylist()) == {IdKey(KEY).hash("other.wav")}
     run(archive, checkpoint, out, roles_unknown=True, **hidden)
     assert set(read_utterances(out)["session_id"].to_pylist()) == {IdKey(KEY).hash("other.wav")}

@@ -40,12 +40,6 @@ class Loudness:
 
 
 @pytest.fixture(scope="module")
-def decoder():
-    with Decoder(30.0) as shared:
-        yield shared
-
-
-@pytest.fixture(scope="module")
 def odd(tmp_path_factory):
     folder = tmp_path_factory.mktemp("odd")
     write_odd_files(folder)

@@ -21,7 +21,7 @@ from vaemo.metrics import ccc
 from vaemo.model.checkpoint import load_checkpoint
 from vaemo.stream import Stream
 from vaemo.training.replay import replay
-from vaemo.training.run_folder import keep, origin_of, provenance_of
+from vaemo.training.run_folder import keep, origin_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:Support for mismatched key_padding_mask:UserWarning")
 
@@ -41,9 +41,8 @@ def tuned(request, tmp_path_factory):
     corpus = Heard(folder, kind, features=made)
     config = corpus.config(features=asked, encoder_lr=1e-2)
     trainer = corpus.trainer(config)
-    line = list(trainer)[-1]
-    provenance = provenance_of(origin_of(corpus.store, config, "data"), config, trainer.model, "cpu")
-    keep(str(folder), trainer.kept, config, corpus.store, line, provenance, trainer.kept_encoder())
+    list(trainer)
+    keep(str(folder), trainer, corpus.store, origin_of(corpus.store, config, "data"))
     return corpus, str(folder / "best"), trainer
 
 

@@ -22,7 +22,7 @@ from vaemo.parts.shards import read_keys
 from vaemo.personalize import PERSONAL_FILE, SPEAKERS, USED, Personal
 from vaemo.scores import read_sessions
 from vaemo.scoring import tend
-from vaemo.scoring.erase import Tombstones, erase_session
+from vaemo.scoring.erase import Tombstones, erase_sessions
 from vaemo.scoring.ids import KEY_VARIABLE, IdKey
 from vaemo.scoring.table import score_table
 from vaemo.store import FeatureStore
@@ -103,7 +103,7 @@ def test_an_erased_call_is_gone_and_stays_away(store, checkpoint, tmp_path, opti
     whole = run(store, checkpoint, out, **options)
     name = IdKey(KEY).hash("s0005") if options else "s0005"
     n = pc.sum(pc.equal(whole["session_id"], name)).as_py()
-    removed = erase_session("s0005", IdKey(KEY), scores=str(out), stores=[store])
+    removed, _ = erase_sessions(["s0005"], IdKey(KEY), scores=str(out), stores=[store])
     assert {kind: count for kind, count in removed.items() if count} == {"utterances": n, "sessions": 1, "stores": n}
     for folder in (out, tmp_path / "store"):
         text = everything_in(folder)
@@ -114,7 +114,7 @@ def test_an_erased_call_is_gone_and_stays_away(store, checkpoint, tmp_path, opti
     # The archive may still hold it: it is not scored again.
     again = write_store(make_world(sessions=12), str(tmp_path / "again"), parts=3)
     assert run(again, checkpoint, out, **options).equals(rest)
-    assert erase_session("s0005", IdKey(KEY), scores=str(out))["utterances"] == 0
+    assert erase_sessions(["s0005"], IdKey(KEY), scores=str(out))[0]["utterances"] == 0
     for part in files.list_files(str(out / "utterances")):
         assert name not in "".join(read_keys(part)[0])
 
@@ -139,7 +139,7 @@ def test_an_erased_call_is_not_extracted_again(tmp_path, given):
     config = Config().replace({**sections, "features": {"prosody": "none"}})
     vaemo.extract(config=config, out=out, **source, executor="process")
     assert set(FeatureStore.open(out).read()["session_id"].to_pylist()) == {f"s{number}.wav" for number in range(4)}
-    erase_session("s1.wav", IdKey(KEY), scores=str(tmp_path / "scores"), stores=[out])
+    erase_sessions(["s1.wav"], IdKey(KEY), scores=str(tmp_path / "scores"), stores=[out])
     write_noise(tmp_path / "more", 6)
     for path in (tmp_path / "more").iterdir():
         path.replace(archive / path.name)
@@ -149,7 +149,7 @@ def test_an_erased_call_is_not_extracted_again(tmp_path, given):
     assert sorted(rows["session_id"].to_pylist()) == ["s0.wav", "s2.wav", "s3.wav", "s4.wav", "s5.wav"]
     assert "s1.wav" not in everything_in(tmp_path / "out")
     for number in (0, 2, 3, 4, 5):
-        erase_session(f"s{number}.wav", IdKey(KEY), scores=str(tmp_path / "scores"), stores=[out])
+        erase_sessions([f"s{number}.wav"], IdKey(KEY), scores=str(tmp_path / "scores"), stores=[out])
     vaemo.extract(config=config, out=out, **source, executor="process")
     assert FeatureStore.open(out).read().num_rows == 0
 
@@ -157,9 +157,9 @@ def test_an_erased_call_is_not_extracted_again(tmp_path, given):
 def test_tombstones_need_the_key_that_made_them(store, checkpoint, tmp_path, monkeypatch):
     out = tmp_path / "out"
     run(store, checkpoint, out)
-    erase_session("s0005", IdKey(KEY), scores=str(out))
+    erase_sessions(["s0005"], IdKey(KEY), scores=str(out))
     with pytest.raises(OtherRunError, match="was written with another key"):
-        erase_session("s0006", IdKey("another secret of mine"), scores=str(out))
+        erase_sessions(["s0006"], IdKey("another secret of mine"), scores=str(out))
     monkeypatch.setenv(KEY_VARIABLE, "another secret of mine")
     with pytest.raises(OtherRunError, match="or what was erased would come back"):
         run(store, checkpoint, out)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from vaemo.ablation.baselines import ridge, ridge_with_memory
+from vaemo.ablation.baselines import Given, ridge, ridge_with_memory
 from vaemo.config import Config
 from vaemo.data.windows import PackedSessions
 from vaemo.testing import ccc_avg, kalman_predictions, linear_world, match_spread, regime_world
@@ -35,9 +35,13 @@ def on_test(trainer, world, observed_share=0.0):
     return float(found.moments(packed.labels).ccc().mean())
 
 
+def given(world):
+    return Given(*(world.sessions(name) for name in ("train", "dev", "test")), ["speech"])
+
+
 def baselines(world):
-    splits = [world.sessions(name) for name in ("train", "dev", "test")]
-    return splits[2], ridge_with_memory(*splits, ["speech"], match=False)
+    parts = given(world)
+    return parts.test, ridge_with_memory(parts, match=False)
 
 
 def test_small_linear_world():
@@ -46,7 +50,7 @@ def test_small_linear_world():
     trainer = trained(world, "train.epochs=25")
     test, remembering = baselines(world)
     free, some, all_ = (on_test(trainer, world, share) for share in (0.0, 0.3, 1.0))
-    memoryless = ccc_avg(ridge(*(world.sessions(name) for name in ("train", "dev", "test")), ["speech"]), test)
+    memoryless = ccc_avg(ridge(given(world)), test)
     print(
         f"\nfree {free:.4f}, observed {some:.4f} {all_:.4f}, ridge {ccc_avg(remembering, test):.4f}, "
         f"Kalman {ccc_avg(kalman_predictions(world, test), test):.4f}, memoryless {memoryless:.4f}"

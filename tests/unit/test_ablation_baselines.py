@@ -8,7 +8,7 @@ import torch
 from sklearn.linear_model import Ridge
 
 from vaemo.ablation import baselines
-from vaemo.ablation.baselines import mean_of_labels, ridge, ridge_with_memory, rivals
+from vaemo.ablation.baselines import Given, mean_of_labels, ridge, ridge_with_memory, rivals
 from vaemo.data.windows import PackedSessions
 from vaemo.metrics import ccc
 from vaemo.testing import linear_world
@@ -77,14 +77,14 @@ def by_sklearn(parts, alphas=()):
 
 
 def test_mean(parts):
-    found = np.concatenate(mean_of_labels(*parts, ["speech"]))
+    found = np.concatenate(mean_of_labels(Given(*parts, ["speech"])))
     assert found.shape == labels(parts[2]).shape
     np.testing.assert_allclose(found, np.broadcast_to(np.nanmean(labels(parts[0]), axis=0), found.shape))
 
 
 def test_ridge_is_that_of_scikit_learn(parts, monkeypatch):
     monkeypatch.setattr(baselines, "PENALTIES", (PENALTY,))
-    found = ridge(*parts, ["speech", "prosody"])
+    found = ridge(Given(*parts, ["speech", "prosody"]))
     assert [len(each) for each in found] == [len(session) for session in parts[2]]
     np.testing.assert_allclose(np.concatenate(found), by_sklearn(parts)[1], atol=EXACT)
 
@@ -92,7 +92,7 @@ def test_ridge_is_that_of_scikit_learn(parts, monkeypatch):
 def test_memory_is_a_causal_ema(parts, monkeypatch):
     monkeypatch.setattr(baselines, "PENALTIES", (PENALTY,))
     monkeypatch.setattr(baselines, "MEMORIES", ((0.5, 0.9),))
-    found = np.concatenate(ridge_with_memory(*parts, ["speech", "prosody"], match=False))
+    found = np.concatenate(ridge_with_memory(Given(*parts, ["speech", "prosody"]), match=False))
     np.testing.assert_allclose(found, by_sklearn(parts, (0.5, 0.9))[1], atol=EXACT)
 
 
@@ -104,7 +104,7 @@ def test_what_lies_far_out_is_clipped(parts, monkeypatch):
         test = parts[2][0]
         far = test.streams["speech"].copy()
         far[3, 2] = value
-        return ridge(*parts[:2], [dataclasses.replace(test, streams={"speech": far})], ["speech"])[0]
+        return ridge(Given(*parts[:2], [dataclasses.replace(test, streams={"speech": far})], ["speech"]))[0]
 
     np.testing.assert_array_equal(predict(1e4), predict(1e6))
     assert (np.delete(predict(1e4), 3, axis=0) == np.delete(predict(0.0), 3, axis=0)).all()
@@ -115,7 +115,7 @@ def test_matched_predictions_vary_on_dev_as_its_labels_do(parts, monkeypatch):
     monkeypatch.setattr(baselines, "PENALTIES", (PENALTY,))
     monkeypatch.setattr(baselines, "MEMORIES", ((0.8,),))
     train, dev, _ = parts
-    found = np.concatenate(ridge_with_memory(train, dev, dev, ["speech", "prosody"]))
+    found = np.concatenate(ridge_with_memory(Given(train, dev, dev, ["speech", "prosody"])))
     y = labels(dev)
     for k in range(2):
         known = ~np.isnan(y[:, k])
@@ -130,12 +130,12 @@ def test_matched_predictions_vary_on_dev_as_its_labels_do(parts, monkeypatch):
 def test_the_best_on_dev_is_taken_for_each_dimension(parts):
     """Whatever is chosen, no single penalty agrees better with the dev labels."""
     train, dev, _ = parts
-    chosen = ccc(np.concatenate(ridge(train, dev, dev, ["speech", "prosody"])), labels(dev))
+    chosen = ccc(np.concatenate(ridge(Given(train, dev, dev, ["speech", "prosody"]))), labels(dev))
     single = []
     for penalty in baselines.PENALTIES:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(baselines, "PENALTIES", (penalty,))
-            single.append(ccc(np.concatenate(ridge(train, dev, dev, ["speech", "prosody"])), labels(dev)))
+            single.append(ccc(np.concatenate(ridge(Given(train, dev, dev, ["speech", "prosody"]))), labels(dev)))
     np.testing.assert_allclose(chosen, np.max(single, axis=0))
     assert np.ptp(single, axis=0).min() > 0.01
 
@@ -207,8 +207,8 @@ def test_dimensions_may_be_labelled_in_different_utterances(parts):
             session.labels[::3, k] = np.nan
         return found
 
-    found = np.concatenate(ridge(labelled(0), dev, test, ["speech"]))
-    whole = np.concatenate(ridge(train, dev, test, ["speech"]))
+    found = np.concatenate(ridge(Given(labelled(0), dev, test, ["speech"])))
+    whole = np.concatenate(ridge(Given(train, dev, test, ["speech"])))
     assert np.abs(found[:, 0] - whole[:, 0]).max() > 1e-3
     np.testing.assert_allclose(found[:, 1], whole[:, 1], atol=EXACT)
 
@@ -216,6 +216,6 @@ def test_dimensions_may_be_labelled_in_different_utterances(parts):
 def test_memory_helps_where_there_is_something_to_remember(parts):
     test = labels(parts[2])
     with_memory, without = (
-        ccc(np.concatenate(predict(*parts, ["speech"])), test).mean() for predict in (ridge_with_memory, ridge)
+        ccc(np.concatenate(predict(Given(*parts, ["speech"]))), test).mean() for predict in (ridge_with_memory, ridge)
     )
     assert with_memory > without + 0.05

@@ -162,7 +162,7 @@ def test_folds_hold_out_their_rows_alone(world, sessions):
     folds = make_folds(world.table, "k=3", QUICK.splits)
     seen = []
     for fold in folds:
-        mean = Variant("mean", "", baseline=lambda train, dev, test, streams: [np.zeros((len(s), 2)) for s in test])
+        mean = Variant("mean", "", baseline=lambda given: [np.zeros((len(session), 2)) for session in given.test])
         table, _ = run_cell(Cell(mean, 0, fold.name), sessions, fold, QUICK)
         held = [u for u, out in zip(world.table["utt_id"].to_pylist(), fold.held_out, strict=True) if out]
         assert sorted(table["utt_id"].to_pylist()) == sorted(held)

@@ -26,12 +26,6 @@ def tone(seconds, rate, hz=(220.0, 700.0), seed=0):
     return np.stack([0.4 * np.sin(2 * np.pi * f * t * wobble + p) for f, p in zip(hz, phase, strict=True)], 1)
 
 
-@pytest.fixture(scope="module")
-def decoder():
-    with Decoder(20.0) as shared:
-        yield shared
-
-
 WRITERS = {
     "pcm16.wav": lambda path, x: soundfile.write(path, x, 8000, subtype="PCM_16"),
     "pcm24.wav": lambda path, x: soundfile.write(path, x, 8000, subtype="PCM_24"),

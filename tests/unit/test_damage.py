@@ -8,16 +8,10 @@ import pytest
 import soundfile
 from odd_files import write_av
 
-from vaemo.audio.recording import AudioProblem, Decoder, Recording
+from vaemo.audio.recording import AudioProblem, Recording
 
 RATE = 16_000
 NEAR_S = 0.05
-
-
-@pytest.fixture(scope="module")
-def decoder():
-    with Decoder(30.0) as shared:
-        yield shared
 
 
 def bursts(seconds):

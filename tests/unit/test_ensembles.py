@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from commands import run_job_here
+from small_trainings import SMALL, write_small_store
 
 import vaemo
 from vaemo import scores
@@ -11,21 +12,17 @@ from vaemo.errors import ReadCheckpointError, UsageError
 from vaemo.model.checkpoint import checkpoints_in, one_checkpoint
 from vaemo.pipeline.executors import InProcess
 from vaemo.pipeline.training import train
-from vaemo.testing import linear_world, write_store
 
 pytestmark = pytest.mark.long
 
-SMALL = ["model.d_c=4", "model.head_hidden=8", "updater.d_model=8", "train.epochs=1", "train.min_labelled=16"]
-SMALL += ["train.trackers=[]", "model.scan=chunk", "evaluate.bootstrap=20"]
-CONFIG = Config.load("default", SMALL)
+CONFIG = Config.load("default", [*SMALL, "train.epochs=1"])
 CLOSE = 1e-6
 """Means of float32 predictions, in another order."""
 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
-    world = linear_world(5, sessions=(24, 6, 4), lengths=(6, 12), features=4, noise=2.0)
-    return write_store(world, str(tmp_path_factory.mktemp("store")))
+    return write_small_store(tmp_path_factory.mktemp("store"))
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from small_trainings import SMALL, write_small_store
 
 from vaemo import scores
 from vaemo.config import Config
@@ -16,21 +17,16 @@ from vaemo.pipeline import training
 from vaemo.pipeline.ablation import ablate
 from vaemo.pipeline.executors import InProcess
 from vaemo.pipeline.training import headline, train
-from vaemo.testing import linear_world, write_store
 from vaemo.training.jobs import Failure, Job, Jobs, run_here
-
-SMALL = ["model.d_c=4", "model.head_hidden=8", "updater.d_model=8", "train.epochs=2", "train.min_labelled=16"]
-SMALL += ["train.trackers=[]", "model.scan=chunk"]
 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
-    world = linear_world(5, sessions=(24, 6, 4), lengths=(6, 12), features=4, noise=2.0)
-    return write_store(world, str(tmp_path_factory.mktemp("store")))
+    return write_small_store(tmp_path_factory.mktemp("store"))
 
 
 def config(*overrides):
-    return Config.load("default", [*SMALL, *overrides])
+    return Config.load("default", [*SMALL, "train.epochs=2", *overrides])
 
 
 def assert_same_weights(one, other):

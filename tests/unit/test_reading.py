@@ -16,19 +16,13 @@ import soundfile
 from odd_files import write_av
 
 from vaemo.audio import headers
-from vaemo.audio.decoder import AudioProblem, Decoder
+from vaemo.audio.decoder import AudioProblem
 from vaemo.audio.recording import Recording
 from vaemo.config import AudioConfig
 from vaemo.units import SAMPLING_RATE_HZ
 
 SECONDS = 24
 NEAR_S = 0.05
-
-
-@pytest.fixture(scope="module")
-def decoder():
-    with Decoder() as opened:
-        yield opened
 
 
 @functools.cache

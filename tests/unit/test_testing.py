@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from vaemo.ablation.baselines import ridge, ridge_with_memory
+from vaemo.ablation.baselines import Given, ridge_with_memory
 from vaemo.metrics import Moments
 from vaemo.testing import dialogue_world
 
@@ -131,8 +131,8 @@ def test_features_are_correlated_and_heavy_tailed(world):
 def test_ridge_is_where_it_is_on_people():
     found = []
     for seed in range(10):
-        splits = [dialogue_world(seed).sessions(name) for name in ("train", "dev", "test")]
-        labels = np.concatenate([session.labels for session in splits[2]])
-        fits = ridge(*splits, ["prosody"], match=True), ridge_with_memory(*splits, ["prosody"])
+        given = Given(*(dialogue_world(seed).sessions(name) for name in ("train", "dev", "test")), ["prosody"])
+        labels = np.concatenate([session.labels for session in given.test])
+        fits = ridge_with_memory(given, memories=((),)), ridge_with_memory(given)
         found.append([Moments.of(np.concatenate(fit), labels).ccc() for fit in fits])
     assert np.mean(found, axis=0) == pytest.approx(np.array([[0.33, 0.64], [0.41, 0.64]]), abs=LEVEL)

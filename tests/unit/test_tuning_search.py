@@ -6,6 +6,7 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 import yaml
+from small_trainings import write_space
 
 from vaemo.config import Config
 from vaemo.tuning.search import METHODS, Search
@@ -22,9 +23,7 @@ ENTRIES = {
 
 @pytest.fixture
 def space(tmp_path):
-    path = tmp_path / "space.yaml"
-    path.write_text(yaml.safe_dump(ENTRIES, sort_keys=False))
-    return read_space(path, Config())
+    return read_space(write_space(tmp_path, ENTRIES), Config())
 
 
 def value_of(point):

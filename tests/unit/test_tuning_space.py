@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
+from small_trainings import write_space
 
 from vaemo.config import Config
 from vaemo.errors import ConfigValueError, UnknownConfigKeyError, UsageError
@@ -26,9 +26,7 @@ ENTRIES = {
 @pytest.fixture
 def space(tmp_path):
     def make(entries=ENTRIES, *overrides):
-        path = tmp_path / "space.yaml"
-        path.write_text(entries if isinstance(entries, str) else yaml.safe_dump(entries, sort_keys=False))
-        return read_space(path, Config.load("default", overrides))
+        return read_space(write_space(tmp_path, entries), Config.load("default", overrides))
 
     return make
 

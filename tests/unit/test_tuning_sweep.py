@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import yaml
 from picture_cases import look, share_of
+from small_trainings import write_space
 
 from vaemo.config import Config
 from vaemo.errors import SweepFailedError
@@ -34,9 +34,7 @@ ENTRIES = {
 
 @pytest.fixture
 def space(tmp_path):
-    path = tmp_path / "space.yaml"
-    path.write_text(yaml.safe_dump(ENTRIES, sort_keys=False))
-    return read_space(path, Config())
+    return read_space(write_space(tmp_path, ENTRIES), Config())
 
 
 def record(space, number, value, point=None, status="done", error=None):

@@ -48,61 +48,59 @@ class Heard(Protocol):
     def __len__(self) -> int: ...
 
 
-Baseline = Callable[[Sequence[Heard], Sequence[Heard], Sequence[Heard], Sequence[str]], list[np.ndarray]]
-"""From training, dev and test sessions and the streams to use: (T, K) for every test session."""
+@dataclass(frozen=True, eq=False)
+class Given:
+    """What a baseline is given.
 
-
-def mean_of_labels(
-    train: Sequence[Heard], dev: Sequence[Heard], test: Sequence[Heard], streams: Sequence[str]
-) -> list[np.ndarray]:
-    """The mean of the training labels, always."""
-    mean = np.nanmean(_labels(train), axis=0)
-    return [np.tile(mean, (len(session), 1)) for session in test]
-
-
-def ridge(
-    train: Sequence[Heard],
-    dev: Sequence[Heard],
-    test: Sequence[Heard],
-    streams: Sequence[str],
-    *,
-    match: bool = False,
-) -> list[np.ndarray]:
-    """Ridge regression on one utterance; the penalty is the one with the best dev CCC, for each dimension.
-
-    Arguments as for `ridge_with_memory`.
+    Attributes:
+        train: Sessions to learn from.
+        dev: Sessions to choose on.
+        test: Sessions to predict.
+        streams: Features to take.
     """
-    return ridge_with_memory(train, dev, test, streams, match=match, memories=((),))
+
+    train: Sequence[Heard]
+    dev: Sequence[Heard]
+    test: Sequence[Heard]
+    streams: Sequence[str]
+
+
+Baseline = Callable[[Given], list[np.ndarray]]
+"""Predictions (T, K) for every test session."""
+
+
+def mean_of_labels(given: Given) -> list[np.ndarray]:
+    """The mean of the training labels, always."""
+    mean = np.nanmean(_labels(given.train), axis=0)
+    return [np.tile(mean, (len(session), 1)) for session in given.test]
+
+
+def ridge(given: Given) -> list[np.ndarray]:
+    """Ridge regression on one utterance; the penalty is the one with the best dev CCC, for each dimension."""
+    return ridge_with_memory(given, match=False, memories=((),))
 
 
 def ridge_with_memory(
-    train: Sequence[Heard],
-    dev: Sequence[Heard],
-    test: Sequence[Heard],
-    streams: Sequence[str],
-    *,
-    match: bool = True,
-    memories: Sequence[Sequence[float]] | None = None,
+    given: Given, *, match: bool = True, memories: Sequence[Sequence[float]] | None = None
 ) -> list[np.ndarray]:
     """Ridge regression on the utterance and causal EMAs of the features.
 
     Penalty and coefficients are those with the best dev CCC, for each dimension.
 
     Args:
-        train: As for every baseline.
-        dev: Sessions that choose the penalty.
-        test: Sessions to predict.
-        streams: Features to take.
+        given: As for every baseline.
         match: Stretch the predictions around the mean of the training labels so that on dev they vary as much as the
             labels: least squares shrinks what it predicts, and CCC punishes that.
         memories: Sets of coefficients to choose from; None is `MEMORIES`.
     """
     memories = MEMORIES if memories is None else memories
-    fits = (fit for memory in memories for fit in _ridge_fits(train, dev, test, streams, memory))
+    fits = (fit for memory in memories for fit in _ridge_fits(given, memory))
+    dev_labels = _labels(given.dev)
     if match:
-        centre = np.nanmean(_labels(train), axis=0)
-        fits = (_stretch(fit, centre, _labels(dev)) for fit in fits)
-    return _best_on_dev(fits, dev, test)
+        centre = np.nanmean(_labels(given.train), axis=0)
+        fits = (_stretch(fit, centre, dev_labels) for fit in fits)
+    predicted = _best_on_dev(list(fits), dev_labels)
+    return np.split(predicted, np.cumsum([len(session) for session in given.test])[:-1])
 
 
 def rivals(
@@ -131,7 +129,7 @@ def rivals(
         return None
     found = {}
     for name, memories in (("ridge", ((),)), ("ridge_ema", RIVAL_MEMORIES)):
-        predicted = ridge_with_memory(learnt, judged, judged, streams, memories=memories)
+        predicted = ridge_with_memory(Given(learnt, judged, judged, streams), memories=memories)
         agreement = ccc(np.concatenate(predicted), _labels(judged))
         values = np.nan_to_num([*agreement, agreement.mean()])
         found[name] = {f"dev_ccc_{key}": float(value) for key, value in zip((*targets, "avg"), values, strict=True)}
@@ -165,23 +163,18 @@ def some_sessions(packed: PackedSessions, streams: Sequence[str]) -> list[_Seque
     ]
 
 
-def _ridge_fits(
-    train: Sequence[Heard],
-    dev: Sequence[Heard],
-    test: Sequence[Heard],
-    streams: Sequence[str],
-    memory: Sequence[float],
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _ridge_fits(given: Given, memory: Sequence[float]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Predictions of all dev and all test utterances, (U, K) each, one pair for each penalty."""
-    statistics = _statistics(np.concatenate([_side_by_side(session, streams) for session in train]))
+    streams = given.streams
+    statistics = _statistics(np.concatenate([_side_by_side(session, streams) for session in given.train]))
     x, x_dev, x_test = (
         np.concatenate([_with_emas(_standardised(_side_by_side(s, streams), statistics), memory) for s in part])
-        for part in (train, dev, test)
+        for part in (given.train, given.dev, given.test)
     )
     # Standardised again: an EMA varies less than its input, and one penalty must mean the same for all.
     statistics = _statistics(x)
     x, x_dev, x_test = (_standardised(part, statistics) for part in (x, x_dev, x_test))
-    labels = _labels(train)
+    labels = _labels(given.train)
     # Gram matrix and right-hand side of each dimension, over the utterances that are labelled in it.
     sums: list[tuple[float, np.ndarray, np.ndarray]] = []
     before = None
@@ -236,15 +229,11 @@ def _stretch(
     return on_dev, on_test
 
 
-def _best_on_dev(
-    fits: Iterator[tuple[np.ndarray, np.ndarray]], dev: Sequence[Heard], test: Sequence[Heard]
-) -> list[np.ndarray]:
-    """The test predictions whose dev predictions agree best with the labels, for each dimension, by session."""
-    every = list(fits)
-    agreement = np.array([ccc(on_dev, _labels(dev)) for on_dev, _ in every])
+def _best_on_dev(fits: Sequence[tuple[np.ndarray, np.ndarray]], dev_labels: np.ndarray) -> np.ndarray:
+    """The test predictions whose dev predictions agree best with the labels, for each dimension, (U, K)."""
+    agreement = np.array([ccc(on_dev, dev_labels) for on_dev, _ in fits])
     best = np.nan_to_num(agreement, nan=-1.0).argmax(axis=0)
-    predicted = np.stack([every[number][1][:, k] for k, number in enumerate(best)], axis=1)
-    return np.split(predicted, np.cumsum([len(session) for session in test])[:-1])
+    return np.stack([fits[number][1][:, k] for k, number in enumerate(best)], axis=1)
 
 
 def _labels(sessions: Sequence[Heard]) -> np.ndarray:

@@ -14,6 +14,7 @@ import pyarrow as pa
 import torch
 
 from vaemo import files
+from vaemo.ablation.baselines import Given
 from vaemo.ablation.grid import Cell
 from vaemo.config import Config
 from vaemo.data.sessions import Session
@@ -81,7 +82,7 @@ def run_cell(
     if cell.variant.baseline:
         _, used = used_streams(config.model, {name: x.shape[1] for name, x in packed.features.items()})
         train, dev, test = ([_with_features(sessions[n], packed, n) for n in part] for part in parts)
-        predicted = np.concatenate(cell.variant.baseline(train, dev, test, list(used)))
+        predicted = np.concatenate(cell.variant.baseline(Given(train, dev, test, list(used))))
     else:
         model, summary = _train(packed.select(parts[0]), packed.select(parts[1]), config, device, say)
         held = packed.select(parts[2]).to(device, getattr(torch, config.train.dtype)).with_past(model.pasts)

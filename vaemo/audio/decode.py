@@ -66,10 +66,10 @@ DecodeError = timeline.DecodeError
 def _ffmpeg() -> Any:
     """The sources that FFmpeg reads: loading it takes longer than libsndfile needs for a recording."""
     if __package__:
-        from vaemo.audio import sources
+        from vaemo.audio import frames
 
-        return sources
-    return _beside("sources")
+        return frames
+    return _beside("frames")
 
 
 @functools.cache

@@ -69,7 +69,7 @@ class Track:
     for. One channel becomes all; all become one by their mean; else channels are left out, or silent.
 
     Args:
-        source: As `vaemo.audio.sources.Source`.
+        source: As `vaemo.audio.frames.Source`.
         sampling_rate: In Hz; None is that of the first frame. A header may name half of it (HE-AAC).
 
     Raises:

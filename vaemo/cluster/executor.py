@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 from vaemo.cluster.encoders import encoder_stage
 from vaemo.cluster.metrics import JobMetrics
 from vaemo.cluster.runtime import connect, fit_pool, run_shards
-from vaemo.config import Config
-from vaemo.features import Extractor
-from vaemo.pipeline.executors import Worker
+from vaemo.pipeline.executors import Parts
 from vaemo.training.jobs import Jobs
 
 
@@ -25,16 +23,7 @@ class OnRay:
         connect()
         return min(fit_pool().most, most)
 
-    def run(
-        self,
-        worker: Callable[..., Worker],
-        arguments: Mapping[str, Any],
-        shards: Sequence[Mapping[str, Any]],
-        *,
-        config: Config,
-        extractors: Mapping[str, Extractor],
-        needs: Iterable[str] = (),
-    ) -> Iterator[dict[str, Any]]:
+    def run(self, parts: Parts) -> Iterator[dict[str, Any]]:
         """What workers return for each shard, in the order of completion.
 
         Raises:
@@ -42,9 +31,9 @@ class OnRay:
             VaemoError: what a worker raised first.
         """
         connect()
-        with encoder_stage(extractors, config, len(shards)) as encoders:
-            metrics = JobMetrics()
-            for made in run_shards(worker, {**arguments, "ready": encoders}, shards, needs=needs):
+        with encoder_stage(parts.extractors, parts.config, len(parts.shards)) as encoders:
+            metrics, arguments = JobMetrics(), {**parts.arguments, "ready": encoders}
+            for made in run_shards(parts.worker, arguments, parts.shards, needs=parts.needs):
                 metrics.add(made)
                 yield made
 

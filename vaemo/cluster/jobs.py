@@ -16,7 +16,6 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +41,8 @@ from vaemo.training.group import Group, ProcessGroup
 from vaemo.training.jobs import Failure, Job, Jobs, Line, Place, Work, one_thread
 
 _STATE = "state.safetensors"
-_NO_PLACE, _NO_STORAGE, _FAILED = "no_place", "no_storage", "failed"
-"""Reported by a job whose workers found no place on the cluster, whose disk was full or refused, or that failed."""
+_NO_PLACE, _FAILED = "no_place", "failed"
+"""Reported by a job whose workers found no place on the cluster, or that failed."""
 
 
 def run_jobs(
@@ -246,10 +245,10 @@ class _Told(Callback):
         """A job has reported a line, a lack of resources, or a failure of storage."""
         if _NO_PLACE in result:
             self._run.hold(_no_place(self._shared.patience_s))
-        elif _NO_STORAGE in result:
-            self._run.hold(StorageError(result[_NO_STORAGE]))
         elif _FAILED not in result:
             self._run.jobs.heard(self._job(trial), result)
+        elif (failure := Failure(**result[_FAILED])).kind == StorageError.__name__:
+            self._run.hold(failure.error(self._job(trial)))
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """Called by Ray Tune ten times a second; checks for jobs that would wait for resources for ever."""
@@ -341,7 +340,7 @@ def _run_job(given: dict[str, Any], shared: _Shared) -> None:
                 saved = Path(folder, _STATE).read_bytes()
         held: list[bytes] = []
         device = "cuda" if shared.share.gpus and torch.cuda.is_available() else "cpu"
-        place = Place(Group(), device, _teller(shared, job), saved, held.append if shared.population else None)
+        place = Place(Group(), device, _say(shared, job), saved, held.append if shared.population else None)
         with one_thread():
             for line in shared.work(job, fetch(shared.desk, job.part if shared.apart else None), place):
                 if not held:
@@ -355,18 +354,13 @@ def _run_job(given: dict[str, Any], shared: _Shared) -> None:
 
 
 def _report(failure: Failure) -> None:
-    if failure.kind == StorageError.__name__:
-        tune.report({_NO_STORAGE: failure.message, "finished": False})
-    else:
-        tune.report({_FAILED: dataclasses.asdict(failure), "finished": False})
+    tune.report({_FAILED: dataclasses.asdict(failure), "finished": False})
 
 
-def _teller(shared: _Shared, job: Job) -> Callable[[str], None]:
-    return partial(_tell, shared.desk, f"{job.name}, " if job.name else "")
-
-
-def _tell(desk: Any, prefix: str, text: str) -> None:
-    tell(desk, prefix + text)
+def _say(shared: _Shared, job: Job) -> Callable[[str], None]:
+    """Prints lines of a job on the driver."""
+    prefix = f"{job.name}, " if job.name else ""
+    return lambda text: tell(shared.desk, prefix + text)
 
 
 def _fit_together(job: Job, shared: _Shared) -> None:
@@ -396,7 +390,7 @@ def _work_together(given: tuple[Job, _Shared]) -> dict[str, Any]:
     """The work of every worker of a job."""
     job, shared = given
     group, device = ProcessGroup(), ray.train.torch.get_device()
-    place = Place(group, device, _teller(shared, job))
+    place = Place(group, device, _say(shared, job))
     with one_thread():
         for line in shared.work(job, fetch(shared.desk, job.part if shared.apart else None), place):
             # Every worker waits here, so that all have reached the saved state.

@@ -1,18 +1,15 @@
 """A sweep on Ray Tune: trials side by side, each result kept under its number.
 
-The distributed form of `vaemo.tuning`. `vaemo.cluster.jobs` runs the trials; this module decides which to end early,
-and what comes next. What is finished and what is under way is read from the sweep's folder, so that a sweep that was
-killed
-anywhere goes on when it is run again: Ray Tune's own way to resume unpickles files. Its searchers are not used
-for the same reason: they know of earlier trials only what they have pickled.
+The distributed form of `vaemo.tuning`, whose `Course` says what comes next. `vaemo.cluster.jobs` runs the trials; this
+module decides which to end early. What is finished and what is under way is read from the sweep's folder, so that a
+sweep that was killed anywhere goes on when it is run again: Ray Tune's own way to resume unpickles files. Its searchers
+are not used for the same reason: they know of earlier trials only what they have pickled.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import time
-from collections.abc import Iterator
+from collections.abc import Mapping
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -26,22 +23,21 @@ from vaemo.config import Config
 from vaemo.errors import UsageError
 from vaemo.model.checks import used_streams
 from vaemo.parts.shards import claim_folder, digest
-from vaemo.progress import duration, say
+from vaemo.progress import say
 from vaemo.training import run_folder
-from vaemo.training.data import TRAINING_SECTIONS, SplitSessions, TrainingData
+from vaemo.training.data import TRAINING_SECTIONS, TrainingData
 from vaemo.training.end_to_end import check_encoder_settings
-from vaemo.training.jobs import Failure, Job, Jobs, Line
+from vaemo.training.jobs import Jobs
+from vaemo.tuning.course import Course
 from vaemo.tuning.held_out import HeldOut, told
 from vaemo.tuning.search import Method, Scheduler, Search, default_method
-from vaemo.tuning.space import WHILE_TRAINING, Point, Space, read_space
-from vaemo.tuning.sweep import DONE, FAILED, MARKER, STOPPED, Record, Sweep
-from vaemo.tuning.trial import METRIC, Searching, equal_steps, read_state, saved_point, schedule_end, total_steps
+from vaemo.tuning.space import WHILE_TRAINING, Space, read_space
+from vaemo.tuning.sweep import MARKER, Sweep
+from vaemo.tuning.trial import METRIC, Searching, schedule_end
 from vaemo.tuning.write import write_summary
 
 TRIALS = 20
 """Trials of a sweep by default."""
-
-SHOWN_EVERY_S = 10.0
 
 GRACE, REDUCTION = 0.25, 2
 """ASHA ends no trial before this share of its steps, or before the sampling schedule's end where that is later; from
@@ -97,30 +93,16 @@ def tune(
     points = Search(around, method, config.train.seed)
     data = _read(store, config, folds)
     around.check_together(("model.prosody", "model.film"), lambda config: used_streams(config.model, data.store.dims))
-    settings = {
-        "space": around.to_plain(),
-        "search": method,
-        "scheduler": scheduler,
-        "folds": folds,
-        "seeds": seeds,
-        **config.decisive(*TRAINING_SECTIONS),
-    }
-    if data.voices_differ:
-        data.pack()  # raises the error that explains it
-    fingerprint = digest(json.dumps(settings), config.features.speaker_aggregation, data.digest)
-    claim_folder(out, MARKER, fingerprint, {"data": data.digest, "settings": settings}, inputs=data.store.parts)
-    sweep = Sweep(out)
+    sweep = _claim(out, around, data, {"search": method, "scheduler": scheduler, "folds": folds, "seeds": seeds})
     held_out = HeldOut.open(sweep, data)
     wanted = min(trials or points.trials or TRIALS, points.trials or trials or TRIALS)
     left = [number for number in range(wanted) if number not in sweep.records]
     if left:
         finished = f", {wanted - len(left)} of them finished" if len(left) < wanted else ""
         say(f"{wanted} trials{finished}, {len(data.parts) * seeds} training(s) each")
-        lengths = data.pack(features=False)
-        course = _Course(sweep, points, around, lengths, total_steps(lengths, config), data.digest, wanted)
+        course = Course(sweep, points, around, data.pack(features=False), data.digest, wanted)
         decide = partial(make_scheduler, decided(scheduler, around), around, sweep, round(course.steps), course.moved)
-        work = Searching(data.store, run_folder.origin_of(data.store, config, data.digest), seeds)
-        jobs = _jobs(course, left, work, data, out)
+        jobs = _jobs(course, left, data, out, seeds)
         run_jobs(jobs, workers=workers, gpus=gpus, decide=decide, population=scheduler == "pbt")
     summary = write_summary(sweep, around, held_out)
     best = summary["best"]
@@ -130,10 +112,21 @@ def tune(
     return summary
 
 
-def _jobs(course: _Course, left: list[int], work: Searching, data: TrainingData, out: str) -> Jobs:
+def _claim(out: str, space: Space, data: TrainingData, how: Mapping[str, Any]) -> Sweep:
+    """The sweep of a folder, claimed for these settings and data."""
+    config = space.config
+    settings = {"space": space.to_plain(), **how, **config.decisive(*TRAINING_SECTIONS)}
+    if data.voices_differ:
+        data.pack()  # raises the error that explains it
+    fingerprint = digest(json.dumps(settings), config.features.speaker_aggregation, data.digest)
+    claim_folder(out, MARKER, fingerprint, {"data": data.digest, "settings": settings}, inputs=data.store.parts)
+    return Sweep(out)
+
+
+def _jobs(course: Course, left: list[int], data: TrainingData, out: str, seeds: int) -> Jobs:
     """The jobs of the trials that are left."""
     return Jobs(
-        work=work,
+        work=Searching(data.store, run_folder.origin_of(data.store, data.config, data.digest), seeds),
         jobs=course.jobs(left),
         pack=lambda part: data.pack(),
         ended=course.ended,
@@ -143,99 +136,6 @@ def _jobs(course: _Course, left: list[int], work: Searching, data: TrainingData,
         heard=course.heard,
         again=course.again,
     )
-
-
-class _Course:
-    """The jobs of a sweep in turn, and the handling of their results.
-
-    Args:
-        sweep: What has been found so far; added to.
-        points: The search; told of it.
-        space: What is searched.
-        sessions: What the trials learn from, without features.
-        steps: Optimiser steps that every training makes, as nearly as whole epochs allow.
-        data: Digest of what they learn from.
-        trials: How many there will be in all.
-    """
-
-    def __init__(
-        self, sweep: Sweep, points: Search, space: Space, sessions: SplitSessions, steps: float, data: str, trials: int
-    ) -> None:
-        self.steps = steps
-        self._sweep, self._points, self._space, self._sessions = sweep, points, space, sessions
-        self._data, self._trials, self._before = data, trials, len(sweep.records)
-        self._started = self._shown = time.monotonic()
-
-    def __reduce__(self) -> tuple[type, tuple[()]]:
-        """Pickles as nothing: Ray Tune pickles its scheduler into a file that is never read."""
-        return object, ()
-
-    def jobs(self, left: list[int]) -> Iterator[Job]:
-        """The trials that are left, those under way first."""
-        for record in self._sweep.records.values():
-            self._points.tell(record.number, record.point, record.value, stopped_at=record.stopped_at)
-        begun = self._sweep.unfinished
-        for taken in begun.values():
-            self._points.take(taken)
-        for number in sorted(left, key=lambda number: (number not in begun, number)):
-            point = begun.get(number) or self._points.point(number)
-            if point is None:
-                self._trials = number
-                say(f"all points of the space are trained: the sweep ends after {number} trials")
-                return
-            if number not in begun:
-                self._sweep.begin(number, point)
-            job = Job(number, f"trial {number:04d}", self._sweep.folder(number), self._space.config, None, self._data)
-            try:
-                yield self.again(self.moved(job, point))
-            except UsageError as error:
-                self.ended(dataclasses.replace(job, point=point), {}, Failure.of(error))
-
-    def moved(self, job: Job, point: Point) -> Job:
-        """A job at another point."""
-        config = equal_steps(self._space.apply(point), self._sessions, self.steps)
-        return dataclasses.replace(job, config=config, point=point)
-
-    def again(self, job: Job) -> Job:
-        """A job where it was saved last: a member of a population may stand at another point than it began at."""
-        state = read_state(job.out)
-        return job if state is None else self.moved(job, saved_point(state))
-
-    def heard(self, job: Job, line: Line) -> None:
-        """An epoch of a trial has ended."""
-        if time.monotonic() - self._shown > SHOWN_EVERY_S:
-            self._say(f"{job.name}: step {line['step']:,} of {self.steps:,.0f}, dev CCC {line[METRIC]:.3f}")
-
-    def ended(self, job: Job, line: Line, failure: Failure | None) -> None:
-        """A trial has ended, by itself or by the scheduler."""
-        record = Record(
-            number=job.number,
-            status=FAILED if failure else DONE if line["finished"] else STOPPED,
-            point=dict(job.point),
-            config=job.config.to_dict(),
-            metrics={key: line[key] for key in line.get("measured", ())},
-            curve=[(step, value) for step, value in line.get("curve", ())],
-            error=failure.text if failure else None,
-        )
-        self._sweep.end(record)
-        self._points.tell(record.number, record.point, record.value, stopped_at=record.stopped_at)
-        values = ", ".join(f"{name} {_short(value)}" for name, value in record.point.items())
-        gave = f"failed, {record.error}" if failure else f"dev CCC {record.value:.3f}"
-        self._say(f"{job.name}: {gave}{', ended early' if record.status == STOPPED else ''} ({values})")
-
-    def _say(self, text: str) -> None:
-        self._shown = time.monotonic()
-        best, ended = self._sweep.best, len(self._sweep.records)
-        left = ""
-        if self._before < ended < self._trials:
-            each_s = (self._shown - self._started) / (ended - self._before)
-            left = f", about {duration(each_s * (self._trials - ended))} left"
-        so_far = f"best {best.value:.3f} (trial {best.trial_id}), " if best else ""
-        say(f"{text}; {so_far}{ended} of {self._trials} ended{left}")
-
-
-def _short(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def make_scheduler(name: Scheduler, space: Space, sweep: Sweep, steps: int, moved: Any = None) -> TrialScheduler:

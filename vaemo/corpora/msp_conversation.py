@@ -12,7 +12,7 @@ conversation is taken off. Utterances by voice activity, inside the parts that a
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,9 +56,7 @@ def read(root: Path, label_lag_s: float) -> Corpus:
                 raise ReadCorpusError(f"{place}: the split is '{split}'; known are {', '.join(_SPLITS)}.")
             offset_s = _of(starts, conversation, times / "conversations.txt")
             start_s, end_s = podcast_start_s - offset_s, podcast_end_s - offset_s
-            inside = [
-                span for span in spans[conversation] if span[0] >= start_s - _AHEAD_S and span[1] <= end_s + _AHEAD_S
-            ]
+            inside = _within(spans[conversation], start_s, end_s)
             for index, row in enumerate(label_utterances(inside, traces, label_lag_s, offset_s=start_s)):
                 rows.append(
                     {
@@ -77,6 +75,11 @@ def read(root: Path, label_lag_s: float) -> Corpus:
         "who speaks when is not taken from the corpus: a conversation counts as one speaker",
     ]
     return Corpus(rows, RANGE, [*notes, *clip_labels(rows, RANGE)])
+
+
+def _within(spans: Sequence[tuple[float, float]], start_s: float, end_s: float) -> list[tuple[float, float]]:
+    """The spans of a part of a conversation, which may begin and end a little outside it."""
+    return [span for span in spans if span[0] >= start_s - _AHEAD_S and span[1] <= end_s + _AHEAD_S]
 
 
 def _lines(path: Path) -> list[tuple[str, float, float]]:

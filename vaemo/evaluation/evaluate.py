@@ -83,27 +83,8 @@ def evaluate(
     if exclude is not None:
         pairs = leave_out(pairs, exclude)
     chosen, tested = choose_split(pairs, split)
-    splits = {name: pairs.select(pairs.column("split") == name) for name in (*SPLITS, CALIB)}
-    per_fold = per_group(tested, "fold", config)
-    result: dict[str, Any] = {
-        "scores": str(scored),
-        "labels": str(labels),
-        "split": chosen,
-        "variance": config.evaluate.variance,
-        "label_range": [pairs.scale.low, pairs.scale.high],
-        "native_range": _native_range(pairs),
-        "targets": list(pairs.names),
-        "session_targets": list(session_names_of(pairs)),
-        "not_scored": pairs.not_scored,
-        "sessions_not_scored": pairs.sessions_not_scored,
-        "pooled": measure(tested, config),
-        "per_session": _over_sessions(tested, config),
-        "fold_mean": _mean_of(per_fold),
-        "per_split": {name: measure(each, config) for name, each in splits.items() if len(each)},
-        "per_fold": per_fold,
-        "per_role": per_group(tested, "role", config),
-        "per_position": per_group(tested, "position", config),
-    }
+    about = {"scores": str(scored), "labels": str(labels), "split": chosen, **_facts(pairs, config)}
+    result: dict[str, Any] = {**about, **_measures(pairs, tested, config)}
     errors = _errors_by_position(tested)
     result[ERRORS] = errors.to_dict()
     result["extremes_at_start"] = extremes_at_start(tested)
@@ -128,6 +109,40 @@ def evaluate(
     files.write_parquet_whole(files.join(out, "groups.parquet"), pa.concat_tables(tables))
     write_pictures(out, drawn)
     return result
+
+
+def _facts(pairs: Pairs, config: Config) -> dict[str, Any]:
+    """What the numbers are of, and how CCC is defined."""
+    return {
+        "variance": config.evaluate.variance,
+        "label_range": [pairs.scale.low, pairs.scale.high],
+        "native_range": _native_range(pairs),
+        "targets": list(pairs.names),
+        "session_targets": list(session_names_of(pairs)),
+        "not_scored": pairs.not_scored,
+        "sessions_not_scored": pairs.sessions_not_scored,
+    }
+
+
+def _measures(pairs: Pairs, tested: Pairs, config: Config) -> dict[str, Any]:
+    """Every metric of the chosen split: of all its utterances together, over sessions, and part by part.
+
+    Args:
+        pairs: Of all splits, each of which is measured too.
+        tested: Of the chosen split.
+        config: Section `evaluate`.
+    """
+    splits = {name: pairs.select(pairs.column("split") == name) for name in (*SPLITS, CALIB)}
+    per_fold = per_group(tested, "fold", config)
+    return {
+        "pooled": measure(tested, config),
+        "per_session": _over_sessions(tested, config),
+        "fold_mean": _mean_of(per_fold),
+        "per_split": {name: measure(each, config) for name, each in splits.items() if len(each)},
+        "per_fold": per_fold,
+        "per_role": per_group(tested, "role", config),
+        "per_position": per_group(tested, "position", config),
+    }
 
 
 def _by(pairs: Pairs, column: Column, config: Config) -> dict[str, Any]:

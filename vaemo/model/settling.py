@@ -9,7 +9,7 @@ F targets of utterances.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -123,6 +123,18 @@ class ErrorByPosition:
         if not fits or not n.shape == rmse.shape == within.shape == (len(starts), len(names)):
             raise ValueError("errors by position that do not fit together")
         return ErrorByPosition(starts, n, rmse**2, within**2, names)
+
+
+def mean_weights(errors: Sequence[ErrorByPosition | None], position: np.ndarray) -> np.ndarray | None:
+    """The weights of utterances by the errors of several models, their mean; 1 for a model that knows none.
+
+    None where no model knows any.
+    """
+    known = [error for error in errors if error]
+    if not known:
+        return None
+    summed = np.sum([error.weights(position) for error in known], axis=0)
+    return (summed + len(errors) - len(known)) / len(errors)
 
 
 def _settled_share(mse: np.ndarray, n: np.ndarray) -> np.ndarray:

@@ -5,7 +5,8 @@ The other form, on a Ray cluster, is `vaemo.cluster.executor`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from vaemo.config import Config
@@ -27,32 +28,36 @@ class Worker(Protocol):
         ...
 
 
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """The parts to make: the shards, and how workers make a part of each.
+
+    Attributes:
+        shards: Flat dicts of numbers, texts and bytes: light descriptions of work.
+        worker: Made with `arguments`, and `ready`: extractors that need not be loaded, by stream.
+        arguments: Keyword arguments of the worker.
+        config: Sections extract and features.
+        extractors: Extractors of the workers, by stream.
+        needs: Paths that every worker reads or writes.
+    """
+
+    shards: Sequence[Mapping[str, Any]]
+    worker: Callable[..., Worker]
+    arguments: Mapping[str, Any]
+    config: Config
+    extractors: Mapping[str, Extractor]
+    needs: Sequence[str] = ()
+
+
 class Executor(Protocol):
-    """Runs workers over shards."""
+    """Runs workers over shards, and jobs of training."""
 
     def workers(self, most: int) -> int:
         """How many workers would run side by side, `most` at most."""
         ...
 
-    def run(
-        self,
-        worker: Callable[..., Worker],
-        arguments: Mapping[str, Any],
-        shards: Sequence[Mapping[str, Any]],
-        *,
-        config: Config,
-        extractors: Mapping[str, Extractor],
-        needs: Iterable[str] = (),
-    ) -> Iterator[dict[str, Any]]:
+    def run(self, parts: Parts) -> Iterator[dict[str, Any]]:
         """What workers return for each shard, in the order of completion.
-
-        Args:
-            worker: Made with `arguments`, and `ready`: extractors that need not be loaded, by stream.
-            arguments: Keyword arguments of the worker.
-            shards: Flat dicts of numbers, texts and bytes: light descriptions of work.
-            config: Sections extract and features.
-            extractors: Extractors of the workers, by stream.
-            needs: Paths that every worker reads or writes.
 
         Raises:
             VaemoError: what a worker raised first.
@@ -83,22 +88,13 @@ class InProcess:
         """One."""
         return min(most, 1)
 
-    def run(
-        self,
-        worker: Callable[..., Worker],
-        arguments: Mapping[str, Any],
-        shards: Sequence[Mapping[str, Any]],
-        *,
-        config: Config,
-        extractors: Mapping[str, Extractor],
-        needs: Iterable[str] = (),
-    ) -> Iterator[dict[str, Any]]:
+    def run(self, parts: Parts) -> Iterator[dict[str, Any]]:
         """See `Executor.run`."""
-        made = worker(**arguments, ready=extractors)
+        worker = parts.worker(**parts.arguments, ready=parts.extractors)
         try:
-            yield from map(made, shards)
+            yield from map(worker, parts.shards)
         finally:
-            made.close()
+            worker.close()
 
     def train(self, jobs: Jobs, *, workers: int = 1) -> None:
         """Run jobs one after the other; see `Executor.train`."""

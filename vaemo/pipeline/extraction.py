@@ -21,13 +21,13 @@ from vaemo.parts.lease import lease
 from vaemo.parts.shards import claim_folder, digest
 from vaemo.parts.tally import Tally
 from vaemo.pipeline.estimate import estimate
-from vaemo.pipeline.executors import Executor
+from vaemo.pipeline.executors import Executor, Parts
 from vaemo.pipeline.outcome import make_parts
 from vaemo.pipeline.plan import NOT_NAMED, Again, Plan, n_sessions, plan, write_shard
 from vaemo.pipeline.prepare import require_encoder, voices_section, without_withheld
 from vaemo.pipeline.sources import Listing, Source
 from vaemo.pipeline.stages import Extract
-from vaemo.progress import say
+from vaemo.progress import Progress, say
 from vaemo.scoring.calls import read_calls
 from vaemo.scoring.erase import Tombstones
 from vaemo.store import INFO, store_info, write_part
@@ -171,21 +171,16 @@ def _extract_missing(
         return f"{now.audio_s / 3600:.2f} h of audio at {now.audio_s / elapsed_s:.0f} x real time, {now.failed} failed"
 
     config = with_absolute_folders(config)
-    return make_parts(
-        "extract",
-        work.listing.unit,
-        work,
-        index,
-        executor,
+    parts = Parts(
+        work.shards,
         ExtractWorker,
         {"source": source, "config": config.to_dict(), "out": index.folder},
-        total=total,
-        done=total - work.n_units,
-        config=config,
-        extractors=extractors,
+        config,
+        extractors,
         needs=[files.join(index.folder, INFO), *work.listing.places],
-        detail=detail,
     )
+    progress = Progress("extract", total, work.listing.unit, done=total - work.n_units)
+    return make_parts(parts, work, index, executor, progress, detail)
 
 
 class ExtractWorker:

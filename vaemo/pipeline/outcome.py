@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
-from vaemo.config import Config
-from vaemo.features import Extractor
 from vaemo.parts.index import Entry, Index
 from vaemo.parts.tally import Tally
-from vaemo.pipeline.executors import Executor, Worker
+from vaemo.pipeline.executors import Executor, Parts
 from vaemo.pipeline.plan import Plan
 from vaemo.progress import Progress
 
@@ -42,45 +39,28 @@ class Outcome:
 
 
 def make_parts(
-    job: str,
-    unit: str,
-    work: Plan,
+    parts: Parts,
+    plan: Plan,
     index: Index,
     executor: Executor,
-    worker: Callable[..., Worker],
-    arguments: Mapping[str, Any],
-    *,
-    total: int,
-    done: int,
-    config: Config,
-    extractors: Mapping[str, Extractor],
-    needs: Iterable[str],
+    progress: Progress,
     detail: Callable[[Tally, float], str],
 ) -> Tally:
     """Make the parts of a plan, with one line of progress; counts of the whole folder.
 
     Args:
-        job: First word of the line.
-        unit: What is counted.
-        work: The plan.
+        parts: What workers make, which return `units` and `part`, the fields of an `Entry`.
+        plan: Whose shards they are.
         index: Of the folder, told of every part.
         executor: Where the parts are made.
-        worker: Makes them; returns `units` and `part`, the fields of an `Entry`.
-        arguments: Of the worker.
-        total: Units of the source.
-        done: Of them, those that were finished before.
-        config: Sections extract and features.
-        extractors: What the workers compute with.
-        needs: Paths that every worker reads or writes.
-        detail: Words of the line, from the counts of this run and its seconds.
+        progress: Shows the units; closed at the end.
+        detail: Words of its line, from the counts of this run and its seconds.
 
     Raises:
         VaemoError: what a worker raised first; what is finished is kept.
     """
-    tally, now = work.tally_of(index), Tally()
-    progress = Progress(job, total, unit, done=done)
-    found = executor.run(worker, arguments, work.shards, config=config, extractors=extractors, needs=needs)
-    for made in found:
+    tally, now = plan.tally_of(index), Tally()
+    for made in executor.run(parts):
         counts = index.add(Entry(**made["part"]))
         tally.add(counts)
         now.add(counts)

@@ -231,22 +231,23 @@ def prepare(request: Request, config: Config) -> Run:
     listing = listing.without(Tombstones.read(request.out).erased(listing.session_ids))
     if request.limit is not None:
         listing = listing.select(range(min(request.limit, len(listing.session_ids))))
-    fingerprints = [checkpoint.fingerprint for checkpoint in checkpoints]
-    judge = Judge.of(
-        request.checkpoints,
-        fingerprints,
-        config.score.coverage,
-        config.score.max_novelty,
-        names_of(config.model.targets),
-    )
-    if config.score.max_novelty < 1 and not (judge and judge.novelty):
-        raise UsageError(
-            f"score.max_novelty is {config.score.max_novelty:g}, and the checkpoint {request.checkpoints[0]} does not "
-            "know what it was trained on (novelty.safetensors). Train it again, or leave the setting out."
-        )
+    judge = _judge(request.checkpoints, checkpoints, config)
     run = Run(request, config, checkpoints, source, listing, rules, calls, extractors, enrolments, key, prints, judge)
     _warn(run)
     return run
+
+
+def _judge(paths: Sequence[str], checkpoints: Sequence[Checkpoint], config: Config) -> Judge | None:
+    """Calibration and novelty of the checkpoints."""
+    fingerprints = [checkpoint.fingerprint for checkpoint in checkpoints]
+    score = config.score
+    judge = Judge.of(paths, fingerprints, score.coverage, score.max_novelty, names_of(config.model.targets))
+    if score.max_novelty < 1 and not (judge and judge.novelty):
+        raise UsageError(
+            f"score.max_novelty is {score.max_novelty:g}, and the checkpoint {paths[0]} does not know what it was "
+            "trained on (novelty.safetensors). Train it again, or leave the setting out."
+        )
+    return judge
 
 
 def without_withheld(listing: Listing, calls: Calls) -> Listing:

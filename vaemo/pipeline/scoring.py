@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -22,13 +23,13 @@ from vaemo.parts.index import Entry, Index
 from vaemo.parts.lease import lease
 from vaemo.parts.shards import claim_folder
 from vaemo.parts.tally import Tally
-from vaemo.pipeline.executors import Executor
+from vaemo.pipeline.executors import Executor, Parts
 from vaemo.pipeline.outcome import make_parts
 from vaemo.pipeline.plan import NOT_NAMED, Plan, n_sessions, plan, write_shard
 from vaemo.pipeline.prepare import Request, Run, prepare
 from vaemo.pipeline.sources import Batch, Source
 from vaemo.pipeline.stages import Extract, Replay
-from vaemo.progress import say
+from vaemo.progress import Progress, say
 from vaemo.scores import PROVENANCE, UTTERANCES, write_part
 from vaemo.scoring.calls import DATE, Calls
 from vaemo.scoring.compact import end_joining
@@ -89,34 +90,30 @@ def _score_missing(run: Run, work: Plan, index: Index, run_id: str, executor: Ex
         say(f"nothing to do: all {total:,} {run.unit} are scored")
         return work.tally_of(index)
     config = with_absolute_folders(run.config)
-    arguments = {
-        "checkpoints": request.checkpoints,
-        "source": run.source,
-        "config": config.to_dict(),
-        "rules": run.rules,
-        "out": request.out,
-        "run_id": run_id,
-        "personal": request.personal,
-        "speakers": request.speakers if run.enrolments else None,
-        "prints": request.speakers if run.prints else None,
-        "key": run.key,
-    }
-    needs = [files.join(request.out, PROVENANCE), *work.listing.places, *request.checkpoints]
-    needs += [path for path in (request.personal, request.speakers) if path]
-    return make_parts(
-        "score",
-        run.unit,
-        work,
-        index,
-        executor,
+    scoring = Scoring(
+        request.checkpoints,
+        run.source,
+        config,
+        run.rules,
+        request.out,
+        run_id,
+        personal=request.personal,
+        speakers=request.speakers if run.enrolments else None,
+        prints=request.speakers if run.prints else None,
+        key=run.key,
+    )
+    given = [path for path in (request.personal, request.speakers) if path]
+    parts = Parts(
+        work.shards,
         ScoreWorker,
-        arguments,
-        total=total,
-        done=total - work.n_sessions,
-        config=config,
-        extractors=load_extractors(config.features) if run.source.needs_features else {},
-        needs=needs,
-        detail=lambda now, elapsed_s: f"{now.statuses.total():,} utterances",
+        {"scoring": scoring},
+        config,
+        load_extractors(config.features) if run.source.needs_features else {},
+        needs=[files.join(request.out, PROVENANCE), *work.listing.places, *request.checkpoints, *given],
+    )
+    progress = Progress("score", total, run.unit, done=total - work.n_sessions)
+    return make_parts(
+        parts, work, index, executor, progress, lambda now, elapsed_s: f"{now.statuses.total():,} utterances"
     )
 
 
@@ -139,50 +136,56 @@ def _summarise(out: str, tally: Tally, unit: str, config: Config) -> None:
     tally.check("score", config.score.max_failed_fraction, config.score.max_silent_fraction, where)
 
 
-class ScoreWorker:
-    """Scores a shard and writes its two files.
+@dataclass(frozen=True, eq=False)
+class Scoring:
+    """What workers score, and with what.
 
-    Args:
+    Attributes:
         checkpoints: Folders.
         source: Reads what a shard describes.
-        config: As `Config.to_dict` gives it, with the checkpoints' features.
+        config: With the checkpoints' features.
         rules: Who may be scored.
         out: The folder of scores.
         run_id: Id of the run in every row.
         personal: Folder of personal deltas.
         speakers: File of enrolments.
-        key: Hides ids.
-        ready: Extractors that need not be loaded, by stream.
         prints: File of voices of persons, from which roles of voices follow.
+        key: Hides ids.
     """
 
-    def __init__(
-        self,
-        checkpoints: Sequence[str],
-        source: Source,
-        config: Mapping[str, Any],
-        rules: RoleRules,
-        out: str,
-        run_id: str,
-        personal: str | None = None,
-        speakers: str | None = None,
-        key: IdKey | None = None,
-        ready: Mapping[str, Extractor] | None = None,
-        prints: str | None = None,
-    ) -> None:
-        settings = Config.from_dict(config)
-        self._extract = Extract(source, settings, rules, ready, prints)
-        self._replay = Replay(checkpoints, settings, rules, personal, speakers)
-        self._targets = settings.model.targets
-        self._settings, self._out, self._run_id, self._key = settings.score, out, run_id, key
+    checkpoints: Sequence[str]
+    source: Source
+    config: Config
+    rules: RoleRules
+    out: str
+    run_id: str
+    personal: str | None = None
+    speakers: str | None = None
+    prints: str | None = None
+    key: IdKey | None = None
+
+
+class ScoreWorker:
+    """Scores a shard and writes its two files.
+
+    Args:
+        scoring: The same for all workers.
+        ready: Extractors that need not be loaded, by stream.
+    """
+
+    def __init__(self, scoring: Scoring, ready: Mapping[str, Extractor] | None = None) -> None:
+        config = scoring.config
+        self._extract = Extract(scoring.source, config, scoring.rules, ready, scoring.prints)
+        self._replay = Replay(scoring.checkpoints, config, scoring.rules, scoring.personal, scoring.speakers)
+        self._scoring = scoring
 
     def __call__(self, shard: Mapping[str, Any]) -> dict[str, Any]:
         """Score and write one shard; counts of it."""
-        with hidden_errors(self._key):
+        with hidden_errors(self._scoring.key):
             calls = Calls(from_bytes(shard["calls"])) if shard["calls"] else None
             batch = self._extract(shard, calls)
             scored = self._replay(batch.table)
-            scored = with_column(scored, "run_id", pa.repeat(self._run_id, scored.num_rows))
+            scored = with_column(scored, "run_id", pa.repeat(self._scoring.run_id, scored.num_rows))
             one_of_several = scored["offset_s"].is_valid()
             where = pc.if_else(one_of_several, scored["audio_path"], pa.scalar(None, pa.string()))
             scored = with_column(scored, "audio_path", where)
@@ -193,16 +196,17 @@ class ScoreWorker:
 
     def _write(self, shard: Mapping[str, Any], batch: Batch, scored: pa.Table, travel: Sequence[str]) -> Entry:
         stamps, table = batch.stamps, batch.table
-        if self._key:
-            scored = self._key.hide(scored, table["audio_path"] if "audio_path" in table.column_names else None)
-            stamps = {self._key.hash(session_id): held for session_id, held in stamps.items()}
+        out, config, key = self._scoring.out, self._scoring.config, self._scoring.key
+        if key:
+            scored = key.hide(scored, table["audio_path"] if "audio_path" in table.column_names else None)
+            stamps = {key.hash(session_id): held for session_id, held in stamps.items()}
 
         def write(name: str, rows: pa.Table) -> None:
             judge = self._replay.judge
             further = judge.sessions if judge else None
-            write_part(self._out, name, rows, self._settings, travel, self._targets, further)
+            write_part(out, name, rows, config.score, travel, config.model.targets, further)
 
-        return write_shard(files.join(self._out, UTTERANCES), shard, scored, stamps, write)
+        return write_shard(files.join(out, UTTERANCES), shard, scored, stamps, write)
 
     def close(self) -> None:
         """End the process that decodes."""

@@ -109,18 +109,7 @@ def train(
     data = TrainingData.open(store, config, folds, speakers)
     check_encoder_settings(config, manifest, data.store.info)
     data.check_labels()
-    heard = [EndToEnd.open(data.store, manifest, config).fingerprint] if manifest else []
-    several = {"seeds": seeds} if seeds > 1 else {}
-    fingerprint = digest(
-        config.fingerprint(*TRAINING_SECTIONS),
-        config.features.speaker_aggregation,
-        data.digest,
-        str(folds),
-        *heard,
-        *map(str, several.items()),
-    )
-    settings = {section: config.to_dict()[section] for section in TRAINING_SECTIONS} | several
-    facts = {"data": data.digest, "folds": folds, "settings": settings}
+    fingerprint, facts = _identity(data, manifest, seeds)
     places = _Places.of(out, data, seeds)
     with lease(out):
         claim_folder(out, run_folder.MARKER, fingerprint, facts, inputs=data.store.parts)
@@ -128,19 +117,8 @@ def train(
         if (summary := run_folder.finished(out)) is not None and summary.get("concluded", True):
             say(f"{out} is finished: {headline(summary)}. Give another --out to train again.")
             return places.trained(summary)
-        for fold in data.parts:
-            files.write_parquet_whole(files.join(places.folds[fold.name], run_folder.USED), data.used(fold))
-            if voices := data.voices(fold):
-                voices.write(files.join(places.folds[fold.name], run_folder.SPEAKERS))
-        work = Fitting(
-            data.store,
-            manifest,
-            run_folder.origin_of(data.store, config, data.digest),
-            {fold.name: 0 if data.voices_differ else number for number, fold in enumerate(data.parts)},
-            f"train-{fingerprint[:12]}",
-            seeds > 1,
-            chosen(config.train.trackers),
-        )
+        places.write_inputs(data)
+        work = _fitting(data, manifest, fingerprint, seeds)
         needs = [store, files.join(out, run_folder.MARKER), *(path for path in (manifest, speakers) if path)]
         _fit_all(data, places, work, executor, workers, needs)
         summary = _conclude(data, places, manifest, fingerprint)
@@ -148,6 +126,36 @@ def train(
         files.write_json(files.join(out, run_folder.SUMMARY), summary)
         say(f"done: {headline(summary)}; {places.held_out or files.join(out, run_folder.BEST)}")
         return places.trained(summary)
+
+
+def _identity(data: TrainingData, manifest: str | None, seeds: int) -> tuple[str, dict[str, Any]]:
+    """The fingerprint of a run, and what else its folder says of it."""
+    config = data.config
+    heard = [EndToEnd.open(data.store, manifest, config).fingerprint] if manifest else []
+    several = {"seeds": seeds} if seeds > 1 else {}
+    fingerprint = digest(
+        config.fingerprint(*TRAINING_SECTIONS),
+        config.features.speaker_aggregation,
+        data.digest,
+        str(data.folds),
+        *heard,
+        *map(str, several.items()),
+    )
+    settings = {section: config.to_dict()[section] for section in TRAINING_SECTIONS} | several
+    return fingerprint, {"data": data.digest, "folds": data.folds, "settings": settings}
+
+
+def _fitting(data: TrainingData, manifest: str | None, fingerprint: str, seeds: int) -> Fitting:
+    """The work of all jobs of a run."""
+    return Fitting(
+        data.store,
+        manifest,
+        run_folder.origin_of(data.store, data.config, data.digest),
+        {fold.name: 0 if data.voices_differ else number for number, fold in enumerate(data.parts)},
+        f"train-{fingerprint[:12]}",
+        seeds > 1,
+        chosen(data.config.train.trackers),
+    )
 
 
 @dataclass(frozen=True)
@@ -177,6 +185,13 @@ class _Places:
     def checkpoints(self) -> tuple[str, ...]:
         """Those of all trainings, one fold after the other."""
         return tuple(files.join(run, run_folder.BEST) for of_fold in self.runs.values() for run in of_fold)
+
+    def write_inputs(self, data: TrainingData) -> None:
+        """What each fold learns from, and the voices that scoring with its model needs."""
+        for fold in data.parts:
+            files.write_parquet_whole(files.join(self.folds[fold.name], run_folder.USED), data.used(fold))
+            if voices := data.voices(fold):
+                voices.write(files.join(self.folds[fold.name], run_folder.SPEAKERS))
 
     def trained(self, summary: Mapping[str, Any]) -> Trained:
         """What is left at the end."""
@@ -299,13 +314,10 @@ class Fitting:
         named = [self.name, *([quote(job.part, safe="")] if job.part else [])]
         name = "-".join([*named, *([f"seed-{config.train.seed}"] if self.several else [])])
         trackers = Trackers(self.trackers if first else (), out, name, config.to_dict(), len(trainer.history))
-        provenance = run_folder.provenance_of(self.origin, config, trainer.model, trainer.device.type)
         for metrics in trainer:
             if first:
                 if trainer.improved:
-                    encoder = trainer.kept_encoder()
-                    found = to_beat, trainer.errors
-                    run_folder.keep(out, trainer.kept, config, self.store, metrics, provenance, encoder, *found)
+                    run_folder.keep(out, trainer, self.store, self.origin, to_beat)
                 run_folder.write_metrics(out, trainer.history)
                 trackers.log(metrics)
                 place.say(trainer.line())

@@ -113,11 +113,6 @@ class _Erased:
         return pc.is_in(column, value_set=pa.array(gone, pa.string()))
 
 
-def erase_session(session_id: str, key: IdKey, *, scores: str, stores: Sequence[str] = ()) -> dict[str, int]:
-    """Erase a call from scores and stores; rows removed, as `erase_sessions` gives them."""
-    return erase_sessions([session_id], key, scores=scores, stores=stores)[0]
-
-
 def erase_sessions(
     session_ids: Iterable[str],
     key: IdKey,

@@ -17,7 +17,7 @@ from vaemo.data.sessions import assemble_sessions, last_rows
 from vaemo.data.speakers import Enrolments, aggregate_speakers
 from vaemo.data.windows import PackedSessions
 from vaemo.model.regressor import SessionRegressor
-from vaemo.model.settling import ErrorByPosition
+from vaemo.model.settling import ErrorByPosition, mean_weights
 from vaemo.scores import conform, spread_names, utterance_schema, weight_names
 from vaemo.tables import with_column
 from vaemo.targets import observed_names, session_names
@@ -73,14 +73,14 @@ def score_table(
     sessions = assemble_sessions(heard, sequence_by=sequence_by, streams=streams, targets=targets)
     sessions = aggregate_speakers(sessions, speaker_aggregation, enrolments)
     found = np.full((len(models), table.num_rows, len(models[0].targets)), np.nan)
-    known = [error for error in errors if error]
     weight = np.full((table.num_rows, models[0].n_fed), np.nan)
     if sessions:
         rows = np.concatenate([session.rows for session in sessions])
         speaker_ids = np.concatenate([session.speaker_ids for session in sessions])
         film_delta = personal.delta(speaker_ids) if personal else None
         position = np.concatenate([np.arange(len(session)) for session in sessions])
-        weight[rows] = (sum(error.weights(position) for error in known) + len(models) - len(known)) / len(models)
+        if (of_errors := mean_weights(errors, position)) is not None:
+            weight[rows] = of_errors
         for number, model in enumerate(models):
             like = model.label_deviation
             packed = PackedSessions.of(sessions, dtype=like.dtype, device=like.device)
@@ -94,7 +94,7 @@ def score_table(
         inside = np.ones(table.num_rows, bool)
         inside[last_rows(heard, context)] = False
         found[:, inside, models[0].n_fed :] = np.nan
-    return _with_scores(table, models[0], found, weight if known else None)
+    return _with_scores(table, models[0], found, weight if any(errors) else None)
 
 
 def _with_scores(table: pa.Table, model: SessionRegressor, found: np.ndarray, weight: np.ndarray | None) -> pa.Table:

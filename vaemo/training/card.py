@@ -80,50 +80,23 @@ def card_of(
         calibration: Content of `calibration.json`, or None.
     """
     model = config["model"]
-    lines = [
-        "# vaemo session model",
-        "",
-        f"{_predicted(model)}, online, with a memory of the conversation.",
-        "",
-    ]
-    if provenance.get("synthetic"):
-        lines += ["**Trained on synthetic speech: scores of real people mean nothing.**", ""]
-    lines += [
-        "## Model",
-        "",
-        *_model(config, provenance),
-        "",
-        "## Data",
-        "",
-        f"- fingerprint of ids, labels and splits: `{provenance.get('data_fingerprint', 'unknown')}`",
-        f"- roles trained on: {', '.join(provenance['roles']) if provenance.get('roles') else 'none declared'}",
-        "",
-        "## Results",
-        "",
-        *_results(
-            metrics,
-            evaluation,
-            names_of(targets_of(model.get("targets", DIMENSIONS))),
-            chosen=config["train"]["select"] == "best",
-        ),
-        "",
-        "## Trust",
-        "",
-        *_trust(evaluation, calibration),
-        "",
-        LIMITS,
-        "",
-        "## Licences of what the features come from",
-        "",
-        *_licences(config.get("features"), provenance.get("encoder")),
-        "",
-        "## Config",
-        "",
-        "```yaml",
-        strict_yaml.dump(dict(config)).strip(),
-        "```",
-        "",
-    ]
+    targets = names_of(targets_of(model.get("targets", DIMENSIONS)))
+    synthetic = "**Trained on synthetic speech: scores of real people mean nothing.**"
+    sections = {
+        "Model": _model(config, provenance),
+        "Data": [
+            f"- fingerprint of ids, labels and splits: `{provenance.get('data_fingerprint', 'unknown')}`",
+            f"- roles trained on: {', '.join(provenance['roles']) if provenance.get('roles') else 'none declared'}",
+        ],
+        "Results": _results(metrics, evaluation, targets, chosen=config["train"]["select"] == "best"),
+        "Trust": [*_trust(evaluation, calibration), "", LIMITS],
+        "Licences of what the features come from": _licences(config.get("features"), provenance.get("encoder")),
+        "Config": ["```yaml", strict_yaml.dump(dict(config)).strip(), "```"],
+    }
+    lines = ["# vaemo session model", "", f"{_predicted(model)}, online, with a memory of the conversation.", ""]
+    lines += [synthetic, ""] if provenance.get("synthetic") else []
+    for title, held in sections.items():
+        lines += [f"## {title}", "", *held, ""]
     return "\n".join(lines)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,11 @@ import torch
 from vaemo import files, scores
 from vaemo.config import ModelConfig
 from vaemo.data.sessions import Session, label_ranges, last_rows
+from vaemo.data.splits import Fold
 from vaemo.data.windows import PackedSessions
 from vaemo.metrics import Moments
 from vaemo.model.checkpoint import Checkpoint
+from vaemo.model.settling import mean_weights
 from vaemo.tables import codes
 from vaemo.training.data import TrainingData
 from vaemo.training.end_to_end import rehear
@@ -38,36 +41,70 @@ def score_held_out(
         CCC, CCC within sessions and RMSE: `fold_mean`, `pooled`, and `folds` by name.
     """
     model, n = data.config.model, len(data.table)
-    labels, predictions, spread = (np.full((n, len(model.names)), np.nan) for _ in range(3))
-    weights = np.full((n, len(model.utterance_targets)), np.nan)
-    names, per_fold = np.full(n, None, object), {}
+    labels = np.full((n, len(model.names)), np.nan)
     for session in data.labelled:
         labels[session.rows] = session.labels
+    found, per_fold = _HeldOut.none_of(n, model), {}
     sessions, session_ids = data.read(), codes(data.table["session_id"])
     for fold in data.parts:
         tested = [session for session in data.aggregate(sessions, fold) if fold.held_out[session.rows].any()]
-        found = np.stack([predict(data, checkpoint, tested, manifest) for checkpoint in models[fold.name]])
-        rows = np.concatenate([session.rows for session in tested])
-        mine = fold.held_out[rows]
-        predictions[rows[mine]] = found.mean(axis=0)[mine]
-        if len(found) > 1:
-            spread[rows[mine]] = found.std(axis=0, ddof=1)[mine]
-        known = [checkpoint.errors for checkpoint in models[fold.name] if checkpoint.errors]
-        if known:
-            position = np.concatenate([np.arange(len(session)) for session in tested])
-            n_models = len(found)
-            summed = np.sum([errors.weights(position) for errors in known], axis=0) + n_models - len(known)
-            weights[rows[mine]] = summed[mine] / n_models
-        names[fold.held_out] = fold.name
-        per_fold[fold.name] = _measures(predictions, labels, session_ids, fold.held_out, model)
-    _write(data, predictions, spread, weights, names, out, fingerprint)
+        of_fold = models[fold.name]
+        found.add(
+            fold, tested, np.stack([predict(data, checkpoint, tested, manifest) for checkpoint in of_fold]), of_fold
+        )
+        per_fold[fold.name] = _measures(found.prediction, labels, session_ids, fold.held_out, model)
+    _write(data, found, out, fingerprint)
     keys = next(iter(per_fold.values()))
-    mean = {key: _mean([measures[key] for measures in per_fold.values()]) for key in keys}
     return {
-        "fold_mean": mean,
-        "pooled": _measures(predictions, labels, session_ids, np.ones(n, bool), model),
+        "fold_mean": {key: _mean([measures[key] for measures in per_fold.values()]) for key in keys},
+        "pooled": _measures(found.prediction, labels, session_ids, np.ones(n, bool), model),
         "folds": per_fold,
     }
+
+
+@dataclass(frozen=True, eq=False)
+class _HeldOut:
+    """What is known of every row of the store once the folds that held it out have been added, NaN or None before.
+
+    Attributes:
+        prediction: Mean over the fold's models, (rows, targets).
+        spread: Deviation over them, where there are several.
+        weight: Of the targets of utterances.
+        fold: Name of the fold, (rows,).
+    """
+
+    prediction: np.ndarray
+    spread: np.ndarray
+    weight: np.ndarray
+    fold: np.ndarray
+
+    @classmethod
+    def none_of(cls, n: int, model: ModelConfig) -> _HeldOut:
+        """Nothing is known yet of `n` rows."""
+        prediction, spread = (np.full((n, len(model.names)), np.nan) for _ in range(2))
+        return cls(prediction, spread, np.full((n, len(model.utterance_targets)), np.nan), np.full(n, None, object))
+
+    def add(
+        self, fold: Fold, tested: Sequence[Session], predicted: np.ndarray, checkpoints: Sequence[Checkpoint]
+    ) -> None:
+        """Add the held-out rows of a fold.
+
+        Args:
+            fold: The fold.
+            tested: The sessions that have such rows.
+            predicted: For these sessions, (models, utterances, targets).
+            checkpoints: The models.
+        """
+        rows = np.concatenate([session.rows for session in tested])
+        mine = fold.held_out[rows]
+        self.prediction[rows[mine]] = predicted.mean(axis=0)[mine]
+        if len(predicted) > 1:
+            self.spread[rows[mine]] = predicted.std(axis=0, ddof=1)[mine]
+        position = np.concatenate([np.arange(len(session)) for session in tested])
+        weight = mean_weights([checkpoint.errors for checkpoint in checkpoints], position)
+        if weight is not None:
+            self.weight[rows[mine]] = weight[mine]
+        self.fold[fold.held_out] = fold.name
 
 
 def predict(
@@ -82,44 +119,33 @@ def predict(
     return replay(checkpoint.model, packed, window=config.train.window, observed=known).prediction
 
 
-def _write(
-    data: TrainingData,
-    predictions: np.ndarray,
-    spread: np.ndarray,
-    weights: np.ndarray,
-    names: np.ndarray,
-    out: str,
-    fingerprint: str,
-) -> None:
-    model, inside = data.config.model, np.ones(len(names), bool)
+def _write(data: TrainingData, found: _HeldOut, out: str, fingerprint: str) -> None:
+    model, inside = data.config.model, np.ones(len(found.fold), bool)
     inside[last_rows(data.table)] = False
     # A target of the session is at its last row.
     n_own = len(model.utterance_targets)
-    predictions[inside, n_own:] = spread[inside, n_own:] = np.nan
+    found.prediction[inside, n_own:] = found.spread[inside, n_own:] = np.nan
     columns = dict(zip(data.table.column_names, data.table.columns, strict=True))
-    columns |= _floats(model.names, predictions)
-    if not np.isnan(spread).all():
-        columns |= _floats(scores.spread_names(model.targets), spread)
+    columns |= _floats(model.names, found.prediction)
+    if not np.isnan(found.spread).all():
+        columns |= _floats(scores.spread_names(model.targets), found.spread)
     columns |= {
-        "split": pa.array(["test" if name else None for name in names], pa.string()),
-        "fold": pa.array(names, pa.string()),
-        "run_id": pa.array([fingerprint[:12]] * len(names)),
+        "split": pa.array(["test" if name else None for name in found.fold], pa.string()),
+        "fold": pa.array(found.fold, pa.string()),
+        "run_id": pa.array([fingerprint[:12]] * len(found.fold)),
     }
-    if not np.isnan(weights).all():
-        columns |= _floats(scores.weight_names(model.targets), weights)
-    files.write_json(
-        files.join(out, scores.PROVENANCE),
-        {
-            "fingerprint": fingerprint,
-            "label_range": list(data.config.model.label_range),
-            "native_range": label_ranges(data.config, data.store).native or list(model.label_range),
-            **scores.targets_said(model),
-            "held_out": data.folds,
-        },
-    )
-    scores.write_part(
-        out, f"part-{fingerprint[:16]}.parquet", pa.table(columns), data.config.score, targets=model.targets
-    )
+    if not np.isnan(found.weight).all():
+        columns |= _floats(scores.weight_names(model.targets), found.weight)
+    provenance = {
+        "fingerprint": fingerprint,
+        "label_range": list(model.label_range),
+        "native_range": label_ranges(data.config, data.store).native or list(model.label_range),
+        **scores.targets_said(model),
+        "held_out": data.folds,
+    }
+    files.write_json(files.join(out, scores.PROVENANCE), provenance)
+    name = f"part-{fingerprint[:16]}.parquet"
+    scores.write_part(out, name, pa.table(columns), data.config.score, targets=model.targets)
 
 
 def _floats(names: Sequence[str], values: np.ndarray) -> dict[str, pa.Array]:

@@ -118,16 +118,13 @@ def predict_sessions(
         while steps:
             for picked in calls_of(-(-left // steps) if padded else left // steps, lanes):
                 n, taken = len(picked), np.minimum(left[picked], steps)
-                lane = np.concatenate([picked, np.zeros(0 if padded else lanes - n, np.int64)])
-                # An idle lane, and a step of padding, repeat rows of others, which `lengths` hides.
-                step = np.minimum(np.arange(taken.max()), left[lane, None] - 1)
-                index = torch.from_numpy(row[lane, None] + step).to(device)
-                lengths = torch.from_numpy(np.concatenate([taken, np.zeros(len(lane) - n, np.int64)]))
+                lane, lengths, rows = _lanes_of(picked, taken, left, row, 0 if padded else lanes - n)
+                index = torch.from_numpy(rows).to(device)
                 features, before = sessions.at(index), memory.select(torch.from_numpy(lane))
                 prediction, state = model(
                     features,
                     before,
-                    lengths,
+                    torch.from_numpy(lengths),
                     observed=observed[index],
                     film_delta=film_delta and FilmDelta(film_delta.parameters, film_delta.speaker[index]),
                 )
@@ -154,6 +151,29 @@ def calls_of(n_chunks: np.ndarray, lanes: int) -> Iterator[np.ndarray]:
     n_calls = max(int(n_chunks.max(initial=0)), -(-len(items) // lanes))
     for call in range(n_calls):
         yield items[call::n_calls]
+
+
+def _lanes_of(
+    picked: np.ndarray, taken: np.ndarray, left: np.ndarray, row: np.ndarray, n_idle: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The sessions of a call laid into lanes.
+
+    Args:
+        picked: The sessions, (n,).
+        taken: How many steps each of them takes, (n,).
+        left: How many steps every session has left.
+        row: The next utterance of every session.
+        n_idle: Lanes without a session.
+
+    Returns:
+        lane: The session of each lane, (L,).
+        lengths: Its valid steps, (L,); 0 in an idle lane.
+        rows: Its utterances, (L, T). An idle lane, and a step of padding, repeat those of others.
+    """
+    idle = np.zeros(n_idle, np.int64)
+    lane, lengths = np.concatenate([picked, idle]), np.concatenate([taken, idle])
+    step = np.minimum(np.arange(taken.max()), left[lane, None] - 1)
+    return lane, lengths, row[lane, None] + step
 
 
 def _remember(memory: SessionState, picked: np.ndarray, state: SessionState, left: np.ndarray) -> None:

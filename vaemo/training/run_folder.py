@@ -34,12 +34,9 @@ from vaemo import files
 from vaemo.config import Config, FeatureConfig
 from vaemo.data.sessions import label_ranges
 from vaemo.model.checkpoint import ERRORS, save_checkpoint
-from vaemo.model.regressor import SessionRegressor
-from vaemo.model.settling import ErrorByPosition
 from vaemo.store import FeatureStore
 from vaemo.summary import results
 from vaemo.training.card import write_card
-from vaemo.training.end_to_end import KeptEncoder
 from vaemo.training.trainer import Trainer
 
 MARKER, SUMMARY, METRICS_LINES, CURVES, BEST = "_run.json", "summary.json", "metrics.jsonl", "curves.png", "best"
@@ -82,30 +79,20 @@ def _state_path(out: str, epoch: int) -> str:
 
 
 def keep(
-    out: str,
-    model: SessionRegressor,
-    config: Config,
-    store: FeatureStore,
-    metrics: Mapping[str, Any],
-    provenance: Mapping[str, Any],
-    encoder: KeptEncoder | None = None,
-    rivals: Mapping[str, Any] | None = None,
-    errors: ErrorByPosition | None = None,
+    out: str, trainer: Trainer, store: FeatureStore, origin: Mapping[str, Any], rivals: Mapping[str, Any] | None = None
 ) -> None:
     """Write RUN/best with its model card, in place of an older one.
 
     Args:
         out: The run folder, a path or URI.
-        model: What is kept.
-        config: Of the run.
-        store: What it was trained on; the extractors that it names make the checkpoint fit for recordings.
-        metrics: Line of the epoch.
-        provenance: See `provenance_of`.
-        encoder: The speech encoder that was trained with it, in place of the store's.
+        trainer: Between two epochs; what it would keep, and its last line, are written.
+        store: What it trains on; the extractors that it names make the checkpoint fit for recordings.
+        origin: As `origin_of` found it.
         rivals: What the cheapest rivals give on dev (`vaemo.ablation.baselines.rivals`); None if they are not
             available.
-        errors: The model's errors on dev by position.
     """
+    config, errors, encoder = trainer.config, trainer.errors, trainer.kept_encoder()
+    provenance = _provenance_of(origin, trainer)
     settings = store.info.get("settings", {})
     features: FeatureConfig | None = None
     if "features" in settings:
@@ -121,12 +108,12 @@ def keep(
     best = files.join(out, BEST)
     save_checkpoint(
         best,
-        model,
+        trainer.kept,
         config,
         features=features,
         encoder=encoder.files if encoder else None,
         metrics={
-            **metrics,
+            **trainer.history[-1],
             **({"rivals": rivals} if rivals else {}),
             **({ERRORS: errors.to_dict()} if errors else {}),
         },
@@ -153,16 +140,11 @@ def origin_of(store: FeatureStore, config: Config, data: str) -> dict[str, Any]:
     }
 
 
-def provenance_of(origin: Mapping[str, Any], config: Config, model: SessionRegressor, device: str) -> dict[str, Any]:
-    """What one of them says.
-
-    Args:
-        origin: As `origin_of` found it.
-        config: Of the run.
-        model: The trained model.
-        device: Where it was trained, `cpu` or `cuda`.
-    """
-    how = {"seed": config.train.seed, "sequence_by": config.sessions.sequence_by, "scan": model.scan_used(device)}
+def _provenance_of(origin: Mapping[str, Any], trainer: Trainer) -> dict[str, Any]:
+    """What one of them says."""
+    config, model = trainer.config, trainer.model
+    scan = model.scan_used(trainer.device.type)
+    how = {"seed": config.train.seed, "sequence_by": config.sessions.sequence_by, "scan": scan}
     # What a store lacks switches itself off, whatever the config says.
     compared = {"compared_with_past": list(model.pasts)} if model.pasts else {}
     return {**origin, **how, **compared}

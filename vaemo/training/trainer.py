@@ -111,16 +111,8 @@ class Trainer:
         self.device = torch.device(device)
         self._say = say
         dtype = getattr(torch, config.train.dtype)
-        self._train, self._dev = (_packed(sessions, self.device, dtype) for sessions in (train, dev))
-        for name, packed in (("train", self._train), ("dev", self._dev)):
-            check_labels(packed, name, LabelScale(*config.model.label_range), config.model.names)
-        self._deviation = torch.from_numpy(np.nanstd(self._train.labels.double().cpu().numpy(), axis=0))
-        self._deviation = self._deviation.to(self.device, dtype)
-        self._loss_weights = LossWeights.of(config.model, config.train, self._deviation)
-        if config.train.label_weight == "raters":
-            self._train = replace(self._train, weights=rater_weights(self._train, self._deviation, config))
-        self._train = spread_labels_of_sessions(self._train, len(config.model.session_targets))
-
+        self._dev = _packed(dev, self.device, dtype)
+        self._train = self._labelled(_packed(train, self.device, dtype))
         self.model = _new_model(config, self._train).to(self.device, dtype)
         self._train, self._dev = (sessions.with_past(self.model.pasts) for sessions in (self._train, self._dev))
         statistics = self._train.statistics()
@@ -131,12 +123,10 @@ class Trainer:
         }
         self.end_to_end = end_to_end
         self._modules = nn.ModuleDict({"model": self.model})
-        groups = self.model.parameter_groups(config.train.weight_decay)
         if end_to_end:
             self._modules["encoder"] = end_to_end.network.to(self.device, dtype)
-            groups += end_to_end.parameter_groups()
         self._averaged = _averaged(self._modules, config.train.weight_averaging)
-        self.optimizer = torch.optim.AdamW(groups, lr=config.train.lr, fused=True)
+        self.optimizer = self._new_optimizer()
         self._peak_lr = [group["lr"] for group in self.optimizer.param_groups]
         self.schedules = [self._schedule(epoch) for epoch in range(config.train.epochs)]
         self.total_steps = sum(map(len, self.schedules))
@@ -149,6 +139,25 @@ class Trainer:
         # CCC is at least -1, so that the first epoch that counts is always an improvement.
         self._best, self._kept_epoch, self._stale = -2.0, 0, 0
         self._epoch_s = 0.0
+
+    def _labelled(self, train: PackedSessions) -> PackedSessions:
+        """The sessions to train on with their labels weighed and spread, once the labels of both splits are checked."""
+        config = self.config
+        for name, packed in (("train", train), ("dev", self._dev)):
+            check_labels(packed, name, LabelScale(*config.model.label_range), config.model.names)
+        self._deviation = torch.from_numpy(np.nanstd(train.labels.double().cpu().numpy(), axis=0))
+        self._deviation = self._deviation.to(self.device, train.labels.dtype)
+        self._loss_weights = LossWeights.of(config.model, config.train, self._deviation)
+        if config.train.label_weight == "raters":
+            train = replace(train, weights=rater_weights(train, self._deviation, config))
+        return spread_labels_of_sessions(train, len(config.model.session_targets))
+
+    def _new_optimizer(self) -> torch.optim.AdamW:
+        """An optimiser of the model's parameters, and of the encoder's where it is trained."""
+        groups = self.model.parameter_groups(self.config.train.weight_decay)
+        if self.end_to_end:
+            groups += self.end_to_end.parameter_groups()
+        return torch.optim.AdamW(groups, lr=self.config.train.lr, fused=True)
 
     @property
     def kept(self) -> SessionRegressor:

@@ -97,21 +97,19 @@ class HeldOut:
                 [SessionSums.of(predicted, labels, session, len(model.session_targets))], data.config.evaluate
             )
 
+        def result(of: Resampled) -> dict[str, Any]:
+            return _values(names, of.estimate["ccc"], *of.interval("ccc"))
+
         winner = resampled(best.number)
         default = self._sweep.records.get(0)
         if default is None or default.status != DONE:
-            return {"best": _values(winner, names), "default": None, "difference": None}
+            return {"best": result(winner), "default": None, "difference": None}
         itself = winner if best.number == 0 else resampled(0)
         less = winner.less(itself, "ccc")
-        difference = {
-            name: {
-                "value": defined(less.estimate[k]),
-                "ci95": [defined(less.low[k]), defined(less.high[k])],
-                "p": defined(less.p[k]),
-            }
-            for k, name in enumerate(names)
-        }
-        return {"best": _values(winner, names), "default": _values(itself, names), "difference": difference}
+        difference = _values(names, less.estimate, less.low, less.high)
+        for name, p in zip(names, less.p, strict=True):
+            difference[name]["p"] = defined(p)
+        return {"best": result(winner), "default": result(itself), "difference": difference}
 
 
 def told(found: Mapping[str, Any]) -> str:
@@ -130,11 +128,11 @@ def _shown(of: Mapping[str, Any], sign: str = "") -> str:
     return f"{value:{sign}.3f}{interval}" if value is not None else "not defined"
 
 
-def _values(resampled: Resampled, names: Sequence[str]) -> dict[str, Any]:
-    low, high = resampled.interval("ccc")
+def _values(names: Sequence[str], *found: np.ndarray) -> dict[str, dict[str, Any]]:
+    """By name, from the values and the ends of their intervals."""
     return {
-        name: {"value": defined(resampled.estimate["ccc"][k]), "ci95": [defined(low[k]), defined(high[k])]}
-        for k, name in enumerate(names)
+        name: {"value": defined(value), "ci95": [defined(low), defined(high)]}
+        for name, value, low, high in zip(names, *found, strict=True)
     }
 
 

@@ -96,11 +96,7 @@ class Search:
             return self._space.draw(np.random.default_rng([self._seed, number]))
         self._study.sampler = _tpe(self._seed, number)
         trial = self._asked[number] = self._study.ask()
-        point: Point = {}
-        for parameter in self._space.parameters:
-            if parameter.active(point):
-                point[parameter.name] = _suggest(trial, parameter)
-        return point
+        return self._space.point(lambda parameter: _suggest(trial, parameter))
 
     def _other(self, number: int) -> Point | None:
         """A point that is not taken: the next one of a grid, any of a small space, else one that is drawn again."""
@@ -222,29 +218,28 @@ def _tpe(seed: int, number: int) -> optuna.samplers.TPESampler:
 
 
 def _suggest(trial: optuna.Trial, parameter: Parameter) -> Any:
-    name, last = parameter.name, len(parameter.values) - 1
-    if parameter.kind == "choice":
-        # By its number, and as a number where the choices ascend, so that near ones are near.
-        if parameter.ordered:
-            return parameter.values[trial.suggest_int(name, 0, last)]
-        place = trial.suggest_categorical(name, tuple(range(last + 1)))
-        return parameter.values[place]
-    low, high = parameter.values
-    if parameter.kind == "int":
-        return trial.suggest_int(name, low, high)
-    return trial.suggest_float(name, low, high, log=parameter.kind == "loguniform")
+    import optuna
+
+    name, among = parameter.name, _distribution(parameter)
+    if isinstance(among, optuna.distributions.CategoricalDistribution):
+        drawn = trial.suggest_categorical(name, among.choices)
+    elif isinstance(among, optuna.distributions.IntDistribution):
+        drawn = trial.suggest_int(name, among.low, among.high)
+    else:
+        drawn = trial.suggest_float(name, among.low, among.high, log=among.log)
+    return parameter.values[drawn] if parameter.kind == "choice" else drawn
 
 
 def _distribution(parameter: Parameter) -> optuna.distributions.BaseDistribution:
-    """What `_suggest` draws from."""
+    """What a field is drawn from: a choice by its number, as a number where choices ascend: near ones are near then."""
     import optuna
 
-    places = len(parameter.values)
-    if parameter.kind == "choice" and parameter.ordered:
-        return optuna.distributions.IntDistribution(0, places - 1)
+    low, high = parameter.values[0], parameter.values[-1]
     if parameter.kind == "choice":
+        places = len(parameter.values)
+        if parameter.ordered:
+            return optuna.distributions.IntDistribution(0, places - 1)
         return optuna.distributions.CategoricalDistribution(tuple(range(places)))
-    low, high = parameter.values
     if parameter.kind == "int":
         return optuna.distributions.IntDistribution(low, high)
     return optuna.distributions.FloatDistribution(low, high, log=parameter.kind == "loguniform")

@@ -141,13 +141,17 @@ class Space:
         """Whether the sampling schedule itself is searched."""
         return not SCHEDULE.isdisjoint(self.names)
 
-    def default(self) -> Point:
-        """The point of the config; it may be outside the space."""
+    def point(self, value: Callable[[Parameter], Any]) -> Point:
+        """The point with these values, asked for in the order of the fields that are searched in it."""
         point: Point = {}
         for parameter in self.parameters:
             if parameter.active(point):
-                point[parameter.name] = field_of(self.config, parameter.name)
+                point[parameter.name] = value(parameter)
         return point
+
+    def default(self) -> Point:
+        """The point of the config; it may be outside the space."""
+        return self.point(lambda parameter: field_of(self.config, parameter.name))
 
     def holds(self, point: Mapping[str, Any]) -> bool:
         """Whether a point can be drawn."""
@@ -156,23 +160,17 @@ class Space:
 
     def draw(self, random: np.random.Generator) -> Point:
         """A point at random."""
-        point: Point = {}
-        for parameter in self.parameters:
-            if parameter.active(point):
-                point[parameter.name] = parameter.draw(random)
-        return point
+        return self.point(lambda parameter: parameter.draw(random))
 
     def perturb(self, point: Mapping[str, Any], random: np.random.Generator) -> Point:
         """A point nearby, as population-based training explores."""
-        moved: Point = {}
-        for parameter in self.parameters:
-            if parameter.active(moved):
-                known = parameter.name in point and parameter.holds(point[parameter.name])
-                keep = known and random.random() >= _RESAMPLED
-                moved[parameter.name] = (
-                    parameter.nudge(point[parameter.name], random) if keep else parameter.draw(random)
-                )
-        return moved
+
+        def near(parameter: Parameter) -> Any:
+            known = parameter.name in point and parameter.holds(point[parameter.name])
+            keep = known and random.random() >= _RESAMPLED
+            return parameter.nudge(point[parameter.name], random) if keep else parameter.draw(random)
+
+        return self.point(near)
 
     def grid(self) -> Iterator[Point]:
         """Every point, the last field changing fastest.

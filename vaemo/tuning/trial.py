@@ -103,15 +103,11 @@ class Searching:
         if state is not None:
             trial.restore(state)
         first, saved_at = trial.first, time.monotonic()
-        provenance = run_folder.provenance_of(self.origin, job.config, first.model, first.device.type)
         for metrics in trial:
             if place.group.rank == 0:
                 # With `select: last` every epoch would be kept, for the next to replace it.
                 if first.improved and (job.config.train.select == "best" or first.finished):
-                    errors = first.errors
-                    run_folder.keep(
-                        job.out, first.kept, job.config, self.store, first.history[-1], provenance, errors=errors
-                    )
+                    run_folder.keep(job.out, first, self.store, self.origin)
                 if trial.finished or time.monotonic() - saved_at > SAVED_EVERY_S:
                     write_state(job.out, trial.save(job.point))
                     saved_at = time.monotonic()
