@@ -35,7 +35,12 @@ def summary(out: str, job: str | None = None, *, dry_run: bool = False) -> Itera
 
     Yields:
         What it is to hold beside the exit code and the seconds.
+
+    Raises:
+        UsageError: if the output folder is a file.
     """
+    if not files.is_uri(out) and os.path.isfile(out):
+        raise UsageError(f"--out {out} is a file; give a folder, an empty or a new one.")
     start = time.monotonic()
     facts: dict[str, Any] = {"job": job or os.path.basename(sys.argv[0]).removesuffix(".py")}
     code, ours = 0, not dry_run

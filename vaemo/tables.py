@@ -34,6 +34,7 @@ _KINDS = {
     b"\x89HDF": "HDF5",
     b"SQLite": "SQLite",
     b"PK": "a ZIP archive, as Excel, NumPy and PyTorch write them",
+    b"\x1f\x8b": "packed by gzip, which its name must say (.gz)",
     b"\xff\xfe": "text in UTF-16",
     b"\xfe\xff": "text in UTF-16",
 }

@@ -7,9 +7,10 @@ Ray, shards or folders.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from vaemo.audio.acoustics import Sound, require_usable, simulate_telephone, sound_of
+from vaemo.audio.alike import AlikeChannels
 from vaemo.audio.archive import shown
 from vaemo.audio.formats import AUDIO_SUFFIXES as AUDIO_SUFFIXES
 from vaemo.audio.recording import AudioProblem, Decoder, Recording
@@ -66,11 +68,16 @@ class _Found:
     role_margin: float | None = None
 
 
+MIXED = "mixed"
+"""Role of a channel that holds all speakers."""
+
 _BUFFER_S = 600.0
 """Seconds of speech that wait for the extractors: enough to batch utterances of like length."""
 
 _KEPT_S = 0.005
 """An utterance of which less is there is lost."""
+
+_ALIKE = "its channel holds the same as another one, so that it does not tell who speaks; give the call as one channel"
 
 _HOPELESS = 5
 """An extractor whose process dies on each of this many utterances, the first of a buffer, is itself broken."""
@@ -78,7 +85,7 @@ _HOPELESS = 5
 
 def unsaid_roles(n_channels: int) -> Sequence[str | None]:
     """The roles of a recording's channels where none are given: a single channel holds all speakers and is `mixed`."""
-    return ["mixed"] if n_channels == 1 else [None] * n_channels
+    return [MIXED] if n_channels == 1 else [None] * n_channels
 
 
 def extract_utterances(
@@ -229,7 +236,8 @@ class _Search:
         config, parties = self._config, self._parties
         roles = parties.roles_of(recording.info.channels)
         self.n_channels = len(roles)
-        finder, bad = UtteranceFinder(len(roles), config.vad), _NotFinite()
+        finder, bad, alike = UtteranceFinder(len(roles), config.vad), _NotFinite(), AlikeChannels()
+        spoken: list[tuple[int, float, float]] = []
         cutter = VoiceCutter(
             len(roles),
             config.voices,
@@ -240,11 +248,12 @@ class _Search:
         )
         broken = None
         try:
-            for utterance in _utterances(recording, finder, bad):
+            for utterance in _utterances(recording, finder, bad, alike):
+                place = utterance.channel, utterance.start_s, utterance.end_s
+                spoken.append(place)
                 if utterance.channel in cutter.channels:
                     cutter.push(utterance)
                 else:
-                    place = utterance.channel, utterance.start_s, utterance.end_s
                     one = _Found(*place, role=roles[utterance.channel])
                     self._take(recording, one, functools.partial(_same, utterance.samples))
         except AudioProblem as what:
@@ -255,12 +264,24 @@ class _Search:
             course.heard_s = finder.heard_s
         if broken is None and (misfit := cutter.misfit(len(roles), finder.heard_s)):
             raise AudioProblem("bad_voices", misfit)
+        roles = self._without_alike(roles, alike.channels(spoken))
         self._take_pieces(recording, cutter, roles)
         damage = broken or recording.damage() or bad.problem
         if broken is None and not self.found and (damage is None or damage.status == "damaged"):
             raise AudioProblem("silent", f"no speech was found in it{f'; {damage.reason}' if damage else ''}")
         if damage is not None:
             raise damage
+
+    def _without_alike(self, roles: Sequence[str | None], alike: Collection[int]) -> Sequence[str | None]:
+        """The roles, those of channels that hold the same audio as `mixed`: each has the speech of all."""
+        if len({roles[channel] or UNKNOWN for channel in alike} - {UNKNOWN}) == 1:
+            return roles
+        for row, one in enumerate(self.found):
+            if one.channel in alike:
+                self.found[row] = dataclasses.replace(one, role=MIXED)
+                if not self._parties.scored(MIXED):
+                    self.work.fail(row, AudioProblem("not_scored_role", _ALIKE))
+        return [MIXED if channel in alike else role for channel, role in enumerate(roles)]
 
     def end_with(self, problem: AudioProblem) -> None:
         """Add the recording's own row; where the problem is of the whole recording, all rows have it."""
@@ -395,9 +416,12 @@ class _NotFinite:
         return AudioProblem("nan_audio", f"{length:.3f} s of it are NaN or infinite, from {at:.1f} s on")
 
 
-def _utterances(recording: Recording, finder: UtteranceFinder, bad: _NotFinite) -> Iterator[Utterance]:
+def _utterances(
+    recording: Recording, finder: UtteranceFinder, bad: _NotFinite, alike: AlikeChannels
+) -> Iterator[Utterance]:
     for block in recording.blocks():
         bad.look(block)
+        alike.look(block)
         yield from finder.push(block)
     yield from finder.finish()
 

@@ -16,6 +16,7 @@ from scoring_cases import (
     run,
     write_calls,
 )
+from speech_cases import call
 
 from vaemo.audio.decoder import Decoder
 from vaemo.config import Config, FeatureConfig
@@ -34,6 +35,7 @@ from vaemo.model.checkpoint import load_checkpoint
 from vaemo.scores import read_provenance, read_sessions
 from vaemo.scoring.table import score_table
 from vaemo.store import write_part
+from vaemo.units import SAMPLING_RATE_HZ
 from vaemo.utterances import extract_recording, extract_utterances
 
 ORDER = {"channel_roles": ["customer", "agent"]}
@@ -190,6 +192,24 @@ def store_of(folder, names, path):
         table = extract_recording(str(folder / name), name, extractors=extractors, config=Config())
         write_part(str(path), f"part-{name}.parquet", table)
     return path
+
+
+def test_channels_that_hold_the_same_are_mixed(checkpoint, tmp_path):
+    calls = tmp_path / "calls"
+    calls.mkdir()
+    samples, _ = call(2, seed=3)
+    held = {"one": np.stack([samples.sum(axis=0)] * 2), "two": samples}
+    for name, channels in held.items():
+        soundfile.write(calls / f"{name}.wav", channels.T, SAMPLING_RATE_HZ)
+    customers = run(calls, checkpoint, tmp_path / "out", score=ORDER)
+    assert customers["role"].to_pylist() == ["mixed"] * 4 + ["customer", "agent"]
+    assert customers["status"].to_pylist() == ["not_scored_role"] * 4 + ["ok", "not_scored_role"]
+    assert "holds the same as another one" in customers["reason"][0].as_py()
+    store = store_of(calls, [f"{name}.wav" for name in held], tmp_path / "store")
+    again = run(store, checkpoint, tmp_path / "again", score=ORDER)
+    assert again["status"].equals(customers["status"])
+    everyone = run(calls, checkpoint, tmp_path / "everyone", roles_unknown=True)
+    assert set(everyone["status"].to_pylist()) == {"ok"}
 
 
 def test_a_store_knows_of_silent_channels_and_of_single_ones(recordings, checkpoint, tmp_path):

@@ -13,6 +13,7 @@ from vaemo import files
 from vaemo.config import FeatureConfig
 from vaemo.errors import (
     FeatureMismatchError,
+    NonFiniteFeatureError,
     OtherRunError,
     ReadRecordingsError,
     ReadScoresError,
@@ -229,6 +230,17 @@ def test_a_session_in_two_parts_is_refused(store, checkpoint, tmp_path):
     write_table(store, "part-9.parquet", table.set_column(1, "utt_id", utt_ids).slice(0, 1))
     with pytest.raises(ReadStoreError, match=r"session 's0000' occurs in .* and in .*part-9.parquet; a session"):
         run(store, checkpoint, tmp_path / "out")
+
+
+@pytest.mark.parametrize("number", [None, float("nan"), float("inf")])
+def test_vectors_that_hold_no_number_are_refused(number, checkpoint, tmp_path):
+    # pandas writes a NaN in a vector as null.
+    vectors = [[0.5] * 6, [0.5, number, *[0.5] * 4]]
+    (tmp_path / "store").mkdir()
+    ids = {"utt_id": ["a", "b"], "session_id": ["s", "s"]}
+    pq.write_table(pa.table({**ids, "speech": vectors}), tmp_path / "store" / "a.parquet")
+    with pytest.raises(NonFiniteFeatureError, match="speech of utterance 'b' holds NaN or infinity"):
+        run(tmp_path / "store", checkpoint, tmp_path / "out")
 
 
 def test_inputs_that_are_nothing_are_refused(checkpoint, tmp_path):

@@ -70,6 +70,24 @@ def test_tables_that_cannot_be_meant_are_refused(tmp_path, rows, message):
         read_calls(write(tmp_path, "jsonl", rows))
 
 
+@pytest.mark.parametrize("kind", ["csv", "tsv", "txt", "jsonl", "parquet"])
+def test_names_of_columns_are_met_in_any_case(tmp_path, kind):
+    path = tmp_path / f"calls.{kind}"
+    if kind == "jsonl":
+        # The number that changes into text, and `false`, as programs write them.
+        path.write_text('{"Path": "1e5", "ROLE_CH0": "Customer", "n": 1}\n{"Path": "b", "Process": false, "n": "x"}\n')
+    elif kind == "parquet":
+        columns = {"Path": ["1e5", "b"], "ROLE_CH0": ["Customer", None], "Process": [None, False]}
+        pq.write_table(pa.table(columns), path)
+    else:
+        mark = ";" if kind == "txt" else "\t" if kind == "tsv" else ","
+        path.write_text("Path, ROLE_CH0 ,Process,,\n1e5,Customer,,,\nb,,FALSE,,\n".replace(",", mark))
+    calls = read_calls(str(path))
+    assert calls.roles == {"1e5": ("Customer",), "b": (None,)}
+    assert calls.withheld(["1e5", "b"]).tolist() == [False, True]
+    assert calls.travel == (["n"] if kind == "jsonl" else [])
+
+
 @pytest.mark.parametrize("kind", ["parquet", "csv", "jsonl"])
 def test_what_cannot_be_read_is_refused(tmp_path, kind):
     with pytest.raises(ReadManifestError, match="cannot be read as Parquet, CSV or JSON Lines"):
@@ -77,3 +95,7 @@ def test_what_cannot_be_read_is_refused(tmp_path, kind):
     (tmp_path / f"bad.{kind}").write_bytes(b"\xff\x00{")
     with pytest.raises(ReadManifestError, match="cannot be read"):
         read_calls(str(tmp_path / f"bad.{kind}"))
+    if kind != "parquet":
+        (tmp_path / f"excel.{kind}").write_text("path,role_ch0\na,agent\n", encoding="utf-16")
+        with pytest.raises(ReadManifestError, match="it is text in UTF-16; save it as CSV in UTF-8"):
+            read_calls(str(tmp_path / f"excel.{kind}"))

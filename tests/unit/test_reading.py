@@ -353,6 +353,30 @@ def test_an_estimate_of_the_length_refuses_nothing(decoder, tmp_path):
     assert caught.value.status == "too_long"
 
 
+@pytest.mark.parametrize("times", [0.25, 0.5, 2, 1e6])
+@pytest.mark.parametrize("kind", ["mp3", "flac"])
+def test_a_count_in_the_header_that_is_wrong_loses_nothing(kind, times, decoder, tmp_path):
+    path = tmp_path / f"a.{kind}"
+    write_av(path, at_rate(signal(), 16000), 16000, "libmp3lame" if kind == "mp3" else "flac")
+    content = bytearray(path.read_bytes())
+    if kind == "mp3":
+        at = content.index(b"Info") if b"Info" in content else content.index(b"Xing")
+        frames = min(int(int.from_bytes(content[at + 8 : at + 12]) * times), 0xFFFFFFFF)
+        content[at + 8 : at + 12] = frames.to_bytes(4)
+    else:
+        total = min(int(SECONDS * 16000 * times), (1 << 36) - 1)
+        content[18:26] = (int.from_bytes(content[18:26]) >> 36 << 36 | total).to_bytes(8)
+    path.write_bytes(content)
+    whole = read_through(Recording(str(path), decoder))
+    assert len(whole) == pytest.approx(SECONDS * SAMPLING_RATE_HZ, abs=0.1 * SAMPLING_RATE_HZ)
+    for start in (2, 11, 20):
+        cut = Recording(str(path), decoder).utterance(float(start), start + 2.0, 0)
+        for found in (cut, whole[start * SAMPLING_RATE_HZ : (start + 2) * SAMPLING_RATE_HZ]):
+            at_s, correlation = place_s(found, signal(), float(start))
+            assert abs(at_s - start) < NEAR_S
+            assert correlation > 0.9
+
+
 @pytest.mark.parametrize(("late", "start_s"), [(False, 0.0), (True, 20.0)])
 def test_floats_on_the_scale_of_integers_are_told(late, start_s, decoder, tmp_path):
     path, samples = tmp_path / "float.wav", at_rate(signal(), 8000)

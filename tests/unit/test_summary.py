@@ -5,7 +5,7 @@ import json
 import pytest
 
 from vaemo import files
-from vaemo.errors import OtherRunError, ReadStoreError, TooManyFailuresError
+from vaemo.errors import OtherRunError, ReadStoreError, TooManyFailuresError, UsageError
 from vaemo.parts.tally import Tally, count
 from vaemo.summary import results, summary
 from vaemo.training.run_folder import finished
@@ -52,6 +52,16 @@ def test_nothing_is_written_where_nothing_of_the_job_is(tmp_path):
     with pytest.raises(OtherRunError), summary(str(tmp_path)):
         raise OtherRunError("of another run")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_is_no_output_folder(tmp_path):
+    (tmp_path / "calls.csv").write_text("kept")
+    with (
+        pytest.raises(UsageError, match=r"--out .*calls.csv is a file; give a folder"),
+        summary(f"{tmp_path}/calls.csv"),
+    ):
+        pytest.fail("it was begun")
+    assert (tmp_path / "calls.csv").read_text() == "kept"
 
 
 def test_results_stay_and_a_failed_run_is_not_a_finished_one(tmp_path):

@@ -21,7 +21,7 @@ from vaemo.metrics import spearman, spearman_interval
 from vaemo.model.regressor import SessionRegressor
 from vaemo.model.streams import Streams
 from vaemo.scoring.table import score_table
-from vaemo.store import FeatureStore
+from vaemo.store import FeatureStore, part_schema
 from vaemo.stream import Stream
 from vaemo.targets import Target
 from vaemo.testing import linear_world
@@ -291,6 +291,12 @@ def test_labels_count_by_what_their_raters_leave_open():
         ("model.targets=[{name: a, level: session}, a]", "names 'a' twice"),
         ("model.targets=[role]", "'role', and role is a column of something else"),
         ("model.targets=[talk_s]", "'talk_s', and talk_s is"),
+        *(
+            (f"model.targets=[{name}]", f"'{name}', and {name} is")
+            for schema in (scores.UTTERANCE_SCHEMA, scores.SESSION_SCHEMA, scores.TRUST_SCHEMA, part_schema({}))
+            for name in schema.names
+            if not name.endswith(("valence", "arousal")) and not name.startswith(("valence_", "arousal_"))
+        ),
         ("model.targets=[speech]", "'speech'"),
         ("model.targets=[valence, observed_valence]", "'valence' and 'observed_valence', which would both"),
         ("model.targets=[valence, valence_sd]", "both have a column valence_sd"),
@@ -421,7 +427,7 @@ def test_a_target_of_the_session_is_evaluated_per_session(tmp_path, capsys):
     random = np.random.default_rng(0)
     table = table_with(("valence", CSAT), sessions=(3, 3, 30))
     scored = table.select(
-        [name for name in scores.UTTERANCE_SCHEMA.names if name in table.column_names and name != "arousal"]
+        [name for name in scores.scores.UTTERANCE_SCHEMA.names if name in table.column_names and name != "arousal"]
     )
     n = len(table)
     last = np.array([*(a != b for a, b in zip(table["session_id"][:-1], table["session_id"][1:], strict=True)), True])

@@ -44,6 +44,8 @@ MAX_CHANNELS = 64
 _HEAD_BYTES = 4096
 _SKIP_FRAMES = 1 << 20
 _UNKNOWN_FRAMES = (1 << 63) - 1
+_LEAST_BYTES_S = 0.5
+"""Silence takes more in every format: 10 bytes for the 65,536 samples of a frame of FLAC."""
 
 _SOUNDFILE = (
     *(b"RIFF", b"RIFX", b"RF64", b"BW64", b"FORM", b"riff", b".snd", b"caff", b"fLaC"),
@@ -254,7 +256,10 @@ def _open_link(path: str, head: bytes, stop: int | None, *, sound: bool = False)
         try:
             audio = SoundFile(file)
             # A FLAC that was streamed does not say its length, and libsndfile cannot jump in it; nor well in an MP3.
-            if audio.frames and audio.frames != _UNKNOWN_FRAMES and not audio.subtype.startswith("MPEG"):
+            known = audio.frames and audio.frames != _UNKNOWN_FRAMES and not audio.subtype.startswith("MPEG")
+            # libsndfile ends where the header says, FFmpeg where the file does.
+            is_longer = stop is None and head.startswith(b"fLaC") and headers.flac_end(path) > (audio.frames or 0)
+            if known and not is_longer:
                 return audio
         except errors:
             pass
@@ -341,8 +346,12 @@ def answer(request: dict[str, Any], audio: Any) -> tuple[dict[str, Any], bytes |
         if "open" in request:
             audio = None
             audio = open_file(request["open"], request.get("headerless"))
-            info = {"sampling_rate": audio.sampling_rate, "channels": audio.channels, "frames": audio.frames}
-            guess_s = audio.frames / audio.sampling_rate if audio.frames else audio.guess_s
+            frames = audio.frames
+            # A length that so few bytes cannot hold is a mistake of the header: what is there is read.
+            if frames and frames > os.path.getsize(request["open"]) * audio.sampling_rate / _LEAST_BYTES_S:
+                frames = None
+            info = {"sampling_rate": audio.sampling_rate, "channels": audio.channels, "frames": frames}
+            guess_s = frames / audio.sampling_rate if frames else audio.guess_s
             return {**info, "duration_s": guess_s, "floats": audio.floats}, b"", audio
         if audio is None:
             raise DecodeError("no file is open")

@@ -58,6 +58,9 @@ _LEFT_SHARE, _LEFT_BYTES = 0.2, 1 << 15
 _AHEAD_S = 10.0
 _EXACT_S = 1e-4
 _MISGUESSED = 8
+_COUNTED_S = 6.0
+"""More than a piece, and a frame, may last: so far ahead of the end that an encoder stated, frames are looked for."""
+
 _TAIL_S = 0.5
 """Less damage than this behind the last frame is a truncated frame and is ignored."""
 
@@ -499,12 +502,13 @@ class Amr:
 
 
 class _Link(NamedTuple):
-    """Frames of one encoder: the first of them, its first sample, its end where that is known, and their kind."""
+    """Frames of one encoder: the first of them, its first sample, its end and count where known, and their kind."""
 
     first: int
     begin_s: float
     end_s: float
     header: Header
+    n_frames: int | None = None
 
 
 class Framed:
@@ -567,11 +571,12 @@ class Framed:
                     return
             damaged = damaged or index in self._after_damage
             found = self._links[bisect.bisect_right(self._links, index, key=lambda link: link.first) - 1]
-            if found is not link:
+            if link is None or found.first != link.first:
                 if held is not None:
                     yield held.piece()
                     held = None
-                link, decoder = found, av.CodecContext.create(found.header.decoder, "r")
+                decoder = av.CodecContext.create(found.header.decoder, "r")
+            link = found
             assert decoder is not None
             offset, time_s = self._offsets[index], self._times_s[index]
             header = self._framing.header(self._data, offset)
@@ -622,7 +627,7 @@ class Framed:
 
     def _scan(self, until_s: float) -> None:
         data, header_at = self._data, self._framing.header
-        while self._at < self._stop and self._time_s < until_s:
+        while self._at < self._stop and (self._time_s < until_s or self._is_near_end()):
             header = header_at(data, self._at)
             known = self._links[-1].header if self._links else None
             if header is None or self._at + header.size > self._stop:
@@ -641,6 +646,15 @@ class Framed:
             self._times_s.append(self._time_s)
             self._at += header.size
             self._time_s += header.samples / header.rate
+            link = self._links[-1]
+            if link.n_frames is not None and len(self._offsets) - link.first > link.n_frames:
+                # More are there than the encoder counted: its tag is of another file, or was never finished.
+                self._links[-1] = link._replace(end_s=_NEVER_S, n_frames=None)
+                self._n_frames = None
+
+    def _is_near_end(self) -> bool:
+        """Whether the last frames that an encoder counted are next: only those behind them tell whether that is so."""
+        return bool(self._links) and abs(self._time_s - self._links[-1].end_s) < _COUNTED_S
 
     def _begin_link(self, header: Header) -> None:
         """The frame here is the first of an encoder's."""
@@ -652,7 +666,7 @@ class Framed:
             end_s = begin_s + (frames * header.samples - priming - padding) / header.rate
             if not self._links:
                 self.stated_s, self._n_frames = end_s, frames
-        self._links.append(_Link(len(self._offsets), begin_s, end_s, header))
+        self._links.append(_Link(len(self._offsets), begin_s, end_s, header, frames or None))
         self._time_s = begin_s - priming / header.rate
         self._new_link = False
         if tag is not None:

@@ -381,6 +381,14 @@ def is_one_flac(file: io.BufferedReader, start: int, size: int) -> bool:
     return sum([last, *frames][-1]) == total
 
 
+def flac_end(path: str) -> int:
+    """Behind the last sample of a FLAC, by the frames in its last bytes; 0 where none is found there."""
+    size = os.path.getsize(path)
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        block = int.from_bytes(data[8:10], "big")
+        return max(map(sum, _flac_frames(data, max(size - _PROBE_BYTES, 42), size, block)), default=0)
+
+
 _FLAC_SHARES = (1 / 64, 1 / 32, *(sixteenths / 16 for sixteenths in (1, 2, 4, 6, 8, 10, 12, 14, 16)))
 _FLAC_SYNC = re.compile(rb"\xff[\xf8\xf9]")
 

@@ -82,7 +82,17 @@ def group_members(
         found.setdefault(session_id, []).append(Member(path or "", offsets[row], row))
     members: dict[str, tuple[Member, ...]] = {}
     row_of: dict[str, int] = {}
-    for session_id, several in found.items():
+    # Sessions of one recording may share it: a store or a manifest cuts them from one file.
+    for session_id, several in sorted(found.items(), key=lambda item: len(item[1]) == 1):
+        for member in several:
+            place = plain(member.path)
+            first = row_of.setdefault(place, member.row) if len(several) > 1 else row_of.get(place, member.row)
+            if place and first != member.row:
+                raise ReadManifestError(
+                    f"{where}, row {member.row + 1}: the recording {named(member.path)} stands in row {first + 1} "
+                    f"already, of the session {named(session_ids[first])}. A recording is in one session, once; "
+                    "drop a row."
+                )
         if len(several) > 1:
             for what, missing in (
                 ("path", [not member.path for member in several]),
@@ -94,14 +104,6 @@ def group_members(
                         f"{where}, row {row + 1}: the session {named(session_id)} has several rows, and no {what} in "
                         f"this one. Give {what} in every row of a session of several recordings"
                         + (", one row a call otherwise." if what == "path" else ", or in none of them.")
-                    )
-            for member in several:
-                first = row_of.setdefault(plain(member.path), member.row)
-                if first != member.row:
-                    raise ReadManifestError(
-                        f"{where}, row {member.row + 1}: the recording {named(member.path)} stands in row {first + 1} "
-                        f"already, of the session {named(session_ids[first])}. A recording is in one session, once; "
-                        "drop a row."
                     )
             # Rows without a date keep their place behind those that have one.
             several.sort(key=lambda member: (member.offset_s or 0.0, dates[member.row] or "\U0010ffff"))

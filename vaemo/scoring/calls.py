@@ -27,7 +27,7 @@ from vaemo.audio.several import OFFSET, Member, group_members, lies_at, plain, r
 from vaemo.errors import ReadManifestError, named
 from vaemo.scores import SESSION_SCHEMA, SPREAD_SCHEMA, TRUST_SCHEMA, UTTERANCE_SCHEMA, WEIGHT_SCHEMA
 from vaemo.store import part_schema
-from vaemo.tables import with_column
+from vaemo.tables import kind_of_file, with_column
 
 DATE = "date"
 """Column by which scores are partitioned, as `date=2026-11-23`."""
@@ -43,6 +43,7 @@ _OF = "\t"
 
 _ROLE = re.compile(r"role_(ch|v)(\d+)")
 _ID_COLUMNS = ("session_id", "path")
+_CSV = (".csv", ".tsv", ".tab", ".txt")
 _MOST = 64
 """Channels of a recording."""
 _ROLE_NAMES = tuple(f"role_{kind}{number}" for kind in ("ch", "v") for number in range(_MOST))
@@ -191,7 +192,7 @@ def read_calls(path: str, root: str = "") -> Calls:
     Ids, paths and roles are the text in the file: `00123`, `1e5`, `NA` and `2026-11-23` stay what they are.
 
     Args:
-        path: `.parquet`, `.csv`, or anything else as JSON Lines; the suffix in any case.
+        path: `.parquet`, `.csv` (`.tsv`, `.tab`, `.txt`), or anything else as JSON Lines; the suffix in any case.
         root: Folder of the recordings; a `path` in the table may be relative to it or begin with it.
 
     Raises:
@@ -276,23 +277,33 @@ def _with_recordings(rows: pa.Table, several: Mapping[str, Sequence[Member]]) ->
 
 
 def _read(path: str) -> pa.Table:
-    """The table, its column names without blanks around them."""
+    """The table, its column names without blanks around them, and without columns that have none."""
     suffix = posixpath.splitext(path)[1].lower()
     try:
         if suffix == ".parquet":
             table = files.read_parquet(path)
         else:
             content = files.read_bytes(path).removeprefix(b"\xef\xbb\xbf")
-            table = _read_csv(content) if suffix == ".csv" else _read_json_lines(content)
+            if (kind := kind_of_file(content)) is not None:
+                raise ValueError(f"it is {kind}; save it as CSV in UTF-8")
+            table = _read_csv(content) if suffix in _CSV else _read_json_lines(content)
     except (OSError, ValueError) as error:
         raise ReadManifestError(
             f"the table of calls {path} cannot be read as Parquet, CSV or JSON Lines: {' '.join(str(error).split())}"
         ) from None
-    names = [name.strip() for name in table.column_names]
+    # A spreadsheet leaves columns without a name behind its last one.
+    table = table.select([number for number, name in enumerate(table.column_names) if name.strip()])
+    names = [_named(name.strip()) for name in table.column_names]
     repeated = next((name for name in names if names.count(name) > 1), None)
     if repeated is not None:
         raise ReadManifestError(f"the table of calls {path} has two columns '{repeated}'; drop or rename one.")
     return table.rename_columns(names)
+
+
+def _named(name: str) -> str:
+    """The name of a column; those that mean something here are met in any case: an objection must not be missed."""
+    lower = name.lower()
+    return lower if lower in (*_ID_COLUMNS, PROCESS, AGENT_ID, DATE, OFFSET) or _ROLE.fullmatch(lower) else name
 
 
 def _read_csv(content: bytes) -> pa.Table:
@@ -306,7 +317,8 @@ def _read_csv(content: bytes) -> pa.Table:
     )
     text = pyarrow.csv.read_csv(pa.BufferReader(content), parse_options=parse, convert_options=as_text)
     for number, name in enumerate(typed.column_names):
-        ours = name.strip() in _ID_COLUMNS or _ROLE.fullmatch(name.strip())
+        known = _named(name.strip())
+        ours = known in _ID_COLUMNS or _ROLE.fullmatch(known)
         if ours or not _written_so(typed.column(number), text.column(number)):
             typed = typed.set_column(number, name, text.column(number))
     return typed
@@ -330,7 +342,8 @@ def _read_json_lines(content: bytes) -> pa.Table:
         rows = [json.loads(line, parse_int=str, parse_float=str) for line in content.splitlines() if line.strip()]
         if not all(isinstance(row, dict) for row in rows):
             raise ValueError("one JSON object a line is needed") from None
-        table = pa.Table.from_pylist(rows, pa.schema([(name, pa.string()) for name in dict.fromkeys(_keys(rows))]))
+        names = dict.fromkeys(_keys(rows))
+        table = pa.table({name: pa.array([_written(row.get(name)) for row in rows], pa.string()) for name in names})
     ours = (name for name in as_text.names if name in table.column_names)
     unused = [name for name in ours if table[name].null_count == len(table)]
     return table.drop_columns(unused)
@@ -339,6 +352,11 @@ def _read_json_lines(content: bytes) -> pa.Table:
 def _keys(rows: Sequence[Mapping[str, object]]) -> Iterator[str]:
     for row in rows:
         yield from row
+
+
+def _written(value: object) -> str | None:
+    """A value as its line writes it, text without quotes."""
+    return value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _text(column: pa.ChunkedArray, name: str, path: str) -> pa.ChunkedArray:

@@ -27,6 +27,9 @@ def with_roles(table: pa.Table, rules: RoleRules, calls: Calls | None) -> pa.Tab
     cut = cut_by_vaemo(table)
     # A role that extraction filled in (`mixed`) was not declared.
     unnamed = table["role"].is_null().to_numpy() | (cut & pc.is_in(table["role"], pa.array(NOT_KNOWN)).to_numpy())
+    # `mixed` in one of several channels is what was heard: they hold the same.
+    alike = pc.and_(pc.equal(table["role"], "mixed"), pc.greater(table["n_channels"], 1))
+    unnamed &= ~alike.fill_null(False).to_numpy()
     if not unnamed.any() or not (cut.any() or calls or rules.channel_roles):
         return table
     channel = table["channel"].cast(pa.int64()).fill_null(-1).to_numpy()

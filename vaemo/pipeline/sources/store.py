@@ -136,7 +136,7 @@ def _content_digests(table: pa.Table, dims: Mapping[str, int]) -> dict[str, str]
             column = table[stream].combine_chunks()
             matrix = np.zeros((len(column), dims[stream]), np.float32)
             matrix[column.is_valid().to_numpy(zero_copy_only=False)] = (
-                column.drop_null().flatten().to_numpy().reshape(-1, dims[stream])
+                column.drop_null().flatten().to_numpy(zero_copy_only=False).reshape(-1, dims[stream])
             )
             vectors.append(np.ascontiguousarray(matrix[:, :: max(dims[stream] // _DIGESTED, 1)]))
     found = {}
