@@ -427,7 +427,7 @@ def test_a_target_of_the_session_is_evaluated_per_session(tmp_path, capsys):
     random = np.random.default_rng(0)
     table = table_with(("valence", CSAT), sessions=(3, 3, 30))
     scored = table.select(
-        [name for name in scores.scores.UTTERANCE_SCHEMA.names if name in table.column_names and name != "arousal"]
+        [name for name in scores.UTTERANCE_SCHEMA.names if name in table.column_names and name != "arousal"]
     )
     n = len(table)
     last = np.array([*(a != b for a, b in zip(table["session_id"][:-1], table["session_id"][1:], strict=True)), True])
