@@ -325,7 +325,8 @@ class Fitting:
             # Workers wait for each other here, until the state is whole on the storage.
             yield {"epoch": metrics["epoch"], "finished": False}
         trackers.close()
-        if first:
+        # A worker that died after this, before it was heard of, is started once more.
+        if first and run_folder.finished(out) is None:
             write_pictures(out, {run_folder.CURVES.removesuffix(".png"): lambda: draw_curves(trainer.history, name)})
             # What belongs to a run of several is concluded with it.
             alone = {} if self.several or job.part else {"concluded": False}
