@@ -179,7 +179,7 @@ def test_a_store_that_names_no_speakers_is_said_once(tmp_path, capsys):
         note_unnamed_speakers(stores[name], ["speaker.prosody", "speaker.speech", "session.prosody"])
         said = capsys.readouterr().out.splitlines()
         assert len(said) == 1
-        assert "names no speakers (speaker_id): model.speaker_norm takes each session for one speaker" in said[0]
+        assert "has no speaker_id but the session's: model.speaker_norm takes each session for one speaker" in said[0]
     note_unnamed_speakers(stores["named"], ["speaker.prosody"])
     note_unnamed_speakers(stores["without"], ["session.prosody"])
     assert capsys.readouterr().out == ""

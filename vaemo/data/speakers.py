@@ -85,7 +85,7 @@ def past_of(name: str, vectors: np.ndarray, speakers: np.ndarray, apart: np.ndar
 
 
 def note_unnamed_speakers(store: FeatureStore, pasts: Sequence[str]) -> None:
-    """Print a note if a model compares with a speaker's past and the store's first part names no speakers.
+    """Print a note if a model compares with a speaker's past and speakers of the store's first part are its sessions.
 
     Args:
         store: Opened.
@@ -95,7 +95,7 @@ def note_unnamed_speakers(store: FeatureStore, pasts: Sequence[str]) -> None:
         return
     table = store.read(["session_id", "speaker_id"], store.parts[:1])
     if pc.all(pc.equal(table["speaker_id"], table["session_id"])).as_py():
-        say(f"{store.path} names no speakers (speaker_id): model.speaker_norm takes each session for one speaker.")
+        say(f"{store.path} has no speaker_id but the session's: model.speaker_norm takes each session for one speaker.")
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:
