@@ -7,6 +7,7 @@ driver that dies does no more than that either: states lie in the run folders.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -182,9 +183,9 @@ class _Places:
         return cls(out, folds, runs, files.join(out, "oof") if data.folds else None)
 
     @property
-    def checkpoints(self) -> tuple[str, ...]:
-        """Those of all trainings, one fold after the other."""
-        return tuple(files.join(run, run_folder.BEST) for of_fold in self.runs.values() for run in of_fold)
+    def checkpoints(self) -> dict[str, list[str]]:
+        """By fold those of its trainings."""
+        return {fold: [files.join(run, run_folder.BEST) for run in runs] for fold, runs in self.runs.items()}
 
     def write_inputs(self, data: TrainingData) -> None:
         """What each fold learns from, and the voices that scoring with its model needs."""
@@ -195,7 +196,7 @@ class _Places:
 
     def trained(self, summary: Mapping[str, Any]) -> Trained:
         """What is left at the end."""
-        return Trained(self.out, summary, self.checkpoints, self.held_out)
+        return Trained(self.out, summary, tuple(itertools.chain(*self.checkpoints.values())), self.held_out)
 
 
 def _fit_all(
@@ -249,12 +250,12 @@ def _named(data: TrainingData, part: str) -> Fold:
 
 def _conclude(data: TrainingData, places: _Places, manifest: str | None, fingerprint: str) -> dict[str, Any]:
     """What follows from all trainings: the model of a fold is its first seed's, held-out rows are scored by all."""
-    for fold, folders in places.runs.items():
-        if len(folders) > 1:
+    bests = places.checkpoints
+    for fold, (first, *others) in bests.items():
+        if others:
             best = files.join(places.folds[fold], run_folder.BEST)
-            copy_checkpoint(files.join(folders[0], run_folder.BEST), best)
+            copy_checkpoint(first, best)
             write_card(best)
-    bests = {fold: [files.join(run, run_folder.BEST) for run in folders] for fold, folders in places.runs.items()}
     models = {fold: [load_checkpoint(best) for best in of_fold] for fold, of_fold in bests.items()}
     if places.held_out is not None:
         summary = score_held_out(data, models, manifest, places.held_out, fingerprint)
