@@ -201,13 +201,13 @@ def dialogue_world(
     valence / arousal): ridge regression with matched spread .33 / .64; the model without updater .36 / .64; ridge on
     features and their causal EMA .41 / .64; and how the model, without noise and compared with nothing, changes with
     noise of 1.0, with weight decay of 20, with `feedback=label`, and with each feature's difference from the same
-    speaker's past beside it. Measured there and here (seeds 0-49 were looked at in tuning; 100 and above were not; how
-    many seeds each figure is from, and their standard errors: `docs/evidence.md`):
+    speaker's past beside it. Measured there and here (seeds 0-49 were looked at in tuning; 100 and above were not;
+    figures are of seeds 0-9, and their standard errors are in `docs/evidence.md`):
 
-    - ridge .33 / .64 and .35 / .63, with an EMA .41 / .64 and .42 / .63, without updater .36 / .64 and .41 / .64;
-    - changes of the average, paired: noise of 1.0 -.081 and -.084, weight decay of 20 -.137 and -.094, `label`
-      fed, scored running free, -.087 and -.106; the difference from the speaker's past +.019 and +.017 (valence
-      +.042 and +.043).
+    - ridge .33 / .64 and .35 / .63, with an EMA .41 / .64 and .42 / .63, without updater .36 / .64 and .38 / .63;
+    - changes of the average, paired: noise of 1.0 -.081 and -.089, weight decay of 20 -.137 and -.109, `label`
+      fed, scored running free, -.087 and -.095; the difference from the speaker's past +.019 and +.021 (valence
+      +.042 and +.049).
 
     What it cannot show: anything about words, about who answers whom (the speakers' processes are independent), about
     voices that change in a session, about channels and rooms, or about features of other kinds and sizes. It has one
