@@ -11,7 +11,8 @@ function tiles(data) {
   const row = [
     tile(whole(data.n_calls), "calls", data.n_drawn < data.n_calls ? `${whole(data.n_drawn)} of them drawn` : "all of them drawn"),
     tile(whole(o.n_scored), `${COUNTED}s scored`, skipped),
-    tile(length(o.speech_s), "of speech", ""),
+    // A store of whole files may have no times.
+    o.speech_s ? tile(length(o.speech_s), "of speech", "") : null,
     ...DIMENSIONS.map((name) => tile(number(o.mean[name]), `mean ${name}`, "")),
     tile(share(o.n_failed, all), "failed", o.n_failed ? plural(o.n_failed, "utterance") : "nothing failed"),
   ];
@@ -25,6 +26,8 @@ function tiles(data) {
 }
 
 function ranking(title, note, data, column, format, wanted) {
+  // Slopes and endings need the times of utterances.
+  if (data.calls[column].every((value) => value === null)) return null;
   const calls = data.calls, indices = calls.session_id.map((_, i) => i)
     .filter((i) => calls[column][i] !== null && wanted(i))
     .sort((i, j) => calls[column][i] - calls[column][j])
@@ -35,7 +38,7 @@ function ranking(title, note, data, column, format, wanted) {
     sparkline(data.curves[calls.session_id[i]], dimension, data.overview.low, data.overview.high),
     h("span", { class: `value ${dimension}` }, format(calls[column][i]))));
   return h("section", { class: "card span-4" }, h("h2", {}, title), h("p", { class: "note" }, note),
-    items.length ? h("ol", { class: "ranking" }, items) : h("p", { class: "note" }, "There is none."));
+    items.length ? h("ol", { class: "ranking" }, items) : h("p", { class: "note" }, "No call."));
 }
 
 // The calls that are least and most like those that the model was measured on, to be listened to.
@@ -47,13 +50,13 @@ function fit(data, end, title, note) {
   return h("section", { class: "card span-4" }, h("h2", {}, title), h("p", { class: "note" }, note), h("ol", { class: "ranking" }, items));
 }
 
-// Calls of which nobody knows who speaks: they wait for evidence, and are heard on their own page where it is drawn.
+// Calls without a known role: they wait for evidence, and can be played on their own page where it is drawn.
 function unscored(data) {
   const calls = data.unscored;
   if (!calls.n) return null;
   const items = calls.session_id.map((name) => h("li", {}, data.curves[name] ? h("a", { href: callLink(name) }, name) : name));
-  return h("details", { class: "card span-12" }, h("summary", {}, `Nobody scored, since nothing says who speaks (${whole(calls.n)})`),
-    h("p", { class: "note" }, "Say the roles of their channels or voices in the table of calls (role_ch0, role_v0), or enrol the agents."),
+  return h("details", { class: "card span-12" }, h("summary", {}, `Not scored, because no role is known (${whole(calls.n)})`),
+    h("p", { class: "note" }, "Give the roles of their channels or voices in the table of calls (role_ch0, role_v0), or enrol the agents."),
     h("ul", { class: "fails" }, items));
 }
 
