@@ -112,14 +112,20 @@ def names(text: str) -> list[str]:
 
 
 def data_path(text: str) -> str:
-    """The type of an argument that names data: absolute, or a URI.
+    """The type of an argument that names data: absolute, or a URI; `~/` is the home folder.
 
     Raises:
-        UsageError: for a relative path inside a Ray job, which runs in a temporary copy of the working directory:
-            its output would be lost, and its input is not there.
+        UsageError: for empty text, as an unset variable of a shell gives it, which would mean the working directory;
+            for a relative path inside a Ray job, which runs in a temporary copy of the working directory: its output
+            would be lost, and its input is not there.
     """
+    if not text.strip():
+        raise UsageError("a path is empty; give the path of a file or a folder, '.' for the working directory.")
     if files.is_uri(text):
         return text
+    if text.startswith("~/") and not os.path.lexists("~"):
+        # A shell does not always do it, Python never: there would be a folder of that name.
+        text = os.path.expanduser(text)
     if not os.path.isabs(text) and in_ray_job():
         raise UsageError(
             f"'{text}' is a relative path, and a Ray job runs in a temporary copy of the working directory. "

@@ -20,7 +20,8 @@ _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 _TAKEN = {
     *("session_id", "utt_id", "speaker_id", "audio_path", "audio", "start_s", "end_s", "duration_s", "channel", "role"),
     *("position", "split", "fold", "status", "reason", "run_id", "lost_s", "duplicate_of", "n_channels"),
-    *("bandwidth_hz", "level_db", "snr_db", "voice"),
+    *("bandwidth_hz", "level_db", "snr_db", "voice", "voice_margin", "role_by", "role_margin", "offset_s"),
+    *("novelty", "novelty_of"),
     *("n_utterances", "n_scored", "n_failed", "talk_s", "speech", "prosody", "speaker"),
     *("text", "avg", "row", "date", "index", "level", "name"),
 }

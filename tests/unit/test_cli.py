@@ -16,6 +16,12 @@ def test_paths_become_absolute(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert cli.data_path("runs/a") == str(tmp_path / "runs/a")
     assert cli.data_path("s3://bucket/a") == "s3://bucket/a"
+    monkeypatch.setenv("HOME", "/home/ann")
+    assert cli.data_path("~/a") == "/home/ann/a"
+    (tmp_path / "~").mkdir()
+    assert cli.data_path("~/a") == str(tmp_path / "~/a")
+    with pytest.raises(UsageError, match="a path is empty"):
+        cli.data_path("")
 
 
 def test_a_relative_path_in_a_ray_job_is_refused(monkeypatch):

@@ -21,7 +21,7 @@ from vaemo.metrics import spearman, spearman_interval
 from vaemo.model.regressor import SessionRegressor
 from vaemo.model.streams import Streams
 from vaemo.scoring.table import score_table
-from vaemo.store import FeatureStore
+from vaemo.store import FeatureStore, part_schema
 from vaemo.stream import Stream
 from vaemo.targets import Target
 from vaemo.testing import linear_world
@@ -291,6 +291,12 @@ def test_labels_count_by_what_their_raters_leave_open():
         ("model.targets=[{name: a, level: session}, a]", "names 'a' twice"),
         ("model.targets=[role]", "'role', and role is a column of something else"),
         ("model.targets=[talk_s]", "'talk_s', and talk_s is"),
+        *(
+            (f"model.targets=[{name}]", f"'{name}', and {name} is")
+            for schema in (scores.UTTERANCE_SCHEMA, scores.SESSION_SCHEMA, scores.TRUST_SCHEMA, part_schema({}))
+            for name in schema.names
+            if not name.endswith(("valence", "arousal")) and not name.startswith(("valence_", "arousal_"))
+        ),
         ("model.targets=[speech]", "'speech'"),
         ("model.targets=[valence, observed_valence]", "'valence' and 'observed_valence', which would both"),
         ("model.targets=[valence, valence_sd]", "both have a column valence_sd"),

@@ -15,7 +15,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +115,18 @@ def save_checkpoint(
     return fingerprint
 
 
+def _held(path: str | Path, name: str, parse: Callable[[bytes], Any]) -> dict[str, Any]:
+    """What a file of the checkpoint says; ValueError where it holds something else."""
+    try:
+        held = parse(_read(path, name))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{name} is not JSON ({error})") from None
+    if not isinstance(held, dict):
+        found = "nothing" if held is None else repr(held)
+        raise ValueError(f"{name} holds {found}, where names and values are needed")
+    return held
+
+
 def load_checkpoint(path: str | Path) -> Checkpoint:
     """The checkpoint in a folder.
 
@@ -125,8 +137,8 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     path = _standing(path)
     weights = _read(path, WEIGHTS)
     try:
-        sections = strict_yaml.load(_read(path, CONFIG), CONFIG)
-        metrics, provenance = json.loads(_read(path, METRICS_FILE)), json.loads(_read(path, PROVENANCE_FILE))
+        sections = _held(path, CONFIG, lambda content: strict_yaml.load(content, CONFIG))
+        metrics, provenance = (_held(path, name, json.loads) for name in (METRICS_FILE, PROVENANCE_FILE))
         tensors = load(weights)
         config = Config.from_dict(sections)
         by_position = metrics.get(ERRORS)

@@ -205,21 +205,23 @@ def test_a_missing_file_is_named(folder, name):
 
 
 @pytest.mark.parametrize(
-    ("name", "content"),
+    ("name", "content", "said"),
     [
-        (WEIGHTS, "x"),
-        (CONFIG, "model: {nonsense: 1}"),
-        (CONFIG, "a: [b"),
-        (CONFIG, "7"),
-        (METRICS_FILE, "{"),
-        (METRICS_FILE, '{"error_by_position": {"from": [1]}}'),
-        (METRICS_FILE, b"\xff"),
-        (PROVENANCE_FILE, "?"),
+        (WEIGHTS, "x", "header too small"),
+        (CONFIG, "model: {nonsense: 1}", "nonsense"),
+        (CONFIG, "a: [b", "line 1"),
+        (CONFIG, "7", "config.yaml holds 7, where names and values are needed"),
+        (CONFIG, "", "config.yaml holds nothing"),
+        (METRICS_FILE, "{", "metrics.json is not JSON"),
+        (METRICS_FILE, "[]", r"metrics.json holds \[\], where"),
+        (METRICS_FILE, '{"error_by_position": {"from": [1]}}', ""),
+        (METRICS_FILE, b"\xff", ""),
+        (PROVENANCE_FILE, "?", "provenance.json is not JSON"),
     ],
 )
-def test_a_damaged_file_is_an_error(folder, name, content):
+def test_a_damaged_file_is_an_error(folder, name, content, said):
     (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(ReadCheckpointError, match="is damaged"):
+    with pytest.raises(ReadCheckpointError, match=f"is damaged: .*{said}"):
         load_checkpoint(folder)
 
 
