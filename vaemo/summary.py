@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from vaemo import files
-from vaemo.errors import OtherRunError, UsageError, VaemoError
+from vaemo.errors import OtherRunError, UsageError, VaemoError, mistake_of
 
 SUMMARY = "summary.json"
 
@@ -38,6 +38,7 @@ def summary(out: str, job: str | None = None, *, dry_run: bool = False) -> Itera
 
     Raises:
         UsageError: if the output folder is a file.
+        StorageError, ClusterError: in the place of an OSError of a disk, an object store or a connection.
     """
     if not files.is_uri(out) and os.path.isfile(out):
         raise UsageError(f"--out {out} is a file; give a folder, an empty or a new one.")
@@ -47,9 +48,13 @@ def summary(out: str, job: str | None = None, *, dry_run: bool = False) -> Itera
     try:
         yield facts
     except BaseException as error:
-        code = 130 if isinstance(error, KeyboardInterrupt) else getattr(error, "exit_code", 1)
-        facts |= {"error": " ".join(str(error).split()), **getattr(error, "counts", {})}
+        mistake = mistake_of(error) if isinstance(error, OSError) else None
+        shown = mistake or error
+        code = 130 if isinstance(error, KeyboardInterrupt) else getattr(shown, "exit_code", 1)
+        facts |= {"error": " ".join(str(shown).split()), **getattr(shown, "counts", {})}
         ours &= not isinstance(error, (OtherRunError, UsageError))
+        if mistake is not None:
+            raise mistake from error
         raise
     finally:
         facts |= {"exit_code": code, "seconds": round(time.monotonic() - start, 1)}

@@ -231,6 +231,24 @@ def test_a_table_of_paths_is_taken_instead_of_a_folder(tmp_path):
     assert not is_table_of_paths(str(tmp_path / "m.jsonl"))
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("calls.csv", "Session_ID; Path ;Size;;\n007;in/a.wav;10;;\n1e5;in/b.wav;;;\n"),
+        ("calls.TSV", "\ufeffSESSION_ID\tPATH\tSIZE\r\n007\tin/a.wav\t10\r\n1e5\tin/b.wav\t\r\n"),
+    ],
+)
+def test_a_table_of_paths_is_met_as_spreadsheets_write_it(tmp_path, name, text):
+    (tmp_path / name).write_text(text, encoding="utf-8", newline="")
+    found = [Found("007", f"{tmp_path}/in/a.wav", 10), Found("1e5", f"{tmp_path}/in/b.wav")]
+    assert list_recordings(str(tmp_path / name)).recordings == found
+    assert is_table_of_paths(str(tmp_path / name))
+    # pandas writes whole numbers, of which some are missing, as floats.
+    table = pa.table({"Path": ["in/a.wav", "in/b.wav"], "session_id": ["007", "1e5"], "SIZE": [10.0, float("nan")]})
+    pq.write_table(table, tmp_path / "calls.parquet")
+    assert list_recordings(str(tmp_path / "calls.parquet")).recordings == found
+
+
 @pytest.mark.parametrize("packed", [False, True])
 def test_an_inventory_of_s3_is_one(tmp_path, packed):
     times = ("2026-11-23T10:00:00.000Z", "2026-11-23T10:00:01.000Z")
@@ -248,6 +266,10 @@ def test_an_inventory_of_s3_is_one(tmp_path, packed):
         ("path,size\na.wav,1\n,2\n", "row 2: it names no recording"),
         ("path\na.wav\na.wav\n", "row 2: 'a.wav' is already there"),
         ("session_id,path\nx,a.wav\nx,b.wav\n", "row 2: 'x' is already there"),
+        ("path,size\na.wav,3\nb.wav,12 kB\n", "row 2: size is '12 kB'; give a whole number of bytes"),
+        ("path,size\na.wav,-1\n", "row 1: size is -1"),
+        ("path,Path\na.wav,b.wav\n", "has two columns 'path'"),
+        ("file\na.wav\n", "has neither 'path' nor 'key'; it has file"),
         ('path\n"a.wav\n', "cannot be read|names no recording|holds no recordings"),
         ("", "cannot be read"),
     ],

@@ -9,7 +9,7 @@ import pytest
 
 from vaemo import files, metrics, scores
 from vaemo.config import Config, ScoreConfig
-from vaemo.errors import LabelError, ReadManifestError, ReadScoresError
+from vaemo.errors import LabelError, ReadManifestError, ReadScoresError, UsageError
 from vaemo.evaluation.evaluate import evaluate, table_of
 from vaemo.store import store_info
 
@@ -343,6 +343,14 @@ def test_labels_outside_their_range_are_refused(tmp_path, rows, scored):
     labels = write_manifest(tmp_path / "m.jsonl", rows, scale=lambda value: 1 + 6 * value)
     with pytest.raises(LabelError, match=r"valence of utterance 's0-0' in .* outside \[0, 1\]\. Give the corpus's own"):
         evaluate(scored, labels, str(tmp_path / "out"), QUICK)
+
+
+def test_the_metrics_of_a_checkpoint_are_not_replaced(tmp_path, rows, scored):
+    checkpoint = tmp_path / "best"
+    checkpoint.mkdir()
+    (checkpoint / "model.safetensors").write_bytes(b"weights")
+    with pytest.raises(UsageError, match=r"best is a checkpoint, whose metrics.json would be lost"):
+        evaluate(scored, write_manifest(tmp_path / "m.jsonl", rows), str(checkpoint), QUICK)
 
 
 def test_labels_of_another_corpus_are_refused(tmp_path, rows, scored):

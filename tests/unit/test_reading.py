@@ -316,6 +316,22 @@ def test_what_a_recorder_that_died_left_is_read(size, junk, decoder, tmp_path):
     assert correlation > 0.9
 
 
+@pytest.mark.parametrize("n_odd", [1, 2])
+@pytest.mark.parametrize("padded", [False, True])
+def test_chunks_of_odd_length_may_lack_their_last_byte(n_odd, padded, decoder, tmp_path):
+    # A size whose first byte is a letter makes "atad" of the next chunk, where its own begin is missed.
+    path, content = tmp_path / "odd.wav", wav(4 * 16000 // 256 * 256 + ord("d"))
+    odd = (b"note" + struct.pack("<I", 5) + b"abcde" + b"\0" * padded) * n_odd
+    path.write_bytes(content[:36] + odd + content[36:])
+    whole = read_through(Recording(str(path), decoder))
+    assert len(whole) == pytest.approx(4 * SAMPLING_RATE_HZ, abs=400)
+    cut = Recording(str(path), decoder).utterance(1.0, 3.0, 0)
+    for found in (cut, whole[SAMPLING_RATE_HZ : 3 * SAMPLING_RATE_HZ]):
+        at_s, correlation = place_s(found, signal(4), 1.0)
+        assert abs(at_s - 1.0) < NEAR_S
+        assert correlation > 0.9
+
+
 @pytest.mark.parametrize("seconds", [(6, 4, 1), (4, 1, 1, 1), (2,) * 8])
 def test_short_flacs_that_were_joined_are_all_found(seconds, decoder, tmp_path):
     path, parts = tmp_path / "joined.flac", []

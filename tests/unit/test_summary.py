@@ -5,7 +5,7 @@ import json
 import pytest
 
 from vaemo import files
-from vaemo.errors import OtherRunError, ReadStoreError, TooManyFailuresError, UsageError
+from vaemo.errors import OtherRunError, ReadStoreError, StorageError, TooManyFailuresError, UsageError
 from vaemo.parts.tally import Tally, count
 from vaemo.summary import results, summary
 from vaemo.training.run_folder import finished
@@ -44,6 +44,12 @@ def test_a_job_that_fails_says_how(error, code, tmp_path):
     assert "error" not in written(tmp_path)
 
 
+def test_what_a_disk_refuses_is_an_error_of_storage(tmp_path):
+    with pytest.raises(StorageError, match=r"storage failed: .*File name too long"), summary(str(tmp_path)):
+        files.exists(f"{tmp_path}/{'x' * 300}/a")
+    assert written(tmp_path)["error"].startswith("storage failed")
+
+
 def test_nothing_is_written_where_nothing_of_the_job_is(tmp_path):
     with summary(str(tmp_path), dry_run=True):
         pass
@@ -55,13 +61,11 @@ def test_nothing_is_written_where_nothing_of_the_job_is(tmp_path):
 
 
 def test_a_file_is_no_output_folder(tmp_path):
-    (tmp_path / "calls.csv").write_text("kept")
-    with (
-        pytest.raises(UsageError, match=r"--out .*calls.csv is a file; give a folder"),
-        summary(f"{tmp_path}/calls.csv"),
-    ):
+    path = tmp_path / "calls.csv"
+    path.write_text("kept")
+    with pytest.raises(UsageError, match=r"--out .*calls.csv is a file; give a folder"), summary(str(path)):
         pytest.fail("it was begun")
-    assert (tmp_path / "calls.csv").read_text() == "kept"
+    assert path.read_text() == "kept"
 
 
 def test_results_stay_and_a_failed_run_is_not_a_finished_one(tmp_path):

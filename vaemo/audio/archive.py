@@ -12,6 +12,7 @@ import functools
 import gzip
 import hashlib
 import itertools
+import math
 import posixpath
 import re
 import time
@@ -121,13 +122,22 @@ _INVENTORY = ("bucket", "key", "size", "last_modified_date")
 """The first columns of an S3 inventory, whose CSV files have no header."""
 
 
+_CSV = (".csv", ".csv.gz", ".tsv", ".tsv.gz")
+_COLUMNS = (*_INVENTORY, "path", "session_id", "utt_id")
+
+
+def _named_column(name: str) -> str:
+    """The name of a column of a table of paths, met in any case."""
+    return lower if (lower := name.strip().lower()) in _COLUMNS else name
+
+
 def is_table_of_paths(path: str) -> bool:
     """Whether a file is a table of paths by its columns: a CSV, or a Parquet file without `utt_id`."""
-    if path.lower().endswith((".csv", ".csv.gz")):
+    if path.lower().endswith(_CSV):
         return True
     if not path.lower().endswith(".parquet"):
         return False
-    names = set(files.read_parquet_schema(path).names)
+    names = set(map(_named_column, files.read_parquet_schema(path).names))
     return "utt_id" not in names and bool(names & {"path", "key"})
 
 
@@ -174,33 +184,55 @@ def read_paths(path: str, several: Collection[str] = ()) -> Iterator[Found]:
         seen.add(name)
     sizes = table.get("size") or [0] * len(ids)
     times = table.get("last_modified_date") or [None] * len(ids)
-    for name, place, size, time_ in zip(ids, places, sizes, times, strict=True):
-        yield Found(name, place, int(size or 0), _as_ns(time_))
+    for row, (name, place, size, time_) in enumerate(zip(ids, places, sizes, times, strict=True), 1):
+        yield Found(name, place, _as_bytes(size, f"{path}, row {row}"), _as_ns(time_))
 
 
 def _table_of_paths(path: str) -> dict[str, list[Any]]:
-    if not path.lower().endswith((".csv", ".csv.gz", ".parquet")):
+    if not path.lower().endswith((*_CSV, ".parquet")):
         raise ReadRecordingsError(
             f"{path} is a single file. Give the folder that it lies in, or a table of paths (.csv, .parquet)."
         )
     try:
         if path.lower().endswith(".parquet"):
             table = files.read_parquet(path)
+            table = table.rename_columns([_named_column(name) for name in table.column_names])
         else:
             data = files.read_bytes(path)
             data = gzip.decompress(data) if data.startswith(b"\x1f\x8b") else data
-            header = {name.strip().strip('"') for name in data.partition(b"\n")[0].decode("utf-8-sig").split(",")}
-            names = None if header & {"path", "key"} else [*_INVENTORY, *map(str, range(4, len(header)))]
-            read = pa.csv.ReadOptions(column_names=names and names[: len(header)])
+            first = data.partition(b"\n")[0].decode("utf-8-sig").strip()
+            delimiter = max(",;\t", key=first.count)
+            header = [_named_column(name.strip().strip('"')) for name in first.split(delimiter)]
+            has_names = not {"path", "key"}.isdisjoint(header) or len(header) < 2
+            names = header if has_names else [*_INVENTORY, *map(str, range(4, len(header)))][: len(header)]
+            read = pa.csv.ReadOptions(column_names=names, skip_rows=int(has_names))
             wanted = dict.fromkeys(("path", "key", "bucket", "session_id", "last_modified_date"), pa.string())
             convert = pa.csv.ConvertOptions(column_types=wanted, strings_can_be_null=True)
-            table = pa.csv.read_csv(pa.BufferReader(data), read_options=read, convert_options=convert)
+            parse = pa.csv.ParseOptions(delimiter=delimiter)
+            table = pa.csv.read_csv(
+                pa.BufferReader(data), read_options=read, parse_options=parse, convert_options=convert
+            )
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise ReadRecordingsError(f"the table of paths {path} cannot be read: {error}") from None
     if not {"path", "key"} & set(table.column_names):
         found = ", ".join(table.column_names)
         raise ReadRecordingsError(f"the table of paths {path} has neither 'path' nor 'key'; it has {found}.")
-    return {name: table[name].to_pylist() for name in table.column_names}
+    if twice := next((name for name in _COLUMNS if table.column_names.count(name) > 1), None):
+        raise ReadRecordingsError(f"the table of paths {path} has two columns '{twice}'; drop or rename one.")
+    columns = zip(table.column_names, table.columns, strict=True)
+    return {name: column.to_pylist() for name, column in columns if name in _COLUMNS}
+
+
+def _as_bytes(size: Any, where: str) -> int:
+    """A size; 0 where there is none."""
+    try:
+        number = float(size or 0)
+        n_bytes = 0 if math.isnan(number) else int(number)
+    except (ValueError, OverflowError):
+        n_bytes = -1
+    if n_bytes < 0:
+        raise ReadRecordingsError(f"{where}: size is {size!r}; give a whole number of bytes, or nothing.")
+    return n_bytes
 
 
 def _as_ns(when: Any) -> int:

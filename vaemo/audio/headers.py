@@ -274,7 +274,7 @@ def repaired(path: str) -> Window | str | None:
             return Window(path, patches={8: b"\xff\xff\xff\xff"}) if wrong else None
         data = _find_data(file, size, 0)
         if data is None:
-            return None
+            return _padded(path, file, size)
         rf64 = data.ds64_at is not None
         if data.stated >= data.available:
             return _with_size(path, data) if rf64 and data.available else None
@@ -293,6 +293,42 @@ def repaired(path: str) -> Window | str | None:
             if _are_chunks(file, data.behind, size, data.layout):
                 return None
         return _with_size(path, data)
+
+
+_CHUNK_NAMES = (b"data", b"fmt ", b"fact", b"LIST", b"bext", b"JUNK")
+
+
+def _padded(path: str, file: io.BufferedReader, size: int) -> Window | None:
+    """A WAV whose writer left out the byte behind a chunk of odd length; None where that is not what is wrong.
+
+    Of what lies before the samples the format is kept, and the rest is a chunk of junk.
+    """
+    file.seek(0)
+    if file.read(12)[::8] != b"RW":
+        return None
+    at, stated, format_ = 12, 0, b""
+    for _ in range(_CHUNKS):
+        file.seek(at - stated % 2)
+        head = file.read(8 + stated % 2)
+        if stated % 2 and (head[:1] == b"\0" or head[1:5] in _CHUNK_NAMES):
+            head = head[1:]
+        elif stated % 2:
+            at, head = at - 1, head[:8]
+        if len(head) < 8:
+            return None
+        stated = int.from_bytes(head[4:], "little")
+        if head[:4] == b"fmt ":
+            format_ = head + file.read(min(stated, 64))
+        if head[:4] == b"data":
+            break
+        at += 8 + stated + stated % 2
+    # The samples are to begin at an even place: the first byte is left out where they do not.
+    start = at % 2
+    n_junk = at - start - 12 - len(format_) - 8
+    if head[:4] != b"data" or len(format_) < 24 or len(format_) % 2 or n_junk < 0:
+        return None
+    front = b"RIFF" + (size - start - 8).to_bytes(4, "little") + b"WAVE" + format_
+    return Window(path, start, patches={0: front + b"JUNK" + n_junk.to_bytes(4, "little")})
 
 
 def data_of_wav(path: str) -> tuple[int, int] | None:

@@ -24,7 +24,7 @@ from vaemo.evaluation.bootstrap import METRICS, Resampled, SessionSums, defined,
 from vaemo.evaluation.fed import replay_fed
 from vaemo.evaluation.pairs import Pairs, choose_split, has_features, in_common, leave_out, read_pairs
 from vaemo.metrics import spearman, spearman_interval
-from vaemo.model.checkpoint import ERRORS
+from vaemo.model.checkpoint import ERRORS, WEIGHTS
 from vaemo.model.settling import ErrorByPosition, drawn_to_mean
 from vaemo.trust import coverage, groups
 from vaemo.trust.beside import Column, column_of
@@ -75,10 +75,13 @@ def evaluate(
 
     Raises:
         LabelError, ReadScoresError: as `read_pairs`, `choose_split`, `leave_out`, `in_common`.
+        UsageError: if `out` is a checkpoint.
         UsageError, FeatureMismatchError: as `replay_fed`.
     """
     if checkpoint is not None and not has_features(labels):
         raise UsageError(f"--checkpoint needs features to replay, and {labels} is a manifest; give --labels STORE.")
+    if files.exists(files.join(out, WEIGHTS)):
+        raise UsageError(f"--out {out} is a checkpoint, whose metrics.json would be lost. Give another folder.")
     pairs = read_pairs(scored, labels, config)
     if exclude is not None:
         pairs = leave_out(pairs, exclude)

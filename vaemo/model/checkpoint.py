@@ -15,7 +15,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from safetensors.torch import load, save
 
 from vaemo import files
 from vaemo.config import Config, FeatureConfig, strict_yaml
-from vaemo.errors import ReadCheckpointError, UsageError
+from vaemo.errors import OtherRunError, ReadCheckpointError, UsageError
 from vaemo.model.regressor import SessionRegressor
 from vaemo.model.settling import ErrorByPosition
 
@@ -40,6 +40,9 @@ _OWN = f"./{ENCODER}"
 
 _BEST = "best"
 """Of a run; see `vaemo.training.run_folder`."""
+
+_SUMMARY = "summary.json"
+"""What a command leaves in a folder that it has written nothing else to."""
 
 _RANDOM, _ASIDE = "[0-9a-f]" * 8, ".old"
 """A folder on its way to the name `best` is `.best.` and eight digits; the previous checkpoint gets the same name and
@@ -92,6 +95,10 @@ def save_checkpoint(
         encoder: Files of the speech encoder that was trained with it, by name; takes the place of `features.speech`.
         metrics: Plain values.
         provenance: Plain values.
+
+    Raises:
+        OtherRunError: if there is something else than a checkpoint at the path; nothing of it is touched.
+        StorageError: if the storage refuses.
     """
     config = dataclasses.replace(config or Config(), model=model.config, updater=model.updater_config)
     sections = config.to_dict()
@@ -115,6 +122,18 @@ def save_checkpoint(
     return fingerprint
 
 
+def _held(path: str | Path, name: str, parse: Callable[[bytes], Any]) -> dict[str, Any]:
+    """What a file of the checkpoint says; ValueError where it holds something else."""
+    try:
+        held = parse(_read(path, name))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{name} is not JSON ({error})") from None
+    if not isinstance(held, dict):
+        found = "nothing" if held is None else repr(held)
+        raise ValueError(f"{name} holds {found}, where names and values are needed")
+    return held
+
+
 def load_checkpoint(path: str | Path) -> Checkpoint:
     """The checkpoint in a folder.
 
@@ -125,8 +144,8 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     path = _standing(path)
     weights = _read(path, WEIGHTS)
     try:
-        sections = strict_yaml.load(_read(path, CONFIG), CONFIG)
-        metrics, provenance = json.loads(_read(path, METRICS_FILE)), json.loads(_read(path, PROVENANCE_FILE))
+        sections = _held(path, CONFIG, lambda content: strict_yaml.load(content, CONFIG))
+        metrics, provenance = (_held(path, name, json.loads) for name in (METRICS_FILE, PROVENANCE_FILE))
         tensors = load(weights)
         config = Config.from_dict(sections)
         by_position = metrics.get(ERRORS)
@@ -267,6 +286,7 @@ def _write_folder(path: str | Path, contents: Mapping[str, bytes]) -> None:
             files.write_whole(files.join(path, name), content)
         return
     folder = Path(path)
+    _require_ours(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     new = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
     try:
@@ -279,6 +299,20 @@ def _write_folder(path: str | Path, contents: Mapping[str, bytes]) -> None:
     # The new folder replaces everything that earlier, killed writes left.
     for left in folder.parent.glob(f".{glob.escape(folder.name)}.{_RANDOM}*"):
         shutil.rmtree(left, ignore_errors=True)
+
+
+def _require_ours(folder: Path) -> None:
+    """Refuse to replace what is no checkpoint: everything in the folder would be lost."""
+    if folder.is_dir():
+        held = [path.name for path in folder.iterdir() if path.name != _SUMMARY]
+        if not held or PROVENANCE_FILE in held:
+            return
+        found = f"holds {len(held):,} files ({min(held)}, ...) but no {PROVENANCE_FILE}: it is no checkpoint"
+    elif os.path.lexists(folder):
+        found = "is a file"
+    else:
+        return
+    raise OtherRunError(f"a checkpoint is to be written to {folder}, which {found}. Give an empty folder or a new one.")
 
 
 def _put_in_place(new: Path, folder: Path) -> None:

@@ -170,7 +170,8 @@ def _compare(listing: Listing, keys: Sequence[str], index: Index, again: Again) 
             state.seen[number] = 1
             due = name in failed or _is_named_now(before, keys[number], index.folder)
             if name not in stamps:
-                state.unchecked += 1
+                # In a part with stamps it is something that has none, such as a pipe.
+                state.unchecked += not stamps
             elif not listing.still(number, stamps[name]):
                 due |= again.changed
                 if not due:

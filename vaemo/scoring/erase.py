@@ -88,12 +88,14 @@ class _Erased:
     Attributes:
         names: All their known names, ids and hashes.
         hashes: Keyed hashes of all of them; tombstones.
+        found: Of these, those of which a table had rows.
     """
 
     def __init__(self, key: IdKey) -> None:
         self._key = key
         self.names: set[str] = set()
         self.hashes: set[str] = set()
+        self.found: set[str] = set()
 
     def add(self, found: Iterable[str], *, hashed: bool = False) -> None:
         """Take further ids, or hashes of ids."""
@@ -110,6 +112,7 @@ class _Erased:
         gone = [name for name in column.unique().to_pylist() if name is not None and name in self]
         # Of what is erased by its date, hidden scores know the hash alone.
         self.names |= set(gone)
+        self.found |= {name if name in self.hashes else self._key.hash(name) for name in gone}
         return pc.is_in(column, value_set=pa.array(gone, pa.string()))
 
 
@@ -124,7 +127,7 @@ def erase_sessions(
     speakers: Sequence[str] = (),
     reports: Sequence[str] = (),
     personal: Sequence[str] = (),
-) -> tuple[dict[str, int], list[str]]:
+) -> tuple[dict[str, int], list[str], list[str]]:
     """Erase calls everywhere.
 
     Tombstones are written first, so that a run that starts meanwhile leaves the calls out. Reports are removed whole,
@@ -146,12 +149,13 @@ def erase_sessions(
         removed: Rows removed from the `utterances` and `sessions` of the scores, from the `stores`, the `runs` and the
             `enrolments`; `reports` and `deltas` removed.
         trained: Folders of checkpoints that were trained on what was erased.
+        missing: Of `session_ids`, those that no row was of.
 
     Raises:
         UsageError: if the scores have no dates, and `before` asks for them.
         OtherRunError: if the tombstones that are there were made with another key.
     """
-    erased = _Erased(key)
+    erased, session_ids = _Erased(key), list(session_ids)
     erased.add(session_ids)
     # Where ids are hidden the rows know a call by its hash alone.
     hidden = (read_provenance(scores).get("settings") or {}).get("id_key") is not None
@@ -171,7 +175,7 @@ def erase_sessions(
     removed["deltas"] = sum(_erase_deltas(folder, erased) for folder in personal)
     for folder in (scores, *stores, *runs, *personal):
         _erase_error(folder, erased)
-    return removed, trained
+    return removed, trained, [name for name in session_ids if key.hash(name) not in erased.found]
 
 
 def _dated_before(scores: str, day: str) -> list[str]:

@@ -60,9 +60,11 @@ def _erase(args: argparse.Namespace) -> None:
         if not files.exists(path):
             raise UsageError(f"{path} does not exist, so nothing was erased. Correct the path.")
     session_ids = [*args.session, *(_read_ids(args.sessions) if args.sessions else ())]
+    if not all(map(str.strip, args.session)):
+        raise UsageError("--session is empty; give the id of a call.")
     if not session_ids and args.before is None:
         raise UsageError("no call is named: give --session ID, --sessions FILE or --before DATE.")
-    removed, trained = erase_sessions(
+    removed, trained, missing = erase_sessions(
         session_ids,
         key,
         scores=args.scores,
@@ -76,8 +78,10 @@ def _erase(args: argparse.Namespace) -> None:
     told = [*session_ids[:_SHOWN], *(["..."] if len(session_ids) > _SHOWN else [])]
     told += [f"what is dated before {args.before}"] if args.before else []
     say(f"{', '.join(told)}: " + ", ".join(f"{count} from {kind}" for kind, count in removed.items()))
-    if session_ids and not removed["utterances"] + removed["stores"]:
-        say(f"warning: no row is of a call '{session_ids[0]}'. Its tombstones stay: should it come, it is left out.")
+    if missing:
+        shown = ", ".join(f"'{name}'" for name in missing[:_SHOWN])
+        more = f" and {len(missing) - _SHOWN:,} more" if len(missing) > _SHOWN else ""
+        say(f"warning: no row is of a call {shown}{more}. Tombstones stay: should it come, it is left out.")
     for checkpoint in trained:
         say(f"warning: {checkpoint} was trained on what was erased, and its weights stay. Train it again.")
 
@@ -97,7 +101,13 @@ def _day(text: str) -> str:
 def _read_ids(path: str) -> list[str]:
     if path.lower().endswith(_TABLES):
         return read_calls(path).session_ids
-    return [line.strip() for line in files.read_bytes(path).decode().splitlines() if line.strip()]
+    content = files.read_bytes(path)
+    # With the mark that editors put in front of UTF-16 and UTF-8: it is of no id.
+    encoding = "utf-16" if content.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
+    try:
+        return [line.strip() for line in content.decode(encoding).splitlines() if line.strip()]
+    except UnicodeDecodeError:
+        raise UsageError(f"--sessions {path} is not text in UTF-8. Save it so, with one id a line.") from None
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from vaemo import files, scores
 from vaemo.config import Config
-from vaemo.errors import LabelError, UsageError
+from vaemo.errors import LabelError, UsageError, named
 from vaemo.evaluation.pairs import KEYS, read_labels
 from vaemo.metrics import Moments
 from vaemo.model.checkpoint import copy_checkpoint, load_checkpoint
@@ -159,6 +159,12 @@ def _labelled(scored: str, known: pa.Table, names: Sequence[str]) -> pa.Table:
         for each in (table, known)
     )
     row = pc.index_in(mine, value_set=theirs)
+    if row.null_count == len(row):
+        raise LabelError(
+            f"none of the {known.num_rows:,} labelled utterances is among those of {scored}: their ids are such as "
+            f"{named(known['utt_id'][0].as_py())}, here {named(table['utt_id'][0].as_py())}. Give the labels that "
+            "belong to these scores."
+        )
     for name in names:
         table = table.append_column(f"label_{name}", known[name].combine_chunks().take(row))
     return table

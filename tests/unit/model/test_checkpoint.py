@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from vaemo.config import Config, FeatureConfig, ModelConfig
 from vaemo.config.fields import younger
-from vaemo.errors import ReadCheckpointError, StorageError
+from vaemo.errors import OtherRunError, ReadCheckpointError, StorageError
 from vaemo.model.checkpoint import CONFIG, METRICS_FILE, PROVENANCE_FILE, WEIGHTS, load_checkpoint, save_checkpoint
 from vaemo.model.regressor import SessionRegressor
 
@@ -205,22 +205,40 @@ def test_a_missing_file_is_named(folder, name):
 
 
 @pytest.mark.parametrize(
-    ("name", "content"),
+    ("name", "content", "said"),
     [
-        (WEIGHTS, "x"),
-        (CONFIG, "model: {nonsense: 1}"),
-        (CONFIG, "a: [b"),
-        (CONFIG, "7"),
-        (METRICS_FILE, "{"),
-        (METRICS_FILE, '{"error_by_position": {"from": [1]}}'),
-        (METRICS_FILE, b"\xff"),
-        (PROVENANCE_FILE, "?"),
+        (WEIGHTS, "x", "header too small"),
+        (CONFIG, "model: {nonsense: 1}", "nonsense"),
+        (CONFIG, "a: [b", "line 1"),
+        (CONFIG, "7", "config.yaml holds 7, where names and values are needed"),
+        (CONFIG, "", "config.yaml holds nothing"),
+        (METRICS_FILE, "{", "metrics.json is not JSON"),
+        (METRICS_FILE, "[]", r"metrics.json holds \[\], where"),
+        (METRICS_FILE, '{"error_by_position": {"from": [1]}}', ""),
+        (METRICS_FILE, b"\xff", ""),
+        (PROVENANCE_FILE, "?", "provenance.json is not JSON"),
     ],
 )
-def test_a_damaged_file_is_an_error(folder, name, content):
+def test_a_damaged_file_is_an_error(folder, name, content, said):
     (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(ReadCheckpointError, match="is damaged"):
+    with pytest.raises(ReadCheckpointError, match=f"is damaged: .*{said}"):
         load_checkpoint(folder)
+
+
+@pytest.mark.parametrize("place", ["store", "store/part.parquet"])
+def test_what_is_no_checkpoint_is_never_replaced_by_one(folder, tmp_path, place):
+    part = tmp_path / "store" / "part.parquet"
+    part.parent.mkdir()
+    part.write_text("rows")
+    model = load_checkpoint(folder).model
+    with pytest.raises(OtherRunError, match=r"it is no checkpoint|is a file"):
+        model.save_pretrained(tmp_path / place)
+    assert part.read_text() == "rows"
+    part.rename(tmp_path / "elsewhere")
+    (tmp_path / "store" / "summary.json").write_text("{}")
+    model.save_pretrained(tmp_path / "store")
+    model.save_pretrained(tmp_path / "store")
+    assert load_checkpoint(tmp_path / "store").model.targets == model.targets
 
 
 def test_files_of_two_checkpoints_are_not_taken_for_one(folder, tmp_path):

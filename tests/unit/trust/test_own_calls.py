@@ -1,5 +1,7 @@
 """A user's own calls: intervals for another archive, a bias that is found, calls that are worth labelling."""
 
+import json
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -91,6 +93,18 @@ def test_sessions_that_the_model_knows_are_refused(tmp_path):
     other = make_checkpoint(tmp_path / "other", 1)
     with pytest.raises(UsageError, match="Give the checkpoints that made"):
         calibrate_calls(str(tmp_path / "scores"), store, [other], str(tmp_path / "mine"), QUICK)
+
+
+def test_labels_of_other_utterances_are_refused(tmp_path):
+    store = make_store(tmp_path / "store", split=["test"] * 12)
+    checkpoint = make_checkpoint(tmp_path / "checkpoint")
+    run(store, checkpoint, str(tmp_path / "scores"))
+    rows = [{"utt_id": f"x{n}", "session_id": f"s{n:04d}", "speaker_id": "p", "audio_path": "a.wav"} for n in range(3)]
+    labels = tmp_path / "labels.jsonl"
+    labels.write_text("\n".join(json.dumps({**row, "valence": 0.5}) for row in rows))
+    with pytest.raises(LabelError, match=r"none of the 3 labelled utterances is among those of .* such as 'x0', here"):
+        calibrate_calls(str(tmp_path / "scores"), str(labels), [checkpoint], str(tmp_path / "mine"), QUICK)
+    assert not (tmp_path / "mine").exists()
 
 
 def test_suggested_calls_are_spread_and_distinct(tmp_path, capsys):
