@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import os
 import posixpath
 from collections.abc import Sequence
 
 import numpy as np
 
 from vaemo import cli, files
-from vaemo.audio.archive import list_recordings
+from vaemo.audio.archive import list_recordings, shown
 from vaemo.audio.recording import AudioProblem, Decoder, Recording
 from vaemo.audio.vad import UtteranceFinder
 from vaemo.config import Config
@@ -80,14 +81,12 @@ def enrol(
         config: Sections audio, vad, voices and extract.
 
     Raises:
-        ReadVoicesError: if a person has too little speech, or a recording cannot be read.
+        ReadRecordingsError: if there are no recordings.
+        ReadVoicesError: if a person has too little speech or two sources, or a recording cannot be read.
         UsageError: if a recording has several channels and none is named.
     """
     campplus.CampPlus()
-    by_person: dict[str, list[str]] = {}
-    for item in list_recordings(folder, config.audio).recordings:
-        person = item.name.split("/")[0] if "/" in item.name else posixpath.splitext(item.name)[0]
-        by_person.setdefault(person.strip(), []).append(item.path)
+    by_person = _persons(folder, config)
     decoder = Decoder(config.extract.decode_timeout_s)
     try:
         made = {person: _voice(person, paths, decoder, channel, config) for person, paths in by_person.items()}
@@ -99,6 +98,27 @@ def enrol(
     return Voiceprints(
         list(made), [role.strip().lower()] * n, [expires] * n, seconds, vectors, campplus.CampPlus.made_by
     )
+
+
+def _persons(folder: str, config: Config) -> dict[str, list[str]]:
+    """The paths of each person's recordings; a line names the folders that hold none."""
+    by_person: dict[str, list[str]] = {}
+    source_of: dict[str, str] = {}
+    for item in list_recordings(folder, config.audio).recordings:
+        source, *below = item.name.split("/")
+        person = (source if below else posixpath.splitext(source)[0]).strip()
+        if (other := source_of.setdefault(person, source)) != source:
+            raise ReadVoicesError(
+                f"{folder} holds {named(other)} and {named(source)}, both of the person {named(person)}. Put the "
+                "recordings of a person into one folder, or rename one of them."
+            )
+        by_person.setdefault(person, []).append(item.path)
+    if not files.is_uri(folder) and os.path.isdir(folder):
+        with os.scandir(folder) as entries:
+            folders = {shown(entry.name) for entry in entries if entry.is_dir() and not entry.name.startswith(".")}
+        if without := sorted(folders - set(source_of.values())):
+            say(f"warning: folders without recordings, from which no person is enrolled: {', '.join(without)}")
+    return by_person
 
 
 def _voice(
@@ -142,9 +162,12 @@ def _voice(
 
 def _day(text: str) -> datetime.date:
     try:
-        return datetime.date.fromisoformat(text)
+        day = datetime.date.fromisoformat(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"'{text}' is no date such as 2027-01-31") from None
+    if day < datetime.date.today():
+        raise argparse.ArgumentTypeError(f"'{text}' is past; give today or a later day, such as 2099-01-31")
+    return day
 
 
 def _channel(text: str) -> int:
