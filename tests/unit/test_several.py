@@ -100,6 +100,9 @@ def test_a_listing_puts_together_what_is_there(tmp_path):
     assert listed(rows, (*["c.wav", "sub/b.wav"], "gone.wav"), exclude=("gone*",))[1] == {"s": together["s"][:2]}
     with pytest.raises(ReadManifestError, match=r"'a.wav' is a recording below /calls, and by the table a session"):
         listed([{"session_id": "a.wav", "path": path} for path in ("c.wav", "sub/b.wav")])
+    for other, path in (("t", "./c.wav"), ("c.wav", "c.wav"), ("t", "/calls/c.wav")):
+        with pytest.raises(ReadManifestError, match=f"'c.wav' is of the session 's' and of the session '{other}'"):
+            listed([{"session_id": "s", "path": "c.wav"}, {"session_id": other, "path": path}])
 
 
 def test_overlaps_are_counted_with_the_part():

@@ -6,7 +6,7 @@ import functools
 import itertools
 import json
 import posixpath
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -193,12 +193,14 @@ def _put_together(
     waiting, excluded = (frozenset(map(plain, names)) for names in (listed.waiting, listed.excluded))
     root = posixpath.dirname(where) if files.is_file(where) else where
     taken: set[str] = set()
+    session_of: dict[str, str] = {}
     parts_of: dict[str, list[Part]] = {}
     n_waiting = 0
     for session_id, of_session in members.items():
+        of_it = [by_name.get(plain(member.path)) or by_path.get(plain(member.path)) for member in of_session]
+        _require_own(session_id, filter(None, of_it), session_of)
         if len(of_session) == 1 and plain(session_id) in by_name:
             continue
-        of_it = [by_name.get(plain(member.path)) or by_path.get(plain(member.path)) for member in of_session]
         there = {item.name for item in of_it if item}
         if not there:
             continue
@@ -224,6 +226,16 @@ def _put_together(
     several = {index: parts_of[item.name] for index, item in enumerate(found) if item.name in parts_of}
     waits = f"{n_waiting:,} sessions have a recording that is too young, and wait for the next run"
     return found, several, [waits] if n_waiting else []
+
+
+def _require_own(session_id: str, recordings: Iterable[Found], session_of: dict[str, str]) -> None:
+    """Note whose recordings these are; refuse one that is of another session already."""
+    for item in recordings:
+        if (other := session_of.setdefault(item.name, session_id)) != session_id:
+            raise ReadManifestError(
+                f"by the table of calls the recording {named(item.name)} is of the session {named(other)} and of the "
+                f"session {named(session_id)}. A recording is in one session, once; drop a row."
+            )
 
 
 def _part(item: Found | None, member: Member, where: str, root: str) -> Part:
