@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Generator, Iterable, Mapping, 
 from dataclasses import dataclass, replace
 from numbers import Integral
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from vaemo.audio.decode import MAX_CHANNELS
 from vaemo.audio.vad import FRAME, Utterance, UtteranceFinder
 from vaemo.config import VadConfig
 from vaemo.errors import ShapeError, StateMismatchError, UsageError
-from vaemo.stream import Prediction, Stream, as_float32, read_memory, resampler_of
+from vaemo.stream import Prediction, Stream, as_float32, read_memory, require_type, resampler_of
 from vaemo.units import SAMPLING_RATE_HZ
 
 
@@ -42,7 +43,7 @@ class LiveSession:
             None leaves the utterance out, such as an agent's. Voices are not separated here.
 
     Raises:
-        UsageError: for an unsupported rate, or invalid channels or speakers.
+        UsageError: for an unsupported rate, invalid channels or speakers, or an argument of another type.
 
     Example:
         >>> session = LiveSession(Stream("run/best"), 16000)
@@ -64,6 +65,8 @@ class LiveSession:
         vad: VadConfig | None = None,
         speaker: Callable[[float, float], str | None] | None = None,
     ) -> None:
+        require_type("stream", stream, Stream, "a vaemo.Stream, such as Stream('run/best')")
+        require_type("vad", vad, (VadConfig, NoneType), "the section vad of a vaemo.Config, or None")
         self._resampler = _LiveResampler(sampling_rate, _checked_channels(channels))
         self.stream, self._rate, self._channels = stream, float(sampling_rate), channels
         self._listen = _checked_listen(range(channels) if listen is None else listen, channels)

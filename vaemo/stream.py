@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from numbers import Real
 from pathlib import Path
+from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -90,6 +91,7 @@ class Stream:
         personal: Deltas of FiLM by speaker (`vaemo.personalize`).
 
     Raises:
+        UsageError: for an argument of another type.
         FeatureMismatchError: if the extractors are not those that the model was made for, or none are known.
 
     Example:
@@ -111,6 +113,10 @@ class Stream:
         config: Config | None = None,
         personal: Personal | None = None,
     ) -> None:
+        models = SessionRegressor, Checkpoint, str, Path
+        require_type("model", model, models, "the path of a checkpoint, a Checkpoint or a SessionRegressor")
+        require_type("extractors", extractors, (Mapping, NoneType), "extractors by stream, or None")
+        require_type("config", config, (Config, NoneType), "a vaemo.Config, or None")
         checkpoint = load_checkpoint(model) if isinstance(model, (str, Path)) else model
         trained_on: Mapping[str, str | None] = {}
         self._judge: Judge | None = None
@@ -295,6 +301,12 @@ class Stream:
         # Older memories have no pasts, and belong to models that need none.
         pasts = enumerate(names.get("pasts", ()))
         self._pasts = {(name, owner): tensors[f"past.{number}"].numpy() for number, (name, owner) in pasts}
+
+
+def require_type(name: str, value: object, types: type | tuple[type, ...], allowed: str) -> None:
+    """Raise a UsageError for an argument of another type; `allowed` says what to give."""
+    if not isinstance(value, types):
+        raise UsageError(f"{name} is of the type {type(value).__name__}; give {allowed}.")
 
 
 def as_float32(samples: Any, n_least: int = 1000) -> np.ndarray:

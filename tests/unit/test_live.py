@@ -28,7 +28,7 @@ def checkpoint(tmp_path_factory):
 @pytest.fixture
 def opened(checkpoint):
     return lambda rate=RATE, **arguments: LiveSession(
-        Stream(checkpoint, EXTRACTORS), rate, **{"channels": 2, **arguments}
+        **{"stream": Stream(checkpoint, EXTRACTORS), "sampling_rate": rate, "channels": 2, **arguments}
     )
 
 
@@ -268,6 +268,8 @@ def test_a_packet_that_is_not_clear_is_refused(opened, packet, message):
             ({"speakers": value}, r"speakers is .*; give 2 names")
             for value in (["a"], ["a", "b", "c"], ["a", "a"], "ab", ["a", None], [], 2)
         ),
+        ({"stream": "run/best"}, "stream is of the type str; give a vaemo.Stream, such as"),
+        ({"vad": {"min_utterance_s": 1.0}}, "vad is of the type dict; give the section vad of a vaemo.Config, or None"),
     ],
 )
 def test_a_session_that_cannot_be_meant_is_refused(opened, arguments, message):

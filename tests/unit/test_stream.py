@@ -236,6 +236,20 @@ def test_the_memory_of_another_checkpoint_is_refused(checkpoint, tmp_path):
         stream.load(tmp_path / "state")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"model": 3}, "model is of the type int; give the path of a checkpoint, a Checkpoint or a SessionRegressor"),
+        ({"model": None, "extractors": EXTRACTORS}, "model is of the type NoneType; give the path"),
+        ({"extractors": [1]}, "extractors is of the type list; give extractors by stream, or None"),
+        ({"config": {"audio": {}}}, "config is of the type dict; give a vaemo.Config, or None"),
+    ],
+)
+def test_arguments_of_another_type_are_refused(arguments, message):
+    with pytest.raises(UsageError, match=message):
+        Stream(**{"model": "none", **arguments})
+
+
 def test_extractors_must_be_those_of_the_model(checkpoint, tmp_path):
     with pytest.raises(FeatureMismatchError, match=r"give them: Stream\(model, extractors\)"):
         Stream(checkpoint)
