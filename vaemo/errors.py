@@ -26,6 +26,19 @@ def rendered(message: str, name: Callable[[str], str] = str) -> str:
     return re.sub(f"{_OPEN}(.*?){_CLOSE}", lambda field: f"'{name(field[1])}'", message, flags=re.DOTALL)
 
 
+def cause(error: Exception) -> str:
+    """Why a file cannot be read, in one line; in words of its own where a library speaks of its inner workings."""
+    text = " ".join(str(error).split())
+    if isinstance(error, RecursionError):
+        return "its values are nested too deeply"
+    if isinstance(error, UnicodeDecodeError):
+        utf16 = error.object.startswith((b"\xff\xfe", b"\xfe\xff"))
+        return "it is text in UTF-16; save it in UTF-8" if utf16 else f"byte {error.start + 1} of it is not UTF-8"
+    if "incorrect header check" in text:
+        return "it is not packed by gzip, as its name says; rename it, or pack it"
+    return text
+
+
 class VaemoError(Exception):
     """A mistake that the user can correct; any other exception is a bug in vaemo.
 

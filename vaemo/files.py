@@ -26,7 +26,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from vaemo.errors import StorageError, UsageError
+from vaemo.errors import StorageError, UsageError, cause
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -489,9 +489,9 @@ def read_json(path: str | Path) -> Any:
     """
     try:
         return json.loads(read_bytes(path))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise StorageError(
-            f"{path} is not JSON ({error}): it was cut short or changed by hand. Restore the original file."
+            f"{path} is not JSON ({cause(error)}): it was cut short or changed by hand. Restore the original file."
         ) from None
 
 

@@ -22,6 +22,9 @@ _FACTS = ("job", "exit_code", "seconds", "error", "utterances", "sessions", "fai
 """Keys that any job may write; the others are results."""
 
 
+_INTERRUPTED = "it was interrupted; run the same command again to do the rest"
+
+
 @contextlib.contextmanager
 def summary(out: str, job: str | None = None, *, dry_run: bool = False) -> Iterator[dict[str, Any]]:
     """Write `OUT/summary.json` at the end of the block, whatever ends it.
@@ -51,7 +54,8 @@ def summary(out: str, job: str | None = None, *, dry_run: bool = False) -> Itera
         mistake = mistake_of(error) if isinstance(error, OSError) else None
         shown = mistake or error
         code = 130 if isinstance(error, KeyboardInterrupt) else getattr(shown, "exit_code", 1)
-        facts |= {"error": " ".join(str(shown).split()), **getattr(shown, "counts", {})}
+        untold = _INTERRUPTED if code == 130 else type(shown).__name__
+        facts |= {"error": " ".join(str(shown).split()) or untold, **getattr(shown, "counts", {})}
         ours &= not isinstance(error, (OtherRunError, UsageError))
         if mistake is not None:
             raise mistake from error

@@ -38,6 +38,9 @@ _KINDS = {
     b"\xff\xfe": "text in UTF-16",
     b"\xfe\xff": "text in UTF-16",
 }
+_NESTED = 64
+"""Most nested objects and lists in a line that goes to Arrow's reader of JSON."""
+
 _SHOWN = 200
 _EXACT = {pa.float16(): 2**11, pa.float32(): 2**24, pa.float64(): 2**53}
 """Up to where whole numbers of a type are all different."""
@@ -150,6 +153,12 @@ def shown(value: Any) -> str:
 def kind_of_file(head: bytes) -> str | None:
     """What else than Parquet or text a file is, from its first bytes; None where they do not tell."""
     return next((kind for start, kind in _KINDS.items() if head.startswith(start)), None)
+
+
+def too_nested(content: bytes, lines: Sequence[bytes]) -> bool:
+    """Whether a line of JSON may be so deeply nested that Arrow's reader kills the process."""
+    nested = content.count(b"{") + content.count(b"[") > len(lines)
+    return nested and max(line.count(b"{") + line.count(b"[") for line in lines) > _NESTED
 
 
 def length_of_vectors(column: pa.Array | pa.ChunkedArray, name: str) -> int | None:

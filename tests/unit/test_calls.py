@@ -99,3 +99,7 @@ def test_what_cannot_be_read_is_refused(tmp_path, kind):
         (tmp_path / f"excel.{kind}").write_text("path,role_ch0\na,agent\n", encoding="utf-16")
         with pytest.raises(ReadManifestError, match="it is text in UTF-16; save it as CSV in UTF-8"):
             read_calls(str(tmp_path / f"excel.{kind}"))
+    if kind == "jsonl":
+        (tmp_path / "deep.jsonl").write_text('{"session_id": "a", "x": ' + "[" * 100_000 + "]" * 100_000 + "}")
+        with pytest.raises(ReadManifestError, match="its values are nested too deeply"):
+            read_calls(str(tmp_path / "deep.jsonl"))

@@ -175,7 +175,9 @@ BROKEN = {
     "line 2: has the key 'utt_id' twice": ["", '{"utt_id": "a", "utt_id": "b"}'],
     "line 1: has the key 'x' twice": [json.dumps(line("a", call={"x": 1})).replace('"x": 1', '"x": 1, "x": 2')],
     "line 1: holds half a character": [line("a", role="\ud800")],
-    "line 1: is not JSON .* recursion": ['{"extra": ' + "[" * 100_000 + "]" * 100_000 + "}"],
+    "line 1: is not JSON in UTF-8 .its values are nested too deeply.;": [
+        '{"extra": ' + "[" * 100_000 + "]" * 100_000 + "}"
+    ],
     "line 2: valence is 'high'; it must be a number": [line("a", valence=2), line("b", valence="high")],
     "line 2: valence is '3,5'; it must be a number, its decimals behind a point": [line("a"), line("b", valence="3,5")],
     "line 1: end_s is Infinity; it must be a number from": [line("a", end_s=float("inf"))],
@@ -327,6 +329,9 @@ def test_text_that_is_not_utf_8_is_refused_with_its_line(tmp_path):
     )
     with pytest.raises(ReadManifestError, match="line 2: is not JSON in UTF-8"):
         read_manifest(tmp_path / "m.jsonl")
+    (tmp_path / "m.jsonl.gz").write_bytes(b"{}")
+    with pytest.raises(ReadManifestError, match="it is not packed by gzip, as its name says"):
+        read_manifest(tmp_path / "m.jsonl.gz")
     wrong = pa.Array.from_buffers(pa.string(), 2, pa.array([b"a", b"\xe4"]).buffers())
     table = pa.Table.from_pylist([line("a"), line("b")]).append_column("role", wrong)
     pq.write_table(table, tmp_path / "m.parquet")

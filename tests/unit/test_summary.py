@@ -30,6 +30,7 @@ def test_a_job_that_ends_well_says_so(tmp_path):
         (ReadStoreError("the store is gone"), 1),
         (OSError("disk"), 1),
         (KeyboardInterrupt(), 130),
+        (MemoryError(), 1),
         (TooManyFailuresError("5 of 9 failed", {"failed_fraction": 0.5}), 1),
     ],
 )
@@ -37,7 +38,8 @@ def test_a_job_that_fails_says_how(error, code, tmp_path):
     with pytest.raises(type(error)), summary(str(tmp_path)):
         raise error
     told = written(tmp_path)
-    assert (told["exit_code"], told["error"]) == (code, str(error))
+    said = {130: "it was interrupted; run the same command again to do the rest"}.get(code, str(error) or "MemoryError")
+    assert (told["exit_code"], told["error"]) == (code, said)
     assert told.get("failed_fraction") == (0.5 if isinstance(error, TooManyFailuresError) else None)
     with summary(str(tmp_path)):
         pass

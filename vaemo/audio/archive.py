@@ -30,7 +30,7 @@ import pyarrow.csv
 from vaemo import files
 from vaemo.audio.formats import foreign_reason, kind_of
 from vaemo.config import AudioConfig
-from vaemo.errors import ReadRecordingsError
+from vaemo.errors import ReadRecordingsError, cause
 from vaemo.files import Found
 
 _SAMPLE_BYTES = 1 << 16
@@ -213,7 +213,7 @@ def _table_of_paths(path: str) -> dict[str, list[Any]]:
                 pa.BufferReader(data), read_options=read, parse_options=parse, convert_options=convert
             )
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise ReadRecordingsError(f"the table of paths {path} cannot be read: {error}") from None
+        raise ReadRecordingsError(f"the table of paths {path} cannot be read: {cause(error)}") from None
     if not {"path", "key"} & set(table.column_names):
         found = ", ".join(table.column_names)
         raise ReadRecordingsError(f"the table of paths {path} has neither 'path' nor 'key'; it has {found}.")

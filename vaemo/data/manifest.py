@@ -24,7 +24,7 @@ import pyarrow.json
 import pyarrow.parquet as pq
 
 from vaemo import files
-from vaemo.errors import ColumnError, ReadManifestError
+from vaemo.errors import ColumnError, ReadManifestError, cause
 from vaemo.tables import (
     as_text,
     codes,
@@ -34,6 +34,7 @@ from vaemo.tables import (
     others,
     session_order,
     shown,
+    too_nested,
     typed,
     with_column,
 )
@@ -74,8 +75,6 @@ _PIECE_ROWS = 1 << 19
 """Bytes and rows of a manifest that are read at once."""
 
 _OPEN, _CLOSE = b"{}"
-_NESTED = 64
-"""Most nested objects and lists in a line that goes to Arrow's reader."""
 
 
 @dataclass(frozen=True)
@@ -181,7 +180,7 @@ def scan_manifest(
     except FileNotFoundError:
         raise ReadManifestError(f"there is no manifest {text}; give a JSON Lines or a Parquet file.") from None
     except OSError as error:
-        raise ReadManifestError(f"manifest {text} cannot be read: {' '.join(str(error).split())}.") from None
+        raise ReadManifestError(f"manifest {text} cannot be read: {cause(error)}.") from None
     if not n:
         raise ReadManifestError(f"manifest {text} is empty; it needs one utterance a line.")
 
@@ -290,9 +289,7 @@ def _parse_fast(content: bytes, lines: Sequence[bytes]) -> pa.Table | None:
     # Arrow accepts several objects on a line and objects over several lines, and crashes on some invalid lines.
     if not all(line[0] == _OPEN and line[-1] == _CLOSE for line in lines):
         return None
-    # Arrow's reader kills the process on deeply nested lines.
-    nested = content.count(b"{") + content.count(b"[") > len(lines)
-    if nested and max(line.count(b"{") + line.count(b"[") for line in lines) > _NESTED:
+    if too_nested(content, lines):
         return None
     schema = {name: pa.float64() for name, type_ in COLUMNS.items() if type_ != pa.string()}
     try:
@@ -334,7 +331,7 @@ def _parse(lines: Sequence[bytes]) -> pa.Table:
         except UnicodeEncodeError:
             raise ColumnError("holds half a character, a surrogate without the other one", row) from None
         except (ValueError, RecursionError) as error:
-            found = f"{error.msg}, character {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
+            found = f"{error.msg}, character {error.colno}" if isinstance(error, json.JSONDecodeError) else cause(error)
             raise ColumnError(f"is not JSON in UTF-8 ({found}); one JSON object a line is needed", row) from None
         if not isinstance(value, dict):
             kind = "a list" if isinstance(value, list) else shown(value)

@@ -8,6 +8,7 @@ of one session and different paths are a session of several recordings (`vaemo.a
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import json
@@ -24,10 +25,10 @@ import pyarrow.json
 
 from vaemo import files
 from vaemo.audio.several import OFFSET, Member, group_members, lies_at, plain, read_offsets
-from vaemo.errors import ReadManifestError, named
+from vaemo.errors import ReadManifestError, cause, named
 from vaemo.scores import SESSION_SCHEMA, SPREAD_SCHEMA, TRUST_SCHEMA, UTTERANCE_SCHEMA, WEIGHT_SCHEMA
 from vaemo.store import part_schema
-from vaemo.tables import kind_of_file, with_column
+from vaemo.tables import kind_of_file, too_nested, with_column
 
 DATE = "date"
 """Column by which scores are partitioned, as `date=2026-11-23`."""
@@ -287,9 +288,9 @@ def _read(path: str) -> pa.Table:
             if (kind := kind_of_file(content)) is not None:
                 raise ValueError(f"it is {kind}; save it as CSV in UTF-8")
             table = _read_csv(content) if suffix in _CSV else _read_json_lines(content)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ReadManifestError(
-            f"the table of calls {path} cannot be read as Parquet, CSV or JSON Lines: {' '.join(str(error).split())}"
+            f"the table of calls {path} cannot be read as Parquet, CSV or JSON Lines: {cause(error)}"
         ) from None
     # A spreadsheet leaves columns without a name behind its last one.
     table = table.select([number for number, name in enumerate(table.column_names) if name.strip()])
@@ -336,10 +337,12 @@ def _read_json_lines(content: bytes) -> pa.Table:
     """Ids, paths and roles as text, a number among them as it is written."""
     as_text = pa.schema([(name, pa.string()) for name in (*_ID_COLUMNS, *_ROLE_NAMES)])
     options = pyarrow.json.ParseOptions(explicit_schema=as_text)
-    try:
-        table = pyarrow.json.read_json(pa.BufferReader(content), parse_options=options)
-    except pa.ArrowInvalid:
-        rows = [json.loads(line, parse_int=str, parse_float=str) for line in content.splitlines() if line.strip()]
+    lines, table = content.splitlines(), None
+    with contextlib.suppress(pa.ArrowInvalid):
+        if not too_nested(content, lines):
+            table = pyarrow.json.read_json(pa.BufferReader(content), parse_options=options)
+    if table is None:
+        rows = [json.loads(line, parse_int=str, parse_float=str) for line in lines if line.strip()]
         if not all(isinstance(row, dict) for row in rows):
             raise ValueError("one JSON object a line is needed") from None
         names = dict.fromkeys(_keys(rows))

@@ -19,7 +19,7 @@ from typing import Any
 
 from vaemo import files
 from vaemo.audio.formats import AUDIO_SUFFIXES
-from vaemo.errors import ReadVoicesError, named
+from vaemo.errors import ReadVoicesError, cause, named
 
 ROLES = ("customer", "agent")
 """Speaker names that are roles."""
@@ -159,8 +159,8 @@ def read_json(text: str, where: str) -> list[Turn]:
     """
     try:
         held = json.loads(text)
-    except ValueError as error:
-        raise ReadVoicesError(f"{where} is no JSON ({' '.join(str(error).split())}); {_SAY_FORMATS}.") from None
+    except (ValueError, RecursionError) as error:
+        raise ReadVoicesError(f"{where} is no JSON that can be read ({cause(error)}); {_SAY_FORMATS}.") from None
     readers = (("Transcript", _call_analytics), ("segments", _whisperx), ("results", _speaker_labels))
     for key, read in readers:
         if isinstance(held, Mapping) and key in held:
@@ -250,7 +250,7 @@ def _read_file(path: str, name: str) -> dict[str, list[Turn]]:
     try:
         text = files.read_bytes(path).decode("utf-8-sig")
     except (OSError, ValueError) as error:
-        raise ReadVoicesError(f"{named(path)} cannot be read as UTF-8 text: {' '.join(str(error).split())}") from None
+        raise ReadVoicesError(f"{named(path)} cannot be read as UTF-8 text: {cause(error)}") from None
     stem, suffix = posixpath.splitext(name)
     if suffix.lower() == ".json" or text.lstrip()[:1] == "{":
         return {stem: read_json(text, named(path))}

@@ -60,6 +60,7 @@ def test_transcribe_speaker_labels():
     ("text", "message"),
     [
         ("{", "no JSON"),
+        pytest.param('{"segments": ' + "[" * 100_000 + "]" * 100_000, "its values are nested too deeply", id="deep"),
         ('{"text": "hello"}', "has none of"),
         ('{"segments": [{"start": 0, "end": 1}]}', "names no speaker"),
         ('{"segments": [{"start": 0, "speaker": "A"}]}', "lacks 'end'"),
@@ -138,6 +139,9 @@ def test_what_is_of_no_recording_or_of_two_is_refused(tmp_path, files, message):
         read_voices(str(tmp_path), SESSIONS)
 
 
-def test_what_is_not_there_is_refused(tmp_path):
+def test_what_is_not_there_or_no_utf_8_is_refused(tmp_path):
     with pytest.raises(ReadVoicesError, match="does not exist"):
         read_voices(str(tmp_path / "no.rttm"), SESSIONS)
+    (tmp_path / "x.rttm").write_text(rttm("a/x", TURNS), encoding="utf-16")
+    with pytest.raises(ReadVoicesError, match="it is text in UTF-16; save it in UTF-8"):
+        read_voices(str(tmp_path), SESSIONS)
