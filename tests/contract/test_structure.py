@@ -267,3 +267,18 @@ def test_jobs_are_their_commands(path, capsys):
         COMMANDS[path.stem](["--help"])
     options = set(re.findall(r"^  (--[a-z-]+)", capsys.readouterr().out, re.M))
     assert options >= {"--config", "--set"}
+
+
+def conflict_markers(folder, *options):
+    """Lines of text files that begin as a merge leaves them where two sides changed the same place."""
+    command = ["git", "grep", "-nIE", *options, "^(<{7} |>{7} )"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert done.returncode < 2, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_no_merge_was_left_half_done(tmp_path):
+    assert conflict_markers(ROOT) == []
+    (tmp_path / "a.md").write_text("\n".join(["<" * 7 + " HEAD", "=" * 7, ">" * 7 + " other", "> " + "<" * 7 + " a"]))
+    found = conflict_markers(tmp_path, "--no-index")
+    assert found == [f"a.md:1:{'<' * 7} HEAD", f"a.md:3:{'>' * 7} other"]
