@@ -63,9 +63,10 @@ def write_rttm(folder, turns, name="call"):
     return str(path)
 
 
-def test_brought_voices_with_roles_are_scored_as_customers_alone(calls, tmp_path):
+def test_brought_voices_with_roles_are_scored_as_customers_alone(calls, tmp_path, capsys):
     path = write_rttm(tmp_path, calls[1])
     rows, voicemail = score(calls, tmp_path / "s", voices_from=path)
+    assert "several channels" not in capsys.readouterr().out
     assert {(row["speaker_id"], row["voice"], row["role"], row["role_by"], row["status"]) for row in rows} == {
         ("call.wav#c0v0", 0, "customer", "voices_from", "ok"),
         ("call.wav#c0v1", 1, "agent", "voices_from", "not_scored_role"),
@@ -146,12 +147,15 @@ def test_a_store_of_voices_is_scored_by_what_calls_say(calls, tmp_path):
     }
 
 
-def test_a_line_of_each_party_is_diarised_on_its_own(calls, tmp_path):
+def test_a_line_of_each_party_is_diarised_on_its_own(calls, tmp_path, capsys):
     both, _ = call(6)
     (tmp_path / "in").mkdir()
     soundfile.write(tmp_path / "in" / "two.wav", both.T, RATE)
     options = {"set": ["voices.mode=diarize", "score.channel_roles=[agent,customer]"]}
+    # Turns without channels are those of a mono recording, and change nothing here.
+    options["voices_from"] = write_rttm(tmp_path, calls[1], "two")
     run(str(tmp_path / "in"), calls[2], str(tmp_path / "s"), **options)
+    assert "1 recordings have several channels, and turns that name none" in capsys.readouterr().out
     rows = rows_of(tmp_path / "s").to_pylist()
     assert {(row["speaker_id"], row["role"], row["role_by"]) for row in rows} == {
         ("two.wav#c0v0", "agent", "channel"),

@@ -206,7 +206,7 @@ class ExtractWorker:
             self._out, shard, batch.table, batch.stamps, lambda name, rows: write_part(self._out, name, rows)
         )
         units = batch.table.num_rows if self._source.counts_rows else n_sessions(shard)
-        return {"units": units, "part": asdict(part)}
+        return {"units": units, "part": asdict(part), "n_unused_turns": batch.n_unused_turns}
 
     def close(self) -> None:
         """End the process that decodes."""

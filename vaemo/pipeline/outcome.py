@@ -9,7 +9,7 @@ from vaemo.parts.index import Entry, Index
 from vaemo.parts.tally import Tally
 from vaemo.pipeline.executors import Executor, Parts
 from vaemo.pipeline.plan import Plan
-from vaemo.progress import Progress
+from vaemo.progress import Progress, say
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,8 @@ def make_parts(
     """Make the parts of a plan, with one line of progress; counts of the whole folder.
 
     Args:
-        parts: What workers make, which return `units` and `part`, the fields of an `Entry`.
+        parts: What workers make, which return `units` and `part`, the fields of an `Entry`, and perhaps
+            `n_unused_turns`, as `Batch` has it.
         plan: Whose shards they are.
         index: Of the folder, told of every part.
         executor: Where the parts are made.
@@ -59,11 +60,17 @@ def make_parts(
     Raises:
         VaemoError: what a worker raised first; what is finished is kept.
     """
-    tally, now = plan.tally_of(index), Tally()
+    tally, now, n_unused = plan.tally_of(index), Tally(), 0
     for made in executor.run(parts):
         counts = index.add(Entry(**made["part"]))
         tally.add(counts)
         now.add(counts)
+        n_unused += made.get("n_unused_turns", 0)
         progress.advance(made["units"], lambda elapsed_s: detail(now, elapsed_s))
     progress.close()
+    if n_unused:
+        say(
+            f"--voices-from: {n_unused:,} recordings have several channels, and turns that name none of them, which "
+            "are not used; an RTTM with channel 1 alone names none. Give the channel of every turn."
+        )
     return tally

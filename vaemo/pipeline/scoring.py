@@ -192,7 +192,8 @@ class ScoreWorker:
             if calls:
                 scored = _with_travelling(scored, calls)
             part = self._write(shard, batch, scored, calls.travel if calls else ())
-        return {"units": n_sessions(shard), "part": dataclasses.asdict(part)}
+        facts = dataclasses.asdict(part)
+        return {"units": n_sessions(shard), "part": facts, "n_unused_turns": batch.n_unused_turns}
 
     def _write(self, shard: Mapping[str, Any], batch: Batch, scored: pa.Table, travel: Sequence[str]) -> Entry:
         stamps, table = batch.stamps, batch.table

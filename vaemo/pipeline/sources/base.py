@@ -170,10 +170,17 @@ class Tools:
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """What a worker has read: rows of a feature store, and the stamps of each session's inputs."""
+    """What a worker has read.
+
+    Attributes:
+        table: Rows of a feature store.
+        stamps: Of each session's inputs.
+        n_unused_turns: Recordings with several channels and turns that name none of them.
+    """
 
     table: pa.Table
     stamps: Mapping[str, Sequence[Stamp]]
+    n_unused_turns: int = 0
 
 
 class Source(Protocol):

@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from vaemo import files
 from vaemo.audio.archive import Listing as Recordings
-from vaemo.audio.archive import Stamp, is_still, list_recordings
+from vaemo.audio.archive import Stamp, is_still, list_recordings, shown
 from vaemo.audio.several import Member, plain
 from vaemo.config import AudioConfig, Config
 from vaemo.errors import ReadManifestError, named
@@ -96,11 +97,12 @@ class RecordingsSource:
 
     def read(self, packed: Mapping[str, Any], tools: Tools, calls: Calls | None = None) -> Batch:
         """Find the utterances and compute the features of those that may be scored."""
-        problems, tables, stamps = problems_of(packed), [], {}
+        problems, tables, stamps, every = problems_of(packed), [], {}, list[Part]()
         brought = {name: turns_of_json(held) for name, held in json.loads(packed.get("turns", "{}")).items()}
         for session_id, told in json.loads(packed["recordings"]):
             problem = problems.get(session_id)
             parts = [Part(session_id, told)] if isinstance(told, str) else [Part(*each) for each in told]
+            every += parts
             if problem is None or problem.status == "duplicate":
                 stamps[session_id] = [
                     Stamp(0, 0) if part.problem else Stamp.of(part.path) or Stamp(0, 0) for part in parts
@@ -113,7 +115,8 @@ class RecordingsSource:
             else:
                 each = [(part.offset_s, functools.partial(extract, part, None)) for part in parts]
                 tables.append(extract_session(each))
-        return Batch(pa.concat_tables(tables), stamps)
+        table = pa.concat_tables(tables)
+        return Batch(table, stamps, _n_unused_turns(table, every, brought))
 
     def _read_one(
         self,
@@ -236,6 +239,13 @@ def _require_own(session_id: str, recordings: Iterable[Found], session_of: dict[
                 f"by the table of calls the recording {named(item.name)} is of the session {named(other)} and of the "
                 f"session {named(session_id)}. A recording is in one session, once; drop a row."
             )
+
+
+def _n_unused_turns(table: pa.Table, parts: Sequence[Part], brought: Mapping[str, Sequence[Turn]]) -> int:
+    """How many recordings have several channels and turns that name none of them."""
+    unnamed = {name for name, turns in brought.items() if any(turn.channel is None for turn in turns)}
+    with_several = set(table["audio_path"].filter(pc.greater(table["n_channels"], 1)).to_pylist()) if unnamed else ()
+    return sum(part.name in unnamed and shown(part.path) in with_several for part in parts)
 
 
 def _part(item: Found | None, member: Member, where: str, root: str) -> Part:
