@@ -103,7 +103,7 @@ def test_an_erased_call_is_gone_and_stays_away(store, checkpoint, tmp_path, opti
     whole = run(store, checkpoint, out, **options)
     name = IdKey(KEY).hash("s0005") if options else "s0005"
     n = pc.sum(pc.equal(whole["session_id"], name)).as_py()
-    removed, _ = erase_sessions(["s0005"], IdKey(KEY), scores=str(out), stores=[store])
+    removed, *_ = erase_sessions(["s0005"], IdKey(KEY), scores=str(out), stores=[store])
     assert {kind: count for kind, count in removed.items() if count} == {"utterances": n, "sessions": 1, "stores": n}
     for folder in (out, tmp_path / "store"):
         text = everything_in(folder)

@@ -106,7 +106,7 @@ def test_a_store_says_where_the_audio_is(archive, checkpoint, tmp_path, monkeypa
         }
     monkeypatch.setenv("VAEMO_ID_KEY", "k" * 32)
     folders = {"scores": str(tmp_path / "of-store"), "stores": [str(tmp_path / "store")]}
-    erased, _ = erase_sessions(["c1"], IdKey("k" * 32), **folders)
+    erased, *_ = erase_sessions(["c1"], IdKey("k" * 32), **folders)
     assert erased["utterances"] == erased["stores"] == len(rows)
     outcome = vaemo.extract(input=folder, calls=calls, out=tmp_path / "store", config=CONFIG, executor="process")
     assert outcome.sessions["all"] == 1
