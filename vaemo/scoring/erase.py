@@ -19,7 +19,7 @@ from safetensors.torch import load, save
 from vaemo import files
 from vaemo.errors import OtherRunError, UsageError
 from vaemo.parts.index import FOLDER, forget
-from vaemo.parts.shards import read_keys, session_of, tag_keys
+from vaemo.parts.shards import Stamps, read_keys, session_of, tag_keys
 from vaemo.personalize import DELTAS, SPEAKERS, USED
 from vaemo.scores import SESSIONS, UTTERANCES, read_provenance, read_sessions
 from vaemo.scoring.calls import DATE
@@ -225,11 +225,15 @@ def _erase_in(path: str, erased: _Erased) -> int:
         return 0
     gone = erased.rows(files.read_parquet(path, [id_column])[id_column])
     n = pc.sum(gone).as_py() or 0
-    if n:
+    keys: list[str] | None = None
+    stamps: Stamps = {}
+    with contextlib.suppress(OtherRunError):  # files not written in shards have no keys
+        keys, stamps = read_keys(path)
+    # Parts of older versions have stamps of sessions whose rows are elsewhere.
+    kept = {name: held for name, held in stamps.items() if name not in erased}
+    if n or len(kept) < len(stamps):
         rest = files.read_parquet(path).filter(pc.invert(gone))
-        with contextlib.suppress(OtherRunError):  # files not written in shards have no keys
-            keys, stamps = read_keys(path)
-            kept = {name: held for name, held in stamps.items() if name not in erased}
+        if keys is not None:
             rest = tag_keys(rest, [key for key in keys if session_of(key) not in erased], kept)
         files.write_parquet_whole(path, rest)
     return n
