@@ -127,3 +127,14 @@ def test_nothing_is_erased_by_an_unclear_command(tmp_path):
     with pytest.raises(UsageError, match="has no column date"):
         tend.main(["erase", "--scores", f"{tmp_path}/undated", "--before", "2026-11-23"])
     assert {path: content for path, content in everything_in(tmp_path).items() if path in before} == before
+
+
+def test_all_copies_of_an_erased_call_go_with_it_whichever_they_name(tmp_path):
+    for number, pairs in enumerate(([("b", None)], [("a", "b")], [("c", "a"), ("x", None), ("z", "y")])):
+        ids, firsts = (pa.array(column, pa.string()) for column in zip(*pairs, strict=True))
+        table = pa.table({"session_id": ids, "duplicate_of": firsts})
+        files.write_parquet_whole(f"{tmp_path}/utterances/part-{number}.parquet", table)
+    tend.main(["erase", "--session", "b", "--scores", str(tmp_path)])
+    assert Tombstones.read(str(tmp_path)).hashes == {IdKey(KEY).hash(name) for name in "abc"}
+    rest = [pq.read_table(path)["session_id"].to_pylist() for path in sorted(tmp_path.rglob("*.parquet"))]
+    assert rest == [[], [], ["x", "z"]]

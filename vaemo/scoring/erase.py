@@ -193,8 +193,12 @@ def _twins(folder: str, erased: _Erased) -> list[str]:
             table = files.read_parquet(path, ["session_id", "duplicate_of"])
             table = table.filter(table["duplicate_of"].is_valid())
             pairs += zip(table["session_id"].to_pylist(), table["duplicate_of"].to_pylist(), strict=True)
-    firsts = {first for twin, first in pairs if twin in erased or first in erased}
-    return sorted(firsts | {twin for twin, first in pairs if first in firsts})
+    known, named = {name for pair in pairs for name in pair if name in erased}, set[str]()
+    while known != named:
+        # A copy that came later may name another copy, not the first.
+        named = set(known)
+        known |= {name for pair in pairs if named.intersection(pair) for name in pair}
+    return sorted(known)
 
 
 def _tables(folder: str) -> list[str]:
