@@ -78,7 +78,8 @@ def test_no_file_names_an_erased_call(tmp_path, capsys, by, hide):
     write_scores(world / "scores", hide=hide)
     write_run(world / "run")
     write_scores(world / "store")
-    enrolled = pa.table({"speaker_id": ["call-2", "agent"], "speaker": [[1.0], [2.0]]})
+    speakers = ["call-2", "call-2#c0", "call-2#c1v0f2", "agent", "call-6#c0"]
+    enrolled = pa.table({"speaker_id": speakers, "speaker": [[1.0]] * len(speakers)})
     files.write_parquet_whole(f"{world}/speakers.parquet", enrolled)
     (tmp_path / "ids.txt").write_text("call-2\n\n call-5 \n")
     (tmp_path / "ids.csv").write_text("session_id\ncall-2\ncall-5\n")
@@ -109,7 +110,7 @@ def test_no_file_names_an_erased_call(tmp_path, capsys, by, hide):
     assert Tombstones.read(f"{world}/scores").hashes == set(hashes)
     kept = scores.read_utterances(f"{world}/scores")["session_id"].unique().to_pylist()
     assert len(kept) == 7 - len(gone)
-    assert pq.read_table(f"{world}/speakers.parquet")["speaker_id"].to_pylist() == ["agent"]
+    assert pq.read_table(f"{world}/speakers.parquet")["speaker_id"].to_pylist() == ["agent", "call-6#c0"]
     entries = Index.open(f"{world}/scores/utterances").entries.values()
     assert sum(len(json.loads(entry.keys)) for entry in entries) == 7 - len(gone)
 

@@ -28,6 +28,9 @@ from vaemo.summary import SUMMARY
 
 TOMBSTONES = "_erased.json"
 
+_OF_RECORDING = r"#c\d+(v\d+)?(f\d+)?$"
+"""What `vaemo.utterances` adds to the id of a session for a speaker of it: channel, voice, recording."""
+
 
 @dataclass(frozen=True)
 class Tombstones:
@@ -223,11 +226,14 @@ def _erase_rows(folder: str, erased: _Erased) -> int:
 
 def _erase_in(path: str, erased: _Erased) -> int:
     names = files.read_parquet_schema(path).names
-    # An enrolment without a session may come from a call without a named speaker.
+    # An enrolment without a session may be of a call's own speaker, who has its id.
     id_column = next((name for name in ("session_id", "speaker_id") if name in names), None)
     if id_column is None:
         return 0
-    gone = erased.rows(files.read_parquet(path, [id_column])[id_column])
+    ids = files.read_parquet(path, [id_column])[id_column]
+    if id_column == "speaker_id":
+        ids = pc.replace_substring_regex(ids.cast(pa.string()), _OF_RECORDING, "")
+    gone = erased.rows(ids)
     n = pc.sum(gone).as_py() or 0
     keys: list[str] | None = None
     stamps: Stamps = {}
