@@ -16,6 +16,7 @@ from vaemo.parts.shards import tag_keys
 from vaemo.scoring import tend
 from vaemo.scoring.erase import Tombstones
 from vaemo.scoring.ids import KEY_VARIABLE, IdKey
+from vaemo.trust.fit import FIT
 
 KEY = "correct horse battery"
 GONE = ("call-2", "call-5")
@@ -57,6 +58,7 @@ def write_run(run):
         voices = pa.table({"session_id": seen, "speaker_id": seen, "speaker": [[1.0, 2.0]] * len(seen)})
         files.write_parquet_whole(f"{run}/{fold}/speakers.parquet", voices)
         files.write_parquet_whole(f"{run}/{fold}/_state/rows.parquet", table)
+        files.write_whole(f"{run}/{fold}/failure.txt", f"VaemoError: session '{seen[0]}' has no voice".encode())
 
 
 def everything_in(folder):
@@ -76,6 +78,8 @@ def everything_in(folder):
 def test_no_file_names_an_erased_call(tmp_path, capsys, by, hide):
     world = tmp_path / "world"
     write_scores(world / "scores", hide=hide)
+    shown = scores.read_utterances(f"{world}/scores")["session_id"].unique().to_pylist()
+    files.write_json(f"{world}/scores/{FIT}", {"n_calls": 7, "most": shown, "least": shown[::-1]})
     write_run(world / "run")
     write_scores(world / "store")
     speakers = ["call-2", "call-2#c0", "call-2#c1v0f2", "agent", "call-6#c0"]
@@ -110,6 +114,7 @@ def test_no_file_names_an_erased_call(tmp_path, capsys, by, hide):
     assert Tombstones.read(f"{world}/scores").hashes == set(hashes)
     kept = scores.read_utterances(f"{world}/scores")["session_id"].unique().to_pylist()
     assert len(kept) == 7 - len(gone)
+    assert len(files.read_json(f"{world}/scores/{FIT}")["most"]) == 7 - len(gone)
     assert pq.read_table(f"{world}/speakers.parquet")["speaker_id"].to_pylist() == ["agent", "call-6#c0"]
     entries = Index.open(f"{world}/scores/utterances").entries.values()
     assert sum(len(json.loads(entry.keys)) for entry in entries) == 7 - len(gone)

@@ -25,6 +25,8 @@ from vaemo.scores import SESSIONS, UTTERANCES, read_provenance, read_sessions
 from vaemo.scoring.calls import DATE
 from vaemo.scoring.ids import IdKey
 from vaemo.summary import SUMMARY
+from vaemo.training.jobs import FAILURE
+from vaemo.trust.fit import FIT
 
 TOMBSTONES = "_erased.json"
 
@@ -174,6 +176,7 @@ def erase_sessions(
     removed["deltas"] = sum(_erase_deltas(folder, erased) for folder in personal)
     for folder in (scores, *stores, *runs, *personal):
         _erase_error(folder, erased)
+    _erase_examples(scores, erased)
     return removed, trained
 
 
@@ -260,8 +263,20 @@ def _trained_on(run: str, erased: _Erased) -> list[str]:
     return trained
 
 
+def _erase_examples(scores: str, erased: _Erased) -> None:
+    """Remove the sessions from the examples of how the model fits."""
+    path = files.join(scores, FIT)
+    if files.exists(path):
+        told = files.read_json(path)
+        kept = {key: [name for name in told[key] if name not in erased] for key in ("most", "least") if key in told}
+        files.write_json(path, {**told, **kept})
+
+
 def _erase_error(folder: str, erased: _Erased) -> None:
-    """Remove a job's error message if it names a session."""
+    """Remove a job's error message, and the traceback of a failed one, if it names a session."""
+    for path in _below(folder, FAILURE):
+        if any(name.encode() in files.read_bytes(path) for name in erased.names):
+            files.delete(path)
     for path in _below(folder, SUMMARY):
         told = files.read_json(path)
         if any(name in str(told.get("error", "")) for name in erased.names):
