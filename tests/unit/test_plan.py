@@ -3,6 +3,7 @@
 import json
 import random
 import shutil
+from dataclasses import replace
 
 import pyarrow as pa
 import pytest
@@ -16,6 +17,7 @@ from vaemo.parts.shards import read_keys, session_of
 from vaemo.pipeline.plan import Again, write_shard
 from vaemo.pipeline.plan import plan as plan_index
 from vaemo.pipeline.sources import Listing
+from vaemo.utterances import Problem
 
 
 def listing_of(keys, *, changed=(), found=(), weights=None):
@@ -155,6 +157,9 @@ def test_parts_of_before_noted_nothing_to_compare(tmp_path):
     files.write_parquet_whole(path, rows.replace_schema_metadata({"vaemo.keys": json.dumps(keys)}))
     work = plan(listing_of(keys, changed={"a"}), keys, str(tmp_path), 1)
     assert (work.shards, work.changed, work.unchecked) == ([], [], 1)
+    # A session that is listed and not read never has a stamp, whatever version listed it.
+    unread = replace(listing_of(keys), problems={0: Problem("not_scored_role", "not in the table of calls")})
+    assert plan(unread, keys, str(tmp_path), 1).unchecked == 0
 
 
 def test_a_session_that_the_table_of_calls_comes_to_name_is_done_again(tmp_path):

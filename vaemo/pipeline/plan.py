@@ -170,7 +170,8 @@ def _compare(listing: Listing, keys: Sequence[str], index: Index, again: Again) 
             state.seen[number] = 1
             due = name in failed or _is_named_now(before, keys[number], index.folder)
             if name not in stamps:
-                state.unchecked += 1
+                # What is listed and not read has none.
+                state.unchecked += not due and number not in listing.problems
             elif not listing.still(number, stamps[name]):
                 due |= again.changed
                 if not due:
