@@ -22,6 +22,7 @@ from vaemo.parts.index import Entry, Index
 from vaemo.parts.shards import plan_shards, read_keys, session_of, tag_keys
 from vaemo.parts.tally import Tally, count
 from vaemo.pipeline.sources import Listing
+from vaemo.scores import joined
 from vaemo.units import NOT_FAILED
 from vaemo.utterances import Problem
 
@@ -259,7 +260,7 @@ def write_shard(
         path = files.join(folder, shard["name"])
         held = files.read_parquet(path)
         kept = held.filter(pc.invert(pc.is_in(held["session_id"], pa.array(again, pa.string()))))
-        done = pa.concat_tables([done, kept.replace_schema_metadata(None)], promote_options="default")
+        done = joined([done, kept.replace_schema_metadata(None)])
         place = pc.index_in(done["session_id"], value_set=pa.array([session_of(key) for key in keys]))
         done = done.take(pa.array(np.argsort(place.to_numpy(), kind="stable")))
         noted = {**read_keys(path)[1], **noted}
