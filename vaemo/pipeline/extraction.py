@@ -92,6 +92,8 @@ def extract(
         estimate(source, work, config, extractors, executor)
         return Tally()
     with lease(out), Index.open(out) as index:
+        # What was erased while the source was listed: from here on erasing is refused.
+        listing = listing.without(Tombstones.read(out).erased(listing.session_ids))
         work = plan_extraction(source, listing, index, config, again)
         claim_store(out, config, extractors, source=source.kind, about=about or {})
         tally = _extract_missing(source, work, index, config, extractors, executor)

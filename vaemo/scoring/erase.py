@@ -19,6 +19,7 @@ from safetensors.torch import load, save
 from vaemo import files
 from vaemo.errors import OtherRunError, UsageError
 from vaemo.parts.index import FOLDER, forget
+from vaemo.parts.lease import lease
 from vaemo.parts.shards import Stamps, read_keys, session_of, tag_keys
 from vaemo.personalize import DELTAS, SPEAKERS, USED
 from vaemo.scores import SESSIONS, UTTERANCES, read_provenance, read_sessions
@@ -132,8 +133,8 @@ def erase_sessions(
 ) -> tuple[dict[str, int], list[str]]:
     """Erase calls everywhere.
 
-    Tombstones are written first, so that a run that starts meanwhile leaves the calls out. Reports are removed whole,
-    to be made again; personal deltas that learned from a call are removed. A checkpoint that was trained on one keeps
+    Tombstones are written first, so that what a kill leaves behind stays away too. Reports are removed whole, to be
+    made again; personal deltas that learned from a call are removed. A checkpoint that was trained on one keeps
     its weights and is named.
 
     Args:
@@ -154,29 +155,33 @@ def erase_sessions(
 
     Raises:
         UsageError: if the scores have no dates, and `before` asks for them.
-        OtherRunError: if the tombstones that are there were made with another key.
+        OtherRunError: if the tombstones that are there were made with another key, or a run is writing the scores or a
+            store: it has planned the calls already, and would bring them back.
     """
-    erased = _Erased(key)
-    erased.add(session_ids)
-    # Where ids are hidden the rows know a call by its hash alone.
-    hidden = (read_provenance(scores).get("settings") or {}).get("id_key") is not None
-    if before is not None:
-        erased.add(_dated_before(scores, before), hashed=hidden)
-    for folder in (scores, *stores):
-        erased.add(_twins(folder, erased), hashed=hidden and folder == scores)
-    if erased.hashes:
+    with contextlib.ExitStack() as leases:
+        for folder in dict.fromkeys((scores, *stores)):
+            leases.enter_context(lease(folder))
+        erased = _Erased(key)
+        erased.add(session_ids)
+        # Where ids are hidden the rows know a call by its hash alone.
+        hidden = (read_provenance(scores).get("settings") or {}).get("id_key") is not None
+        if before is not None:
+            erased.add(_dated_before(scores, before), hashed=hidden)
         for folder in (scores, *stores):
-            Tombstones.read(folder).add(key, erased.hashes)
-    removed = {kind: _erase_rows(files.join(scores, kind), erased) for kind in (UTTERANCES, SESSIONS)}
-    removed["stores"] = sum(_erase_rows(store, erased) for store in stores)
-    trained = [checkpoint for run in runs for checkpoint in _trained_on(run, erased)]
-    removed["runs"] = sum(_erase_rows(run, erased) for run in runs)
-    removed["enrolments"] = sum(_erase_in(path, erased) for path in speakers)
-    removed["reports"] = sum(_erase_report(report) for report in reports) if erased.hashes else 0
-    removed["deltas"] = sum(_erase_deltas(folder, erased) for folder in personal)
-    for folder in (scores, *stores, *runs, *personal):
-        _erase_error(folder, erased)
-    _erase_examples(scores, erased)
+            erased.add(_twins(folder, erased), hashed=hidden and folder == scores)
+        if erased.hashes:
+            for folder in (scores, *stores):
+                Tombstones.read(folder).add(key, erased.hashes)
+        removed = {kind: _erase_rows(files.join(scores, kind), erased) for kind in (UTTERANCES, SESSIONS)}
+        removed["stores"] = sum(_erase_rows(store, erased) for store in stores)
+        trained = [checkpoint for run in runs for checkpoint in _trained_on(run, erased)]
+        removed["runs"] = sum(_erase_rows(run, erased) for run in runs)
+        removed["enrolments"] = sum(_erase_in(path, erased) for path in speakers)
+        removed["reports"] = sum(_erase_report(report) for report in reports) if erased.hashes else 0
+        removed["deltas"] = sum(_erase_deltas(folder, erased) for folder in personal)
+        for folder in (scores, *stores, *runs, *personal):
+            _erase_error(folder, erased)
+        _erase_examples(scores, erased)
     return removed, trained
 
 
