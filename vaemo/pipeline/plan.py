@@ -189,8 +189,8 @@ def _is_named_now(before: str, now: str, out: str) -> bool:
     if before.endswith(NOT_NAMED):
         return True
     raise OtherRunError(
-        f"session '{session_of(now)}' is finished in {out}, but its utterances, or who speaks in it by the table of "
-        "calls or by --voices-from, have changed since. Give the changed sessions new ids, or another folder."
+        f"session '{session_of(now)}' is finished in {out}, but its utterances have changed since, or who speaks in it "
+        "by the table of calls or by --voices-from. Give the changed sessions new ids, or another folder."
     )
 
 
