@@ -135,6 +135,23 @@ def test_what_changed_keeps_its_rows_until_it_is_to_be_done_again(tmp_path):
     assert stamps == {"a": [[1, 0, ""]], "b": [[9, 0, ""]], "c": [[1, 0, ""]]}
 
 
+def test_a_copy_is_done_once_its_first_has_other_bytes(tmp_path):
+    keys = ["a", "b", "c"]
+    (shard,) = plan(listing_of(keys), keys, str(tmp_path), 3).shards
+    times = {name: pa.array([0.0] * 3) for name in ("start_s", "end_s")}
+    said = {
+        "status": ["ok", "duplicate", "ok"],
+        "reason": keys,
+        "duplicate_of": pa.array([None, "a", None], pa.string()),
+    }
+    rows = pa.table({"session_id": keys, "utt_id": keys, **said, **times})
+    stamps = {name: [Stamp(1, 0)] for name in keys}
+    write_shard(str(tmp_path), shard, rows, stamps, lambda name, part: files.write_parquet_whole(tmp_path / name, part))
+    for changed, due in (("a", ["a", "b"]), ("c", ["c"])):
+        (again,) = plan(listing_of(keys, changed={changed}), keys, str(tmp_path), 3, again=Again(changed=True)).shards
+        assert json.loads(again["again"]) == due
+
+
 def test_what_failed_is_done_again_where_that_is_asked(tmp_path):
     keys = ["a", "b", "c", "d"]
     for shard, status in zip(

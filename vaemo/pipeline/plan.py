@@ -7,7 +7,7 @@ unless that is asked for, even if its input has changed since: what has changed 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -161,6 +161,7 @@ def _compare(listing: Listing, keys: Sequence[str], index: Index, again: Again) 
     """Look at every finished session once, part after part: a million of them are not held at a time."""
     state, number_of = _State(bytearray(len(keys))), {session_of(key): number for number, key in enumerate(keys)}
     failed = _failed(index) if again.failed else frozenset()
+    other = set[str]()
     for entry in index.entries.values():
         stamps = json.loads(entry.stamps)
         for before in json.loads(entry.keys):
@@ -175,11 +176,25 @@ def _compare(listing: Listing, keys: Sequence[str], index: Index, again: Again) 
                 state.unchecked += not due and number not in listing.problems
             elif not listing.still(number, stamps[name]):
                 due |= again.changed
+                other.add(name)
                 if not due:
                     state.changed.append(name)
             if due:
                 state.redone.setdefault(entry.name, []).append(number)
+    for part, name in _copies_of(other, index) if again.changed and other else ():
+        number = number_of.get(name)
+        if number is not None and number not in state.redone.get(part, ()):
+            state.redone.setdefault(part, []).append(number)
     return state
+
+
+def _copies_of(firsts: Collection[str], index: Index) -> Iterator[tuple[str, str]]:
+    """Parts and sessions in them that were left out for having the bytes of one of these, which now has others."""
+    for part, entry in index.entries.items():
+        if "duplicate" in json.loads(entry.counts)["statuses"]:
+            rows = files.read_parquet(files.join(index.folder, part), ["session_id", "duplicate_of"])
+            copies = pc.is_in(rows["duplicate_of"], pa.array(sorted(firsts), pa.string()))
+            yield from ((part, name) for name in rows["session_id"].filter(copies).unique().to_pylist())
 
 
 def _is_named_now(before: str, now: str, out: str) -> bool:
