@@ -10,7 +10,7 @@ on the model's label range. Either table may have further columns, after those o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -22,9 +22,10 @@ import pyarrow.parquet as pq
 
 from vaemo import files
 from vaemo.config import ModelConfig, ScoreConfig
+from vaemo.data.manifest import common_schema
 from vaemo.errors import ColumnError, ReadScoresError
 from vaemo.model.settling import drawn_to_mean
-from vaemo.tables import codes, typed, with_column
+from vaemo.tables import as_text, codes, typed, with_column
 from vaemo.targets import SUMMARY, Target, names_of, session_names, targets_of, utterance_names
 from vaemo.units import DIMENSIONS, NOT_FAILED, LabelScale
 
@@ -462,7 +463,24 @@ def _read(folder: str, kind: str, columns: Sequence[str] | None, sessions: Itera
     targets = read_targets(folder)
     with ThreadPoolExecutor(_READERS) as pool:
         tables = list(pool.map(lambda part: _read_part(part, kind, columns, targets, wanted), _parts(folder, kind)))
-    return pa.concat_tables(tables, promote_options="permissive")
+    return joined(tables)
+
+
+def joined(tables: Sequence[pa.Table]) -> pa.Table:
+    """Tables one below the other. Where a column has types that do not go together, it becomes text.
+
+    A reference that was a number in all calls of one night may have letters in those of the next.
+    """
+    texts = {field.name for field in common_schema([table.schema for table in tables]) if field.type == pa.string()}
+    return pa.concat_tables([_with_texts(table, texts) for table in tables], promote_options="permissive")
+
+
+def _with_texts(table: pa.Table, names: Collection[str]) -> pa.Table:
+    for field in table.schema:
+        if field.name in names and field.type not in (pa.string(), pa.null()):
+            column, nested = table[field.name], pa.types.is_nested(field.type)
+            table = with_column(table, field.name, as_text(column.to_pylist()) if nested else column.cast(pa.string()))
+    return table
 
 
 def superseded(folder: str) -> set[str]:

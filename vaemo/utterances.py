@@ -274,7 +274,8 @@ class _Search:
 
     def _without_alike(self, roles: Sequence[str | None], alike: Collection[int]) -> Sequence[str | None]:
         """The roles, those of channels that hold the same audio as `mixed`: each has the speech of all."""
-        if len({roles[channel] or UNKNOWN for channel in alike} - {UNKNOWN}) == 1:
+        said = {roles[channel] or UNKNOWN for channel in alike}
+        if len(said) == 1 and UNKNOWN not in said:
             return roles
         for row, one in enumerate(self.found):
             if one.channel in alike:

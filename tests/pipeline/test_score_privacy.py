@@ -18,8 +18,10 @@ from vaemo import files
 from vaemo.config import Config
 from vaemo.errors import OtherRunError, ReadCheckpointError, ReadStoreError, UsageError, VaemoError
 from vaemo.model.checkpoint import load_checkpoint
+from vaemo.parts.lease import lease
 from vaemo.parts.shards import read_keys
 from vaemo.personalize import PERSONAL_FILE, SPEAKERS, USED, Personal
+from vaemo.pipeline import scoring
 from vaemo.scores import read_sessions
 from vaemo.scoring import tend
 from vaemo.scoring.erase import Tombstones, erase_sessions
@@ -95,6 +97,22 @@ def test_errors_name_no_id(store, checkpoint, tmp_path):
     with pytest.raises(VaemoError, match=r"occurs in .* and in ") as caught:
         run(store, checkpoint, tmp_path / "out", **HASHED)
     assert "s0000" not in str(caught.value)
+
+
+def test_a_call_that_is_erased_while_a_run_prepares_does_not_come_back(store, checkpoint, tmp_path, monkeypatch):
+    out, prepare = tmp_path / "out", scoring.prepare
+
+    def prepare_meanwhile(request, config):
+        prepared = prepare(request, config)
+        erase_sessions(["s0005"], IdKey(KEY), scores=str(out))
+        return prepared
+
+    monkeypatch.setattr(scoring, "prepare", prepare_meanwhile)
+    rows = run(store, checkpoint, out)
+    assert (len(rows["session_id"].unique()), "s0005" in rows["session_id"].to_pylist()) == (11, False)
+    # One that has begun knows of no later tombstone.
+    with lease(str(out)), pytest.raises(OtherRunError, match="is being written by another run"):
+        erase_sessions(["s0006"], IdKey(KEY), scores=str(out))
 
 
 @pytest.mark.parametrize("options", [{}, HASHED], ids=["plain", "hashed"])

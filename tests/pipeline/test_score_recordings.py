@@ -208,6 +208,11 @@ def test_channels_that_hold_the_same_are_mixed(checkpoint, tmp_path):
     store = store_of(calls, [f"{name}.wav" for name in held], tmp_path / "store")
     again = run(store, checkpoint, tmp_path / "again", score=ORDER)
     assert again["status"].equals(customers["status"])
+    # A table that names one of them does not make that one the customer's alone.
+    (tmp_path / "calls.csv").write_text("session_id,role_ch0\none.wav,customer\ntwo.wav,customer\n")
+    half = run(calls, checkpoint, tmp_path / "half", calls=str(tmp_path / "calls.csv"))
+    assert half["role"].to_pylist() == ["mixed"] * 4 + ["customer", "unknown"]
+    assert half["status"].equals(customers["status"])
     everyone = run(calls, checkpoint, tmp_path / "everyone", roles_unknown=True)
     assert set(everyone["status"].to_pylist()) == {"ok"}
 

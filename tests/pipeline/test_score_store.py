@@ -1,5 +1,6 @@
 """A feature store is scored: every session once, whatever happens to the list of sessions, the rest refused."""
 
+import json
 import os
 
 import numpy as np
@@ -23,6 +24,8 @@ from vaemo.errors import (
     UsageError,
 )
 from vaemo.model.regressor import SessionRegressor
+from vaemo.parts.index import Index
+from vaemo.parts.shards import session_of
 from vaemo.scores import read_provenance, read_sessions
 from vaemo.scoring.table import score_table
 from vaemo.store import FeatureStore
@@ -101,6 +104,9 @@ def test_a_limit_and_then_the_rest_are_the_whole(store, checkpoint, tmp_path):
         n_sessions = len(pc.unique(rows["session_id"]))
         assert n_sessions == (limit or 20)
     assert_close(rows, whole)
+    # A part is stamped with its own sessions alone: another's erasure does not lead there.
+    for entry in Index.open(str(tmp_path / "out" / "utterances")).entries.values():
+        assert json.loads(entry.stamps).keys() == set(map(session_of, json.loads(entry.keys)))
 
 
 def test_a_grown_store_has_only_its_new_sessions_scored(store, checkpoint, tmp_path):

@@ -14,6 +14,7 @@ from speech_cases import call
 import vaemo
 from vaemo.config import Config, FeatureConfig
 from vaemo.data.manifest import write_manifest
+from vaemo.errors import ReadManifestError
 from vaemo.scores import read_sessions
 from vaemo.scoring.erase import erase_sessions
 from vaemo.scoring.ids import IdKey
@@ -78,6 +79,12 @@ def test_scores_are_those_of_one_recording(archive, checkpoint, tmp_path):
     for name in ("valence_mean", "valence_min_at_s", "valence_slope_per_min", "arousal_end_weighted", "talk_s"):
         one, other = (row[name] for row in sorted(sessions, key=lambda row: row["session_id"]))
         assert one == pytest.approx(other, rel=0.1, abs=0.05), name
+
+
+def test_an_objection_under_a_name_that_no_recording_has_is_not_passed_over(archive, tmp_path):
+    calls = table(tmp_path / "calls.csv", [{"path": "/elsewhere/w.wav", "process": "false"}])
+    with pytest.raises(ReadManifestError, match=r"names none of .* such as '/elsewhere/w.wav'"):
+        vaemo.extract(input=archive[0], calls=calls, out=tmp_path / "store", config=CONFIG, executor="process")
 
 
 def test_a_store_says_where_the_audio_is(archive, checkpoint, tmp_path, monkeypatch):

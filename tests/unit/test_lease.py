@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -65,6 +66,15 @@ def test_a_lease_that_was_cut_short_is_taken(folder):
     files.write_whole(files.join(folder, LEASE), b'{"host": "els')
     with lease(folder):
         pass
+
+
+def test_one_that_is_created_and_not_written_yet_is_not_taken(tmp_path):
+    (tmp_path / LEASE).touch()
+    written = threading.Timer(0.05, foreign, [str(tmp_path)])
+    written.start()
+    with pytest.raises(OtherRunError, match="on elsewhere"), lease(str(tmp_path)):
+        pass
+    written.join()
 
 
 def test_it_is_renewed_and_what_another_took_is_not_deleted(folder, monkeypatch):

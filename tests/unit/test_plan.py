@@ -3,6 +3,7 @@
 import json
 import random
 import shutil
+from dataclasses import replace
 
 import pyarrow as pa
 import pytest
@@ -16,6 +17,7 @@ from vaemo.parts.shards import read_keys, session_of
 from vaemo.pipeline.plan import Again, write_shard
 from vaemo.pipeline.plan import plan as plan_index
 from vaemo.pipeline.sources import Listing
+from vaemo.utterances import Problem
 
 
 def listing_of(keys, *, changed=(), found=(), weights=None):
@@ -133,6 +135,23 @@ def test_what_changed_keeps_its_rows_until_it_is_to_be_done_again(tmp_path):
     assert stamps == {"a": [[1, 0, ""]], "b": [[9, 0, ""]], "c": [[1, 0, ""]]}
 
 
+def test_a_copy_is_done_once_its_first_has_other_bytes(tmp_path):
+    keys = ["a", "b", "c"]
+    (shard,) = plan(listing_of(keys), keys, str(tmp_path), 3).shards
+    times = {name: pa.array([0.0] * 3) for name in ("start_s", "end_s")}
+    said = {
+        "status": ["ok", "duplicate", "ok"],
+        "reason": keys,
+        "duplicate_of": pa.array([None, "a", None], pa.string()),
+    }
+    rows = pa.table({"session_id": keys, "utt_id": keys, **said, **times})
+    stamps = {name: [Stamp(1, 0)] for name in keys}
+    write_shard(str(tmp_path), shard, rows, stamps, lambda name, part: files.write_parquet_whole(tmp_path / name, part))
+    for changed, due in (("a", ["a", "b"]), ("c", ["c"])):
+        (again,) = plan(listing_of(keys, changed={changed}), keys, str(tmp_path), 3, again=Again(changed=True)).shards
+        assert json.loads(again["again"]) == due
+
+
 def test_what_failed_is_done_again_where_that_is_asked(tmp_path):
     keys = ["a", "b", "c", "d"]
     for shard, status in zip(
@@ -155,6 +174,9 @@ def test_parts_of_before_noted_nothing_to_compare(tmp_path):
     files.write_parquet_whole(path, rows.replace_schema_metadata({"vaemo.keys": json.dumps(keys)}))
     work = plan(listing_of(keys, changed={"a"}), keys, str(tmp_path), 1)
     assert (work.shards, work.changed, work.unchecked) == ([], [], 1)
+    # A session that is listed and not read never has a stamp, whatever version listed it.
+    unread = replace(listing_of(keys), problems={0: Problem("not_scored_role", "not in the table of calls")})
+    assert plan(unread, keys, str(tmp_path), 1).unchecked == 0
 
 
 def test_a_session_that_the_table_of_calls_comes_to_name_is_done_again(tmp_path):

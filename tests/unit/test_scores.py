@@ -1,5 +1,7 @@
 """The folder of scores: its schemas, its parts, and the sum of every session against a plain loop."""
 
+import datetime
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -222,3 +224,15 @@ def test_a_part_that_lacks_a_column_is_refused(tmp_path):
     files.write_parquet_whole(tmp_path / "utterances" / "part-x.parquet", pa.table({"session_id": ["a"]}))
     with pytest.raises(ReadScoresError, match=r"has no column utt_id, valence, arousal; scores need"):
         scores.read_utterances(str(tmp_path))
+
+
+def test_a_column_that_is_a_number_in_one_part_and_text_in_another_is_text(tmp_path):
+    rows = make_utterances()
+    for number, ref in enumerate((pa.scalar(123), pa.scalar("A7"), pa.scalar(5.5), pa.scalar(None))):
+        part = rows.append_column("ref", pa.array([ref.as_py()] * len(rows), ref.type))
+        scores.write_part(str(tmp_path), f"part-{number}.parquet", part, ScoreConfig(), ["ref"])
+    assert scores.read_utterances(str(tmp_path))["ref"].unique().to_pylist() == ["123", "A7", "5.5", None]
+    assert scores.read_sessions(str(tmp_path))["ref"].unique().to_pylist() == ["123", "A7", "5.5", None]
+    dated = [pa.table({"at": pa.array([held])}) for held in (datetime.date(2026, 11, 2), "soon", [1])]
+    assert scores.joined(dated)["at"].to_pylist() == ["2026-11-02", "soon", "[1]"]
+    assert scores.joined([pa.table({"n": [1]}), pa.table({"n": [0.5]})])["n"].to_pylist() == [1.0, 0.5]

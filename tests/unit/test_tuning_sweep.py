@@ -162,6 +162,13 @@ def test_best_is_the_best_that_ran_to_its_end(space, tmp_path):
     assert (tmp_path / "best" / "README.md").exists()
 
 
+def test_a_ccc_of_zero_is_better_than_one_below(space, tmp_path):
+    sweep = Sweep(str(tmp_path))
+    for made in (record(space, 0, -0.3), record(space, 1, 0.0)):
+        sweep.end(made)
+    assert sweep.best == sweep.records[1]
+
+
 def test_all_trials_failing_ends_with_the_first_error(space, tmp_path):
     sweep = Sweep(str(tmp_path))
     for number in (1, 0):

@@ -166,7 +166,8 @@ def forget(folder: str, sessions: Iterable[str]) -> None:
     names = [json.dumps(session)[1:-1] for session in sessions]
     for path in _files(folder):
         entries = list(_read_file(path))
-        kept = [entry for entry in entries if not any(name in entry.keys + entry.counts for name in names)]
+        told = [entry.keys + entry.stamps + entry.counts for entry in entries]
+        kept = [entry for entry, said in zip(entries, told, strict=True) if not any(name in said for name in names)]
         if len(kept) < len(entries):
             if kept:
                 _write(folder, kept)

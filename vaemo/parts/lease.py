@@ -30,6 +30,7 @@ _held: set[str] = set()
 
 RENEW_S = 10.0
 STALE_S = 60.0
+_SETTLES_S = 0.2
 _LENGTH = 512
 """Bytes of a lease, blanks at its end included."""
 
@@ -71,6 +72,10 @@ def _take(path: str, folder: str, ours: dict[str, Any]) -> None:
     if _create(path, content):
         return
     theirs, age_s = _read(path)
+    if not theirs:
+        # Who has just created it may not have written it yet.
+        time.sleep(_SETTLES_S)
+        theirs, age_s = _read(path)
     if theirs and not _is_gone(theirs, age_s):
         raise OtherRunError(
             f"{folder} is being written by another run, on {theirs['host']} (process {theirs['pid']}) since "
@@ -79,7 +84,7 @@ def _take(path: str, folder: str, ours: dict[str, Any]) -> None:
         )
     files.write_whole(path, content)
     # Of several that find it free at once the last one to write has it.
-    time.sleep(0.2)
+    time.sleep(_SETTLES_S)
     if _read(path)[0].get("token") != ours["token"]:
         raise OtherRunError(f"{folder} has just been taken by another run; run this one again when that has ended.")
 

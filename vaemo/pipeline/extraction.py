@@ -24,7 +24,7 @@ from vaemo.pipeline.estimate import estimate
 from vaemo.pipeline.executors import Executor, Parts
 from vaemo.pipeline.outcome import make_parts
 from vaemo.pipeline.plan import NOT_NAMED, Again, Plan, n_sessions, plan, write_shard
-from vaemo.pipeline.prepare import require_encoder, voices_section, without_withheld
+from vaemo.pipeline.prepare import refuse_other_calls, require_encoder, voices_section, without_withheld
 from vaemo.pipeline.sources import Listing, Source
 from vaemo.pipeline.stages import Extract
 from vaemo.progress import Progress, say
@@ -79,7 +79,9 @@ def extract(
     if voices_from:
         listing = listing.with_turns(voices_from)
     if named:
-        listing = without_withheld(listing, named.spelled_as(listing.session_ids))
+        named = named.spelled_as(listing.session_ids)
+        refuse_other_calls(listing, named, calls or "")
+        listing = without_withheld(listing, named)
     for note in listing.notes:
         say(note)
     listing = _first(listing.without(Tombstones.read(out).erased(listing.session_ids)), limit)
@@ -90,6 +92,8 @@ def extract(
         estimate(source, work, config, extractors, executor)
         return Tally()
     with lease(out), Index.open(out) as index:
+        # What was erased while the source was listed: from here on erasing is refused.
+        listing = listing.without(Tombstones.read(out).erased(listing.session_ids))
         work = plan_extraction(source, listing, index, config, again)
         claim_store(out, config, extractors, source=source.kind, about=about or {})
         tally = _extract_missing(source, work, index, config, extractors, executor)

@@ -7,7 +7,7 @@ unless that is asked for, even if its input has changed since: what has changed 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -22,6 +22,7 @@ from vaemo.parts.index import Entry, Index
 from vaemo.parts.shards import plan_shards, read_keys, session_of, tag_keys
 from vaemo.parts.tally import Tally, count
 from vaemo.pipeline.sources import Listing
+from vaemo.scores import joined
 from vaemo.units import NOT_FAILED
 from vaemo.utterances import Problem
 
@@ -160,6 +161,7 @@ def _compare(listing: Listing, keys: Sequence[str], index: Index, again: Again) 
     """Look at every finished session once, part after part: a million of them are not held at a time."""
     state, number_of = _State(bytearray(len(keys))), {session_of(key): number for number, key in enumerate(keys)}
     failed = _failed(index) if again.failed else frozenset()
+    other = set[str]()
     for entry in index.entries.values():
         stamps = json.loads(entry.stamps)
         for before in json.loads(entry.keys):
@@ -170,15 +172,29 @@ def _compare(listing: Listing, keys: Sequence[str], index: Index, again: Again) 
             state.seen[number] = 1
             due = name in failed or _is_named_now(before, keys[number], index.folder)
             if name not in stamps:
-                # In a part with stamps it is something that has none, such as a pipe.
-                state.unchecked += not stamps
+                # What is listed and not read has none, and neither has a pipe.
+                state.unchecked += not stamps and not due and number not in listing.problems
             elif not listing.still(number, stamps[name]):
                 due |= again.changed
+                other.add(name)
                 if not due:
                     state.changed.append(name)
             if due:
                 state.redone.setdefault(entry.name, []).append(number)
+    for part, name in _copies_of(other, index) if again.changed and other else ():
+        number = number_of.get(name)
+        if number is not None and number not in state.redone.get(part, ()):
+            state.redone.setdefault(part, []).append(number)
     return state
+
+
+def _copies_of(firsts: Collection[str], index: Index) -> Iterator[tuple[str, str]]:
+    """Parts and sessions in them that were left out for having the bytes of one of these, which now has others."""
+    for part, entry in index.entries.items():
+        if "duplicate" in json.loads(entry.counts)["statuses"]:
+            rows = files.read_parquet(files.join(index.folder, part), ["session_id", "duplicate_of"])
+            copies = pc.is_in(rows["duplicate_of"], pa.array(sorted(firsts), pa.string()))
+            yield from ((part, name) for name in rows["session_id"].filter(copies).unique().to_pylist())
 
 
 def _is_named_now(before: str, now: str, out: str) -> bool:
@@ -188,8 +204,8 @@ def _is_named_now(before: str, now: str, out: str) -> bool:
     if before.endswith(NOT_NAMED):
         return True
     raise OtherRunError(
-        f"session '{session_of(now)}' is finished in {out}, but its utterances have changed since. "
-        "Give the changed sessions new ids, or another folder."
+        f"session '{session_of(now)}' is finished in {out}, but its utterances have changed since, or who speaks in it "
+        "by the table of calls or by --voices-from. Give the changed sessions new ids, or another folder."
     )
 
 
@@ -259,7 +275,7 @@ def write_shard(
         path = files.join(folder, shard["name"])
         held = files.read_parquet(path)
         kept = held.filter(pc.invert(pc.is_in(held["session_id"], pa.array(again, pa.string()))))
-        done = pa.concat_tables([done, kept.replace_schema_metadata(None)], promote_options="default")
+        done = joined([done, kept.replace_schema_metadata(None)])
         place = pc.index_in(done["session_id"], value_set=pa.array([session_of(key) for key in keys]))
         done = done.take(pa.array(np.argsort(place.to_numpy(), kind="stable")))
         noted = {**read_keys(path)[1], **noted}

@@ -406,12 +406,7 @@ def _named_only(listing: Listing, calls: Calls, config: Config, path: str, key: 
         told = f"warning: {len(absent):,} of {n:,} sessions are not in the table of calls, such as {example}."
         say(rendered(told, key.hash if key else str))
         return listing
-    if len(absent) == n:
-        known = f"such as {named(calls.rows['session_id'][0])}" if len(calls.rows) else "none at all"
-        raise ReadManifestError(
-            f"the table of calls {path} names none of the {n:,} sessions: they are called such as {example}, those "
-            f"in the table {known}. Only calls that it names are scored; correct the ids."
-        )
+    refuse_other_calls(listing, calls, path)
     told = (
         f"warning: {len(absent):,} of {n:,} sessions are not in the table of calls and are not scored, such as "
         f"{example}. --set score.calls_missing=channel_roles takes score.channel_roles for them."
@@ -419,6 +414,22 @@ def _named_only(listing: Listing, calls: Calls, config: Config, path: str, key: 
     say(rendered(told, key.hash if key else str))
     refused = Problem("not_scored_role", "not in the table of calls")
     return replace(listing, problems={**dict.fromkeys(absent, refused), **listing.problems})
+
+
+def refuse_other_calls(listing: Listing, calls: Calls, path: str) -> None:
+    """Refuse a table of calls that names none of the sessions: who must not be processed would be missed.
+
+    Raises:
+        ReadManifestError: with an id of either side.
+    """
+    n = len(listing.session_ids)
+    if n and not calls.contains(listing.session_ids).any():
+        known = f"such as {named(calls.rows['session_id'][0])}" if len(calls.rows) else "none at all"
+        raise ReadManifestError(
+            f"the table of calls {path} names none of the {n:,} sessions: they are called such as "
+            f"{named(listing.session_ids[0])}, those in the table {known}. Nothing that it says applies to them; "
+            "correct the ids."
+        )
 
 
 def _synthetic(checkpoints: Sequence[Checkpoint]) -> bool:

@@ -33,6 +33,7 @@ from vaemo.progress import Progress, say
 from vaemo.scores import PROVENANCE, UTTERANCES, write_part
 from vaemo.scoring.calls import DATE, Calls
 from vaemo.scoring.compact import end_joining
+from vaemo.scoring.erase import Tombstones
 from vaemo.scoring.ids import IdKey, hidden_errors
 from vaemo.scoring.roles import RoleRules
 from vaemo.tables import from_bytes, to_bytes, with_column
@@ -66,6 +67,9 @@ def _score(request: Request, config: Config, executor: Executor) -> Tally:
         return Tally()
     fingerprint, provenance = run.provenance()
     with lease(request.out), _index(request.out) as index:
+        # What was erased while the source was listed: from here on erasing is refused.
+        gone = Tombstones.read(request.out).erased(run.listing.session_ids)
+        run = dataclasses.replace(run, listing=run.listing.without(gone))
         work = plan_scoring(run, index)
         claim_folder(request.out, PROVENANCE, fingerprint, provenance)
         if work.unchecked and run.source.needs_features:

@@ -13,15 +13,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
-import pyarrow as pa
-
 from vaemo import files
 from vaemo.errors import OtherRunError
 from vaemo.parts.index import Entry, Index
 from vaemo.parts.lease import lease
 from vaemo.parts.shards import digest, read_keys, tag_keys
 from vaemo.parts.tally import count
-from vaemo.scores import JOINING, PROVENANCE, SESSIONS, UTTERANCES, superseded
+from vaemo.scores import JOINING, PROVENANCE, SESSIONS, UTTERANCES, joined, superseded
 
 TARGET_BYTES = 128 << 20
 """Size of a joined file where none is given."""
@@ -93,16 +91,15 @@ def _join(scores: str, index: Index, names: Sequence[str]) -> None:
         more, noted = read_keys(path)
         keys += more
         stamps |= noted
-    rows = pa.concat_tables([table.replace_schema_metadata(None) for table in tables], promote_options="permissive")
-    sessions = pa.concat_tables(
-        [files.read_parquet(files.join(scores, SESSIONS, name)).replace_schema_metadata(None) for name in names],
-        promote_options="permissive",
+    rows = joined([table.replace_schema_metadata(None) for table in tables])
+    sessions = joined(
+        [files.read_parquet(files.join(scores, SESSIONS, name)).replace_schema_metadata(None) for name in names]
     )
-    joined = posixpath.join(posixpath.dirname(names[0]), f"part-{digest(*keys)[:16]}.parquet")
-    files.write_json(files.join(scores, JOINING), {"part": joined, "of": list(names)})
-    files.write_parquet_whole(files.join(scores, SESSIONS, joined), sessions)
+    whole = posixpath.join(posixpath.dirname(names[0]), f"part-{digest(*keys)[:16]}.parquet")
+    files.write_json(files.join(scores, JOINING), {"part": whole, "of": list(names)})
+    files.write_parquet_whole(files.join(scores, SESSIONS, whole), sessions)
     # From here on the joined part counts.
-    files.write_parquet_whole(files.join(folder, joined), tag_keys(rows, keys, stamps))
-    entry = Entry.written(folder, joined, keys, stamps, count(rows))
+    files.write_parquet_whole(files.join(folder, whole), tag_keys(rows, keys, stamps))
+    entry = Entry.written(folder, whole, keys, stamps, count(rows))
     end_joining(scores)
     index.replace(names, entry)

@@ -19,14 +19,20 @@ from safetensors.torch import load, save
 from vaemo import files
 from vaemo.errors import OtherRunError, UsageError
 from vaemo.parts.index import FOLDER, forget
-from vaemo.parts.shards import read_keys, session_of, tag_keys
+from vaemo.parts.lease import lease
+from vaemo.parts.shards import Stamps, read_keys, session_of, tag_keys
 from vaemo.personalize import DELTAS, SPEAKERS, USED
 from vaemo.scores import SESSIONS, UTTERANCES, read_provenance, read_sessions
 from vaemo.scoring.calls import DATE
 from vaemo.scoring.ids import IdKey
 from vaemo.summary import SUMMARY
+from vaemo.training.jobs import FAILURE
+from vaemo.trust.fit import FIT
 
 TOMBSTONES = "_erased.json"
+
+_OF_RECORDING = r"#c\d+(v\d+)?(f\d+)?$"
+"""What `vaemo.utterances` adds to the id of a session for a speaker of it: channel, voice, recording."""
 
 
 @dataclass(frozen=True)
@@ -130,8 +136,8 @@ def erase_sessions(
 ) -> tuple[dict[str, int], list[str], list[str]]:
     """Erase calls everywhere.
 
-    Tombstones are written first, so that a run that starts meanwhile leaves the calls out. Reports are removed whole,
-    to be made again; personal deltas that learned from a call are removed. A checkpoint that was trained on one keeps
+    Tombstones are written first, so that what a kill leaves behind stays away too. Reports are removed whole, to be
+    made again; personal deltas that learned from a call are removed. A checkpoint that was trained on one keeps
     its weights and is named.
 
     Args:
@@ -153,28 +159,33 @@ def erase_sessions(
 
     Raises:
         UsageError: if the scores have no dates, and `before` asks for them.
-        OtherRunError: if the tombstones that are there were made with another key.
+        OtherRunError: if the tombstones that are there were made with another key, or a run is writing the scores or a
+            store: it has planned the calls already, and would bring them back.
     """
-    erased, session_ids = _Erased(key), list(session_ids)
-    erased.add(session_ids)
-    # Where ids are hidden the rows know a call by its hash alone.
-    hidden = (read_provenance(scores).get("settings") or {}).get("id_key") is not None
-    if before is not None:
-        erased.add(_dated_before(scores, before), hashed=hidden)
-    for folder in (scores, *stores):
-        erased.add(_twins(folder, erased), hashed=hidden and folder == scores)
-    if erased.hashes:
+    with contextlib.ExitStack() as leases:
+        for folder in dict.fromkeys((scores, *stores)):
+            leases.enter_context(lease(folder))
+        erased, session_ids = _Erased(key), list(session_ids)
+        erased.add(session_ids)
+        # Where ids are hidden the rows know a call by its hash alone.
+        hidden = (read_provenance(scores).get("settings") or {}).get("id_key") is not None
+        if before is not None:
+            erased.add(_dated_before(scores, before), hashed=hidden)
         for folder in (scores, *stores):
-            Tombstones.read(folder).add(key, erased.hashes)
-    removed = {kind: _erase_rows(files.join(scores, kind), erased) for kind in (UTTERANCES, SESSIONS)}
-    removed["stores"] = sum(_erase_rows(store, erased) for store in stores)
-    trained = [checkpoint for run in runs for checkpoint in _trained_on(run, erased)]
-    removed["runs"] = sum(_erase_rows(run, erased) for run in runs)
-    removed["enrolments"] = sum(_erase_in(path, erased) for path in speakers)
-    removed["reports"] = sum(_erase_report(report) for report in reports) if erased.hashes else 0
-    removed["deltas"] = sum(_erase_deltas(folder, erased) for folder in personal)
-    for folder in (scores, *stores, *runs, *personal):
-        _erase_error(folder, erased)
+            erased.add(_twins(folder, erased), hashed=hidden and folder == scores)
+        if erased.hashes:
+            for folder in (scores, *stores):
+                Tombstones.read(folder).add(key, erased.hashes)
+        removed = {kind: _erase_rows(files.join(scores, kind), erased) for kind in (UTTERANCES, SESSIONS)}
+        removed["stores"] = sum(_erase_rows(store, erased) for store in stores)
+        trained = [checkpoint for run in runs for checkpoint in _trained_on(run, erased)]
+        removed["runs"] = sum(_erase_rows(run, erased) for run in runs)
+        removed["enrolments"] = sum(_erase_in(path, erased) for path in speakers)
+        removed["reports"] = sum(_erase_report(report) for report in reports) if erased.hashes else 0
+        removed["deltas"] = sum(_erase_deltas(folder, erased) for folder in personal)
+        for folder in (scores, *stores, *runs, *personal):
+            _erase_error(folder, erased)
+        _erase_examples(scores, erased)
     return removed, trained, [name for name in session_ids if key.hash(name) not in erased.found]
 
 
@@ -197,8 +208,12 @@ def _twins(folder: str, erased: _Erased) -> list[str]:
             table = files.read_parquet(path, ["session_id", "duplicate_of"])
             table = table.filter(table["duplicate_of"].is_valid())
             pairs += zip(table["session_id"].to_pylist(), table["duplicate_of"].to_pylist(), strict=True)
-    firsts = {first for twin, first in pairs if twin in erased or first in erased}
-    return sorted(firsts | {twin for twin, first in pairs if first in firsts})
+    known, named = {name for pair in pairs for name in pair if name in erased}, set[str]()
+    while known != named:
+        # A copy that came later may name another copy, not the first.
+        named = set(known)
+        known |= {name for pair in pairs if named.intersection(pair) for name in pair}
+    return sorted(known)
 
 
 def _tables(folder: str) -> list[str]:
@@ -223,17 +238,24 @@ def _erase_rows(folder: str, erased: _Erased) -> int:
 
 def _erase_in(path: str, erased: _Erased) -> int:
     names = files.read_parquet_schema(path).names
-    # An enrolment without a session may come from a call without a named speaker.
+    # An enrolment without a session may be of a call's own speaker, who has its id.
     id_column = next((name for name in ("session_id", "speaker_id") if name in names), None)
     if id_column is None:
         return 0
-    gone = erased.rows(files.read_parquet(path, [id_column])[id_column])
+    ids = files.read_parquet(path, [id_column])[id_column]
+    if id_column == "speaker_id":
+        ids = pc.replace_substring_regex(ids.cast(pa.string()), _OF_RECORDING, "")
+    gone = erased.rows(ids)
     n = pc.sum(gone).as_py() or 0
-    if n:
+    keys: list[str] | None = None
+    stamps: Stamps = {}
+    with contextlib.suppress(OtherRunError):  # files not written in shards have no keys
+        keys, stamps = read_keys(path)
+    # Parts of older versions have stamps of sessions whose rows are elsewhere.
+    kept = {name: held for name, held in stamps.items() if name not in erased}
+    if n or len(kept) < len(stamps):
         rest = files.read_parquet(path).filter(pc.invert(gone))
-        with contextlib.suppress(OtherRunError):  # files not written in shards have no keys
-            keys, stamps = read_keys(path)
-            kept = {name: held for name, held in stamps.items() if name not in erased}
+        if keys is not None:
             rest = tag_keys(rest, [key for key in keys if session_of(key) not in erased], kept)
         files.write_parquet_whole(path, rest)
     return n
@@ -250,8 +272,20 @@ def _trained_on(run: str, erased: _Erased) -> list[str]:
     return trained
 
 
+def _erase_examples(scores: str, erased: _Erased) -> None:
+    """Remove the sessions from the examples of how the model fits."""
+    path = files.join(scores, FIT)
+    if files.exists(path):
+        told = files.read_json(path)
+        kept = {key: [name for name in told[key] if name not in erased] for key in ("most", "least") if key in told}
+        files.write_json(path, {**told, **kept})
+
+
 def _erase_error(folder: str, erased: _Erased) -> None:
-    """Remove a job's error message if it names a session."""
+    """Remove a job's error message, and the traceback of a failed one, if it names a session."""
+    for path in _below(folder, FAILURE):
+        if any(name.encode() in files.read_bytes(path) for name in erased.names):
+            files.delete(path)
     for path in _below(folder, SUMMARY):
         told = files.read_json(path)
         if any(name in str(told.get("error", "")) for name in erased.names):

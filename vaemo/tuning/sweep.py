@@ -120,7 +120,7 @@ class Sweep:
     def best(self) -> Record | None:
         """The trial with the highest dev CCC of those that ran to their end; the first of equals."""
         done = [record for _, record in sorted(self.records.items()) if record.status == DONE]
-        return max(done, key=lambda record: record.value or -2.0, default=None)
+        return max(done, key=lambda record: -2.0 if record.value is None else record.value, default=None)
 
     def keep_best(self) -> Record:
         """Write best.yaml and best/ from the best trial, and return it.

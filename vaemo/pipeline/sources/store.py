@@ -85,15 +85,16 @@ class StoreSource:
     def read(self, packed: Mapping[str, Any], tools: Tools, calls: Calls | None = None) -> Batch:
         """The rows of the parts; roles that are missing come from the calls, or the channels' fixed order."""
         tables, stamps, targets = [], {}, tools.config.model.targets
+        only = pa.array(json.loads(packed["only"]), pa.string()) if packed["only"] else None
         for part in json.loads(packed["parts"]):
             held = self.store.read(part_schema(self.store.dims, targets).names, [part])
+            # Before the next part is read, and before stamps name sessions that are not described.
+            held = held if only is None else held.filter(pc.is_in(held["session_id"], only))
             about = stamp_of(part) or Stamp(0, 0)
             for session_id, content in _content_digests(held, self.store.dims).items():
                 stamps[session_id] = [about._replace(digest=content)]
             tables.append(held)
         table = pa.concat_tables(tables)
-        if packed["only"]:
-            table = table.filter(pc.is_in(table["session_id"], pa.array(json.loads(packed["only"]))))
         table = label_ranges(tools.config, self.store).mapped(table, observed_names(targets), self.store.path)
         table = with_problems(table, packed)
         if tools.rules:
