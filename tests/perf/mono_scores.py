@@ -1,6 +1,6 @@
 """Measures what is lost where the two channels of a call are summed to one and its voices are told apart again.
 
-    python tests/perf/mono_scores.py --checkpoint DEMO/run/best --out FOLDER --calls 24
+    PYTHONPATH=tests python tests/perf/mono_scores.py --checkpoint DEMO/run/best --out FOLDER --calls 24
 
 The calls are the demo's, of speakers that its model does not know. The agent is enrolled from calls that are not
 scored. Prints bias and mean absolute error of the customer's mean valence and arousal in each call, mono against two
