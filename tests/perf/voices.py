@@ -1,6 +1,6 @@
 """Measures how well voices are told apart in mono calls, and what of the other person is scored as the customer.
 
-    PYTHONPATH=tests python tests/perf/voices.py --emodb FOLDER --prompts /usr/share/asterisk/sounds --calls 6 --seconds 90
+    PYTHONPATH=tests python tests/perf/voices.py --emodb FOLDER --prompts /usr/share/asterisk/sounds --seconds 90
 
 Emo-DB gives pairs of one language and sex; Debian's packages asterisk-core-sounds-{en,es,fr,it}-wav and
 asterisk-prompt-{fr-armelle,it-menardi-wav,es-co} give calm voices. Errors are those of `pyannote.metrics`. The peer is
