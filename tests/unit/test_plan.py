@@ -9,11 +9,11 @@ import pyarrow as pa
 import pytest
 
 from vaemo import files
-from vaemo.audio.archive import Stamp
+from vaemo.audio.archive import Stamp, sample_digest
 from vaemo.errors import OtherRunError
 from vaemo.files import Found
 from vaemo.parts.index import Index
-from vaemo.parts.shards import read_keys, session_of
+from vaemo.parts.shards import read_keys, session_of, tag_keys
 from vaemo.pipeline.plan import Again, write_shard
 from vaemo.pipeline.plan import plan as plan_index
 from vaemo.pipeline.sources import Listing
@@ -135,18 +135,35 @@ def test_what_changed_keeps_its_rows_until_it_is_to_be_done_again(tmp_path):
     assert stamps == {"a": [[1, 0, ""]], "b": [[9, 0, ""]], "c": [[1, 0, ""]]}
 
 
-def test_a_copy_is_done_once_its_first_has_other_bytes(tmp_path):
-    keys = ["a", "b", "c"]
-    (shard,) = plan(listing_of(keys), keys, str(tmp_path), 3).shards
-    times = {name: pa.array([0.0] * 3) for name in ("start_s", "end_s")}
-    said = {
-        "status": ["ok", "duplicate", "ok"],
-        "reason": keys,
-        "duplicate_of": pa.array([None, "a", None], pa.string()),
-    }
+def finish_copies(folder, firsts):
+    """Do sessions, some of which are left out as copies of others."""
+    keys = list(firsts)
+    (shard,) = plan(listing_of(keys), keys, str(folder), len(keys)).shards
+    times = {name: pa.array([0.0] * len(keys)) for name in ("start_s", "end_s")}
+    status = ["duplicate" if first else "ok" for first in firsts.values()]
+    said = {"status": status, "reason": keys, "duplicate_of": pa.array(list(firsts.values()), pa.string())}
     rows = pa.table({"session_id": keys, "utt_id": keys, **said, **times})
     stamps = {name: [Stamp(1, 0)] for name in keys}
-    write_shard(str(tmp_path), shard, rows, stamps, lambda name, part: files.write_parquet_whole(tmp_path / name, part))
+    write_shard(str(folder), shard, rows, stamps, lambda name, part: files.write_parquet_whole(folder / name, part))
+
+
+def test_a_copy_of_a_copy_names_the_first(tmp_path):
+    audio, out, names = tmp_path / "audio", tmp_path / "out", ["a", "b", "c"]
+    audio.mkdir()
+    for name in names:
+        (audio / name).write_bytes(b"same")
+    found = [Found(name, str(audio / name), 4) for name in names]
+    finish_copies(out, {"b": None, "a": "b"})
+    for path in out.glob("*.parquet"):
+        digests = {name: [Stamp(4, 0, sample_digest(str(audio / name), 4))] for name in "ab"}
+        files.write_parquet_whole(path, tag_keys(files.read_parquet(path), read_keys(str(path))[0], digests))
+    work = plan(listing_of(names, found=found), names, str(out), 9, alike=lambda index: None)
+    assert {index: problem.duplicate_of for index, problem in work.listing.problems.items()} == {2: "b"}
+
+
+def test_a_copy_is_done_once_its_first_has_other_bytes(tmp_path):
+    keys = ["a", "b", "c"]
+    finish_copies(tmp_path, {"a": None, "b": "a", "c": None})
     for changed, due in (("a", ["a", "b"]), ("c", ["c"])):
         (again,) = plan(listing_of(keys, changed={changed}), keys, str(tmp_path), 3, again=Again(changed=True)).shards
         assert json.loads(again["again"]) == due

@@ -220,10 +220,16 @@ def _with_twins(
     ]
     number_of = {session_of(keys[number]): number for number in open_ones}
     known: dict[str, str] = {files_[number].name: "" for number in open_ones if seen[number]}
-    for entry in index.entries.values() if known else ():
-        for name, stamps in json.loads(entry.stamps).items():
-            if name in number_of:
-                known[files_[number_of[name]].name] = stamps[0][2]
+    copies = set[str]()
+    for part, entry in index.entries.items() if known else ():
+        stamps = json.loads(entry.stamps)
+        there = number_of.keys() & stamps.keys()
+        known |= {files_[number_of[name]].name: stamps[name][0][2] for name in there}
+        if there and "duplicate" in json.loads(entry.counts)["statuses"]:
+            rows = files.read_parquet(files.join(index.folder, part), ["session_id", "duplicate_of"])
+            copies |= there & set(rows["session_id"].filter(rows["duplicate_of"].is_valid()).to_pylist())
+    # A copy has no scores of its own: what comes later is one of the first too.
+    open_ones = [number for number in open_ones if session_of(keys[number]) not in copies]
     place = {files_[number].name: number for number in open_ones}
     twins = find_twins([files_[number] for number in open_ones], known=known, group=lambda name: alike(place[name]))
     problems = {
