@@ -41,7 +41,9 @@ def rows(*utterances):
         ("AGENT ", False, False),
         ("unknown", False, True),
         ("mixed", False, True),
-        ("supervisor", False, True),
+        ("supervisor", False, False),
+        ("Employee", False, False),
+        ("patient", False, True),
         (None, False, True),
     ],
 )

@@ -35,6 +35,9 @@ ORDER_BY_CALL = {
 }
 """Vendors whose order differs from call to call, and why: only a table of calls can say it."""
 
+EMPLOYEES = ("agent", "employee", "operator", "representative", "staff", "supervisor", "team lead")
+"""Roles of people at work. Others that the data declare, such as `child` or `patient`, are scored."""
+
 NOT_KNOWN = ("unknown", "mixed")
 """Roles of speech that vaemo cut from recordings without a declared role: in several channels, and in one."""
 
@@ -134,7 +137,7 @@ class RoleRules:
             return True
         if cut:
             return self.score_unknown and (role is None or role in NOT_KNOWN)
-        return role != "agent"
+        return role not in EMPLOYEES
 
     def judge(self, table: pa.Table) -> tuple[pa.Table, np.ndarray]:
         """Give the status `not_scored_role` to what may not be scored.
