@@ -56,8 +56,8 @@ def differs(model, session, lanes, steps, delta=None):
             sums = number * torch.randn(lanes, model.dims[past.partition(".")[2]], generator=draw)
             features[past] = torch.cat([sums, torch.full((lanes, 1), float(number))], -1)
             given |= {f"{past}.sum": sums.numpy(), f"{past}.count": features[past][:, -1].numpy()}
-        known = torch.rand(lanes, 2, generator=draw) < 0.2
-        observed = torch.where(known, torch.rand(lanes, 2, generator=draw), torch.nan)
+        known = torch.rand(lanes, model.n_fed, generator=draw) < 0.2
+        observed = torch.where(known, torch.rand(lanes, model.n_fed, generator=draw), torch.nan)
         with torch.inference_mode():
             prediction, state = model.step(Streams.of(features), state, observed=observed, film_delta=added)
         given |= {name: features[name].numpy() for name in model.dims} | {"observed": observed.numpy()}

@@ -74,6 +74,7 @@ class SessionRegressor(nn.Module):
         self.pasts = used_pasts(model, self.dims)
         self.feedback_gradient = model.feedback_gradient
         self.fingerprint = ""
+        self._empty: tuple[Any, SessionState] | None = None
         self.standardize = nn.ModuleDict({name: Standardize(dim) for name, dim in self.dims.items()})
         self.register_buffer("label_deviation", torch.ones(len(self.targets)))
         # Width of every stream with its differences from the past beside it.
@@ -468,7 +469,11 @@ class SessionRegressor(nn.Module):
         return run_parallel if self.parallel_passes() else run_loop
 
     def _check_state(self, state: SessionState) -> None:
-        self.fresh_state(0).check_same_model(state)
+        kind = self.fingerprint, self.label_deviation.dtype, self.label_deviation.device
+        # Made once: at one lane making it takes a tenth of a step.
+        if self._empty is None or self._empty[0] != kind:
+            self._empty = kind, self.fresh_state(0)
+        self._empty[1].check_same_model(state)
 
     def _first(self, state: SessionState) -> Fed:
         return state.last_feedback, state.last_observed
