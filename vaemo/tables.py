@@ -155,6 +155,12 @@ def kind_of_file(head: bytes) -> str | None:
     return next((kind for start, kind in _KINDS.items() if head.startswith(start)), None)
 
 
+def delimiter_of(content: bytes) -> str:
+    """The mark between the cells of a CSV: of comma, semicolon and tab the one that its first line has most of."""
+    head = content.partition(b"\n")[0]
+    return max(",;\t", key=lambda mark: head.count(mark.encode()))
+
+
 def too_nested(content: bytes, lines: Sequence[bytes]) -> bool:
     """Whether a line of JSON may be so deeply nested that Arrow's reader kills the process."""
     nested = content.count(b"{") + content.count(b"[") > len(lines)

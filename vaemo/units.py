@@ -16,6 +16,9 @@ SPLITS = ("train", "dev", "test")
 CALIB = "calib"
 """A further split, of sessions that intervals are calibrated on: never trained on, never asked when to stop."""
 
+UNKNOWN, MIXED = "unknown", "mixed"
+"""Roles of speech whose speaker is not known, and of a channel that holds all speakers."""
+
 SAMPLING_RATE_HZ = 16_000
 """Every extractor receives mono float32 samples at this rate, in [-1, 1]."""
 

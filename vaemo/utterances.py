@@ -32,10 +32,10 @@ from vaemo.features.watch import watched
 from vaemo.store import part_schema
 from vaemo.tables import with_column
 from vaemo.targets import Target, label_names
-from vaemo.units import DIMENSIONS, SAMPLING_RATE_HZ
+from vaemo.units import DIMENSIONS, MIXED, SAMPLING_RATE_HZ, UNKNOWN
 from vaemo.voices import roles as evidence
 from vaemo.voices.channels import Voice, VoiceCutter
-from vaemo.voices.roles import UNKNOWN, Evidence, VoiceKey, VoiceRole, of_piece, why_unknown
+from vaemo.voices.roles import Evidence, VoiceKey, VoiceRole, of_piece, why_unknown
 from vaemo.voices.turns import Turn
 
 
@@ -67,9 +67,6 @@ class _Found:
     role_by: str | None = None
     role_margin: float | None = None
 
-
-MIXED = "mixed"
-"""Role of a channel that holds all speakers."""
 
 _BUFFER_S = 600.0
 """Seconds of speech that wait for the extractors: enough to batch utterances of like length."""

@@ -32,6 +32,7 @@ from vaemo.audio.formats import foreign_reason, kind_of
 from vaemo.config import AudioConfig
 from vaemo.errors import ReadRecordingsError, cause
 from vaemo.files import Found
+from vaemo.tables import delimiter_of
 
 _SAMPLE_BYTES = 1 << 16
 """Bytes read at the head, middle and tail of a file whose size and time do not show whether it has changed."""
@@ -201,7 +202,7 @@ def _table_of_paths(path: str) -> dict[str, list[Any]]:
             data = files.read_bytes(path)
             data = gzip.decompress(data) if data.startswith(b"\x1f\x8b") else data
             first = data.partition(b"\n")[0].decode("utf-8-sig").strip()
-            delimiter = max(",;\t", key=first.count)
+            delimiter = delimiter_of(data)
             header = [_named_column(name.strip().strip('"')) for name in first.split(delimiter)]
             has_names = not {"path", "key"}.isdisjoint(header) or len(header) < 2
             names = header if has_names else [*_INVENTORY, *map(str, range(4, len(header)))][: len(header)]

@@ -11,8 +11,8 @@ from vaemo.errors import ExtractorError
 from vaemo.features.base import Extractor
 from vaemo.units import STREAMS
 
-BUILT_IN = ("none", "logmel", "ltas", "campplus", "praat")
-"""Names that no folder takes."""
+_BUILT_IN = ("none", "logmel", "ltas", "campplus")
+"""Names in `features.speech` and `features.speaker` that mean no folder, even where there is one."""
 
 
 def load_extractors(
@@ -88,7 +88,7 @@ def with_absolute_folders(config: Config) -> Config:
     """The config for processes in other working directories: folders of encoders are absolute paths."""
     folders = {
         stream: os.path.abspath(name)
-        for stream in STREAMS
-        if (name := getattr(config.features, stream)) not in BUILT_IN and os.path.isdir(name)
+        for stream in ("speech", "speaker")
+        if (name := getattr(config.features, stream)) not in _BUILT_IN and os.path.isdir(name)
     }
     return dataclasses.replace(config, features=dataclasses.replace(config.features, **folders))

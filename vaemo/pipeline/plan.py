@@ -191,10 +191,19 @@ def _compare(listing: Listing, keys: Sequence[str], index: Index, again: Again) 
 def _copies_of(firsts: Collection[str], index: Index) -> Iterator[tuple[str, str]]:
     """Parts and sessions in them that were left out for having the bytes of one of these, which now has others."""
     for part, entry in index.entries.items():
-        if "duplicate" in json.loads(entry.counts)["statuses"]:
-            rows = files.read_parquet(files.join(index.folder, part), ["session_id", "duplicate_of"])
-            copies = pc.is_in(rows["duplicate_of"], pa.array(sorted(firsts), pa.string()))
-            yield from ((part, name) for name in rows["session_id"].filter(copies).unique().to_pylist())
+        yield from ((part, name) for name, first in _copies_in(entry, index).items() if first in firsts)
+
+
+def _copies_in(entry: Entry, index: Index) -> dict[str, str]:
+    """The sessions of a part that were left out for having the bytes of another, with that one.
+
+    The part is read only if its counts have any.
+    """
+    if "duplicate" not in json.loads(entry.counts)["statuses"]:
+        return {}
+    rows = files.read_parquet(files.join(index.folder, entry.name), ["session_id", "duplicate_of"])
+    rows = rows.filter(rows["duplicate_of"].is_valid())
+    return dict(zip(rows["session_id"].to_pylist(), rows["duplicate_of"].to_pylist(), strict=True))
 
 
 def _is_named_now(before: str, now: str, out: str) -> bool:
@@ -221,13 +230,12 @@ def _with_twins(
     number_of = {session_of(keys[number]): number for number in open_ones}
     known: dict[str, str] = {files_[number].name: "" for number in open_ones if seen[number]}
     copies = set[str]()
-    for part, entry in index.entries.items() if known else ():
+    for entry in index.entries.values() if known else ():
         stamps = json.loads(entry.stamps)
         there = number_of.keys() & stamps.keys()
         known |= {files_[number_of[name]].name: stamps[name][0][2] for name in there}
-        if there and "duplicate" in json.loads(entry.counts)["statuses"]:
-            rows = files.read_parquet(files.join(index.folder, part), ["session_id", "duplicate_of"])
-            copies |= there & set(rows["session_id"].filter(rows["duplicate_of"].is_valid()).to_pylist())
+        if there:
+            copies |= there & _copies_in(entry, index).keys()
     # A copy has no scores of its own: what comes later is one of the first too.
     open_ones = [number for number in open_ones if session_of(keys[number]) not in copies]
     place = {files_[number].name: number for number in open_ones}

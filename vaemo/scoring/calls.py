@@ -28,7 +28,7 @@ from vaemo.audio.several import OFFSET, Member, group_members, lies_at, plain, r
 from vaemo.errors import ReadManifestError, cause, named
 from vaemo.scores import SESSION_SCHEMA, SPREAD_SCHEMA, TRUST_SCHEMA, UTTERANCE_SCHEMA, WEIGHT_SCHEMA
 from vaemo.store import part_schema
-from vaemo.tables import kind_of_file, too_nested, with_column
+from vaemo.tables import delimiter_of, kind_of_file, too_nested, with_column
 
 DATE = "date"
 """Column by which scores are partitioned, as `date=2026-11-23`."""
@@ -309,9 +309,7 @@ def _named(name: str) -> str:
 
 def _read_csv(content: bytes) -> pa.Table:
     """Copied columns have the types that their values show; a number that is written otherwise stays text."""
-    head = content.partition(b"\n")[0]
-    delimiter = max(",;\t", key=lambda mark: head.count(mark.encode()))
-    parse = pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
+    parse = pyarrow.csv.ParseOptions(delimiter=delimiter_of(content), newlines_in_values=True)
     typed = pyarrow.csv.read_csv(pa.BufferReader(content), parse_options=parse)
     as_text = pyarrow.csv.ConvertOptions(
         column_types=dict.fromkeys(typed.column_names, pa.string()), strings_can_be_null=False, null_values=[]

@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 from vaemo.config import ScoreConfig
 from vaemo.errors import RolesError
 from vaemo.tables import with_column
+from vaemo.units import MIXED, UNKNOWN
 
 CHANNEL_ROLES = {
     "amazon-connect": ("customer", "agent"),
@@ -38,7 +39,7 @@ ORDER_BY_CALL = {
 EMPLOYEES = ("agent", "employee", "operator", "representative", "staff", "supervisor", "team lead")
 """Roles of people at work. Others that the data declare, such as `child` or `patient`, are scored."""
 
-NOT_KNOWN = ("unknown", "mixed")
+NOT_KNOWN = (UNKNOWN, MIXED)
 """Roles of speech that vaemo cut from recordings without a declared role: in several channels, and in one."""
 
 _SAY_ROLES = (
@@ -119,7 +120,7 @@ class RoleRules:
             said = from_call
         elif self.channel_roles and len(self.channel_roles) == n_channels:
             said = self.channel_roles
-        unnamed = "mixed" if n_channels == 1 else "unknown"
+        unnamed = MIXED if n_channels == 1 else UNKNOWN
         padded = [*said, *[None] * n_channels][:n_channels]
         return tuple(normal_role(role) if role else unnamed for role in padded)
 

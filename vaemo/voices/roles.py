@@ -12,10 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from vaemo.config import VoicesConfig
+from vaemo.units import MIXED, UNKNOWN
 from vaemo.voices.channels import Voice, verified
 from vaemo.voices.prints import Voiceprints
-
-UNKNOWN = "unknown"
 
 VoiceKey = tuple[int, int | None]
 """Channel and number of a voice; None where there is no voice."""
@@ -81,7 +80,7 @@ def roles_of_voices(
             found[key] = VoiceRole(said.strip().lower(), "calls")
         elif voice.role:
             found[key] = VoiceRole(voice.role, "voices_from")
-        elif known not in (UNKNOWN, "mixed") and (alone or not one_channel):
+        elif known not in (UNKNOWN, MIXED) and (alone or not one_channel):
             # A separate line belongs to one party; a mix does not identify the voices in it.
             found[key] = VoiceRole(known, "channel")
     if one_channel and enrolled and not any(role.by for role in found.values()):

@@ -37,7 +37,7 @@ def test_models_in_folders_are_loaded_by_their_path(tmp_path):
 
 def test_workers_find_a_folder_that_was_given_relative_to_the_caller(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for name in ("encoder", "logmel"):
+    for name in ("encoder", "logmel", "egemaps"):
         (tmp_path / name).mkdir()
     for given, found in {
         "encoder": str(tmp_path / "encoder"),
@@ -45,7 +45,7 @@ def test_workers_find_a_folder_that_was_given_relative_to_the_caller(tmp_path, m
         "org/hub-model": "org/hub-model",
     }.items():
         config = with_absolute_folders(Config.load("default", [f"features.speech={given}"]))
-        assert config.features.speech == found
+        assert (config.features.speech, config.features.prosody) == (found, "egemaps")
 
 
 def test_an_extractor_that_is_there_already_is_not_loaded():

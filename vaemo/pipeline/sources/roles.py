@@ -14,8 +14,9 @@ from vaemo.pipeline.sources.base import Tools, starts_of_sessions
 from vaemo.scoring.calls import Calls
 from vaemo.scoring.roles import NOT_KNOWN, RoleRules, cut_by_vaemo
 from vaemo.tables import codes, with_column
+from vaemo.units import MIXED, UNKNOWN
 from vaemo.voices.channels import Voice
-from vaemo.voices.roles import UNKNOWN, Evidence, VoiceRole, of_piece, roles_of_voices
+from vaemo.voices.roles import Evidence, VoiceRole, of_piece, roles_of_voices
 
 
 def with_roles(table: pa.Table, rules: RoleRules, calls: Calls | None) -> pa.Table:
@@ -28,7 +29,7 @@ def with_roles(table: pa.Table, rules: RoleRules, calls: Calls | None) -> pa.Tab
     # A role that extraction filled in (`mixed`) was not declared.
     unnamed = table["role"].is_null().to_numpy() | (cut & pc.is_in(table["role"], pa.array(NOT_KNOWN)).to_numpy())
     # `mixed` in one of several channels is what was heard: they hold the same.
-    alike = pc.and_(pc.equal(table["role"], "mixed"), pc.greater(table["n_channels"], 1))
+    alike = pc.and_(pc.equal(table["role"], MIXED), pc.greater(table["n_channels"], 1))
     unnamed &= ~alike.fill_null(False).to_numpy()
     if not unnamed.any() or not (cut.any() or calls or rules.channel_roles):
         return table
