@@ -51,10 +51,16 @@ def with_column(table: pa.Table, name: str, column: pa.Array | pa.ChunkedArray) 
     return table.set_column(table.column_names.index(name), name, column)
 
 
+def joined(column: pa.Array | pa.ChunkedArray) -> pa.Array:
+    """A column as one array; pyarrow would copy a single chunk too."""
+    if isinstance(column, pa.Array):
+        return column
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+
+
 def codes(column: pa.Array | pa.ChunkedArray) -> np.ndarray:
     """The number of each row's value, (rows,), int64: from 0, in the order of first appearance, null like any other."""
-    joined = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    return pc.dictionary_encode(joined, null_encoding="encode").indices.to_numpy().astype(np.int64)
+    return pc.dictionary_encode(joined(column), null_encoding="encode").indices.to_numpy().astype(np.int64)
 
 
 def to_bytes(table: pa.Table) -> bytes:
@@ -286,7 +292,7 @@ def session_order(
 
 def _plain(column: pa.Array | pa.ChunkedArray) -> pa.Array:
     """One array of a type that is neither an extension nor a dictionary."""
-    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    array = joined(column)
     if isinstance(array.type, pa.BaseExtensionType):
         kind, array = array.type.extension_name, array.storage
         if kind == "arrow.uuid":

@@ -124,14 +124,18 @@ def test_a_table_of_calls_says_it_call_by_call(recordings, checkpoint, scored, t
         run(folder, checkpoint, tmp_path / "out2", calls=str(nothing))
 
 
-def test_a_call_that_may_not_be_processed_is_not_decoded(recordings, checkpoint, tmp_path, monkeypatch):
+def test_a_call_that_may_not_be_processed_is_not_decoded(recordings, checkpoint, tmp_path, monkeypatch, capsys):
     folder, names, _ = recordings
     opened, path = [], tmp_path / "calls.csv"
     monkeypatch.setattr(Decoder, "open", lambda *given, real=Decoder.open: opened.append(given[1]) or real(*given))
     path.write_text("path,role_ch0,role_ch1,process\n" + "".join(f"{name},customer,agent,No\n" for name in names[:2]))
     with open(path, "a") as file:
-        file.write(f"{names[2]},customer,agent,\n")
+        file.write(f"{names[2]},customer,agent,\nmistyped.wav,,,false\n")
     rows = run(folder, checkpoint, tmp_path / "out", calls=str(path))
+    assert "note: 1 of the calls that may not be processed (process: false) are not in this source, such as " in (
+        said := capsys.readouterr().err
+    )
+    assert "'mistyped.wav'" in said
     assert {name.rpartition("/")[2] for name in opened} == {names[2]}
     assert "process" not in rows.column_names
     status = {name: rows.filter(pc.equal(rows["session_id"], name))["status"].to_pylist() for name in names}

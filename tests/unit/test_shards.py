@@ -6,7 +6,7 @@ import pytest
 
 from vaemo import files
 from vaemo.errors import OtherRunError
-from vaemo.parts.shards import claim_folder, plan_shards
+from vaemo.parts.shards import claim_folder, key_of, plan_shards, session_of
 
 
 def test_plan_fills_shards_and_keeps_order():
@@ -61,3 +61,9 @@ def test_a_run_goes_on_with_the_files_that_it_began_with(tmp_path):
 def test_a_run_of_before_has_no_note_of_its_files(tmp_path):
     claim_folder(str(tmp_path), "_run.json", "f1", {})
     claim_folder(str(tmp_path), "_run.json", "f1", {}, inputs=[str(tmp_path / "_run.json")])
+
+
+@pytest.mark.parametrize("content", ["", "0123", "0123,customer,an\tagent"])
+@pytest.mark.parametrize("session_id", ["call.wav", "a\tb.wav", "a\t"])
+def test_a_key_gives_its_session_back_whatever_its_name_holds(session_id, content):
+    assert session_of(key_of(session_id, content)) == session_id

@@ -12,7 +12,7 @@ import os
 import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -145,8 +145,7 @@ class Window(io.RawIOBase):
         super().close()
 
 
-@dataclass(frozen=True)
-class _Layout:
+class _Layout(NamedTuple):
     """How a container lays out its chunks: byte order, lengths of id and size, where the first begins."""
 
     order: str
@@ -172,8 +171,7 @@ _LAYOUTS = {
 _KNOWN_TAILS = (b"ID3", b"TAG", b"APETAGEX", b"<", b"{")
 
 
-@dataclass(frozen=True)
-class _Data:
+class _Data(NamedTuple):
     """Where the samples lie and what the header says of that; positions in the file."""
 
     layout: _Layout
@@ -402,12 +400,11 @@ def is_one_flac(file: io.BufferedReader, start: int, size: int) -> bool:
     if not facts.startswith(_FLAC):
         return False
     block, total = int.from_bytes(facts[8:10], "big"), int.from_bytes(facts[18:26], "big") & (1 << 36) - 1
-    # In so many bytes a frame begins.
-    probe = min(int.from_bytes(facts[15:18], "big") + 16 if any(facts[15:18]) else _PROBE_BYTES, _PROBE_BYTES)
-    length, last, end = size - start, (-1, 0), 0
     content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    audio, probe = _behind_facts(content, start), _flac_probe(facts)
+    last, end = (-1, 0), 0
     for share in _FLAC_SHARES:
-        begin = start + max(round(share * length) - probe, 42)
+        begin = max(audio + round(share * (size - audio)) - probe, audio)
         frames = _flac_frames(content, begin, begin + probe, block)
         first = next(frames, None)
         # Where one place does not overlap the one before, another frame is its first.
@@ -421,8 +418,26 @@ def flac_end(path: str) -> int:
     """Behind the last sample of a FLAC, by the frames in its last bytes; 0 where none is found there."""
     size = os.path.getsize(path)
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        block = int.from_bytes(data[8:10], "big")
-        return max(map(sum, _flac_frames(data, max(size - _PROBE_BYTES, 42), size, block)), default=0)
+        block, end = int.from_bytes(data[8:10], "big"), 0
+        # A tag may lie behind the last frame.
+        for probe in (_flac_probe(data[:42]), _PROBE_BYTES):
+            end = end or max(map(sum, _flac_frames(data, max(size - probe, 42), size, block)), default=0)
+    return end
+
+
+def _flac_probe(facts: bytes) -> int:
+    """In so many bytes of a FLAC a frame begins, by the largest frame that its first block names, if any."""
+    largest = int.from_bytes(facts[15:18], "big")
+    return min(largest + 16 if largest else _PROBE_BYTES, _PROBE_BYTES)
+
+
+def _behind_facts(data: mmap.mmap, start: int) -> int:
+    """Where the first frame of a FLAC begins: behind its blocks of metadata."""
+    at, is_last = start + 4, False
+    while not is_last and at + 4 <= len(data):
+        is_last = bool(data[at] & 0x80)
+        at += 4 + int.from_bytes(data[at + 1 : at + 4], "big")
+    return at
 
 
 _FLAC_SHARES = (1 / 64, 1 / 32, *(sixteenths / 16 for sixteenths in (1, 2, 4, 6, 8, 10, 12, 14, 16)))

@@ -62,9 +62,15 @@ def tag_keys(table: pa.Table, keys: Sequence[str], stamps: Stamps) -> pa.Table:
     return table.replace_schema_metadata({**(table.schema.metadata or {}), **about})
 
 
+def key_of(session_id: str, content: str) -> str:
+    """The key of a session: its id, and behind a tab what may not change once it is finished, if anything."""
+    content = content.replace("\t", " ")
+    return f"{session_id}\t{content}" if content or "\t" in session_id else session_id
+
+
 def session_of(key: str) -> str:
     """The session's id in a key."""
-    return key.partition("\t")[0]
+    return key.rpartition("\t")[0] or key
 
 
 def plan_shards(

@@ -18,7 +18,7 @@ from vaemo.features import Extractor, describe, load_extractors, with_absolute_f
 from vaemo.features.prosody import FEATURE_SETS, LICENSE_NOTE
 from vaemo.parts.index import Index
 from vaemo.parts.lease import lease
-from vaemo.parts.shards import claim_folder, digest
+from vaemo.parts.shards import claim_folder, digest, key_of
 from vaemo.parts.tally import Tally
 from vaemo.pipeline.estimate import estimate
 from vaemo.pipeline.executors import Executor, Parts
@@ -113,10 +113,7 @@ def plan_extraction(
     for number, problem in listing.problems.items():
         # Processing may be allowed later.
         contents[number] += NOT_NAMED if problem.status == "withheld" else ""
-    keys = [
-        f"{session_id}\t{content}" if content else session_id
-        for session_id, content in zip(listing.session_ids, contents, strict=True)
-    ]
+    keys = [key_of(*of_session) for of_session in zip(listing.session_ids, contents, strict=True)]
     once = config.extract.duplicates == "skip"
     return plan(
         listing, keys, index, source.shard_size(config), again=again, alike=(lambda index: None) if once else None

@@ -223,7 +223,7 @@ def prepare(request: Request, config: Config) -> Run:
     if calls:
         calls = calls.spelled_as(listing.session_ids)
         listing = _named_only(listing, calls, config, request.calls or "", key)
-        listing = without_withheld(listing, calls)
+        listing = without_withheld(listing, calls, key)
     known = bool(calls and calls.has_roles and calls.contains(listing.session_ids).any())
     known |= bool(set(listing.roles) - set(NOT_KNOWN)) or prints is not None
     known |= any(turn.role for turns in listing.turns.values() for turn in turns)
@@ -250,8 +250,18 @@ def _judge(paths: Sequence[str], checkpoints: Sequence[Checkpoint], config: Conf
     return judge
 
 
-def without_withheld(listing: Listing, calls: Calls) -> Listing:
-    """The listing, with sessions that must not be processed marked, so that they are not read."""
+def without_withheld(listing: Listing, calls: Calls, key: IdKey | None = None) -> Listing:
+    """The listing, with sessions that must not be processed marked, so that they are not read.
+
+    A table may name calls of other sources too; an objection that applies to none here may also be mistyped, so it is
+    said.
+    """
+    if stray := calls.stray_objections(listing.session_ids):
+        told = (
+            f"note: {len(stray):,} of the calls that may not be processed (process: false) are not in this source, "
+            f"such as {named(stray[0])}."
+        )
+        say(rendered(told, key.hash if key else str))
     refused = np.flatnonzero(calls.withheld(listing.session_ids)).tolist()
     withheld = Problem("withheld", "the table of calls says that it may not be processed")
     return replace(listing, problems={**listing.problems, **dict.fromkeys(refused, withheld)})

@@ -21,7 +21,7 @@ from vaemo.errors import OtherRunError
 from vaemo.features import Extractor, load_extractors, with_absolute_folders
 from vaemo.parts.index import Entry, Index
 from vaemo.parts.lease import lease
-from vaemo.parts.shards import claim_folder
+from vaemo.parts.shards import claim_folder, key_of
 from vaemo.parts.tally import Tally
 from vaemo.pipeline.executors import Executor, Parts
 from vaemo.pipeline.outcome import make_parts
@@ -283,8 +283,7 @@ def _key(hidden: IdKey | None, session_id: str, content: str, roles: Sequence[st
         content += "," + ",".join(role or "" for role in roles)
     if hidden:
         session_id, content = hidden.hash(session_id), hidden.hash(content)
-    content += "" if named else NOT_NAMED
-    return f"{session_id}\t{content}" if content else session_id
+    return key_of(session_id, content + ("" if named else NOT_NAMED))
 
 
 def _by_date(calls: Calls | None, n: int) -> list[tuple[str, Sequence[int]]]:

@@ -39,7 +39,7 @@ PROCESS = "process"
 AGENT_ID = "agent_id"
 """Column that names the agent, as `--speakers` does; copied to the scores."""
 
-_OF = "\t"
+_OF = "\0"
 """Between a session and one of its recordings in the ids of the rows of `Calls`."""
 
 _ROLE = re.compile(r"role_(ch|v)(\d+)")
@@ -59,7 +59,7 @@ class Calls:
     Attributes:
         rows: `session_id`, then `role_ch0` ... and `role_v0` ... as text without gaps, `process` (bool), then the
             copied columns. Behind the rows of sessions stand those of the recordings of sessions of several, whose
-            `session_id` is that of the session, a tab and the path; the session's own row is that of its first.
+            `session_id` is that of the session, a NUL and the path; the session's own row is that of its first.
         members: By session, the recordings that the table names with their paths, in order.
     """
 
@@ -126,10 +126,20 @@ class Calls:
 
     def withheld(self, session_ids: Sequence[str]) -> np.ndarray:
         """Which sessions may not be processed, bool."""
+        known = pa.array(session_ids, pa.string())
+        return pc.is_in(known, value_set=self._objections).to_numpy(zero_copy_only=False)
+
+    def stray_objections(self, session_ids: Sequence[str]) -> list[str]:
+        """The calls that may not be processed and are none of these sessions."""
+        known = set(session_ids)
+        return [name for name in self._objections.to_pylist() if name not in known and _OF not in name]
+
+    @functools.cached_property
+    def _objections(self) -> pa.Array:
+        """The ids of calls that may not be processed."""
         if PROCESS not in self.rows.column_names:
-            return np.zeros(len(session_ids), bool)
-        refused = self.rows["session_id"].filter(pc.invert(self.rows[PROCESS])).combine_chunks()
-        return pc.is_in(pa.array(session_ids, pa.string()), value_set=refused).to_numpy(zero_copy_only=False)
+            return pa.array([], pa.string())
+        return self.rows["session_id"].filter(pc.invert(self.rows[PROCESS])).combine_chunks()
 
     def spelled_as(self, session_ids: Sequence[str]) -> Calls:
         """The table with its ids as these sessions spell them, where they differ as paths do and no two are alike.

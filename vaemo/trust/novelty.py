@@ -30,6 +30,7 @@ from safetensors.numpy import load, save
 from vaemo import files
 from vaemo.errors import ReadCheckpointError
 from vaemo.parts.shards import digest
+from vaemo.tables import joined
 from vaemo.trust.rows import calls_of, floats, groups_of, mean_of
 from vaemo.units import STREAMS
 
@@ -303,7 +304,7 @@ def features_of(table: pa.Table, streams: Sequence[str]) -> dict[str, np.ndarray
     """Streams of the rows of a store, (U, D) float32 each; every row must have them."""
     found = {}
     for name in streams:
-        column = table[name].combine_chunks()
+        column = joined(table[name])
         values = column.flatten().to_numpy(zero_copy_only=False)
         found[name] = values.reshape(len(column), -1).astype(np.float32, copy=False)
     return found

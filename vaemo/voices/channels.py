@@ -33,11 +33,19 @@ _CHANGE = 0.05
 _SNAP_S = 0.25
 """A change of voice is put at the quietest point within this distance of where two voices are equally similar."""
 
-_GUARD_S = 0.25
-"""Left out on either side of a change of voice without a pause: windows do not resolve it, and people overlap there."""
+_APART = 0.4
+"""Distance (1 - cosine) of two voices over the telephone. Codecs bring voices closer to each other, and every window's
+lead with them: it is measured in parts of the distance, where the voices are closer than this."""
+
+_CALM = 0.21
+"""Mean distance of windows from their voice, up to which that is done. It is 0.17 to 0.20 for calm voices through any
+codec, 0.23 to 0.28 for acted emotions, whose moods are as far apart as voices are."""
 
 _SHORT_S = 0.5
 """Shorter speech, such as a backchannel, is too short to attribute with certainty."""
+
+_WHOLE_S = 1.0
+"""Shorter windows are too uncertain to tell how alike a voice's are."""
 
 _PAST_END_S = 1.0
 """How far given turns may end after the recording."""
@@ -52,8 +60,8 @@ class Piece:
         start_s: From.
         end_s: To.
         voice: Whose; None where it is not known.
-        margin: How much more it is like that voice than like the next one (cosine), 0 where two speak at once; None
-            where there is no other voice.
+        margin: How much more it is like that voice than like the next one (cosine; two calm voices count as `_APART`
+            from each other), 0 where two speak at once; None where there is no other voice.
     """
 
     channel: int
@@ -182,26 +190,28 @@ class VoiceCutter:
         vectors = np.concatenate([utterance.vectors for utterance in heard])
         lengths_s = np.concatenate([np.full(len(utterance.vectors), utterance.length_s) for utterance in heard])
         centres, anchors = self._centres(vectors, lengths_s)
+        scale = _scale(vectors[lengths_s >= _WHOLE_S], anchors)
         if len(centres) == 1:
             pieces = [Piece(channel, utterance.start_s, utterance.end_s, 0, None) for utterance in heard]
             return pieces, [Voice(channel, 0, sum(piece.end_s - piece.start_s for piece in pieces), centres[0])]
-        pieces = [piece for utterance in heard for piece in self._cut(channel, utterance, anchors)]
+        pieces = [piece for utterance in heard for piece in self._cut(channel, utterance, anchors, scale)]
         return _renumbered(channel, pieces, lambda number: {"vector": centres[number]})
 
     def _centres(self, vectors: np.ndarray, lengths_s: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """What each voice is like, and what windows are compared with: an enrolled voice is known better than heard."""
-        hop_s, most, expected = self._config.window_s / _HOPS, self._config.voices, self._expected
-        if expected is not None and most > 1:
+        hop_s, expected = self._config.window_s / _HOPS, self._expected
+        centres = find_voices(vectors, lengths_s, hop_s, self._config.voices)
+        if expected is not None and self._config.voices > 1:
             others = without(vectors, expected)
             if others.any() and not others.all():
-                rest = find_voices(vectors[others], lengths_s[others], hop_s, most - 1)
+                # No more of them than there are without it: the rest of a call is easily split by moods.
+                rest = find_voices(vectors[others], lengths_s[others], hop_s, max(len(centres) - 1, 1))
                 own = unit(vectors[~others].mean(axis=0))
                 if verified(float(own @ expected), rest @ expected, self._config):
                     return np.stack([own, *rest]), np.stack([known_and_heard(expected, own), *rest])
-        centres = find_voices(vectors, lengths_s, hop_s, most)
         return centres, centres
 
-    def _cut(self, channel: int, heard: _Heard, centres: np.ndarray) -> list[Piece]:
+    def _cut(self, channel: int, heard: _Heard, centres: np.ndarray, scale: float) -> list[Piece]:
         """An utterance cut where its voice changes."""
         likeness = heard.vectors @ centres.T
         labels = _smooth(likeness)
@@ -215,18 +225,31 @@ class VoiceCutter:
             edges.append(self._quietest(heard, float(at), edges[-1]))
             voices.append(int(after))
         edges.append(heard.end_s)
-        pieces = []
         spans = _long_enough(edges, voices, self._vad.min_utterance_s)
-        for place, (start_s, end_s, voice) in enumerate(spans):
-            inside = (middles >= start_s) & (middles < end_s)
-            nearest = inside if inside.any() else np.abs(middles - (start_s + end_s) / 2).argmin().reshape(1)
-            others = np.delete(likeness[nearest], voice, axis=1).max(axis=1)
-            margin = float(np.mean(likeness[nearest, voice] - others))
-            certain_s = start_s + _GUARD_S * (place > 0), end_s - _GUARD_S * (place < len(spans) - 1)
-            if certain_s[1] - certain_s[0] >= _SHORT_S:
-                pieces.append(Piece(channel, *certain_s, voice, max(margin, 0.0)))
-            else:
-                pieces.append(Piece(channel, start_s, end_s, voice, 0.0))
+        return [piece for span in spans for piece in self._by_certainty(channel, span, middles, likeness, scale)]
+
+    def _by_certainty(
+        self, channel: int, span: tuple[float, float, int], middles: np.ndarray, likeness: np.ndarray, scale: float
+    ) -> list[Piece]:
+        """Speech of one voice: what is certain of it, and what is not at either end.
+
+        Windows reach over a change of voice, and where two speak at once they are like both.
+        """
+        start_s, end_s, voice = span
+        inside = np.flatnonzero((middles >= start_s) & (middles < end_s))
+        if not len(inside):
+            inside = np.abs(middles - (start_s + end_s) / 2).argmin().reshape(1)
+        others = np.delete(likeness[inside], voice, axis=1).max(axis=1)
+        leads, at = scale * (likeness[inside, voice] - others), middles[inside]
+        certain = np.flatnonzero(leads >= self._config.min_margin)
+        first, last = (int(certain[0]), int(certain[-1]) + 1) if len(certain) else (0, len(leads))
+        bounds_s = [start_s, *((at[:-1] + at[1:]) / 2).tolist(), end_s]
+        pieces = []
+        for low, high in ((0, first), (first, last), (last, len(leads))):
+            begin_s, stop_s = bounds_s[low], bounds_s[high]
+            if stop_s - begin_s >= self._vad.min_utterance_s:
+                margin = float(leads[low:high].mean()) if stop_s - begin_s >= _SHORT_S else 0.0
+                pieces.append(Piece(channel, begin_s, stop_s, voice, max(margin, 0.0)))
         return pieces
 
     def _by_turns(
@@ -305,6 +328,16 @@ class VoiceCutter:
 def verified(likeness: float, others: Iterable[float], config: VoicesConfig) -> bool:
     """Whether a voice is an enrolled one: like it, and more so than the others are (cosines)."""
     return likeness >= config.verification and likeness - max(others, default=0.0) >= config.verification_margin
+
+
+def _scale(vectors: np.ndarray, centres: np.ndarray) -> float:
+    """What leads are multiplied with, so that they count in parts of the distance of two voices (`_APART`)."""
+    if len(centres) != 2 or not len(vectors):
+        return 1.0
+    whose = (vectors @ centres.T).argmax(axis=1)
+    means = np.stack([unit(vectors[whose == voice].mean(axis=0)) for voice in range(2) if voice in whose])
+    spread = 1.0 - float(np.einsum("nd,nd->n", vectors, means[whose % len(means)]).mean())
+    return max(_APART / (1.0 - float(centres[0] @ centres[1])), 1.0) if spread <= _CALM else 1.0
 
 
 def _smooth(likeness: np.ndarray) -> np.ndarray:

@@ -75,9 +75,7 @@ def test_an_utterance_is_cut_where_its_voice_changes():
     pieces, _ = cut(*TALK, utterance(50.0, (0, 3.0), (1, 4.0)))
     (first, second) = pieces[-2:]
     assert (first.voice, second.voice) == (0, 1)
-    assert (first.end_s + second.start_s) / 2 == pytest.approx(53.0, abs=0.3)
-    # A quarter of a second on either side belongs to no piece.
-    assert second.start_s - first.end_s == pytest.approx(0.5)
+    assert first.end_s == second.start_s == pytest.approx(53.0, abs=0.3)
     assert (first.start_s, second.end_s) == (50.0, 57.0)
 
 
@@ -92,6 +90,35 @@ def test_two_at_once_are_less_certain_than_one():
     both.samples[::2] = 0.2
     pieces, _ = cut(*TALK, both)
     assert max(piece.margin for piece in pieces[4:]) < 0.1 < min(piece.margin for piece in pieces[:4])
+
+
+def test_an_end_over_which_the_other_speaks_is_a_piece_of_its_own():
+    talk = utterance(50.0, (0, 8.0))
+    talk.samples[5 * RATE :: 2] = 0.2
+    sure, unsure = cut(*TALK, talk)[0][-2:]
+    assert sure.end_s == unsure.start_s == pytest.approx(55.0, abs=0.5)
+    assert (sure.start_s, unsure.end_s) == (50.0, 58.0)
+    assert max(unsure.margin, 0.1) < VoicesConfig().min_margin < sure.margin
+
+
+@pytest.mark.parametrize(("varied", "expected"), [(0.3, 0.4), (0.8, 0.2)])
+def test_what_brings_calm_voices_closer_makes_nobody_less_certain(varied, expected):
+    """Two voices with a cosine of 0.8: calm ones count as 0.4 apart, for those who vary as much it stays 0.2."""
+    draw = np.random.default_rng(0)
+
+    def close(windows):
+        vectors = np.zeros((len(windows), DIM), np.float32)
+        vectors[:, 0] = np.sqrt(0.8)
+        vectors[np.arange(len(windows)), 1 + (windows[:, 0] > 0.15)] = np.sqrt(0.2)
+        noise = draw.normal(size=(len(windows), DIM)) * (np.arange(DIM) > 10)
+        return unit(vectors + (varied * unit(noise)).astype(np.float32))
+
+    cutter = VoiceCutter(1, VoicesConfig(mode="diarize"), VadConfig(), embed=close)
+    for one in [utterance(20.0 * n, (n % 2, 15.0)) for n in range(6)]:
+        cutter.push(one)
+    pieces, voices = cutter.finish()
+    assert len(voices) == 2
+    assert np.mean([piece.margin for piece in pieces]) == pytest.approx(expected, rel=0.25)
 
 
 def test_an_enrolled_voice_is_told_from_another_where_moods_differ_more_than_voices_do():

@@ -23,6 +23,7 @@ from vaemo.pipeline.sources.roles import with_roles, with_voice_roles
 from vaemo.scoring.calls import Calls
 from vaemo.scoring.roles import cut_by_vaemo
 from vaemo.store import FeatureStore, part_schema
+from vaemo.tables import joined
 from vaemo.targets import observed_names
 from vaemo.units import STREAMS
 
@@ -134,7 +135,7 @@ def _content_digests(table: pa.Table, dims: Mapping[str, int]) -> dict[str, str]
     vectors = []
     for stream in STREAMS:
         if stream in dims:
-            column = table[stream].combine_chunks()
+            column = joined(table[stream])
             matrix = np.zeros((len(column), dims[stream]), np.float32)
             matrix[column.is_valid().to_numpy(zero_copy_only=False)] = (
                 column.drop_null().flatten().to_numpy(zero_copy_only=False).reshape(-1, dims[stream])
