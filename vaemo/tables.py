@@ -53,9 +53,9 @@ def with_column(table: pa.Table, name: str, column: pa.Array | pa.ChunkedArray) 
 
 def joined(column: pa.Array | pa.ChunkedArray) -> pa.Array:
     """A column as one array; pyarrow would copy a single chunk too."""
-    if isinstance(column, pa.Array):
-        return column
-    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+    if isinstance(column, pa.ChunkedArray):
+        return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+    return column
 
 
 def codes(column: pa.Array | pa.ChunkedArray) -> np.ndarray:
