@@ -30,6 +30,9 @@ RIVAL_MEMORIES = ((0.8,), (0.9,), (0.95,))
 RIVAL_UTTERANCES, RIVAL_NUMBERS = 20_000, 6_000_000
 """The most utterances of a split, and the most features, that `rivals` uses: some seconds of computing."""
 
+_BLOCK = 1024
+"""Utterances whose deviations are squared at a time."""
+
 RIVAL_LABELS = 30
 """With fewer labels in a dimension, in train or dev, `rivals` returns nothing."""
 
@@ -165,59 +168,96 @@ def some_sessions(packed: PackedSessions, streams: Sequence[str]) -> list[_Seque
 
 def _ridge_fits(given: Given, memory: Sequence[float]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Predictions of all dev and all test utterances, (U, K) each, one pair for each penalty."""
-    streams = given.streams
-    statistics = _statistics(np.concatenate([_side_by_side(session, streams) for session in given.train]))
-    x, x_dev, x_test = (
-        np.concatenate([_with_emas(_standardised(_side_by_side(s, streams), statistics), memory) for s in part])
-        for part in (given.train, given.dev, given.test)
-    )
+    statistics = _statistics(_in_rows(given.train, given.streams))
+    x, x_dev = (_with_emas(part, given.streams, statistics, memory) for part in (given.train, given.dev))
     # Standardised again: an EMA varies less than its input, and one penalty must mean the same for all.
-    statistics = _statistics(x)
-    x, x_dev, x_test = (_standardised(part, statistics) for part in (x, x_dev, x_test))
-    labels = _labels(given.train)
-    # Gram matrix and right-hand side of each dimension, over the utterances that are labelled in it.
+    again = _statistics(x)
+    _standardise(x, again)
+    _standardise(x_dev, again)
+    x_test = x_dev
+    if given.test is not given.dev:
+        x_test = _with_emas(given.test, given.streams, statistics, memory)
+        _standardise(x_test, again)
+    sums = _sums(x, _labels(given.train))
+    del x
+    for penalty in PENALTIES:
+        found = []
+        for mean, gram, moment in sums:
+            penalised = gram.copy()
+            penalised.flat[:: len(gram) + 1] += penalty
+            weights = np.linalg.solve(penalised, moment)
+            found.append((x_dev @ weights + mean, x_test @ weights + mean))
+        yield np.stack([on_dev for on_dev, _ in found], 1), np.stack([on_test for _, on_test in found], 1)
+
+
+def _sums(x: np.ndarray, labels: np.ndarray) -> list[tuple[float, np.ndarray, np.ndarray]]:
+    """Mean, Gram matrix and right-hand side of each dimension, over the utterances that are labelled in it."""
     sums: list[tuple[float, np.ndarray, np.ndarray]] = []
     before = None
     for column in labels.T:
         known = ~np.isnan(column)
         mean = column[known].mean()
-        heard = x if known.all() else x[known]
-        gram = sums[-1][1] if before is not None and (known == before).all() else heard.T @ heard
-        sums.append((mean, gram, heard.T @ (column[known] - mean)))
+        is_same = before is not None and (known == before).all()
+        gram, moment = sums[-1][1] if is_same else np.zeros((x.shape[1], x.shape[1])), np.zeros(x.shape[1])
+        for first in range(0, len(x), _BLOCK):
+            block = slice(first, first + _BLOCK)
+            heard = x[block][known[block]].astype(np.float64)
+            moment += heard.T @ (column[block][known[block]] - mean)
+            if not is_same:
+                gram += heard.T @ heard
+        sums.append((mean, gram, moment))
         before = known
-    for penalty in PENALTIES:
-        found = []
-        for mean, gram, moment in sums:
-            weights = np.linalg.solve(gram + penalty * np.eye(len(gram)), moment)
-            found.append((x_dev @ weights + mean, x_test @ weights + mean))
-        yield np.stack([on_dev for on_dev, _ in found], 1), np.stack([on_test for _, on_test in found], 1)
+    return sums
 
 
-def _side_by_side(session: Heard, streams: Sequence[str]) -> np.ndarray:
-    return np.concatenate([session.streams[name] for name in streams], axis=1, dtype=np.float64)
+def _in_rows(sessions: Sequence[Heard], streams: Sequence[str], times: int = 1) -> np.ndarray:
+    """Features of all utterances, (U, D), float32; with room for more, (U, D times)."""
+    width = sum(sessions[0].streams[name].shape[1] for name in streams)
+    x, row = np.empty((sum(map(len, sessions)), width * times), np.float32), 0
+    for session in sessions:
+        column = 0
+        for name in streams:
+            found = session.streams[name]
+            x[row : row + len(found), column : column + found.shape[1]] = found
+            column += found.shape[1]
+        row += len(session)
+    return x
 
 
 def _statistics(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean and deviation of every feature, (D,) each; 1 where a feature is constant."""
-    deviation = x.std(axis=0)
-    return x.mean(axis=0), np.where(deviation > 0, deviation, 1.0)
+    mean, squares = x.mean(axis=0, dtype=np.float64), np.zeros(x.shape[1])
+    for first in range(0, len(x), _BLOCK):
+        squares += np.square(x[first : first + _BLOCK] - mean).sum(axis=0)
+    deviation = np.sqrt(squares / len(x))
+    return mean, np.where(deviation > 0, deviation, 1.0)
 
 
-def _standardised(x: np.ndarray, statistics: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+def _standardise(x: np.ndarray, statistics: tuple[np.ndarray, np.ndarray]) -> None:
+    """In place: this is done in a worker, beside what it learns from."""
     mean, deviation = statistics
-    return np.clip((x - mean) / deviation, -CLIP, CLIP)
+    x -= mean
+    x /= deviation
+    np.clip(x, -CLIP, CLIP, out=x)
 
 
-def _with_emas(x: np.ndarray, memory: Sequence[float]) -> np.ndarray:
-    """(T, D (1 + EMAs)): the features of a session, then each causal EMA of them, from 0."""
-    parts = [x]
-    for alpha in memory:
-        smooth = np.empty_like(x)
-        value = np.zeros(x.shape[1])
-        for step, row in enumerate(x):
-            value = smooth[step] = alpha * value + (1 - alpha) * row
-        parts.append(smooth)
-    return np.concatenate(parts, axis=1)
+def _with_emas(
+    sessions: Sequence[Heard],
+    streams: Sequence[str],
+    statistics: tuple[np.ndarray, np.ndarray],
+    memory: Sequence[float],
+) -> np.ndarray:
+    """(U, D (1 + EMAs)): features, standardised, and behind them each causal EMA of those of a session, from 0."""
+    x, width, row = _in_rows(sessions, streams, 1 + len(memory)), len(statistics[0]), 0
+    _standardise(x[:, :width], statistics)
+    for session in sessions:
+        for number, alpha in enumerate(memory, start=1):
+            value = np.zeros(width)
+            for step in range(row, row + len(session)):
+                value = alpha * value + (1 - alpha) * x[step, :width]
+                x[step, number * width : (number + 1) * width] = value
+        row += len(session)
+    return x
 
 
 def _stretch(
