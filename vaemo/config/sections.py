@@ -163,7 +163,7 @@ class VoicesConfig:
     min_margin: float = option(
         0.2,
         "Speech with a smaller voice_margin (similarity to its own voice, less that to the next) is not scored where "
-        "roles follow voices.",
+        "roles follow voices; where it lies at an end of an utterance, it is cut off.",
         low=0,
         high=1,
         before=0.2,
@@ -176,12 +176,12 @@ class VoicesConfig:
         before=0.8,
     )
     verification_margin: float = option(
-        0.15,
+        0.13,
         "Least lead of that similarity over every other voice of the call, and over every other enrolled person where "
         "persons are identified.",
         low=0,
         high=1,
-        before=0.15,
+        before=0.13,
     )
     identification: str = option(
         "",
