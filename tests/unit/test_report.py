@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
 from vaemo import files, scores
@@ -14,6 +15,7 @@ from vaemo.errors import ReadScoresError
 from vaemo.report.overview import BINS, MIN_SCORED, Overview, calls_table, choose_calls, curves, over_time
 from vaemo.report.page import build_report
 from vaemo.report.write import write_report
+from vaemo.tables import with_column
 from vaemo.targets import Target
 from vaemo.units import LabelScale
 
@@ -410,7 +412,13 @@ def test_calls_that_fit_least_and_best_are_drawn_and_listed(tmp_path, no_drawing
 
     def judged(utterances, sessions):
         values = pa.array(np.linspace(0, 1, sessions.num_rows), pa.float32())
-        return sessions.append_column("novelty", values).append_column("novelty_of", pa.array(["speech"] * len(values)))
+        known = sessions.append_column("novelty", values).append_column(
+            "novelty_of", pa.array(["speech"] * len(values))
+        )
+        # The agent's row of a call follows the customer's.
+        nothing = [pa.nulls(len(values), known[name].type) for name in ("novelty", "novelty_of")]
+        agents = with_column(with_column(known, "novelty", nothing[0]), "novelty_of", nothing[1])
+        return pa.concat_tables([known, agents]).sort_by("session_id")
 
     scores.write_part(out, "part-0.parquet", table, ScoreConfig(), further=judged)
     files.write_json(files.join(out, scores.PROVENANCE), {"label_range": [0, 1]})
@@ -419,7 +427,9 @@ def test_calls_that_fit_least_and_best_are_drawn_and_listed(tmp_path, no_drawing
     write_report(out, str(tmp_path / "out"), Config(), top=1)
     data = data_of(tmp_path / "out" / "index.html")
     assert [call["session_id"] for call in data["fit"]["most"]] == ["call-011.wav"]
-    assert data["fit"]["least"][0]["novelty_of"] == "speech"
+    of_call = scores.read_sessions(out).filter(pc.equal(scores.read_sessions(out)["session_id"], "call-011.wav"))
+    assert data["fit"]["most"][0]["novelty"] == pytest.approx(pc.max(of_call["novelty"]).as_py(), abs=1e-3)
+    assert (data["fit"]["least"][0]["novelty"], data["fit"]["least"][0]["novelty_of"]) == (0, "speech")
     assert {"call-000.wav", "call-011.wav"} <= set(data["curves"])
     (notice,) = data["notices"]
     assert notice["kind"] == "warning"

@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import quote
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 import vaemo
 from vaemo import files, scores
@@ -115,12 +116,15 @@ def _fit_of(scored: str, sessions: pa.Table) -> dict[str, Any] | None:
     if not files.exists(path := files.join(scored, FIT)) or "novelty" not in sessions.column_names:
         return None
     fit = files.read_json(path)
-    row = {session: number for number, session in enumerate(sessions["session_id"].to_pylist())}
-    # Calls may have been erased since.
-    calls = {end: [session for session in dict.fromkeys(fit[end]) if session in row][:SHOWN] for end in ENDS}
-    columns = ("session_id", "novelty", "novelty_of")
-    known = {end: sessions.select(columns).take([row[session] for session in calls[end]]) for end in ENDS}
-    return {"beyond": fit["beyond"], "expected": fit["expected"], **{end: known[end].to_pylist() for end in ENDS}}
+    # A call has a row for each role, and those that are not scored have no novelty. Calls may have been erased since.
+    sessions = sessions.filter(pc.is_valid(sessions["novelty"])).sort_by("novelty")
+    rows = list(enumerate(sessions["session_id"].to_pylist()))
+    last = {"most": {name: row for row, name in rows}, "least": {name: row for row, name in reversed(rows)}}
+    columns, known = ("session_id", "novelty", "novelty_of"), {}
+    for end, row in last.items():
+        calls = [session for session in dict.fromkeys(fit[end]) if session in row][:SHOWN]
+        known[end] = sessions.select(columns).take([row[session] for session in calls]).to_pylist()
+    return {"beyond": fit["beyond"], "expected": fit["expected"], **known}
 
 
 def _notices(provenance: Mapping[str, Any], fit: Mapping[str, Any] | None) -> list[dict[str, str]]:
