@@ -336,7 +336,7 @@ def _scale(vectors: np.ndarray, centres: np.ndarray) -> float:
         return 1.0
     whose = (vectors @ centres.T).argmax(axis=1)
     means = np.stack([unit(vectors[whose == voice].mean(axis=0)) for voice in range(2) if voice in whose])
-    spread = 1.0 - float(np.einsum("nd,nd->n", vectors, means[whose % len(means)]).mean())
+    spread = 1.0 - float((vectors * means[whose % len(means)]).sum(axis=1).mean())
     return max(_APART / (1.0 - float(centres[0] @ centres[1])), 1.0) if spread <= _CALM else 1.0
 
 
