@@ -213,11 +213,21 @@ def _table_of_paths(path: str) -> dict[str, list[Any]]:
             table = pa.csv.read_csv(
                 pa.BufferReader(data), read_options=read, parse_options=parse, convert_options=convert
             )
+            if not has_names and set(table["bucket"].to_pylist()) != {header[0]}:
+                # An inventory is of one bucket: this is a header with other names.
+                table = table.rename_columns(header)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise ReadRecordingsError(f"the table of paths {path} cannot be read: {cause(error)}") from None
     if not {"path", "key"} & set(table.column_names):
         found = ", ".join(table.column_names)
-        raise ReadRecordingsError(f"the table of paths {path} has neither 'path' nor 'key'; it has {found}.")
+        what_to_do = (
+            "It is a manifest of utterances: give it as --manifest."
+            if {"utt_id", "audio_path"} <= set(table.column_names)
+            else "Name the column with the recordings 'path'."
+        )
+        raise ReadRecordingsError(
+            f"the table of paths {path} has neither 'path' nor 'key'; it has {found}. {what_to_do}"
+        )
     if twice := next((name for name in _COLUMNS if table.column_names.count(name) > 1), None):
         raise ReadRecordingsError(f"the table of paths {path} has two columns '{twice}'; drop or rename one.")
     columns = zip(table.column_names, table.columns, strict=True)
