@@ -271,7 +271,7 @@ def test_an_inventory_of_s3_is_one(tmp_path, packed):
         ("path,Path\na.wav,b.wav\n", "has two columns 'path'"),
         ("file\na.wav\n", "has neither 'path' nor 'key'; it has file"),
         ("file,agent\na.wav,ann\n", "has neither 'path' nor 'key'; it has file, agent. Name the column"),
-        ("utt_id,audio_path\nu,a.wav\n", "It is a manifest of utterances: give it as --manifest"),
+        ("utt_id,audio_path\nu,a.wav\n", "It is a manifest of utterances: extract takes it as --manifest"),
         ('path\n"a.wav\n', "cannot be read|names no recording|holds no recordings"),
         ("", "cannot be read"),
     ],

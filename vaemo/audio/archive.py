@@ -221,7 +221,7 @@ def _table_of_paths(path: str) -> dict[str, list[Any]]:
     if not {"path", "key"} & set(table.column_names):
         found = ", ".join(table.column_names)
         what_to_do = (
-            "It is a manifest of utterances: give it as --manifest."
+            "It is a manifest of utterances: extract takes it as --manifest, in JSON Lines or Parquet."
             if {"utt_id", "audio_path"} <= set(table.column_names)
             else "Name the column with the recordings 'path'."
         )
