@@ -192,8 +192,8 @@ def read_paths(path: str, several: Collection[str] = ()) -> Iterator[Found]:
 def _table_of_paths(path: str) -> dict[str, list[Any]]:
     if not path.lower().endswith((*_CSV, ".parquet")):
         raise ReadRecordingsError(
-            f"{path} is a single file. Give the folder that it lies in, or a table of paths (.csv, .parquet); a manifest "
-            "of utterances is given as --manifest."
+            f"{path} is a single file. Give the folder that it lies in, or a table of paths (.csv, .parquet); a "
+            "manifest of utterances is given as --manifest."
         )
     try:
         if path.lower().endswith(".parquet"):
