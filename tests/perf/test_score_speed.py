@@ -74,9 +74,9 @@ def test_intervals_and_novelty_cost_little(tmp_path, capsys):
     """CPU time of scoring a store in this process, reading and writing included, the best of each, taken in turn."""
     plain, trusted = (make_checkpoint(tmp_path / name, config={}, dims=DIMS) for name in ("plain", "trusted"))
     write_trust(trusted, load_checkpoint(trusted).fingerprint)
-    store = write_wide_store(tmp_path / "store", parts=24)
+    store = write_wide_store(tmp_path / "store", parts=8)
     found = {plain: [], trusted: []}
-    for turn in range(4):
+    for turn in range(5):
         for checkpoint, times in found.items():
             start = time.process_time()
             vaemo.score(input=store, checkpoint=checkpoint, out=f"{checkpoint}-scores-{turn}", executor="process")

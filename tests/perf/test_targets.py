@@ -36,10 +36,8 @@ def test_a_third_target_that_needs_memory_is_seen_to_need_it(tmp_path):
     assert without["difference_dominance"] < min(without["difference_valence"], without["difference_arousal"])
 
 
-@pytest.mark.parametrize(
-    ("targets", "least"), [(f"[valence, arousal, {CSAT}]", 0.8), (f"[{CSAT}]", 0.55)], ids=["beside others", "alone"]
-)
-def test_a_target_of_the_call_is_learned_from_200_calls(targets, least):
+@pytest.mark.parametrize("targets", [f"[valence, arousal, {CSAT}]", f"[{CSAT}]"], ids=["beside others", "alone"])
+def test_a_target_of_the_call_is_learned_from_200_calls(targets):
     """Spearman's rho of test calls, as a share of the best predictor's, over seeds on which nothing was tuned."""
     shares = []
     for seed in range(10, 15):
@@ -57,4 +55,4 @@ def test_a_target_of_the_call_is_learned_from_200_calls(targets, least):
         shares.append(rho / best)
         print(f"seed {seed}: rho {rho:.3f}, of the best predictor {best:.3f}: {rho / best:.2f} of it")
     print(f"mean {np.mean(shares):.3f}")
-    assert np.mean(shares) >= least
+    assert np.mean(shares) >= 0.8

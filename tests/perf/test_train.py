@@ -96,7 +96,7 @@ def seconds(call):
     return time.perf_counter() - start, value
 
 
-@pytest.mark.parametrize(("feedback", "at_least"), [("label", 2.5), ("model", 1.4)])
+@pytest.mark.parametrize(("feedback", "at_least"), [("label", 4), ("model", 1.5)])
 def test_epoch_against_the_plain_loop(feedback, at_least):
     torch.set_num_threads(2)
     config = Config.load("seed", ["model.dropout=0", f"model.feedback={feedback}"])

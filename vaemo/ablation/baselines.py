@@ -168,18 +168,23 @@ def some_sessions(packed: PackedSessions, streams: Sequence[str]) -> list[_Seque
 
 def _ridge_fits(given: Given, memory: Sequence[float]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Predictions of all dev and all test utterances, (U, K) each, one pair for each penalty."""
-    statistics = _statistics(_in_rows(given.train, given.streams))
-    x, x_dev = (_with_emas(part, given.streams, statistics, memory) for part in (given.train, given.dev))
+    x = _in_rows(given.train, given.streams, 1 + len(memory))
+    first = _statistics(x[:, : x.shape[1] // (1 + len(memory))])
+    _add_emas(x, given.train, first, memory)
     # Standardised again: an EMA varies less than its input, and one penalty must mean the same for all.
     again = _statistics(x)
     _standardise(x, again)
-    _standardise(x_dev, again)
-    x_test = x_dev
-    if given.test is not given.dev:
-        x_test = _with_emas(given.test, given.streams, statistics, memory)
-        _standardise(x_test, again)
     sums = _sums(x, _labels(given.train))
     del x
+
+    def seen(sessions: Sequence[Heard]) -> np.ndarray:
+        rows = _in_rows(sessions, given.streams, 1 + len(memory))
+        _add_emas(rows, sessions, first, memory)
+        _standardise(rows, again)
+        return rows
+
+    x_dev = seen(given.dev)
+    x_test = x_dev if given.test is given.dev else seen(given.test)
     for penalty in PENALTIES:
         found = []
         for mean, gram, moment in sums:
@@ -210,8 +215,8 @@ def _sums(x: np.ndarray, labels: np.ndarray) -> list[tuple[float, np.ndarray, np
     return sums
 
 
-def _in_rows(sessions: Sequence[Heard], streams: Sequence[str], times: int = 1) -> np.ndarray:
-    """Features of all utterances, (U, D), float32; with room for more, (U, D times)."""
+def _in_rows(sessions: Sequence[Heard], streams: Sequence[str], times: int) -> np.ndarray:
+    """Features of all utterances in the first D columns of (U, D times), float32; the others are still to be filled."""
     width = sum(sessions[0].streams[name].shape[1] for name in streams)
     x, row = np.empty((sum(map(len, sessions)), width * times), np.float32), 0
     for session in sessions:
@@ -241,14 +246,11 @@ def _standardise(x: np.ndarray, statistics: tuple[np.ndarray, np.ndarray]) -> No
     np.clip(x, -CLIP, CLIP, out=x)
 
 
-def _with_emas(
-    sessions: Sequence[Heard],
-    streams: Sequence[str],
-    statistics: tuple[np.ndarray, np.ndarray],
-    memory: Sequence[float],
-) -> np.ndarray:
-    """(U, D (1 + EMAs)): features, standardised, and behind them each causal EMA of those of a session, from 0."""
-    x, width, row = _in_rows(sessions, streams, 1 + len(memory)), len(statistics[0]), 0
+def _add_emas(
+    x: np.ndarray, sessions: Sequence[Heard], statistics: tuple[np.ndarray, np.ndarray], memory: Sequence[float]
+) -> None:
+    """Standardise the features of (U, D (1 + EMAs)), and put each causal EMA of a session, from 0, behind them."""
+    width, row = len(statistics[0]), 0
     _standardise(x[:, :width], statistics)
     for session in sessions:
         for number, alpha in enumerate(memory, start=1):
@@ -257,7 +259,6 @@ def _with_emas(
                 value = alpha * value + (1 - alpha) * x[step, :width]
                 x[step, number * width : (number + 1) * width] = value
         row += len(session)
-    return x
 
 
 def _stretch(

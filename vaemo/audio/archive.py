@@ -214,7 +214,7 @@ def _table_of_paths(path: str) -> dict[str, list[Any]]:
             table = pa.csv.read_csv(
                 pa.BufferReader(data), read_options=read, parse_options=parse, convert_options=convert
             )
-            if not has_names and set(table["bucket"].to_pylist()) != {header[0]}:
+            if not has_names and table["bucket"].unique().to_pylist() != [header[0]]:
                 # An inventory is of one bucket: this is a header with other names.
                 table = table.rename_columns(header)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:

@@ -261,7 +261,7 @@ def without_withheld(listing: Listing, calls: Calls, key: IdKey | None = None) -
             f"note: {len(stray):,} of the calls that may not be processed (process: false) are not in this source, "
             f"such as {named(stray[0])}."
         )
-        say(rendered(told, key.hash if key else str))
+        _say(told, key)
     refused = np.flatnonzero(calls.withheld(listing.session_ids)).tolist()
     withheld = Problem("withheld", "the table of calls says that it may not be processed")
     return replace(listing, problems={**listing.problems, **dict.fromkeys(refused, withheld)})
@@ -403,6 +403,11 @@ def _warn(run: Run) -> None:
         say("warning: --roles-unknown scores all channels of recordings; employees may be included.")
 
 
+def _say(told: str, key: IdKey | None) -> None:
+    """Say something of calls, their ids hidden where those of the scores are."""
+    say(rendered(told, key.hash if key else str))
+
+
 def _named_only(listing: Listing, calls: Calls, config: Config, path: str, key: IdKey | None) -> Listing:
     """The listing, in which sessions that the table of calls does not name are not scored.
 
@@ -414,14 +419,14 @@ def _named_only(listing: Listing, calls: Calls, config: Config, path: str, key: 
     n, example = len(listing.session_ids), named(listing.session_ids[absent[0]])
     if config.score.calls_missing == "channel_roles":
         told = f"warning: {len(absent):,} of {n:,} sessions are not in the table of calls, such as {example}."
-        say(rendered(told, key.hash if key else str))
+        _say(told, key)
         return listing
     refuse_other_calls(listing, calls, path)
     told = (
         f"warning: {len(absent):,} of {n:,} sessions are not in the table of calls and are not scored, such as "
         f"{example}. --set score.calls_missing=channel_roles takes score.channel_roles for them."
     )
-    say(rendered(told, key.hash if key else str))
+    _say(told, key)
     refused = Problem("not_scored_role", "not in the table of calls")
     return replace(listing, problems={**dict.fromkeys(absent, refused), **listing.problems})
 

@@ -20,7 +20,7 @@ from vaemo.config import VadConfig, VoicesConfig
 from vaemo.data.speakers import unit
 from vaemo.features import campplus
 from vaemo.units import SAMPLING_RATE_HZ
-from vaemo.voices.clustering import find_voices, known_and_heard, without
+from vaemo.voices.clustering import find_voices, known_and_heard, scale_of_leads, without
 from vaemo.voices.turns import Turn
 
 _FRAME_S = 0.02
@@ -33,19 +33,8 @@ _CHANGE = 0.05
 _SNAP_S = 0.25
 """A change of voice is put at the quietest point within this distance of where two voices are equally similar."""
 
-_APART = 0.4
-"""Distance (1 - cosine) of two voices over the telephone. Codecs bring voices closer to each other, and every window's
-lead with them: it is measured in parts of the distance, where the voices are closer than this."""
-
-_CALM = 0.21
-"""Mean distance of windows from their voice, up to which that is done. It is 0.17 to 0.20 for calm voices through any
-codec, 0.23 to 0.28 for acted emotions, whose moods are as far apart as voices are."""
-
 _SHORT_S = 0.5
 """Shorter speech, such as a backchannel, is too short to attribute with certainty."""
-
-_WHOLE_S = 1.0
-"""Shorter windows are too uncertain to tell how alike a voice's are."""
 
 _PAST_END_S = 1.0
 """How far given turns may end after the recording."""
@@ -60,8 +49,8 @@ class Piece:
         start_s: From.
         end_s: To.
         voice: Whose; None where it is not known.
-        margin: How much more it is like that voice than like the next one (cosine; two calm voices count as `_APART`
-            from each other), 0 where two speak at once; None where there is no other voice.
+        margin: How much more it is like that voice than like the next one (cosine, times
+            `scale_of_leads`), 0 where two speak at once; None where there is no other voice.
     """
 
     channel: int
@@ -190,10 +179,10 @@ class VoiceCutter:
         vectors = np.concatenate([utterance.vectors for utterance in heard])
         lengths_s = np.concatenate([np.full(len(utterance.vectors), utterance.length_s) for utterance in heard])
         centres, anchors = self._centres(vectors, lengths_s)
-        scale = _scale(vectors[lengths_s >= _WHOLE_S], anchors)
         if len(centres) == 1:
             pieces = [Piece(channel, utterance.start_s, utterance.end_s, 0, None) for utterance in heard]
             return pieces, [Voice(channel, 0, sum(piece.end_s - piece.start_s for piece in pieces), centres[0])]
+        scale = scale_of_leads(vectors, lengths_s, anchors)
         pieces = [piece for utterance in heard for piece in self._cut(channel, utterance, anchors, scale)]
         return _renumbered(channel, pieces, lambda number: {"vector": centres[number]})
 
@@ -328,16 +317,6 @@ class VoiceCutter:
 def verified(likeness: float, others: Iterable[float], config: VoicesConfig) -> bool:
     """Whether a voice is an enrolled one: like it, and more so than the others are (cosines)."""
     return likeness >= config.verification and likeness - max(others, default=0.0) >= config.verification_margin
-
-
-def _scale(vectors: np.ndarray, centres: np.ndarray) -> float:
-    """What leads are multiplied with, so that they count in parts of the distance of two voices (`_APART`)."""
-    if len(centres) != 2 or not len(vectors):
-        return 1.0
-    whose = (vectors @ centres.T).argmax(axis=1)
-    means = np.stack([unit(vectors[whose == voice].mean(axis=0)) for voice in range(2) if voice in whose])
-    spread = 1.0 - float((vectors * means[whose % len(means)]).sum(axis=1).mean())
-    return max(_APART / (1.0 - float(centres[0] @ centres[1])), 1.0) if spread <= _CALM else 1.0
 
 
 def _smooth(likeness: np.ndarray) -> np.ndarray:
