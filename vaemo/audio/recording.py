@@ -46,7 +46,7 @@ _LOUD_SHARE = 1e-3
 _DAMAGE_JOINED_S = 1.0
 _DAMAGES_SHOWN = 3
 
-_FILTER_ZEROS = 16
+FILTER_ZEROS = 16
 """Zero crossings of the resampling filter on either side: with six, the usual number, the images of a telephone band
 reach up to 5 kHz."""
 
@@ -350,7 +350,7 @@ class Resampler:
     def __init__(self, old: int, new: int) -> None:
         self.old, self.new = old, new
         # The filter's reach, in whole periods, so that the phase stays.
-        self.context = 0 if old == new else -(-(sinc_kernel(old, new, _FILTER_ZEROS)[1] + old) // old) * old
+        self.context = 0 if old == new else -(-(sinc_kernel(old, new, FILTER_ZEROS)[1] + old) // old) * old
 
     @staticmethod
     @functools.lru_cache(maxsize=32)
@@ -403,4 +403,4 @@ class Resampler:
         if self.old == self.new:
             return samples
         contiguous = np.ascontiguousarray(samples, np.float32)
-        return resample(torch.from_numpy(contiguous), self.old, self.new, _FILTER_ZEROS).numpy()
+        return resample(torch.from_numpy(contiguous), self.old, self.new, FILTER_ZEROS).numpy()

@@ -161,27 +161,27 @@ class VoicesConfig:
         "campplus", "Speaker encoder that compares voices (extra `diarize`).", before="campplus"
     )
     min_margin: float = option(
-        0.2,
+        0.14,
         "Speech with a smaller voice_margin (similarity to its own voice, less that to the next) is not scored where "
         "roles follow voices; where it lies at an end of an utterance, it is cut off.",
         low=0,
         high=1,
-        before=0.2,
+        before=0.14,
     )
     verification: float = option(
-        0.8,
+        0.89,
         "Least cosine similarity of a voice to one enrolled in --speakers to be attributed to that person.",
         low=0.2,
         high=1,
-        before=0.8,
+        before=0.89,
     )
     verification_margin: float = option(
-        0.13,
+        0.12,
         "Least lead of that similarity over every other voice of the call, and over every other enrolled person where "
         "persons are identified.",
         low=0,
         high=1,
-        before=0.13,
+        before=0.12,
     )
     identification: str = option(
         "",

@@ -20,7 +20,7 @@ from vaemo.config import VadConfig, VoicesConfig
 from vaemo.data.speakers import unit
 from vaemo.features import campplus
 from vaemo.units import SAMPLING_RATE_HZ
-from vaemo.voices.clustering import find_voices, known_and_heard, scale_of_leads, without
+from vaemo.voices.clustering import find_beside, find_voices, known_and_heard
 from vaemo.voices.turns import Turn
 
 _FRAME_S = 0.02
@@ -49,8 +49,8 @@ class Piece:
         start_s: From.
         end_s: To.
         voice: Whose; None where it is not known.
-        margin: How much more it is like that voice than like the next one (cosine, times
-            `scale_of_leads`), 0 where two speak at once; None where there is no other voice.
+        margin: How much more it is like that voice than like the next one (cosine), 0 where two speak at once;
+            None where there is no other voice.
     """
 
     channel: int
@@ -182,8 +182,7 @@ class VoiceCutter:
         if len(centres) == 1:
             pieces = [Piece(channel, utterance.start_s, utterance.end_s, 0, None) for utterance in heard]
             return pieces, [Voice(channel, 0, sum(piece.end_s - piece.start_s for piece in pieces), centres[0])]
-        scale = scale_of_leads(vectors, lengths_s, anchors)
-        pieces = [piece for utterance in heard for piece in self._cut(channel, utterance, anchors, scale)]
+        pieces = [piece for utterance in heard for piece in self._cut(channel, utterance, anchors)]
         return _renumbered(channel, pieces, lambda number: {"vector": centres[number]})
 
     def _centres(self, vectors: np.ndarray, lengths_s: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -191,16 +190,15 @@ class VoiceCutter:
         hop_s, expected = self._config.window_s / _HOPS, self._expected
         centres = find_voices(vectors, lengths_s, hop_s, self._config.voices)
         if expected is not None and self._config.voices > 1:
-            others = without(vectors, expected)
-            if others.any() and not others.all():
-                # No more of them than there are without it: the rest of a call is easily split by moods.
-                rest = find_voices(vectors[others], lengths_s[others], hop_s, max(len(centres) - 1, 1))
-                own = unit(vectors[~others].mean(axis=0))
-                if verified(float(own @ expected), rest @ expected, self._config):
-                    return np.stack([own, *rest]), np.stack([known_and_heard(expected, own), *rest])
+            # No more beside it than there are without it: the rest of a call is easily split by moods.
+            most, lead = max(len(centres) - 1, 1), self._config.verification_margin
+            found = find_beside(expected, vectors, lengths_s, hop_s, most, lead)
+            if found and verified(float(found[0] @ expected), found[1] @ expected, self._config):
+                own, others = found
+                return np.stack([own, *others]), np.stack([known_and_heard(expected, own), *others])
         return centres, centres
 
-    def _cut(self, channel: int, heard: _Heard, centres: np.ndarray, scale: float) -> list[Piece]:
+    def _cut(self, channel: int, heard: _Heard, centres: np.ndarray) -> list[Piece]:
         """An utterance cut where its voice changes."""
         likeness = heard.vectors @ centres.T
         labels = _smooth(likeness)
@@ -215,10 +213,10 @@ class VoiceCutter:
             voices.append(int(after))
         edges.append(heard.end_s)
         spans = _long_enough(edges, voices, self._vad.min_utterance_s)
-        return [piece for span in spans for piece in self._by_certainty(channel, span, middles, likeness, scale)]
+        return [piece for span in spans for piece in self._by_certainty(channel, span, middles, likeness)]
 
     def _by_certainty(
-        self, channel: int, span: tuple[float, float, int], middles: np.ndarray, likeness: np.ndarray, scale: float
+        self, channel: int, span: tuple[float, float, int], middles: np.ndarray, likeness: np.ndarray
     ) -> list[Piece]:
         """Speech of one voice: what is certain of it, and what is not at either end.
 
@@ -229,7 +227,7 @@ class VoiceCutter:
         if not len(inside):
             inside = np.abs(middles - (start_s + end_s) / 2).argmin().reshape(1)
         others = np.delete(likeness[inside], voice, axis=1).max(axis=1)
-        leads, at = scale * (likeness[inside, voice] - others), middles[inside]
+        leads, at = likeness[inside, voice] - others, middles[inside]
         certain = np.flatnonzero(leads >= self._config.min_margin)
         first, last = (int(certain[0]), int(certain[-1]) + 1) if len(certain) else (0, len(leads))
         bounds_s = [start_s, *((at[:-1] + at[1:]) / 2).tolist(), end_s]

@@ -18,15 +18,7 @@ _EXPLAINS = 0.07
 """The reduction of the windows' spread that a further voice must bring."""
 
 _SHORT_S = 1.0
-"""Shorter windows are too uncertain to start a voice from, or to tell how alike a voice's windows are."""
-
-_APART = 0.4
-"""Distance (1 - cosine) of two voices over the telephone. Codecs bring voices closer to each other, and every window's
-lead with them: it is measured in parts of the distance, where the voices are closer than this."""
-
-_CALM = 0.21
-"""Mean distance of windows from their voice, up to which that is done. It is 0.17 to 0.20 for calm voices through any
-codec, 0.23 to 0.28 for acted emotions, whose moods are as far apart as voices are."""
+"""Shorter windows are too uncertain to start a voice from."""
 
 _LEAST_S = 3.0
 """Least speech of a voice; less is a cough, or two speaking at once."""
@@ -36,39 +28,67 @@ _MOST_WINDOWS = 2000
 
 _STARTS = 10
 
-_OTHERS = 0.45
-"""This share of the windows, those least like the voice that is expected, is taken for others' to begin with."""
+_HALVES = 12
+"""Windows that are enough to tell two halves of a voice."""
 
-_KNOWN = 0.7
+_KNOWN = 0.5
 """Weight of an enrolment beside what is heard of that voice in the call."""
+
+_CALM = 0.2
+"""Mean distance of windows from their voice, up to which it is calm; acted moods give 0.2 to 0.28."""
+
+_MOODS = 0.1
+"""Where the known voice is not calm, how much less alike than its moods two groups must be to count as two voices."""
 
 _ROUNDS = 20
 
 
-def without(vectors: np.ndarray, expected: np.ndarray) -> np.ndarray:
-    """Which windows are not of the voice that is expected, supposing that it is one of two in the call.
+def find_beside(
+    expected: np.ndarray, vectors: np.ndarray, lengths_s: np.ndarray, hop_s: float, most: int, lead: float
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """What an enrolled voice is like in a call, and each voice beside it, supposing that it is in the call.
 
-    Two means, of which one is held near the expected voice: what a person's moods have in common then weighs more than
-    the moods themselves, by which k-means alone splits a call first.
+    Windows are divided along the line from what the others have in common to the enrolled voice: k-means alone splits
+    a call by moods first. How far moods are apart is then known of one person in this very call, so that the other's
+    are not taken for voices.
 
     Args:
-        vectors: Of windows, (N, D), unit length.
         expected: What the voice is like, (D,), unit length.
+        vectors: As `find_voices`, also the next three.
+        lengths_s: Of the windows, (N,).
+        hop_s: From one window to the next inside an utterance.
+        most: Voices that are looked for beside it.
+        lead: Lead in similarity to `expected`, from which on two groups of windows are of two persons.
 
     Returns:
-        (N,), bool.
+        (D,) and (K, D), unit length; None where all windows are alike.
     """
-    likeness = vectors @ expected
-    others = likeness <= np.quantile(likeness, _OTHERS)
+    others = np.ones(len(vectors), bool)
     for _ in range(_ROUNDS):
-        if others.all() or not others.any():
-            break
-        own = known_and_heard(expected, unit(vectors[~others].mean(axis=0)))
-        now = vectors @ unit(vectors[others].mean(axis=0)) > vectors @ own
+        along = vectors @ (expected - unit(vectors[others].mean(axis=0)))
+        now = along < _valley(along)
+        if not now.any():
+            return None
         if (now == others).all():
             break
         others = now
-    return others
+    alike = 1.0
+    for _ in range(_ROUNDS):
+        if (~others).sum() < _HALVES:
+            break
+        halves, _, _ = _groups(_some(vectors[~others]), 2)
+        likeness = halves @ expected
+        if np.ptp(likeness) < lead:
+            alike = float(halves[0] @ halves[1])
+            break
+        # One of the halves is another person's, whose voice is more like the expected one than the others' are.
+        others |= (vectors @ halves.T).argmax(axis=1) == likeness.argmin()
+    if others.all():
+        return None
+    own = unit(vectors[~others].mean(axis=0))
+    calm = 1.0 - float((vectors[~others] @ own).mean()) <= _CALM
+    limit = _ALIKE if calm else min(_ALIKE, alike - _MOODS)
+    return own, find_voices(vectors[others], lengths_s[others], hop_s, most, limit)
 
 
 def known_and_heard(expected: np.ndarray, heard: np.ndarray) -> np.ndarray:
@@ -76,7 +96,9 @@ def known_and_heard(expected: np.ndarray, heard: np.ndarray) -> np.ndarray:
     return unit(_KNOWN * expected + (1.0 - _KNOWN) * heard)
 
 
-def find_voices(vectors: np.ndarray, lengths_s: np.ndarray, hop_s: float, most: int) -> np.ndarray:
+def find_voices(
+    vectors: np.ndarray, lengths_s: np.ndarray, hop_s: float, most: int, alike: float = _ALIKE
+) -> np.ndarray:
     """What each voice is like.
 
     Voices are the groups of the largest k-means that holds no two groups alike, none of them too small.
@@ -86,6 +108,7 @@ def find_voices(vectors: np.ndarray, lengths_s: np.ndarray, hop_s: float, most: 
         lengths_s: Of the windows, (N,).
         hop_s: From one window to the next inside an utterance.
         most: Voices that are looked for.
+        alike: Cosine similarity from which on two groups are one voice.
 
     Returns:
         (K, D), unit length, K from 1 on; none where N is 0.
@@ -94,9 +117,7 @@ def find_voices(vectors: np.ndarray, lengths_s: np.ndarray, hop_s: float, most: 
         return vectors
     long = np.flatnonzero(lengths_s >= _SHORT_S)
     rows = long if len(long) > 1 else np.arange(len(vectors))
-    if len(rows) > _MOST_WINDOWS:
-        rows = rows[np.linspace(0, len(rows) - 1, _MOST_WINDOWS).round().astype(int)]
-    points = vectors[rows]
+    points = _some(vectors[rows])
     # The number of windows in speech of that length, where not all are used.
     least = max(round(_LEAST_S / hop_s * len(points) / max(len(long), 1)), 2)
     best = unit(points.mean(axis=0, keepdims=True))
@@ -105,27 +126,26 @@ def find_voices(vectors: np.ndarray, lengths_s: np.ndarray, hop_s: float, most: 
         centres, sizes, left = _groups(points, k)
         if left > spread * (1.0 - _EXPLAINS):
             break
-        spread, alike = left, centres @ centres.T - 2.0 * np.eye(k)
-        if alike.max() < _ALIKE and sizes.min() >= least:
+        spread, likeness = left, centres @ centres.T - 2.0 * np.eye(k)
+        if likeness.max() < alike and sizes.min() >= least:
             best = centres
     return best
 
 
-def scale_of_leads(vectors: np.ndarray, lengths_s: np.ndarray, centres: np.ndarray) -> float:
-    """What a window's lead in similarity is multiplied with, so that two calm voices count as `_APART` at least.
+def _valley(values: np.ndarray) -> float:
+    """The value that divides two groups of values best (Otsu's threshold)."""
+    ordered = np.sort(values)
+    below, n = np.arange(1, len(ordered)), len(ordered)
+    sums = np.cumsum(ordered)
+    gaps = (sums[-1] - sums[:-1]) / (n - below) - sums[:-1] / below
+    at = int((below * (n - below) * gaps**2).argmax()) if n > 1 else 0
+    return float(ordered[at : at + 2].mean())
 
-    Args:
-        vectors: Of windows, (N, D), unit length.
-        lengths_s: Of the windows, (N,).
-        centres: What they are compared with, (K, D), unit length; other numbers than two are not scaled.
-    """
-    points = vectors[lengths_s >= _SHORT_S]
-    if len(centres) != 2 or not len(points):
-        return 1.0
-    _, whose = np.unique((points @ centres.T).argmax(axis=1), return_inverse=True)
-    means = np.stack([unit(points[whose == voice].mean(axis=0)) for voice in range(whose.max() + 1)])
-    spread = 1.0 - float((points * means[whose]).sum(axis=1).mean())
-    return max(_APART / (1.0 - float(centres[0] @ centres[1])), 1.0) if spread <= _CALM else 1.0
+
+def _some(points: np.ndarray) -> np.ndarray:
+    if len(points) <= _MOST_WINDOWS:
+        return points
+    return points[np.linspace(0, len(points) - 1, _MOST_WINDOWS).round().astype(int)]
 
 
 def _groups(points: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray, float]:

@@ -6,6 +6,7 @@ an enrolled one, and the channel's role where the channel is one party's line or
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -34,11 +35,13 @@ class VoiceRole:
         by: What decided: `calls`, `voices_from`, `verified`, `identified`, `channel`; None where nothing did.
         margin: Of verification: how much more the voice of the agent is like the enrolled one than the call's other
             voice is, or than another person's enrolment; None for other evidence.
+        why: Of a role that is unknown: what kept it from being verified; None where nothing was compared.
     """
 
     role: str
     by: str | None = None
     margin: float | None = None
+    why: str | None = None
 
 
 @dataclass(frozen=True)
@@ -107,13 +110,14 @@ def why_unknown(role: VoiceRole, margin: float | None, config: VoicesConfig) -> 
     """Why speech with no role has none."""
     if role.by and margin is not None:
         return f"whose voice it is is not certain (voice_margin {margin:.2f} of {config.min_margin:g})"
-    return "nothing says whose voice it is"
+    return role.why or "nothing says whose voice it is"
 
 
 def _verified(
     voices: Sequence[Voice], evidence: Evidence, enrolled: Voiceprints, config: VoicesConfig
 ) -> dict[VoiceKey, VoiceRole]:
     """Roles by comparison with enrolled voices: the agent's, and of the other where there are two in all."""
+    unknown = functools.partial(_all_unknown, voices)
     heard = [voice for voice in voices if voice.vector is not None and voice.speech_s >= _LEAST_S]
     agents = [row for row, role in enumerate(enrolled.roles) if role == "agent"]
     by = "verified"
@@ -121,18 +125,32 @@ def _verified(
         by = "identified"
     else:
         agents = [row for row in agents if enrolled.persons[row] == evidence.agent_id]
+        if not agents:
+            return unknown("no voice of its agent_id is enrolled" if evidence.agent_id else "it has no agent_id")
     if not heard or not agents:
-        return {}
+        return unknown(f"no voice speaks for {_LEAST_S:g} s" if agents else "no agent is enrolled")
     likeness = np.stack([voice.vector for voice in heard if voice.vector is not None]) @ enrolled.vectors[agents].T
     own, person = np.unravel_index(int(likeness.argmax()), likeness.shape)
     best = float(likeness[own, person])
     others = [*np.delete(likeness[:, person], own), *np.delete(likeness[own], person)]
-    if not verified(best, others, config):
-        return {}
     margin = best - float(max(others, default=0.0))
+    if not verified(best, others, config):
+        lead = f", leads by {margin:.2f} (voices.verification_margin {config.verification_margin:g})" if others else ""
+        return unknown(
+            "no voice is certain to be an enrolled one: the nearest has a similarity of "
+            f"{best:.2f} (voices.verification {config.verification:g}){lead}"
+        )
     agent = heard[own]
-    found: dict[VoiceKey, VoiceRole] = {(agent.channel, agent.number): VoiceRole("agent", by, margin)}
+    found = unknown(
+        f"the agent is verified, but of {len(voices)} voices: the customer is known only where there are two, and each "
+        f"speaks for {_LEAST_S:g} s"
+    )
+    found[agent.channel, agent.number] = VoiceRole("agent", by, margin)
     if len(voices) == _TWO and len(heard) == _TWO:
         customer = heard[1 - own]
         found[customer.channel, customer.number] = VoiceRole("customer", by, margin)
     return found
+
+
+def _all_unknown(voices: Sequence[Voice], why: str) -> dict[VoiceKey, VoiceRole]:
+    return {(voice.channel, voice.number): VoiceRole(UNKNOWN, why=why) for voice in voices}

@@ -8,7 +8,7 @@ from vaemo.audio.vad import Utterance
 from vaemo.config import VadConfig, VoicesConfig
 from vaemo.data.speakers import unit
 from vaemo.voices.channels import VoiceCutter
-from vaemo.voices.clustering import without
+from vaemo.voices.clustering import find_beside
 from vaemo.voices.turns import Turn
 
 RATE = 16_000
@@ -101,36 +101,54 @@ def test_an_end_over_which_the_other_speaks_is_a_piece_of_its_own():
     assert max(unsure.margin, 0.1) < VoicesConfig().min_margin < sure.margin
 
 
-@pytest.mark.parametrize(("varied", "expected"), [(0.3, 0.4), (0.8, 0.2)])
-def test_what_brings_calm_voices_closer_makes_nobody_less_certain(varied, expected):
-    """Two voices with a cosine of 0.8: calm ones count as 0.4 apart, for those who vary as much it stays 0.2."""
-    draw = np.random.default_rng(0)
+LENGTH_S, HOP_S, LEAD = 1.5, 0.5, 0.12
 
-    def close(windows):
-        vectors = np.zeros((len(windows), DIM), np.float32)
-        vectors[:, 0] = np.sqrt(0.8)
-        vectors[np.arange(len(windows)), 1 + (windows[:, 0] > 0.15)] = np.sqrt(0.2)
-        noise = draw.normal(size=(len(windows), DIM)) * (np.arange(DIM) > 10)
-        return unit(vectors + (varied * unit(noise)).astype(np.float32))
 
-    cutter = VoiceCutter(1, VoicesConfig(mode="diarize"), VadConfig(), embed=close)
-    for one in [utterance(20.0 * n, (n % 2, 15.0)) for n in range(6)]:
-        cutter.push(one)
-    pieces, voices = cutter.finish()
-    assert len(voices) == 2
-    assert np.mean([piece.margin for piece in pieces]) == pytest.approx(expected, rel=0.25)
+def beside(expected, vectors, most=3):
+    """`find_beside`, and which windows are more like the enrolled voice than like the others."""
+    vectors = unit(vectors)
+    own, others = find_beside(unit(expected), vectors, np.full(len(vectors), LENGTH_S), HOP_S, most, LEAD)
+    return others, vectors @ own > (vectors @ others.T).max(axis=1)
+
+
+def windows(numbers, size=1.0, noise=0.02):
+    """A window of each of these numbers of a person or mood, as directions of a space, with some noise."""
+    vectors = np.random.default_rng(0).normal(scale=noise, size=(len(numbers), DIM)).astype(np.float32)
+    vectors[np.arange(len(numbers)), numbers] += size
+    return vectors
 
 
 def test_an_enrolled_voice_is_told_from_another_where_moods_differ_more_than_voices_do():
     draw = np.random.default_rng(0)
-    own, mood = draw.random(60) < 0.5, draw.integers(3, size=60)
-    vectors = draw.normal(scale=0.02, size=(60, DIM)).astype(np.float32)
-    vectors[np.arange(60), np.where(own, 0, 1)] += 1.0
-    vectors[np.arange(60), 10 + mood] += 1.1
-    enrolled = unit(vectors[own].mean(axis=0))
+    own, mood = draw.random(60) < 0.5, draw.integers(2, size=60)
+    vectors = windows(np.where(own, 0, 1)) + windows(10 + mood, 1.2)
     labels = KMeans(2, n_init=10, random_state=0).fit(vectors).labels_ == 1
     assert 0.1 < (labels == own).mean() < 0.9
-    np.testing.assert_array_equal(without(unit(vectors), enrolled), ~own)
+    others, found = beside(vectors[own].mean(axis=0), vectors)
+    np.testing.assert_array_equal(found, own)
+    assert len(others) == 1
+
+
+def test_a_third_voice_that_is_more_like_the_enrolled_one_than_the_other_is_not_taken_for_it():
+    person = np.repeat([0, 1, 2], [20, 10, 30])
+    vectors = windows(person) + np.where(person == 2, 0.0, 1.0)[:, None] * windows(np.full(60, 5), 1.1)
+    others, found = beside(vectors[:20].mean(axis=0), vectors)
+    np.testing.assert_array_equal(found, person == 0)
+    assert len(others) == 2
+
+
+def test_two_persons_beside_an_enrolled_voice_of_many_moods_are_two():
+    draw = np.random.default_rng(0)
+    person, mood = np.repeat([0, 1, 2], [40, 20, 20]), draw.integers(2, size=80)
+    vectors = windows(person, 1.2, noise=0.07) + windows(10 + mood, 0.7)
+    others, found = beside(vectors[:40].mean(axis=0), vectors)
+    np.testing.assert_array_equal(found, person == 0)
+    assert len(others) == 2
+
+
+def test_windows_that_are_all_alike_are_of_one_voice():
+    vectors = np.tile(np.eye(1, DIM, dtype=np.float32), (9, 1))
+    assert find_beside(vectors[0], vectors, np.full(9, LENGTH_S), HOP_S, 3, LEAD) is None
 
 
 def test_a_voice_that_is_expected_and_not_there_changes_nothing():

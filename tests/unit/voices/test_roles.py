@@ -66,28 +66,35 @@ def test_the_verified_agent_leaves_the_customer():
     assert agent.margin == customer.margin == pytest.approx(0.9)
 
 
+def unknown(roles):
+    """Whether no role is known, and why."""
+    assert [dataclasses.replace(role, why=None) for role in roles] == [UNKNOWN] * len(roles)
+    return roles[0].why
+
+
 @pytest.mark.parametrize(
-    ("heard", "evidence", "enrolled"),
+    ("heard", "evidence", "enrolled", "why"),
     [
-        (TWO, Evidence(agent_id="p7"), prints(1)),  # a new hire
-        (TWO, Evidence(), prints(1)),  # nobody says who the agent was: that would be identification
-        (voices(near(1, 0.45), near(2, 0.9)), P1, prints(1)),  # a cold
-        (voices(near(1, 0.9), near(1, 0.8)), P1, prints(1)),  # both are alike
-        (voices(near(3, 0.9), near(2, 0.9)), P1, prints(1)),  # somebody else took the call
-        (TWO, P1, prints(1, roles=["customer"])),
-        (voices(near(1, 0.9), near(2, 0.9), speech_s=2.0), P1, prints(1)),
-        (voices(None, None), P1, prints(1)),
+        (TWO, Evidence(agent_id="p7"), prints(1), "no voice of its agent_id"),  # a new hire
+        (TWO, Evidence(), prints(1), "it has no agent_id"),  # to find out who it was would be identification
+        (voices(near(1, 0.45), near(2, 0.9)), P1, prints(1), "similarity of 0.45"),  # a cold
+        (voices(near(1, 0.95), near(1, 0.9)), P1, prints(1), "leads by 0.05"),  # both are alike
+        (voices(near(3, 0.9), near(2, 0.9)), P1, prints(1), "similarity of 0.00"),  # somebody else took the call
+        (TWO, P1, prints(1, roles=["customer"]), "no voice of its agent_id"),
+        (voices(near(1, 0.9), near(2, 0.9), speech_s=2.0), P1, prints(1), "speaks for 3 s"),
+        (voices(None, None), P1, prints(1), "speaks for 3 s"),
     ],
 )
-def test_what_is_not_verified_is_unknown(heard, evidence, enrolled):
-    assert decided(heard, evidence=evidence, enrolled=enrolled) == [UNKNOWN] * len(heard)
+def test_what_is_not_verified_is_unknown(heard, evidence, enrolled, why):
+    assert why in unknown(decided(heard, evidence=evidence, enrolled=enrolled))
 
 
 @pytest.mark.parametrize("n", [1, 3])
 def test_the_other_is_the_customer_only_where_there_are_two(n):
     heard = voices(*[near(axis, 0.9) for axis in range(1, n + 1)])
-    roles = [role.role for role in decided(heard, evidence=P1, enrolled=prints(1))]
-    assert roles == ["agent"] + ["unknown"] * (n - 1)
+    agent, *others = decided(heard, evidence=P1, enrolled=prints(1))
+    assert (agent.role, agent.why) == ("agent", None)
+    assert not others or f"of {n} voices" in unknown(others)
 
 
 def test_a_short_third_voice_counts():
@@ -100,8 +107,8 @@ def test_identification_needs_its_reference_and_a_margin_over_other_persons():
     assert (agent.role, agent.by, customer.role) == ("agent", "identified", "customer")
     twins = prints(1, 4)
     twins.vectors[1] = near(1, 0.99)
-    assert decided(TWO, enrolled=twins, identification="DPIA 12") == [UNKNOWN, UNKNOWN]
-    assert decided(TWO, enrolled=prints(1, 4), identification="  ") == [UNKNOWN, UNKNOWN]
+    assert "leads by 0.05" in unknown(decided(TWO, enrolled=twins, identification="DPIA 12"))
+    assert "it has no agent_id" in unknown(decided(TWO, enrolled=prints(1, 4), identification="  "))
 
 
 def test_who_is_expected_is_the_agent_that_is_named_and_nobody_else():
