@@ -191,8 +191,7 @@ class VoiceCutter:
         centres = find_voices(vectors, lengths_s, hop_s, self._config.voices)
         if expected is not None and self._config.voices > 1:
             # No more beside it than there are without it: the rest of a call is easily split by moods.
-            most, lead = max(len(centres) - 1, 1), self._config.verification_margin
-            found = find_beside(expected, vectors, lengths_s, hop_s, most, lead)
+            found = find_beside(expected, vectors, lengths_s, hop_s, max(len(centres) - 1, 1))
             if found and verified(float(found[0] @ expected), found[1] @ expected, self._config):
                 own, others = found
                 return np.stack([own, *others]), np.stack([known_and_heard(expected, own), *others])

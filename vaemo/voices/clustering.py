@@ -40,11 +40,15 @@ _CALM = 0.2
 _MOODS = 0.1
 """Where the known voice is not calm, how much less alike than its moods two groups must be to count as two voices."""
 
+_STRANGE = 0.12
+"""Two halves of what is taken for the enrolled voice whose similarity to it differs by this are not both that voice:
+moods of one person differ by up to 0.1."""
+
 _ROUNDS = 20
 
 
 def find_beside(
-    expected: np.ndarray, vectors: np.ndarray, lengths_s: np.ndarray, hop_s: float, most: int, lead: float
+    expected: np.ndarray, vectors: np.ndarray, lengths_s: np.ndarray, hop_s: float, most: int
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """What an enrolled voice is like in a call, and each voice beside it, supposing that it is in the call.
 
@@ -58,7 +62,6 @@ def find_beside(
         lengths_s: Of the windows, (N,).
         hop_s: From one window to the next inside an utterance.
         most: Voices that are looked for beside it.
-        lead: Lead in similarity to `expected`, from which on two groups of windows are of two persons.
 
     Returns:
         (D,) and (K, D), unit length; None where all windows are alike.
@@ -78,7 +81,7 @@ def find_beside(
             break
         halves, _, _ = _groups(_some(vectors[~others]), 2)
         likeness = halves @ expected
-        if np.ptp(likeness) < lead:
+        if np.ptp(likeness) < _STRANGE:
             alike = float(halves[0] @ halves[1])
             break
         # One of the halves is another person's, whose voice is more like the expected one than the others' are.

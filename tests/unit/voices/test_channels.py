@@ -101,13 +101,13 @@ def test_an_end_over_which_the_other_speaks_is_a_piece_of_its_own():
     assert max(unsure.margin, 0.1) < VoicesConfig().min_margin < sure.margin
 
 
-LENGTH_S, HOP_S, LEAD = 1.5, 0.5, 0.12
+LENGTH_S, HOP_S = 1.5, 0.5
 
 
 def beside(expected, vectors, most=3):
     """`find_beside`, and which windows are more like the enrolled voice than like the others."""
     vectors = unit(vectors)
-    own, others = find_beside(unit(expected), vectors, np.full(len(vectors), LENGTH_S), HOP_S, most, LEAD)
+    own, others = find_beside(unit(expected), vectors, np.full(len(vectors), LENGTH_S), HOP_S, most)
     return others, vectors @ own > (vectors @ others.T).max(axis=1)
 
 
@@ -148,7 +148,7 @@ def test_two_persons_beside_an_enrolled_voice_of_many_moods_are_two():
 
 def test_windows_that_are_all_alike_are_of_one_voice():
     vectors = np.tile(np.eye(1, DIM, dtype=np.float32), (9, 1))
-    assert find_beside(vectors[0], vectors, np.full(9, LENGTH_S), HOP_S, 3, LEAD) is None
+    assert find_beside(vectors[0], vectors, np.full(9, LENGTH_S), HOP_S, 3) is None
 
 
 def test_a_voice_that_is_expected_and_not_there_changes_nothing():
