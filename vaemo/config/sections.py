@@ -176,12 +176,12 @@ class VoicesConfig:
         before=0.89,
     )
     verification_margin: float = option(
-        0.12,
+        0.13,
         "Least lead of that similarity over every other voice of the call, and over every other enrolled person where "
         "persons are identified.",
         low=0,
         high=1,
-        before=0.12,
+        before=0.13,
     )
     identification: str = option(
         "",

@@ -40,9 +40,9 @@ _CALM = 0.2
 _MOODS = 0.1
 """Where the known voice is not calm, how much less alike than its moods two groups must be to count as two voices."""
 
-_STRANGE = 0.12
-"""Two halves of what is taken for the enrolled voice whose similarity to it differs by this are not both that voice:
-moods of one person differ by up to 0.1."""
+_STRANGE = 0.13
+"""Two halves of what is taken for the enrolled voice whose similarity to it differs by this are not both that voice;
+moods of one person differ by up to 0.12."""
 
 _ROUNDS = 20
 
@@ -146,6 +146,7 @@ def _valley(values: np.ndarray) -> float:
 
 
 def _some(points: np.ndarray) -> np.ndarray:
+    """Not more of them than are compared, spread evenly."""
     if len(points) <= _MOST_WINDOWS:
         return points
     return points[np.linspace(0, len(points) - 1, _MOST_WINDOWS).round().astype(int)]
