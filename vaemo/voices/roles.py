@@ -127,6 +127,8 @@ def _verified(
         agents = [row for row in agents if enrolled.persons[row] == evidence.agent_id]
         if not agents:
             return unknown("no voice of its agent_id is enrolled" if evidence.agent_id else "it has no agent_id")
+    if len(voices) == 1:
+        return unknown("one voice was found: two that are alike may not have been told apart")
     if not heard or not agents:
         return unknown(f"no voice speaks for {_LEAST_S:g} s" if agents else "no agent is enrolled")
     likeness = np.stack([voice.vector for voice in heard if voice.vector is not None]) @ enrolled.vectors[agents].T
