@@ -66,15 +66,9 @@ def find_beside(
     Returns:
         (D,) and (K, D), unit length; None where all windows are alike.
     """
-    others = np.ones(len(vectors), bool)
-    for _ in range(_ROUNDS):
-        along = vectors @ (expected - unit(vectors[others].mean(axis=0)))
-        now = along < _valley(along)
-        if not now.any():
-            return None
-        if (now == others).all():
-            break
-        others = now
+    others = _unlike(expected, vectors)
+    if not others.any():
+        return None
     alike = 1.0
     for _ in range(_ROUNDS):
         if (~others).sum() < _HALVES:
@@ -133,6 +127,18 @@ def find_voices(
         if likeness.max() < alike and sizes.min() >= least:
             best = centres
     return best
+
+
+def _unlike(expected: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+    """Which windows are less like an enrolled voice than the rest, (N,); none where all are alike."""
+    others = np.ones(len(vectors), bool)
+    for _ in range(_ROUNDS):
+        along = vectors @ (expected - unit(vectors[others].mean(axis=0)))
+        now = along < _valley(along)
+        if (now == others).all() or not now.any():
+            return now
+        others = now
+    return others
 
 
 def _valley(values: np.ndarray) -> float:

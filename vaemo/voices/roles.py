@@ -35,7 +35,7 @@ class VoiceRole:
         by: What decided: `calls`, `voices_from`, `verified`, `identified`, `channel`; None where nothing did.
         margin: Of verification: how much more the voice of the agent is like the enrolled one than the call's other
             voice is, or than another person's enrolment; None for other evidence.
-        why: Of a role that is unknown: what kept it from being verified; None where nothing was compared.
+        why: Of a role that is unknown: why no voice was verified; None where no voices are enrolled.
     """
 
     role: str
