@@ -1,7 +1,7 @@
 """Mono calls of real voices whose turns are known: clips of two or more people, put together as people talk.
 
-Gaps between turns reach from -0.5 to 2 s, some turns have a backchannel of the listener over them. The sound is 8 kHz
-mu-law, or that through MP3 at 16 kb/s, or with babble at 15 dB.
+Gaps between turns reach from -0.5 to 2 s, some turns have a backchannel of the listener over them. A pause of 0.3 s
+within a clip ends a turn. The sound is 8 kHz mu-law, or that through MP3 at 16 kb/s, or with babble at 15 dB.
 """
 
 from __future__ import annotations
@@ -26,6 +26,9 @@ _PROMPTS = 150
 
 _LEVEL = 0.06
 """Root mean square of a voice."""
+
+_PAUSE_S = 0.3
+"""A pause of this length ends a turn: the rule of NIST's Rich Transcription evaluations."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +76,8 @@ def prompts(folder: Path, names: Sequence[str] = ()) -> dict[str, Voice]:
     for name, (language, sex) in named.items():
         if names and name not in names:
             continue
-        paths = sorted(path for path in (folder / name).rglob("*.*") if path.suffix in {".wav", ".gsm", ".WAV"})
+        files = (path for path in (folder / name).rglob("*.*") if path.suffix in {".wav", ".gsm", ".WAV"})
+        paths = sorted(path for path in files if path.parent.name != "silence")
         clips = [
             clip for path in paths[:: max(len(paths) // _PROMPTS, 1)] if 1.0 <= len(clip := _clip(path)) / RATE <= 9.0
         ]
@@ -95,9 +99,10 @@ def make_call(name: str, voices: Sequence[Voice], seed: int, *, seconds: float =
     def say(who: int, clip: np.ndarray, start_s: float) -> float:
         first = round(start_s * RATE)
         samples[first : first + len(clip)] += gains[who] * clip
-        end_s = start_s + len(clip) / RATE
-        turns.append(Turn(start_s, end_s, voices[who].name))
-        return end_s
+        loud = _loud(clip)
+        for spoken in np.split(loud, np.flatnonzero(np.diff(loud) >= _PAUSE_S * RATE) + 1):
+            turns.append(Turn(start_s + spoken[0] / RATE, start_s + (spoken[-1] + 1) / RATE, voices[who].name))
+        return start_s + len(clip) / RATE
 
     def next_clip(who: int) -> np.ndarray:
         if not left[who]:
@@ -159,7 +164,12 @@ def _clip(path: Path) -> np.ndarray:
         samples = torchaudio.functional.resample(torch.from_numpy(samples), rate, RATE).numpy()
     if not samples.any():
         return np.zeros(0, np.float32)
-    power = np.convolve(samples**2, np.ones(160) / 160, mode="same")
-    loud = np.flatnonzero(power > power.max() * 1e-3)
+    loud = _loud(samples)
     clip = samples[loud[0] : loud[-1] + 1]
     return (clip * (_LEVEL / np.sqrt(np.mean(clip**2)))).astype(np.float32)
+
+
+def _loud(samples: np.ndarray) -> np.ndarray:
+    """Where a clip is within 30 dB of its loudest 20 ms."""
+    power = np.convolve(samples**2, np.ones(160) / 160, mode="same")
+    return np.flatnonzero(power > power.max() * 1e-3)

@@ -187,14 +187,13 @@ class VoiceCutter:
 
     def _centres(self, vectors: np.ndarray, lengths_s: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """What each voice is like, and what windows are compared with: an enrolled voice is known better than heard."""
-        hop_s, expected = self._config.window_s / _HOPS, self._expected
-        centres = find_voices(vectors, lengths_s, hop_s, self._config.voices)
-        if expected is not None and self._config.voices > 1:
-            # No more beside it than there are without it: the rest of a call is easily split by moods.
-            found = find_beside(expected, vectors, lengths_s, hop_s, max(len(centres) - 1, 1))
+        hop_s, most, expected = self._config.window_s / _HOPS, self._config.voices, self._expected
+        if expected is not None and most > 1:
+            found = find_beside(expected, vectors, lengths_s, hop_s, most - 1)
             if found and verified(float(found[0] @ expected), found[1] @ expected, self._config):
                 own, others = found
                 return np.stack([own, *others]), np.stack([known_and_heard(expected, own), *others])
+        centres = find_voices(vectors, lengths_s, hop_s, most)
         return centres, centres
 
     def _cut(self, channel: int, heard: _Heard, centres: np.ndarray) -> list[Piece]:

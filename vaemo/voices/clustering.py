@@ -82,10 +82,11 @@ def find_beside(
         others |= (vectors @ halves.T).argmax(axis=1) == likeness.argmin()
     if others.all():
         return None
-    own = unit(vectors[~others].mean(axis=0))
-    calm = 1.0 - float((vectors[~others] @ own).mean()) <= _CALM
+    known = vectors[~others]
+    own = unit(known.mean(axis=0))
+    calm = 1.0 - float((known @ own).mean()) <= _CALM
     limit = _ALIKE if calm else min(_ALIKE, alike - _MOODS)
-    return own, find_voices(vectors[others], lengths_s[others], hop_s, most, limit)
+    return own, find_voices(vectors[others], lengths_s[others], hop_s, most, alike=limit, besides=_spread(known))
 
 
 def known_and_heard(expected: np.ndarray, heard: np.ndarray) -> np.ndarray:
@@ -94,7 +95,13 @@ def known_and_heard(expected: np.ndarray, heard: np.ndarray) -> np.ndarray:
 
 
 def find_voices(
-    vectors: np.ndarray, lengths_s: np.ndarray, hop_s: float, most: int, alike: float = _ALIKE
+    vectors: np.ndarray,
+    lengths_s: np.ndarray,
+    hop_s: float,
+    most: int,
+    *,
+    alike: float = _ALIKE,
+    besides: float = 0.0,
 ) -> np.ndarray:
     """What each voice is like.
 
@@ -106,6 +113,7 @@ def find_voices(
         hop_s: From one window to the next inside an utterance.
         most: Voices that are looked for.
         alike: Cosine similarity from which on two groups are one voice.
+        besides: Spread of the windows of a voice that is known already, of which the call's spread consists too.
 
     Returns:
         (K, D), unit length, K from 1 on; none where N is 0.
@@ -118,10 +126,10 @@ def find_voices(
     # The number of windows in speech of that length, where not all are used.
     least = max(round(_LEAST_S / hop_s * len(points) / max(len(long), 1)), 2)
     best = unit(points.mean(axis=0, keepdims=True))
-    spread = float(np.square(points - points.mean(axis=0)).sum())
+    spread, besides = _spread(points), besides * len(points) / len(vectors)
     for k in range(2, min(most, len(points) // least) + 1):
         centres, sizes, left = _groups(points, k)
-        if left > spread * (1.0 - _EXPLAINS):
+        if left + besides > (spread + besides) * (1.0 - _EXPLAINS):
             break
         spread, likeness = left, centres @ centres.T - 2.0 * np.eye(k)
         if likeness.max() < alike and sizes.min() >= least:
@@ -149,6 +157,11 @@ def _valley(values: np.ndarray) -> float:
     gaps = (sums[-1] - sums[:-1]) / (n - below) - sums[:-1] / below
     at = int((below * (n - below) * gaps**2).argmax()) if n > 1 else 0
     return float(ordered[at : at + 2].mean())
+
+
+def _spread(points: np.ndarray) -> float:
+    """Squared distances of windows from their mean, summed."""
+    return float(np.square(points - points.mean(axis=0)).sum())
 
 
 def _some(points: np.ndarray) -> np.ndarray:
