@@ -154,9 +154,9 @@ def measure(sets, babble, condition, most, args, decoder, peer):
                     metric(reference, found if who == "vaemo" else theirs, uem=whole)
             jer(reference, found, uem=whole)
             right += len({r["voice"] for r in held_rows}) == len(voices)
+            customers = [r for r in held_rows if r["role"] == "customer"]
+            decided += bool(customers)
             if len(voices) == 2:
-                customers = [r for r in held_rows if r["role"] == "customer"]
-                decided += bool(customers)
                 agent_turns = [t for t in call.turns if t.speaker == agent.name]
                 customer_turns = [t for t in call.turns if t.speaker != agent.name]
                 for least in MARGINS:
@@ -183,6 +183,8 @@ def measure(sets, babble, condition, most, args, decoder, peer):
         line += f" | customer scored in {decided}/{n} calls, {scored:.0f} of {asked:.0f} s"
         line += f", of them {other:.1f} s the agent's"
         line += f" ({100 * other / max(scored, 1e-9):.1f} %); agents not enrolled: {unenrolled_scored}/{calls} scored"
+    elif len(voices) > 1:
+        line += f" | somebody scored as the customer, though there are {len(voices)} voices, in {decided}/{n} calls"
     if asked:
         line += " | by margin " + ", ".join(
             f"{least:.2f}: {other_s:.1f} of {all_s:.0f} s" for least, (all_s, other_s) in swept.items()
