@@ -122,3 +122,11 @@ def test_what_is_no_error_by_position_is_refused(change):
     ErrorByPosition.from_dict(whole)
     with pytest.raises(ValueError, match="errors by position"):
         ErrorByPosition.from_dict({**whole, **change})
+
+
+def test_a_model_of_the_call_alone_has_none():
+    starts = np.array([0, 5])
+    none = np.zeros((2, 0))
+    back = ErrorByPosition.from_dict(ErrorByPosition(starts, none, none, none, ()).to_dict())
+    assert back.names == ()
+    assert back.weights(np.arange(8)).shape == (8, 0)

@@ -94,6 +94,29 @@ def test_overlap_is_refused_and_named():
     assert allowed.split[0] == "dev"
 
 
+def test_a_row_without_a_split_has_that_of_its_session():
+    whole = plain_split(corpus(), SplitConfig()).split
+    table = corpus(split=whole)
+    sparse = np.full(1000, None, object)
+    last = np.unique(table["session_id"].to_numpy()[::-1], return_index=True)[1]
+    sparse[999 - last] = whole[999 - last]
+    assert plain_split(corpus(split=sparse), SplitConfig()).split.tolist() == whole.tolist()
+    sparse[table["session_id"].to_numpy() == "s00"] = None
+    assert set(plain_split(corpus(split=sparse), SplitConfig()).split[table["session_id"].to_numpy() == "s00"]) == {
+        None
+    }
+
+
+def test_speakers_of_rows_without_a_split_count():
+    given = np.array(["train"] * 500 + ["dev"] * 500, object)
+    given[1:20] = None
+    speakers = corpus()["speaker_id"].to_pylist()
+    speakers[1] = speakers[-1]
+    table = corpus(split=given).set_column(1, "speaker_id", pa.array(speakers))
+    with pytest.raises(SplitError, match=r"1 speaker\(s\) are in more than one split"):
+        plain_split(table, SplitConfig())
+
+
 def test_overlapping_speakers_can_be_allowed_when_splits_are_made():
     lonely = corpus().set_column(1, "speaker_id", pa.array(["agent"] * 1000))
     with pytest.raises(SplitError, match=r"no utterance is left for dev.*1 such groups"):

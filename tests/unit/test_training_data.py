@@ -2,12 +2,13 @@
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
 from vaemo import files
 from vaemo.config import Config
 from vaemo.data.speakers import Enrolments, running_means, unit
-from vaemo.errors import LabelError, OtherRunError, ReadStoreError, UsageError
+from vaemo.errors import LabelError, OtherRunError, ReadStoreError, SplitError, UsageError
 from vaemo.pipeline import ablation, training
 from vaemo.store import SCHEMA_VERSION, FeatureStore
 from vaemo.training.data import TrainingData
@@ -113,12 +114,36 @@ def test_what_scoring_could_not_repeat_is_refused(store, how):
         TrainingData.open(store, config(f"features.speaker_aggregation={how}"))
 
 
+def change_column(store, name, change):
+    table = FeatureStore.open(store).read()
+    changed = change(table[name]).combine_chunks()
+    table = table.set_column(table.column_names.index(name), name, changed)
+    files.write_parquet_whole(files.join(store, "part-0.parquet"), table)
+
+
+def test_all_that_is_trained_on_is_listed_as_used(store):
+    write_store(store)
+    whole = TrainingData.open(store, config())
+    context = np.arange(SESSIONS * len(SPEAKERS)) % len(SPEAKERS) == 0
+    for name in ("valence", "arousal"):
+        change_column(store, name, lambda column: pc.if_else(context, None, column))
+    change_column(store, "split", lambda column: pc.if_else(context, None, column))
+    data = TrainingData.open(store, config())
+    assert data.parts[0].split.tolist() == whole.parts[0].split.tolist()
+    assert data.used(data.parts[0]).equals(whole.used(whole.parts[0]))
+    assert [session.split for session in data.sessions(data.parts[0])] == ["train"] * 12 + ["dev"] * 12
+
+
+def test_a_labelled_utterance_without_the_split_of_its_session_is_refused(store):
+    write_store(store)
+    change_column(store, "split", lambda column: pc.if_else(np.arange(len(column)) == 5, None, column))
+    with pytest.raises(SplitError, match=r"1 labelled utterances have no split.* 'u5' of session 's1', which is in tr"):
+        TrainingData.open(store, config())
+
+
 def test_labels_that_are_missing_are_refused(store):
     write_store(store)
-    table = FeatureStore.open(store).read()
-    nothing = pa.nulls(len(table), pa.float32())
-    place = table.column_names.index("arousal")
-    files.write_parquet_whole(files.join(store, "part-0.parquet"), table.set_column(place, "arousal", nothing))
+    change_column(store, "arousal", lambda column: pa.chunked_array([pa.nulls(len(column), pa.float32())]))
     with pytest.raises(LabelError, match="arousal"):
         TrainingData.open(store, config()).check_labels()
 

@@ -37,6 +37,8 @@ class Fold:
 def plain_split(table: pa.Table, config: SplitConfig) -> Fold:
     """The store's own splits where it has any, else newly made ones.
 
+    A row without a split has that of its session, which is trained on as a whole.
+
     Args:
         table: Columns `session_id`, `speaker_id`, `split`; every row counts.
         config: Fractions, seed, and whether speakers may overlap.
@@ -48,6 +50,8 @@ def plain_split(table: pa.Table, config: SplitConfig) -> Fold:
     split = table["split"].to_numpy(zero_copy_only=False)
     if (split != None).any():  # noqa: E711 -- elementwise
         _check_names(split)
+        _check_disjoint(table, split, config)
+        split = _of_session(table, split)
     else:
         split = _made_split(table, config, config.test_fraction, config.calib_fraction)
     _check_disjoint(table, split, config)
@@ -93,6 +97,14 @@ def make_folds(table: pa.Table, how: str, config: SplitConfig) -> list[Fold]:
         _check_disjoint(table, judged, config)
         folds.append(Fold(name, split, rows))
     return folds
+
+
+def _of_session(table: pa.Table, split: np.ndarray) -> np.ndarray:
+    """The split of every row's session; None where no row of it has one."""
+    session, given = codes(table["session_id"]), split != None  # noqa: E711 -- elementwise
+    of_session = np.full(session.max(initial=-1) + 1, None, object)
+    of_session[session[given]] = split[given]
+    return of_session[session]
 
 
 def _by_column(table: pa.Table, name: str) -> dict[str, np.ndarray]:

@@ -113,7 +113,7 @@ class ErrorByPosition:
             starts = np.array(plain["from"], np.int64) - 1
             names = tuple(plain["n"])
             n, rmse, within = (
-                np.array([plain[key][name] for name in names], np.float64).reshape(len(names), -1).T
+                np.array([plain[key][name] for name in names], np.float64).reshape(len(names), len(starts)).T
                 for key in ("n", "rmse", "within_rmse")
             )
         except (KeyError, TypeError, AttributeError, ValueError) as error:

@@ -16,11 +16,12 @@ from vaemo.data.sessions import Session, lost_labels, read_sessions
 from vaemo.data.speakers import Enrolments, aggregate_speakers, note_unnamed_speakers
 from vaemo.data.splits import Fold, make_folds, plain_split
 from vaemo.data.windows import PackedSessions
-from vaemo.errors import LabelError, UsageError
+from vaemo.errors import LabelError, SplitError, UsageError
 from vaemo.model.checks import used_pasts
 from vaemo.parts.shards import digest
 from vaemo.progress import say
 from vaemo.store import FeatureStore
+from vaemo.tables import shown
 from vaemo.training.trainer import check_labels
 from vaemo.units import LabelScale
 
@@ -90,6 +91,8 @@ class TrainingData:
         _require_labels(opened, config, table)
         note_unnamed_speakers(opened, used_pasts(config.model, opened.dims))
         parts = make_folds(table, folds, config.splits) if folds else [plain_split(table, config.splits)]
+        if not folds:
+            _require_splits(opened, config, table, parts[0])
         return TrainingData(opened, config, folds, Enrolments.read(speakers) if speakers else None, table, parts)
 
     def check_labels(self) -> None:
@@ -180,6 +183,24 @@ class TrainingData:
             return None
         return self.enrolments or Enrolments.of_sessions(
             read_sessions(self.store, self.config, split=fold.split, streams=("speaker",))
+        )
+
+
+def _require_splits(store: FeatureStore, config: Config, table: pa.Table, fold: Fold) -> None:
+    """Raise SplitError for a labelled utterance without a split in a session that has one: is it to be used or not?"""
+    given = table["split"].is_valid().to_numpy()
+    if not given.any():
+        return
+    labelled = np.any([table[name].is_valid().to_numpy() for name in config.model.names], axis=0)
+    usable = labelled & (table["status"].to_numpy() == "ok")
+    unsaid = np.flatnonzero(usable & ~given & (fold.split != None))  # noqa: E711 -- elementwise
+    if len(unsaid):
+        row = int(unsaid[0])
+        session, utterance = (shown(table[name][row].as_py()) for name in ("session_id", "utt_id"))
+        raise SplitError(
+            f"{store.path}: {len(unsaid):,} labelled utterances have no split, and others of their sessions have one: "
+            f"for example {utterance} of session {session}, which is in {fold.split[row]}. A session is used as a "
+            "whole: give all of its labelled utterances that split, or none of them."
         )
 
 
