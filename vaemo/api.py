@@ -12,6 +12,7 @@ Their keyword arguments are the options of the commands. Paths may be relative. 
 from __future__ import annotations
 
 import contextlib
+import operator
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -84,14 +85,15 @@ def extract(
 
     if (manifest is None) == (input is None):
         raise UsageError("give one of manifest and input: which utterances, or a folder of recordings to find them in.")
-    settings, store = _config(config, set), _path(out)
+    settings, store, left_out = _config(config, set), _path(out), _texts("exclude", exclude)
+    limit = None if limit is None else _count("limit", limit)
     with summary(store, "extract", dry_run=dry_run) as facts, _executor(executor) as where:
         if manifest is not None:
             native = {name: (held.scale.low, held.scale.high) for name, held in label_ranges(settings).items()}
             source: Source = ManifestSource(_path(manifest), settings.extract.root, native, settings.model.targets)
         else:
             folder = _path(input or "")
-            source = RecordingsSource(folder, settings.audio, tuple(exclude), settings.extract.min_age_s)
+            source = RecordingsSource(folder, settings.audio, left_out, settings.extract.min_age_s)
         again = _again(retry_failed, changed)
         tally = extraction.extract(
             source,
@@ -165,6 +167,8 @@ def score(
     from vaemo.pipeline.prepare import Request
 
     several = [checkpoint] if isinstance(checkpoint, (str, os.PathLike)) else checkpoint
+    if not several:
+        raise UsageError("checkpoint is an empty list; give the folder of at least one checkpoint.")
     request = Request(
         _path(input),
         tuple(each for path in several for each in checkpoints_in(_path(path))),
@@ -173,9 +177,9 @@ def score(
         personal=_path(personal),
         speakers=_path(speakers),
         roles_unknown=roles_unknown,
-        limit=limit,
+        limit=None if limit is None else _count("limit", limit),
         dry_run=dry_run,
-        exclude=tuple(exclude),
+        exclude=_texts("exclude", exclude),
         again=_again(retry_failed, changed),
         voices_from=_path(voices_from),
     )
@@ -229,6 +233,7 @@ def train(
     from vaemo.pipeline import training
 
     settings, run = _config(config, set), _path(out)
+    workers, seeds = _count("workers", workers), _count("seeds", seeds)
     with summary(run, "train"), _executor(executor) as where:
         return training.train(
             _path(store),
@@ -287,7 +292,7 @@ def evaluate(
     from vaemo.evaluation import evaluate as evaluation
     from vaemo.training.card import write_card
 
-    settings, folder = _config(config, set), _path(out)
+    settings, folder, by = _config(config, set), _path(out), _texts("by", by)
     with summary(folder, "evaluate"):
         result = evaluation.evaluate(
             _path(scores),
@@ -329,7 +334,25 @@ def _again(retry_failed: bool, changed: str) -> Again:
     return Again(failed=retry_failed, changed=changed == "redo")
 
 
+def _count(name: str, value: int) -> int:
+    """A number of things, at least 1."""
+    try:
+        if operator.index(value) >= 1:
+            return operator.index(value)
+    except TypeError:
+        pass
+    raise UsageError(f"{name} is {value!r}; give a whole number of at least 1.")
+
+
+def _texts(name: str, values: Sequence[str]) -> tuple[str, ...]:
+    """Several texts; one alone would be taken for its letters."""
+    if isinstance(values, str):
+        raise UsageError(f"{name} is '{values}'; give a list, such as ['{values}'].")
+    return tuple(values)
+
+
 def _config(config: Config | AnyPath, changes: Sequence[str]) -> Config:
+    changes = _texts("set", changes)
     if not isinstance(config, Config):
         return Config.load(os.fspath(config), changes)
     return config.override(changes)

@@ -31,7 +31,7 @@ from vaemo.model.state import TENSOR_FIELDS, SessionState, read_tensors
 from vaemo.model.streams import Streams
 from vaemo.scoring.compatibility import check_compatible
 from vaemo.trust.judge import Judge
-from vaemo.units import SAMPLING_RATE_HZ, SAMPLING_RATES_HZ
+from vaemo.units import SAMPLING_RATE_HZ, SAMPLING_RATES_HZ, LabelScale
 from vaemo.utterances import as_heard, measured
 
 if TYPE_CHECKING:
@@ -174,7 +174,7 @@ class Stream:
         Raises:
             ShapeError: for samples of more than one channel, of another kind, or on another scale.
             UsageError: for a sampling rate that is no number, or that no recording has, and for observed values of
-                something else than the targets of utterances.
+                something else than the targets of utterances, or outside the label range.
         """
         known = self._known(observed)
         name = speaker or ""
@@ -213,7 +213,15 @@ class Stream:
             raise UsageError(
                 f"observed has {len(observed)} values; the model takes {', '.join(names)}, None where unknown."
             )
-        return [np.nan if value is None else float(value) for value in observed]
+        known = [np.nan if value is None else float(value) for value in observed]
+        scale = LabelScale(*self.model.config.label_range)
+        for name, value in zip(names, known, strict=True):
+            if not (np.isnan(value) or scale.contains(value)):
+                raise UsageError(
+                    f"observed has {value:g} for {name}; allowed are values on the model's label range "
+                    f"[{scale.low:g}, {scale.high:g}]. Map yours to it, or give None."
+                )
+        return known
 
     def save(self, path: str | Path) -> None:
         """Write the memory as safetensors: states, sums of features, the checkpoint's fingerprint; no audio."""

@@ -45,6 +45,14 @@ def test_what_a_path_names(run, store, tmp_path):
     assert checkpoints_in(tmp_path / "nowhere") == [f"{tmp_path}/nowhere"]
     folded = train(store, str(tmp_path / "folded"), CONFIG, InProcess(), folds="k=2", seeds=2)
     assert checkpoints_in(tmp_path / "folded" / "fold-1") == list(folded.checkpoints[2:])
+    with pytest.raises(ReadCheckpointError, match=r"run with folds.*folded/oof; .* give the models: .*fold-0/seed-0/b"):
+        checkpoints_in(tmp_path / "folded")
+
+
+def test_a_model_that_is_given_twice_is_refused(run, store, tmp_path):
+    twice = [f"{run}/seed-0/best", run]
+    with pytest.raises(UsageError, match=r"seed-0/best and .*seed-0/best are the same model; give each model once"):
+        vaemo.score(input=store, checkpoint=twice, out=tmp_path / "scores", executor="process")
 
 
 def test_a_run_is_scored_by_all_its_seeds(run, store, tmp_path):

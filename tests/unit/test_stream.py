@@ -117,6 +117,12 @@ def test_observed_values_act_on_the_next_utterance(checkpoint):
     assert (np.array(known[2:]) != plain[2:]).all()
 
 
+@pytest.mark.parametrize("value", [5, -1e6, np.inf])
+def test_observed_values_outside_the_label_range_are_refused(checkpoint, value):
+    with pytest.raises(UsageError, match=r"observed has .* for arousal; allowed are values on .* \[0, 1\]"):
+        Stream(checkpoint, EXTRACTORS).push(utterances(1)[0], RATE, observed={"arousal": value})
+
+
 def test_other_rates_are_resampled(checkpoint):
     from vaemo.audio.sinc import resample
 

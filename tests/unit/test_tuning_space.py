@@ -152,6 +152,11 @@ def test_unknown_fields_are_refused_with_the_nearest(space, name, hint):
         ("model.alpha", {}, r"model.alpha has none; give exactly one of"),
         ("model.alpha", {"choice": []}, r"choice holds \[\]; it takes a list"),
         ("model.alpha", 0.5, r"model.alpha holds 0.5; give one of choice: \[a, b\]"),
+        (
+            "model.targets",
+            {"choice": [["valence"]]},
+            r"model.targets cannot be searched: trials would be judged on other",
+        ),
         ("train.epochs", {"int": [5, 50]}, r"train.epochs cannot be searched: it follows from the optimiser steps"),
         ("train.seed", {"int": [0, 5]}, r"train.seed cannot be searched: --seeds"),
         ("features.speech_layer", {"int": [1, 12]}, r"decides the data, which all trials share"),

@@ -472,7 +472,7 @@ class UpdaterConfig:
 class TrainConfig:
     """Truncated backpropagation through time over lanes of sessions."""
 
-    seed: int = option(0, "Seed of weights, lanes, dropout and sampling.", low=0)
+    seed: int = option(0, "Seed of weights, lanes, dropout and sampling.", low=0, high=2**62)
     epochs: int = option(30, "Most epochs.", low=1)
     patience: int = option(
         10, "Epochs without a better dev CCC, after the sampling schedule's end, to stop; for select `best`.", low=1

@@ -39,6 +39,9 @@ ERRORS = "error_by_position"
 _OWN = f"./{ENCODER}"
 
 _BEST = "best"
+
+HELD_OUT = "oof"
+"""In a run with folds, the scores of every held-out row."""
 """Of a run; see `vaemo.training.run_folder`."""
 
 _SUMMARY = "summary.json"
@@ -184,7 +187,7 @@ def checkpoints_in(path: str | Path) -> list[str]:
     """The checkpoints that a path names: itself, or all seeds of a run, or the one of a run.
 
     Raises:
-        ReadCheckpointError: if the run has seeds that are not trained yet.
+        ReadCheckpointError: if the run has seeds that are not trained yet, or folds: models of different data.
     """
     path = str(path)
     seeds = itertools.takewhile(files.exists, (files.join(path, f"seed-{seed}") for seed in itertools.count()))
@@ -196,6 +199,12 @@ def checkpoints_in(path: str | Path) -> list[str]:
         )
     if found:
         return found
+    if files.exists(files.join(path, HELD_OUT)):
+        folds = [held.removesuffix(WEIGHTS)[:-1] for held in files.list_files(path, WEIGHTS, recursive=True)]
+        raise ReadCheckpointError(
+            f"'{path}' is a run with folds, whose models learned from different data. The scores of what each has not "
+            f"seen are in {files.join(path, HELD_OUT)}; to score other data, give the models: {' '.join(folds)}."
+        )
     return [best] if not files.exists(files.join(path, WEIGHTS)) and files.exists(files.join(best, WEIGHTS)) else [path]
 
 

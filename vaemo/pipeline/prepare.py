@@ -205,6 +205,7 @@ def prepare(request: Request, config: Config) -> Run:
     rules = RoleRules.of(config.score, roles_unknown=request.roles_unknown)
     key = IdKey.from_environment("score.hash_ids") if config.score.hash_ids else None
     checkpoints = [load_checkpoint(path) for path in request.checkpoints]
+    _check_different(request.checkpoints, checkpoints)
     if request.personal:
         _check_personal(request.personal, checkpoints)
     source = open_source(request.source, config, exclude=request.exclude)
@@ -235,6 +236,15 @@ def prepare(request: Request, config: Config) -> Run:
     run = Run(request, config, checkpoints, source, listing, rules, calls, extractors, enrolments, key, prints, judge)
     _warn(run)
     return run
+
+
+def _check_different(paths: Sequence[str], checkpoints: Sequence[Checkpoint]) -> None:
+    """Raise UsageError for a model that is given twice: the deviation over models would be too small."""
+    given: dict[str, str] = {}
+    for path, checkpoint in zip(paths, checkpoints, strict=True):
+        if first := given.get(checkpoint.fingerprint):
+            raise UsageError(f"the checkpoints {first} and {path} are the same model; give each model once.")
+        given[checkpoint.fingerprint] = path
 
 
 def _judge(paths: Sequence[str], checkpoints: Sequence[Checkpoint], config: Config) -> Judge | None:

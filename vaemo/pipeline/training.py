@@ -22,7 +22,7 @@ from vaemo.data.splits import Fold
 from vaemo.drawing import write_pictures
 from vaemo.errors import UsageError
 from vaemo.extras import offers
-from vaemo.model.checkpoint import copy_checkpoint, load_checkpoint
+from vaemo.model.checkpoint import HELD_OUT, copy_checkpoint, load_checkpoint
 from vaemo.model.checks import used_streams
 from vaemo.parts.lease import lease
 from vaemo.parts.shards import claim_folder, digest
@@ -180,7 +180,7 @@ class _Places:
         """Those of a run on `data`."""
         folds = {fold.name: run_folder.fold_folder(out, fold.name) if data.folds else out for fold in data.parts}
         runs = {name: run_folder.seed_folders(folder, seeds) for name, folder in folds.items()}
-        return cls(out, folds, runs, files.join(out, "oof") if data.folds else None)
+        return cls(out, folds, runs, files.join(out, HELD_OUT) if data.folds else None)
 
     @property
     def checkpoints(self) -> dict[str, list[str]]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 
 from vaemo import files, scores
@@ -18,6 +19,7 @@ from vaemo.data.windows import PackedSessions
 from vaemo.metrics import Moments
 from vaemo.model.checkpoint import Checkpoint
 from vaemo.model.settling import mean_weights
+from vaemo.progress import say
 from vaemo.tables import codes
 from vaemo.training.data import TrainingData
 from vaemo.training.end_to_end import rehear
@@ -145,7 +147,12 @@ def _write(data: TrainingData, found: _HeldOut, out: str, fingerprint: str) -> N
     }
     files.write_json(files.join(out, scores.PROVENANCE), provenance)
     name = f"part-{fingerprint[:16]}.parquet"
-    scores.write_part(out, name, pa.table(columns), data.config.score, targets=model.targets)
+    table = pa.table(columns)
+    # What is in no fold is trained on in all of them, and has no score.
+    never = pc.and_(pc.is_null(table["fold"]), pc.equal(table["status"], "ok"))
+    if n := pc.sum(never).as_py():
+        say(f"note: {n:,} utterances are in no fold: they are trained on in every fold, and not in {out}.")
+    scores.write_part(out, name, table.filter(pc.invert(never)), data.config.score, targets=model.targets)
 
 
 def _floats(names: Sequence[str], values: np.ndarray) -> dict[str, pa.Array]:

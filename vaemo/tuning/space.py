@@ -33,6 +33,7 @@ FIXED = {
     "train.seed": "--seeds trains each point with several",
     "train.encoder": "the encoder is trained by jobs/train.py --manifest",
     "model.label_range": "trials would be judged on other scales",
+    "model.targets": "trials would be judged on other targets",
 }
 """Fields that a space may not name, and why."""
 
