@@ -1,6 +1,11 @@
 """A run folder where a checkpoint is asked for: all its seeds, its one model, or a refusal."""
 
+from pathlib import Path
+
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 from commands import run_job_here
 from small_trainings import SMALL, write_small_store
@@ -12,6 +17,7 @@ from vaemo.errors import ReadCheckpointError, UsageError
 from vaemo.model.checkpoint import checkpoints_in, one_checkpoint
 from vaemo.pipeline.executors import InProcess
 from vaemo.pipeline.training import train
+from vaemo.store import FeatureStore
 
 pytestmark = pytest.mark.long
 
@@ -47,6 +53,22 @@ def test_what_a_path_names(run, store, tmp_path):
     assert checkpoints_in(tmp_path / "folded" / "fold-1") == list(folded.checkpoints[2:])
     with pytest.raises(ReadCheckpointError, match=r"run with folds.*folded/oof; .* give the models: .*fold-0/seed-0/b"):
         checkpoints_in(tmp_path / "folded")
+
+
+def test_what_is_in_no_fold_is_not_among_the_held_out(tmp_path, capsys):
+    store, n_open = write_small_store(tmp_path / "store"), 0
+    for path in sorted(Path(store).glob("*.parquet")):
+        table = pq.read_table(path)
+        number = pc.cast(pc.utf8_slice_codeunits(table["session_id"], 1), pa.int32())
+        odd = pc.equal(pc.bit_wise_and(number, 1), 1)
+        fold = pc.if_else(pc.less(number, 3), None, pc.if_else(odd, "a", "b"))
+        pq.write_table(table.set_column(table.column_names.index("fold"), "fold", fold), path)
+        n_open += fold.null_count
+    trained = train(store, str(tmp_path / "run"), CONFIG, InProcess(), folds="by=fold")
+    held_out = scores.read_utterances(trained.held_out)
+    assert held_out["valence"].null_count == 0
+    assert len(held_out) == FeatureStore.open(store).read(["fold"])["fold"].is_valid().to_numpy().sum()
+    assert f"note: {n_open} utterances are in no fold" in capsys.readouterr().out
 
 
 def test_a_model_that_is_given_twice_is_refused(run, store, tmp_path):
