@@ -275,6 +275,11 @@ def test_labels_count_by_what_their_raters_leave_open():
     assert (weight[~known] == 1).all()
     history = list(Trainer(packed, packed, config))
     assert history[0]["train_loss"] != next(iter(Trainer(packed, packed, config_of(("valence",)))))["train_loss"]
+    wrong = dataclasses.replace(packed, label_error=-packed.label_error)
+    with pytest.raises(
+        LabelError, match=r"training labels have a negative deviation of their raters \(valence_rater_sd"
+    ):
+        rater_weights(wrong, torch.tensor([0.2]), config)
     bare = dataclasses.replace(packed, label_error=None)
     with pytest.raises(LabelError, match="no training label has a number of raters and their deviation"):
         Trainer(bare, bare, config)
@@ -304,6 +309,7 @@ def test_labels_count_by_what_their_raters_leave_open():
         ("model.targets=[two words]", "a target's name is a letter, then"),
         ("model.targets=[{name: csat, level: call}]", "allowed is a list, each text or {name: text, level: session}"),
         ("model.alphas={csat: 0.5}", "model.alphas gives 'csat' a coefficient, and model.targets are valence, arousal"),
+        ("train.target_weights={valence: 0, arousal: 0}", "train.target_weights is 0 for every target"),
         ("train.target_weights={csat: 0.5}", "train.target_weights gives 'csat' a weight"),
         ("labels.range={valence: [7, 1]}", r"labels\.range of valence is \[7\.0, 1\.0\]"),
         ("score.low={valence: 2}", "must be at most 1"),

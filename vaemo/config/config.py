@@ -66,7 +66,10 @@ class Config:
     evaluate: EvaluateConfig = EvaluateConfig()
 
     def __post_init__(self) -> None:
-        for name in self.train.target_weights or {}:
+        weights = self.train.target_weights or {}
+        if not any(weights.get(name, 1.0) for name in self.model.names):
+            raise ConfigValueError("train.target_weights is 0 for every target: nothing is left to learn.")
+        for name in weights:
             if name not in self.model.names:
                 raise ConfigValueError(
                     f"train.target_weights gives '{name}' a weight, and model.targets are "

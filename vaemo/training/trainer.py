@@ -441,7 +441,7 @@ def rater_weights(sessions: PackedSessions, deviation: Tensor, config: Config) -
         config: Sections `model` and `train`.
 
     Raises:
-        LabelError: if nothing is known of any.
+        LabelError: if nothing is known of any, or a deviation is negative.
     """
     error = sessions.label_error
     known = None if error is None else ~(error.isnan() | sessions.labels.isnan())
@@ -450,6 +450,12 @@ def rater_weights(sessions: PackedSessions, deviation: Tensor, config: Config) -
         raise LabelError(
             f"train.label_weight is 'raters', and no training label has a number of raters and their deviation: there "
             f"are no columns such as {columns}. Make the manifest of a corpus that has single ratings, or take none."
+        )
+    if n_wrong := int((error < 0).sum()):
+        columns = ", ".join(name for name in rater_columns(config.model.targets) if name.endswith("_sd"))
+        raise LabelError(
+            f"{n_wrong:,} training labels have a negative deviation of their raters ({columns}); it is at least 0, and "
+            "null where it is not known."
         )
     weight = error.maximum(config.train.label_weight_floor * deviation).square().reciprocal().masked_fill(~known, 0)
     mean = weight.sum(0) / known.sum(0).clamp(min=1)
