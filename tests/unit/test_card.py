@@ -86,6 +86,12 @@ def test_what_the_development_set_decided_is_said():
     assert "| CCC, dev (the model was chosen by it) | 0.612" in card
 
 
+def test_streams_that_the_store_lacked_are_not_claimed():
+    config = Config().to_dict()
+    assert "speaker: `film`; prosody: yes" in card_of(config, METRICS, PROVENANCE)
+    assert "speaker: none; prosody: no" in card_of(config, METRICS, PROVENANCE | {"streams": ["speech"]})
+
+
 def test_synthetic_speech_is_said_first():
     card = card_of(Config().to_dict(), METRICS, {**PROVENANCE, "synthetic": True})
     assert card.index("Trained on synthetic speech") < card.index("## Model")

@@ -102,11 +102,13 @@ def card_of(
 
 def _model(config: Mapping[str, Any], provenance: Mapping[str, Any]) -> list[str]:
     model, layers = config["model"], config["updater"]["layers"]
+    streams = provenance.get("streams", ("speech", "prosody", "speaker"))
+    speaker = f"`{model['film']}`" if "speaker" in streams else "none"
+    prosody = "yes" if model["prosody"] and "prosody" in streams else "no"
     return [
         f"- updater: `{model['updater']}` ({layers} layer), state width {model['d_c']}, EMA `{model['ema']}` "
         f"(alpha {model['alpha']})",
-        f"- feedback in training: `{model['feedback']}`; speaker: `{model['film']}`; "
-        f"prosody: {'yes' if model['prosody'] else 'no'}"
+        f"- feedback in training: `{model['feedback']}`; speaker: {speaker}; prosody: {prosody}"
         + (f"; a network on speech (`{model['speech_mlp']}`)" if model.get("speech_mlp", "none") != "none" else ""),
         *_compared(provenance.get("compared_with_past", ()), model),
         f"- predictions on {model['label_range']}"

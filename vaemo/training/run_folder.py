@@ -144,8 +144,9 @@ def _provenance_of(origin: Mapping[str, Any], trainer: Trainer) -> dict[str, Any
     """What one of them says."""
     config, model = trainer.config, trainer.model
     scan = model.scan_used(trainer.device.type)
-    how = {"seed": config.train.seed, "sequence_by": config.sessions.sequence_by, "scan": scan}
+    how: dict[str, Any] = {"seed": config.train.seed, "sequence_by": config.sessions.sequence_by, "scan": scan}
     # What a store lacks switches itself off, whatever the config says.
+    how["streams"] = list(model.dims)
     compared = {"compared_with_past": list(model.pasts)} if model.pasts else {}
     return {**origin, **how, **compared}
 
