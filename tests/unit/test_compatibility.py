@@ -1,11 +1,13 @@
 """Features that a checkpoint was not trained on are refused."""
 
+from types import SimpleNamespace
+
 import pytest
 
-from vaemo.config import ModelConfig, UpdaterConfig
+from vaemo.config import Config, ModelConfig, UpdaterConfig
 from vaemo.errors import FeatureMismatchError
 from vaemo.model.regressor import SessionRegressor
-from vaemo.scoring.compatibility import check_compatible
+from vaemo.scoring.compatibility import check_compatible, note_other_band
 
 
 @pytest.fixture
@@ -29,3 +31,17 @@ def test_features_of_others_are_refused(model, dims, made_by, message):
 def test_features_of_unknown_origin_are_taken(model):
     check_compatible(model, {"speech": "aaaa"}, {"speech": 6, "prosody": 3}, {}, "the store X")
     check_compatible(model, {}, {"speech": 6}, {"speech": "bbbb"}, "the store X")
+
+
+@pytest.mark.parametrize(
+    ("made", "trained", "said"), [(False, True, "true"), (True, False, "false"), (True, True, None)]
+)
+def test_recordings_heard_in_another_band_are_noted(capsys, made, trained, said):
+    config = Config().replace({"audio": {"simulate_telephone": trained}})
+    checkpoint = SimpleNamespace(features=config.features, config=config)
+    store = SimpleNamespace(path="X", info={"settings": {"audio": {"simulate_telephone": made}}})
+    note_other_band(checkpoint, store)
+    note_other_band(checkpoint, SimpleNamespace(path="X", info={}))
+    told = capsys.readouterr().out.splitlines()
+    assert len(told) == (said is not None)
+    assert not said or f"Extract them with --set audio.simulate_telephone={said}" in told[0]

@@ -105,6 +105,9 @@ def test_presets_name_two_channels(preset):
         # One channel where two were named: whoever mixed them down mixed the agent in.
         (None, 1, ("customer", "agent"), ("mixed",)),
         (("agent", "customer"), 3, (), ("unknown", "unknown", "unknown")),
+        # What the table says is of another recording: who is on which channel is not known.
+        (("customer", "agent"), 2, ("agent", "customer", "supervisor"), ("unknown", "unknown")),
+        (("customer",), 1, ("customer", "agent"), ("mixed",)),
     ],
 )
 def test_roles_of_channels(channel_roles, n_channels, said, expected):

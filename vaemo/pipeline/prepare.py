@@ -30,7 +30,7 @@ from vaemo.pipeline.sources import Listing, Source, StoreSource, open_source
 from vaemo.progress import say
 from vaemo.scores import targets_said
 from vaemo.scoring.calls import Calls, read_calls
-from vaemo.scoring.compatibility import check_compatible
+from vaemo.scoring.compatibility import check_compatible, note_other_band
 from vaemo.scoring.erase import Tombstones
 from vaemo.scoring.ids import IdKey
 from vaemo.scoring.roles import NOT_KNOWN, RoleRules
@@ -399,6 +399,7 @@ def _warn(run: Run) -> None:
     if isinstance(run.source, StoreSource):
         pasts = [name for checkpoint in run.checkpoints for name in checkpoint.model.pasts]
         note_unnamed_speakers(run.source.store, pasts)
+        note_other_band(run.checkpoints[0], run.source.store)
     made_up = isinstance(run.source, StoreSource) and run.source.store.info.get("synthetic")
     if _synthetic(run.checkpoints) and not made_up:
         say(

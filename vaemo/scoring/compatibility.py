@@ -14,6 +14,7 @@ from vaemo.data.speakers import aggregate_speakers, note_unnamed_speakers
 from vaemo.errors import FeatureMismatchError
 from vaemo.model.checkpoint import Checkpoint
 from vaemo.model.regressor import SessionRegressor
+from vaemo.progress import say
 from vaemo.store import FeatureStore
 
 
@@ -56,6 +57,20 @@ def check_compatible(
             )
 
 
+def note_other_band(checkpoint: Checkpoint, store: FeatureStore) -> None:
+    """Warn where the recordings of a store were heard in another band than those of training."""
+    made_by = store.info.get("settings", {}).get("audio")
+    if made_by is None or checkpoint.features is None:
+        return
+    made, trained = made_by.get("simulate_telephone", False), checkpoint.config.audio.simulate_telephone
+    if made != trained:
+        say(
+            f"warning: the features of {store.path} were made with audio.simulate_telephone={str(made).lower()}, those "
+            f"of training with {str(trained).lower()}: scores are wrong, the more the wider the recordings' band. "
+            f"Extract them with --set audio.simulate_telephone={str(trained).lower()}, or score the recordings."
+        )
+
+
 def read_as_trained(store_path: str, checkpoint: Checkpoint, config: Config) -> list[Session]:
     """All sessions of a store on the checkpoint's label range, cut and their speakers averaged as in its training.
 
@@ -72,6 +87,7 @@ def read_as_trained(store_path: str, checkpoint: Checkpoint, config: Config) -> 
     store = FeatureStore.open(store_path)
     trained_on = checkpoint.provenance.get("feature_fingerprints", {})
     check_compatible(checkpoint.model, trained_on, store.dims, store.fingerprints, store_path)
+    note_other_band(checkpoint, store)
     note_unnamed_speakers(store, checkpoint.model.pasts)
     config = dataclasses.replace(config, model=checkpoint.config.model, sessions=checkpoint.config.sessions)
     sessions = read_sessions(store, config)

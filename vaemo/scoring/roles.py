@@ -112,12 +112,12 @@ class RoleRules:
 
         Args:
             n_channels: Of the recording.
-            from_call: Roles in the table of calls, null where not given; ignored where it names channels that
-                the recording has not.
+            from_call: Roles in the table of calls, null where not given. Where it names channels that the recording
+                has not, it is of another recording: nothing is known then.
         """
         said: Sequence[str | None] = ()
-        if any(from_call) and not any(from_call[n_channels:]):
-            said = from_call
+        if any(from_call):
+            said = () if any(from_call[n_channels:]) else from_call
         elif self.channel_roles and len(self.channel_roles) == n_channels:
             said = self.channel_roles
         unnamed = MIXED if n_channels == 1 else UNKNOWN
