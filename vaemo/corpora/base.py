@@ -80,6 +80,11 @@ def load_corpus(name: str, root: str | Path, *, label_lag_s: float = LABEL_LAG_S
     return corpus
 
 
+def visible(paths: Iterable[Path]) -> list[Path]:
+    """The paths, sorted, without names that begin with a dot: macOS keeps its own files beside those of the corpus."""
+    return sorted(path for path in paths if not path.name.startswith("."))
+
+
 def numbered_lines(path: Path, encoding: str = "utf-8-sig") -> list[tuple[str, str]]:
     """The lines of a text file that are not blank, each behind its place: `FILE, line N`.
 

@@ -16,7 +16,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from vaemo.corpora.base import Corpus, find_one
+from vaemo.corpora.base import Corpus, find_one, visible
 from vaemo.errors import ReadCorpusError
 
 RANGE = (0.0, 1.0)
@@ -52,9 +52,8 @@ _NAME = re.compile(r"(?P<speaker>\d\d)(?P<sentence>[ab]\d\d)(?P<emotion>[A-Z])(?
 def read(root: Path, label_lag_s: float) -> Corpus:
     """All clips; `emotion`, `sentence`, `take`, `gender` and `age` are kept."""
     folder = find_one(root, "wav", ".", what="audio")
-    found = (path for path in folder.iterdir() if path.suffix.lower() in {".wav", ".flac"})
-    # Files that begin with a dot belong to macOS.
-    clips = sorted((path for path in found if not path.name.startswith(".")), key=lambda path: (path.stem, path.name))
+    found = (path for path in visible(folder.iterdir()) if path.suffix.lower() in {".wav", ".flac"})
+    clips = sorted(found, key=lambda path: (path.stem, path.name))
     rows: list[dict[str, Any]] = []
     position: dict[str, int] = {}
     for path in clips:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vaemo.audio.recording import Decoder
-from vaemo.corpora.base import Corpus, clip_labels, find_one, number, numbered_lines, read_cells
+from vaemo.corpora.base import Corpus, clip_labels, find_one, number, numbered_lines, read_cells, visible
 from vaemo.corpora.traces import Trace, find_audio, gold, label_utterances, speech_spans
 from vaemo.errors import ReadCorpusError
 from vaemo.units import DIMENSIONS, SPLITS
@@ -25,15 +25,15 @@ _GOLD, _RATERS = "ratings_gold_standard", "RECOLA-Annotation/emotional_behaviour
 def read(root: Path, label_lag_s: float) -> Corpus:
     """The utterances of every recording that has both traces, or, in AVEC's test, none."""
     folder = find_one(root, _GOLD, _RATERS, "emotional_behaviour", what="folder of ratings")
-    load = _read_arff if folder.name == _GOLD else _read_raters
+    load, suffix = (_read_arff, ".arff") if folder.name == _GOLD else (_read_raters, ".csv")
     audio = find_audio(root)
-    names = sorted({path.stem for name in DIMENSIONS for path in (folder / name).glob("*.*")})
+    names = sorted({path.stem for name in DIMENSIONS for path in visible((folder / name).glob(f"*{suffix}"))})
     rows: list[dict[str, Any]] = []
     with Decoder() as decoder:
         for name in names:
             if name not in audio:
                 raise ReadCorpusError(f"{root} has ratings of {name} and no {name}.wav; put the audio below it.")
-            traces = {dimension: load(_file(folder / dimension, name)) for dimension in DIMENSIONS}
+            traces = {dimension: load(_file(folder / dimension, name, suffix)) for dimension in DIMENSIONS}
             split = name.partition("_")[0]
             for index, row in enumerate(label_utterances(speech_spans(audio[name], decoder), traces, label_lag_s)):
                 rows.append(
@@ -49,11 +49,11 @@ def read(root: Path, label_lag_s: float) -> Corpus:
     return Corpus(rows, RANGE, [f"labels are {label_lag_s:g} s behind speech", *clip_labels(rows, RANGE)])
 
 
-def _file(folder: Path, name: str) -> Path:
-    found = sorted(folder.glob(f"{name}.*"))
-    if not found:
+def _file(folder: Path, name: str, suffix: str) -> Path:
+    path = folder / f"{name}{suffix}"
+    if not path.exists():
         raise ReadCorpusError(f"{folder} has no ratings of {name}, the other dimension has; both are needed.")
-    return found[0]
+    return path
 
 
 def _read_arff(path: Path) -> Trace:

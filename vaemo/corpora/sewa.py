@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vaemo.audio.recording import Decoder
-from vaemo.corpora.base import Corpus, clip_labels, find_one, number, read_cells
+from vaemo.corpora.base import Corpus, clip_labels, find_one, number, read_cells, visible
 from vaemo.corpora.traces import Trace, find_audio, label_utterances, speech_spans
 from vaemo.errors import ReadCorpusError
 from vaemo.units import DIMENSIONS
@@ -26,7 +26,7 @@ def read(root: Path, label_lag_s: float) -> Corpus:
     """The utterances of every recording whose name is that of a split, a culture and a number."""
     labels = find_one(root, "labels", what="folder of labels")
     audio = {name: path for name, path in find_audio(root).items() if name.partition("_")[0] in _SPLITS}
-    without = sorted(path.stem for path in labels.glob("*.csv") if path.stem not in audio)
+    without = [path.stem for path in visible(labels.glob("*.csv")) if path.stem not in audio]
     if without:
         raise ReadCorpusError(f"{root} has labels of {without[0]} and no {without[0]}.wav; put the audio below it.")
     rows: list[dict[str, Any]] = []

@@ -15,6 +15,7 @@ import numpy as np
 from vaemo.audio.recording import AudioProblem, Decoder, Recording
 from vaemo.audio.vad import UtteranceFinder
 from vaemo.config import VadConfig
+from vaemo.corpora.base import visible
 from vaemo.errors import ReadCorpusError
 
 _STEP_S = 0.04
@@ -97,4 +98,4 @@ def speech_spans(path: Path, decoder: Decoder, config: VadConfig | None = None) 
 
 def find_audio(root: Path) -> dict[str, Path]:
     """Every WAV file below a folder, by its name without suffix."""
-    return {path.stem: path for path in sorted(root.rglob("*.wav")) if not path.name.startswith("._")}
+    return {path.stem: path for path in visible(root.rglob("*.wav"))}

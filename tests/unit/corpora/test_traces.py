@@ -104,6 +104,18 @@ def test_recola_in_its_public_layout_has_names_with_blanks(tmp_path, recording):
     assert {row["split"] for row in corpus.rows} == {None}
 
 
+def test_files_that_macos_leaves_in_a_corpus_are_not_read(tmp_path, recording):
+    write_avec(tmp_path / "a", recording, "train_1")
+    write_raters(tmp_path / "b", recording, lambda text: text)
+    write_sewa(tmp_path / "c", recording, "Train_DE_01")
+    for folder, name in (("a", "recola"), ("b", "recola"), ("c", "sewa")):
+        n = len(load_corpus(name, tmp_path / folder).rows)
+        for path in [each for each in (tmp_path / folder).rglob("*") if each.is_file()]:
+            path.with_name(f"._{path.name}").write_bytes(b"\x00\x05\x16\x07")
+            path.with_name(".DS_Store").write_bytes(b"\x00\x00\x00\x01Bud1")
+        assert len(load_corpus(name, tmp_path / folder).rows) == n > 0
+
+
 def test_recola_needs_audio_and_both_dimensions(tmp_path, recording):
     write_avec(tmp_path, recording, "train_1")
     (tmp_path / "recordings_audio" / "train_1.wav").unlink()
@@ -120,15 +132,19 @@ def test_recola_needs_audio_and_both_dimensions(tmp_path, recording):
         load_corpus("recola", tmp_path / "b")
 
 
-def test_sewa_has_splits_cultures_and_hidden_test_labels(tmp_path, recording):
-    (tmp_path / "labels").mkdir()
-    (tmp_path / "audio").mkdir()
-    for name in ("Train_DE_01", "Devel_HU_02", "Test_CN_70"):
-        (tmp_path / "audio" / f"{name}.wav").symlink_to(recording[0])
+def write_sewa(root, recording, *names):
+    (root / "labels").mkdir(parents=True)
+    (root / "audio").mkdir()
+    for name in names:
+        (root / "audio" / f"{name}.wav").symlink_to(recording[0])
         if name.startswith("Test"):
             continue
         lines = [f"'{name}';{t:.6f};{arousal_at(t):.6f};{valence_at(t):.6f};0.0" for t in np.arange(0, 60, 0.1)]
-        (tmp_path / "labels" / f"{name}.csv").write_text("name;timestamp;arousal;valence;liking\n" + "\n".join(lines))
+        (root / "labels" / f"{name}.csv").write_text("name;timestamp;arousal;valence;liking\n" + "\n".join(lines))
+
+
+def test_sewa_has_splits_cultures_and_hidden_test_labels(tmp_path, recording):
+    write_sewa(tmp_path, recording, "Train_DE_01", "Devel_HU_02", "Test_CN_70")
     rows = load_corpus("sewa", tmp_path).rows
     assert {(row["session_id"], row["split"], row["fold"]) for row in rows} == {
         ("Train_DE_01", "train", "DE"),
