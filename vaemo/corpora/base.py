@@ -7,6 +7,7 @@ separators or shifted columns is refused, with its name, the line and the text.
 from __future__ import annotations
 
 import csv
+import math
 import re
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,7 +19,7 @@ from typing import Any
 import pyarrow as pa
 
 from vaemo.data.manifest import COLUMNS
-from vaemo.errors import ReadCorpusError
+from vaemo.errors import ReadCorpusError, UsageError
 from vaemo.units import DIMENSIONS
 
 NAMES = ("emodb", "iemocap", "msp-conversation", "msp-improv", "msp-podcast", "recola", "sewa")
@@ -61,10 +62,13 @@ def load_corpus(name: str, root: str | Path, *, label_lag_s: float = LABEL_LAG_S
         label_lag_s: Seconds by which continuous annotations are late; for corpora with traces.
 
     Raises:
+        UsageError: if the lag is negative or no number.
         ReadCorpusError: if there is no such reader, or the folder is not laid out as that corpus is.
     """
     if name not in NAMES:
         raise ReadCorpusError(f"no reader for the corpus '{name}'; there are {', '.join(NAMES)}.")
+    if not 0 <= label_lag_s < math.inf:
+        raise UsageError(f"the lag of the labels is {label_lag_s:g} s; give a number of seconds that is 0 or more.")
     if not Path(root).is_dir():
         raise ReadCorpusError(f"{root} is not a folder; give the folder of {name} as it is distributed.")
     read = import_module(f"vaemo.corpora.{name.replace('-', '_')}").read

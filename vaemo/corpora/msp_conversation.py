@@ -35,13 +35,16 @@ def read(root: Path, label_lag_s: float) -> Corpus:
     starts = {name: start_s for name, start_s, _ in _lines(times / "conversations.txt")}
     partitions = root / "partitions.txt"
     splits = {name.strip(): (place, split.strip()) for place, (name, split, *_) in _fields(partitions, 2)}
-    audio = find_audio(find_one(root, "Audio", "Audios", what="folder of audio"))
+    parts = sorted(_lines(times / "conversation_parts.txt"), key=_part_order)
+    named = {_conversation(part) for part, *_ in parts}
+    audio = find_audio(find_one(root, "Audio", "Audios", what="folder of audio"), named.__contains__)
     rows: list[dict[str, Any]] = []
     spans: dict[str, list[tuple[float, float]]] = {}
     n_unannotated = n_half = 0
+    cut: set[tuple[str, float]] = set()
     with Decoder() as decoder:
-        for part, podcast_start_s, podcast_end_s in sorted(_lines(times / "conversation_parts.txt"), key=_part_order):
-            conversation = part.rpartition("_")[0]
+        for part, podcast_start_s, podcast_end_s in parts:
+            conversation = _conversation(part)
             traces = _traces(root / "Annotations", part)
             if not traces:
                 n_unannotated += 1
@@ -56,7 +59,8 @@ def read(root: Path, label_lag_s: float) -> Corpus:
                 raise ReadCorpusError(f"{place}: the split is '{split}'; known are {', '.join(_SPLITS)}.")
             offset_s = _of(starts, conversation, times / "conversations.txt")
             start_s, end_s = podcast_start_s - offset_s, podcast_end_s - offset_s
-            inside = _within(spans[conversation], start_s, end_s)
+            inside, across = _within(spans[conversation], start_s, end_s)
+            cut |= {(conversation, span[0]) for span in across}
             for index, row in enumerate(label_utterances(inside, traces, label_lag_s, offset_s=start_s)):
                 rows.append(
                     {
@@ -72,14 +76,19 @@ def read(root: Path, label_lag_s: float) -> Corpus:
         f"labels are {label_lag_s:g} s behind speech",
         f"{n_unannotated} parts have no annotation and are left out",
         *([f"{n_half} parts are annotated in one dimension alone"] if n_half else []),
+        *([f"{len(cut)} utterances across the border of a part are left out"] if cut else []),
         "who speaks when is not taken from the corpus: a conversation counts as one speaker",
     ]
     return Corpus(rows, RANGE, [*notes, *clip_labels(rows, RANGE)])
 
 
-def _within(spans: Sequence[tuple[float, float]], start_s: float, end_s: float) -> list[tuple[float, float]]:
-    """The spans of a part of a conversation, which may begin and end a little outside it."""
-    return [span for span in spans if span[0] >= start_s - _AHEAD_S and span[1] <= end_s + _AHEAD_S]
+def _within(
+    spans: Sequence[tuple[float, float]], start_s: float, end_s: float
+) -> tuple[list[tuple[float, float]], list[tuple[float, float]]]:
+    """The spans of a part of a conversation, which may begin and end a little outside it, and those across a border."""
+    inside = [span for span in spans if span[0] >= start_s - _AHEAD_S and span[1] <= end_s + _AHEAD_S]
+    near = [span for span in spans if span[0] < end_s - _AHEAD_S and span[1] > start_s + _AHEAD_S]
+    return inside, [span for span in near if span not in inside]
 
 
 def _lines(path: Path) -> list[tuple[str, float, float]]:
@@ -105,7 +114,11 @@ def _of(known: Mapping[str, Any], conversation: str, path: Path) -> Any:
 
 
 def _part_order(line: tuple[str, float, float]) -> tuple[str, float]:
-    return line[0].rpartition("_")[0], line[1]
+    return _conversation(line[0]), line[1]
+
+
+def _conversation(part: str) -> str:
+    return part.rpartition("_")[0]
 
 
 def _traces(folder: Path, part: str) -> dict[str, Trace]:

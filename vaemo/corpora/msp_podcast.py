@@ -48,13 +48,14 @@ def read(root: Path, label_lag_s: float) -> Corpus:
         split_set = entry["Split_Set"]
         if split_set not in _SPLITS:
             raise ReadCorpusError(f"{place}: {file} is in the split '{split_set}'; known are {', '.join(_SPLITS)}.")
-        known = entry["SpkrID"] not in ("Unknown", "", None)
+        speaker = str(entry["SpkrID"]).strip()
+        known = speaker.lower() not in ("unknown", *_ABSENT)
         n_unknown += not known
         rows.append(
             {
                 "utt_id": name,
                 "session_id": f"{podcast}.{split_set}",
-                "speaker_id": str(entry["SpkrID"]) if known else f"unknown-{podcast}",
+                "speaker_id": speaker if known else f"unknown-{podcast}",
                 "audio_path": str(audio / file),
                 "valence": _label(entry, "EmoVal", place),
                 "arousal": _label(entry, "EmoAct", place),

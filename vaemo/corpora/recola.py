@@ -3,11 +3,13 @@
     ROOT/ratings_gold_standard/{arousal,valence}/{train,dev,test}_1.arff      (AVEC's layout: gold traces, splits)
     ROOT/RECOLA-Annotation/emotional_behaviour/{arousal,valence}/P19.csv      (public layout: six raters)
 
-Audio is found by name anywhere below. One participant a recording; utterances by voice activity.
+Audio is found by name anywhere below. One participant a recording; utterances by voice activity. Recordings of AVEC's
+test are unlabelled where their ratings are not there.
 """
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from vaemo.units import DIMENSIONS, SPLITS
 
 RANGE = (-1.0, 1.0)
 
+_NAME = re.compile(r"(P|train_|dev_|test_)\d+")
 _GOLD, _RATERS = "ratings_gold_standard", "RECOLA-Annotation/emotional_behaviour"
 
 
@@ -26,14 +29,17 @@ def read(root: Path, label_lag_s: float) -> Corpus:
     """The utterances of every recording that has both traces, or, in AVEC's test, none."""
     folder = find_one(root, _GOLD, _RATERS, "emotional_behaviour", what="folder of ratings")
     load, suffix = (_read_arff, ".arff") if folder.name == _GOLD else (_read_raters, ".csv")
-    audio = find_audio(root)
-    names = sorted({path.stem for name in DIMENSIONS for path in visible((folder / name).glob(f"*{suffix}"))})
+    rated = {path.stem for name in DIMENSIONS for path in visible((folder / name).glob(f"*{suffix}"))}
+    audio = find_audio(root, lambda name: name in rated or _NAME.fullmatch(name) is not None)
+    hidden = {name for name in audio if name.startswith("test_")} - rated
+    n_without = len(audio.keys() - rated - hidden)
     rows: list[dict[str, Any]] = []
     with Decoder() as decoder:
-        for name in names:
+        for name in sorted(rated | hidden):
             if name not in audio:
                 raise ReadCorpusError(f"{root} has ratings of {name} and no {name}.wav; put the audio below it.")
-            traces = {dimension: load(_file(folder / dimension, name, suffix)) for dimension in DIMENSIONS}
+            dimensions = DIMENSIONS if name in rated else ()
+            traces = {dimension: load(_file(folder / dimension, name, suffix)) for dimension in dimensions}
             split = name.partition("_")[0]
             for index, row in enumerate(label_utterances(speech_spans(audio[name], decoder), traces, label_lag_s)):
                 rows.append(
@@ -46,7 +52,11 @@ def read(root: Path, label_lag_s: float) -> Corpus:
                         **row,
                     }
                 )
-    return Corpus(rows, RANGE, [f"labels are {label_lag_s:g} s behind speech", *clip_labels(rows, RANGE)])
+    notes = [
+        f"labels are {label_lag_s:g} s behind speech",
+        *([f"{n_without} recordings have no ratings and are left out"] if n_without else []),
+    ]
+    return Corpus(rows, RANGE, [*notes, *clip_labels(rows, RANGE)])
 
 
 def _file(folder: Path, name: str, suffix: str) -> Path:

@@ -25,7 +25,7 @@ _SPLITS = {"Train": "train", "Devel": "dev", "Test": "test"}
 def read(root: Path, label_lag_s: float) -> Corpus:
     """The utterances of every recording whose name is that of a split, a culture and a number."""
     labels = find_one(root, "labels", what="folder of labels")
-    audio = {name: path for name, path in find_audio(root).items() if name.partition("_")[0] in _SPLITS}
+    audio = find_audio(root, lambda name: name.partition("_")[0] in _SPLITS)
     without = [path.stem for path in visible(labels.glob("*.csv")) if path.stem not in audio]
     if without:
         raise ReadCorpusError(f"{root} has labels of {without[0]} and no {without[0]}.wav; put the audio below it.")

@@ -5,7 +5,7 @@ An utterance's label is the mean of the gold trace over [start + lag, end + lag]
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,6 +96,18 @@ def speech_spans(path: Path, decoder: Decoder, config: VadConfig | None = None) 
     return [(utterance.start_s, utterance.end_s) for utterance in [*found, *finder.finish()]]
 
 
-def find_audio(root: Path) -> dict[str, Path]:
-    """Every WAV file below a folder, by its name without suffix."""
-    return {path.stem: path for path in visible(root.rglob("*.wav"))}
+def find_audio(root: Path, is_recording: Callable[[str], bool]) -> dict[str, Path]:
+    """The WAV files of a corpus below a folder, by their names without suffix.
+
+    Args:
+        root: Where.
+        is_recording: Whether the corpus has a recording of that name; other files are left out.
+
+    Raises:
+        ReadCorpusError: if two files have the name of one recording.
+    """
+    found: dict[str, Path] = {}
+    for path in visible(root.rglob("*.wav")):
+        if is_recording(path.stem) and found.setdefault(path.stem, path) != path:
+            raise ReadCorpusError(f"{root} holds {path.name} twice, {found[path.stem]} and {path}; keep one.")
+    return found

@@ -313,6 +313,14 @@ def test_what_msp_podcast_keeps_to_itself_stays_unlabelled(tmp_path):
         assert (hidden["valence"], hidden["arousal"]) == (None, None)
 
 
+@pytest.mark.parametrize("absent", ["unknown", "NaN", "N/A", ""])
+def test_msp_podcast_turns_without_a_speaker_are_not_one_speaker(tmp_path, absent):
+    root = write_podcast(tmp_path, lambda text: text.replace("Unknown", absent))
+    corpus = load_corpus("msp-podcast", root)
+    assert by_id(corpus)["MSP-PODCAST_0001_0200"]["speaker_id"] == "unknown-MSP-PODCAST_0001"
+    assert "2 turns have no known speaker; each podcast's count as one" in corpus.notes
+
+
 def test_msp_podcast_of_other_encodings_and_endings(tmp_path):
     plain = load_corpus("msp-podcast", write_podcast(tmp_path / "a")).rows
     for number, (change, encoding) in enumerate(

@@ -9,7 +9,7 @@ from speech_cases import call, overlap
 
 from vaemo.corpora import load_corpus
 from vaemo.corpora.traces import Trace, gold, label_utterances
-from vaemo.errors import ReadCorpusError
+from vaemo.errors import ReadCorpusError, UsageError
 
 # Traces are written with six digits and sampled every 40 or 100 ms.
 LABEL = 0.01
@@ -102,6 +102,35 @@ def test_recola_in_its_public_layout_has_names_with_blanks(tmp_path, recording):
     corpus = load_corpus("recola", tmp_path)
     check(corpus.rows, recording[1], 2.0)
     assert {row["split"] for row in corpus.rows} == {None}
+
+
+def test_recola_has_unlabelled_utterances_of_avecs_test_and_counts_other_audio_without_ratings(tmp_path, recording):
+    write_avec(tmp_path, recording, "train_1")
+    for name in ("test_2", "dev_3"):
+        (tmp_path / "recordings_audio" / f"{name}.wav").symlink_to(recording[0])
+    corpus = load_corpus("recola", tmp_path)
+    assert {(row["session_id"], row["split"]) for row in corpus.rows} == {("train_1", "train"), ("test_2", "test")}
+    assert {row.get("valence") for row in corpus.rows if row["split"] == "test"} == {None}
+    assert "1 recordings have no ratings and are left out" in corpus.notes
+
+
+@pytest.mark.parametrize(("name", "recorded"), [("recola", "train_1"), ("sewa", "Train_DE_01")])
+def test_two_files_of_one_recording_are_refused_and_other_audio_is_not(tmp_path, recording, name, recorded):
+    {"recola": write_avec, "sewa": write_sewa}[name](tmp_path, recording, recorded)
+    for folder in ("denoised", "also"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "noise.wav").symlink_to(recording[0])
+    n = len(load_corpus(name, tmp_path).rows)
+    assert n > 0
+    (tmp_path / "denoised" / f"{recorded}.wav").symlink_to(recording[0])
+    with pytest.raises(ReadCorpusError, match=rf"holds {recorded}.wav twice, .*{recorded}.wav and .*; keep one"):
+        load_corpus(name, tmp_path)
+
+
+@pytest.mark.parametrize("lag_s", [float("nan"), float("inf"), -1.0])
+def test_a_lag_is_a_number_of_seconds(tmp_path, lag_s):
+    with pytest.raises(UsageError, match=rf"the lag of the labels is {lag_s:g} s; give a number of seconds"):
+        load_corpus("sewa", tmp_path, label_lag_s=lag_s)
 
 
 def test_files_that_macos_leaves_in_a_corpus_are_not_read(tmp_path, recording):
@@ -297,6 +326,14 @@ def test_msp_conversation_counts_time_from_the_conversation_and_its_parts(conver
     for row in (*first, *second):
         assert row["dominance"] == (None if row["arousal"] is None else pytest.approx(row["arousal"], abs=5))
     assert "1 parts have no annotation and are left out" in corpus.notes
+
+
+@pytest.mark.parametrize(("border_s", "said"), [(109.8, None), (112.0, "1 utterances across the border of a part")])
+def test_msp_conversation_counts_what_is_said_across_the_border_of_a_part(conversation, border_s, said):
+    lines = f"MSP-Conversation_0047_1;100;{border_s}\nMSP-Conversation_0047_2;{border_s};124.2\n"
+    (conversation / "Time_Labels" / "conversation_parts.txt").write_text(lines)
+    notes = [note for note in load_corpus("msp-conversation", conversation).notes if "across" in note]
+    assert notes == ([f"{said} are left out"] if said else [])
 
 
 @pytest.mark.parametrize(
