@@ -3,13 +3,15 @@
 A store is a folder of `part-*.parquet`, one row an utterance, sessions whole within a part. Only `session_id`, `utt_id`
 and one of the streams are needed; absent columns get the defaults of the contract on reading. `_vaemo.json` describes
 the features; a store written by hand need not have it. Other names of the files, folders such as `split=train/` between
-them (whose names are a column then), and a single file are read as well.
+them (whose names are a column then), and a single file are read as well. Other folders are not read; if there are
+features in them, a note says so.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -22,6 +24,7 @@ import pyarrow.parquet as pq
 
 from vaemo import files
 from vaemo.errors import ColumnError, ReadStoreError
+from vaemo.progress import say
 from vaemo.tables import (
     holds_vectors,
     kind_of_file,
@@ -30,6 +33,7 @@ from vaemo.tables import (
     shown,
     typed,
     vectors,
+    with_column,
 )
 from vaemo.targets import Target, label_names
 from vaemo.units import DIMENSIONS, STATUSES, STREAMS
@@ -73,6 +77,22 @@ _DECISIVE = (*_IDS, "position", "start_s", "end_s", "status")
 _READERS = 16
 _PROBED = 10
 _MAGIC = b"PAR1"
+SUFFIXES = (".parquet", ".pq", ".parq")
+"""How the names of a store's files end."""
+
+_WALKED = 100_000
+"""Files that are looked at below a store for Parquet files that are not read."""
+
+_A_STORE = "a feature store is a folder of part-*.parquet files"
+_OTHERS = {
+    "model.safetensors": "is a checkpoint",
+    "_run.json": "is a run of training",
+    "_sweep.json": "is a sweep",
+    "deltas.safetensors": "holds personal models",
+    "_provenance.json": "holds scores",
+}
+"""Other folders that vaemo writes, by a name that only they hold."""
+
 _NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 _TABLES = (".csv", ".tsv", ".json", ".jsonl", ".pkl", ".pickle", ".feather", ".arrow", ".npz", ".npy", ".pt", ".h5")
 """Suffixes of other formats that features are kept in."""
@@ -111,18 +131,31 @@ class FeatureStore:
         return {stream: facts.get("fingerprint") for stream, facts in self.info.get("extractors", {}).items()}
 
     @staticmethod
-    def open(path: str, parts: Sequence[str] | None = None) -> FeatureStore:
+    def open(
+        path: str, parts: Sequence[str] | None = None, listed: Sequence[files.Found] | None = None
+    ) -> FeatureStore:
         """Find a store's parts, columns and dimensions: reads the footer of every part and hardly any rows.
+
+        Args:
+            path: Of the folder or the file.
+            parts: What `find_parts` found there; None finds them.
+            listed: All that lies in the folder, if that is known.
 
         Raises:
             ReadStoreError: if there is no part, a required column is missing, some parts lack a stream for utterances
                 with status `ok`, or `_vaemo.json` has another schema.
         """
-        parts = find_parts(path) if parts is None else parts
+        parts = find_parts(path, listed) if parts is None else parts
         if not parts:
-            raise ReadStoreError(f"{path} {_without_parts(path)}; a feature store is a folder of part-*.parquet files.")
-        with ThreadPoolExecutor(_READERS) as pool:
-            footers = list(pool.map(functools.partial(_read_footer, path), parts))
+            raise ReadStoreError(f"{path} {_without_parts(path, listed)}; {_A_STORE}.")
+        try:
+            with ThreadPoolExecutor(_READERS) as pool:
+                footers = list(pool.map(functools.partial(_read_footer, path), parts))
+        except ReadStoreError:
+            if found := _other_folder(path):
+                raise ReadStoreError(f"{path} {found}; {_A_STORE}.") from None
+            raise
+        _note_unread(path, listed)
         dims = {stream: _dimension(footers, stream) for stream in STREAMS}
         dims = {stream: dim for stream, dim in dims.items() if dim}
         for stream in dims:
@@ -166,10 +199,9 @@ class FeatureStore:
             # Columns that decide order, status and defaults are always read; streams only on request.
             needed = {*wanted, *_DECISIVE}
             table = file.read([name for name in file.schema_arrow.names if name in needed])
-        for name, value in footer.partition.items():
-            if name not in table.column_names:
-                table = table.append_column(name, pa.repeat(pa.scalar(value, pa.string()), table.num_rows))
         try:
+            for name, value in footer.partition.items():
+                table = _with_partition(table, name, value)
             return _normalise(table, wanted, self.dims)
         except ColumnError as error:
             where = path
@@ -189,7 +221,7 @@ def find_parts(path: str, listed: Sequence[files.Found] | None = None) -> list[s
     if listed is None and files.is_file(path):
         return [path]
     found = files.list_partitioned(path, listed)
-    named = [part for name, part in found if name.lower().endswith((".parquet", ".pq", ".parq"))]
+    named = [part for name, part in found if name.lower().endswith(SUFFIXES)]
     # Some programs write files without a suffix.
     bare = [part for name, part in found if "." not in name]
     if named or not any(files.head(part) == _MAGIC for part in bare[:_PROBED]):
@@ -316,9 +348,52 @@ def _holds_features(store: str, path: str) -> bool:
     return any(stream in types and holds_vectors(types[stream]) for stream in STREAMS)
 
 
-def _without_parts(path: str) -> str:
+def _other_folder(path: str) -> str | None:
+    """What a folder is that vaemo writes, in words; None if it may be a store."""
+    if files.is_file(path) or files.exists(files.join(path, INFO)):
+        return None
+    return next((what for name, what in _OTHERS.items() if files.exists(files.join(path, name))), None)
+
+
+def _unread(path: str, listed: Sequence[files.Found] | None) -> Iterator[files.Found]:
+    """Parquet files in folders that `find_parts` does not enter, one of each folder."""
+    folders = set()
+    for item in itertools.islice(files.walk(path) if listed is None else listed, _WALKED):
+        *above, name = item.name.split("/")
+        entered = all("=" in each for each in above)
+        if entered or any(each.startswith("_") for each in (*above, name)) or tuple(above) in folders:
+            continue
+        if name.lower().endswith(SUFFIXES):
+            folders.add(tuple(above))
+            yield item
+
+
+def _note_unread(path: str, listed: Sequence[files.Found] | None) -> None:
+    """Print a note if a folder below a store, which is no store of its own, has features that are not read."""
+    if files.is_file(path):
+        return
+    for item in _unread(path, listed):
+        folder = item.name.rpartition("/")[0]
+        if not files.exists(files.join(path, folder, INFO)) and _holds_features(path, item.path):
+            say(
+                f"{path}: {item.name} is not read, though it has features: below a store only folders named "
+                f"column=value are read. Move it up, or rename {folder}, for example to split=train."
+            )
+            return
+
+
+def _without_parts(path: str, listed: Sequence[files.Found] | None) -> str:
     if not files.exists(path):
         return "does not exist"
+    if what := _other_folder(path):
+        return what
+    if unread := list(_unread(path, listed)):
+        name = next((item.name for item in unread if _holds_features(path, item.path)), unread[0].name)
+        folder = name.rpartition("/")[0]
+        return (
+            f"holds Parquet files only in folders that are not read, such as {name}: give that folder, move the "
+            f"files up, or rename {folder} as column=value, for example split=train"
+        )
     other = next((name for name, _ in files.list_partitioned(path) if name.lower().endswith(_TABLES)), None)
     return "holds no Parquet files" + (f", but {other}: write it with pandas' DataFrame.to_parquet" if other else "")
 
@@ -379,7 +454,7 @@ def _normalise(table: pa.Table, wanted: Sequence[str], dims: Mapping[str, int]) 
     n = table.num_rows
 
     def column(name: str) -> pa.Array:
-        type_ = {**_COLUMNS, **_AFTER}.get(name, pa.float32())
+        type_ = _type_of(name)
         return typed(table[name], name, type_) if name in table.column_names else pa.nulls(n, type_)
 
     held = dict.fromkeys([*_DECISIVE, *wanted])
@@ -415,6 +490,31 @@ def _normalise(table: pa.Table, wanted: Sequence[str], dims: Mapping[str, int]) 
     columns["position"] = pa.array(position)
     normalised = pa.table(columns)
     return normalised if order is None else normalised.take(pa.array(order))
+
+
+def _with_partition(table: pa.Table, name: str, value: str | None) -> pa.Table:
+    """The table with the column that its folder names; where the file has the column too, its gaps filled.
+
+    Raises:
+        ColumnError: if a value in the file is another than the folder's.
+    """
+    named = pa.repeat(pa.scalar(value, pa.string()), table.num_rows)
+    if name not in table.column_names:
+        return table.append_column(name, named)
+    type_ = _type_of(name)
+    held, named = typed(table[name], name, type_), typed(named, name, type_)
+    other = pc.index(pc.not_equal(held, named), True).as_py()
+    if other >= 0:
+        raise ColumnError(
+            f"{name} is {shown(held[other].as_py())} in a folder that is named {name}={value}; move the row, or drop "
+            "the column from the file",
+            other,
+        )
+    return with_column(table, name, pc.coalesce(held, named))
+
+
+def _type_of(name: str) -> pa.DataType:
+    return {**_COLUMNS, **_AFTER}.get(name, pa.float32())
 
 
 def _refuse_repeated(tables: Sequence[pa.Table], paths: Sequence[str]) -> None:

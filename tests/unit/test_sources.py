@@ -70,6 +70,13 @@ def test_tables_alone_are_a_store_that_lacks_something(tmp_path):
         opened(tmp_path)
 
 
+def test_tables_alone_in_a_folder_that_is_not_read_are_named(tmp_path):
+    (tmp_path / "train").mkdir()
+    write(tmp_path / "train" / "part.parquet", CALLS)
+    with pytest.raises(ReadStoreError, match=r"only in folders that are not read, such as train/part.parquet"):
+        opened(tmp_path)
+
+
 def test_what_compares_voices_decides_nothing_where_none_are_compared():
     """Its defaults may change, and a folder without voices is still the same run."""
     assert voices_section(Config()) == ()

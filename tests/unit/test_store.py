@@ -1,6 +1,7 @@
 """A store from anyone is read to the full contract, or refused with the file and the row."""
 
 import json
+import re
 
 import numpy as np
 import pandas as pd
@@ -25,7 +26,7 @@ def rows(n=6, **columns):
 
 
 def write(folder, columns, name="part-0.parquet"):
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.table(columns), folder / name)
     return str(folder)
 
@@ -225,6 +226,48 @@ def test_a_partitioned_data_set_is_a_store(tmp_path, keys):
     assert is_store(str(folder))
 
 
+def test_features_in_other_folders_are_not_passed_over_in_silence(tmp_path, capsys):
+    folder = tmp_path / "s"
+    for name in ("train", "dev"):
+        write(folder / name, rows())
+    with pytest.raises(
+        ReadStoreError, match=r"only in folders that are not read, such as (train|dev)/part-0.parquet: give"
+    ):
+        FeatureStore.open(str(folder))
+    write(folder, rows())
+    assert len(FeatureStore.open(str(folder)).read()) == 6
+    assert re.fullmatch(
+        r".*/s: (train|dev)/part-0.parquet is not read, though it has features: .* rename (train|dev), .*\n",
+        capsys.readouterr().out,
+    )
+
+
+def test_what_is_no_part_of_a_store_is_not_noted(tmp_path, capsys):
+    folder = tmp_path / "s"
+    write(folder, rows())
+    write(folder / "_old", rows())
+    write(folder / "role=agent", rows(session_id=["c"] * 6, utt_id=list("abcdef")))
+    # What vaemo writes: scores, voices, and another store.
+    write(folder / "scores" / "utterances", {"session_id": ["a"], "utt_id": ["u0"], "valence": [0.5]})
+    write(folder / "run", {"session_id": ["a"], "speaker_id": ["p"], "speaker": [[0.5, 0.5]]}, "speakers.parquet")
+    write(folder / "other", rows())
+    (folder / "other" / "_vaemo.json").write_text("{}")
+    assert len(FeatureStore.open(str(folder)).read()) == 12
+    assert capsys.readouterr().out == ""
+
+
+def test_a_column_and_the_name_of_its_folder_agree(tmp_path):
+    folder = tmp_path / "s" / "split=test" / "channel=1"
+    write(folder, rows(split=["test", None] * 3, channel=[1] * 6))
+    store = FeatureStore.open(str(tmp_path / "s"))
+    assert store.read(["split"])["split"].to_pylist() == ["test"] * 6
+    write(folder, rows(split=["test", "train", *["dev"] * 4], channel=[1] * 6))
+    with pytest.raises(
+        ReadStoreError, match=r"row 2, utterance 'u1': split is 'train' in a folder .* named split=test; move"
+    ):
+        store.read(["split"])
+
+
 def test_ids_and_places_may_be_the_names_of_folders(tmp_path):
     columns = rows(start_s=[2.0, 1, 1, 2, 0, 0], channel=[0, 1] * 3)
     columns["session_id"] = ["007", "8"] * 3
@@ -268,6 +311,23 @@ def test_what_is_a_store_is_told_by_its_columns(tmp_path):
     (tmp_path / "begun").mkdir()
     (tmp_path / "begun" / "_vaemo.json").write_text("{}")
     assert is_store(str(tmp_path / "begun"))
+
+
+def test_another_folder_of_vaemo_is_named(tmp_path):
+    scores, run = tmp_path / "scores", tmp_path / "run"
+    write(scores / "utterances", {"session_id": ["a"], "utt_id": ["u0"]})
+    (scores / "_provenance.json").write_text("{}")
+    write(run, {"session_id": ["a"], "utt_id": ["u0"], "split": ["train"]}, "used.parquet")
+    (run / "_run.json").write_text("{}")
+    (run / "best").mkdir()
+    (run / "best" / "model.safetensors").write_bytes(b"")
+    (run / "best" / "metrics.json").write_text("{}")
+    for path, what in ((scores, "holds scores"), (run, "is a run of training"), (run / "best", "is a checkpoint")):
+        with pytest.raises(ReadStoreError, match=rf"{path} {what}; a feature store is a folder"):
+            FeatureStore.open(str(path))
+    write(tmp_path / "store", rows())
+    with pytest.raises(ReadStoreError, match=r"not read, such as store/part-0.parquet: give that folder"):
+        FeatureStore.open(str(tmp_path))
 
 
 def test_no_store(tmp_path):

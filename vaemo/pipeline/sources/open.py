@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from vaemo import files
 from vaemo.audio.archive import is_table_of_paths
@@ -13,7 +13,7 @@ from vaemo.pipeline.sources.base import Source
 from vaemo.pipeline.sources.manifest import ManifestSource
 from vaemo.pipeline.sources.recordings import RecordingsSource
 from vaemo.pipeline.sources.store import StoreSource
-from vaemo.store import FeatureStore, find_parts, is_store
+from vaemo.store import SUFFIXES, FeatureStore, find_parts, is_store
 
 
 def open_source(path: str, config: Config, *, exclude: Sequence[str] = ()) -> Source:
@@ -37,18 +37,28 @@ def open_source(path: str, config: Config, *, exclude: Sequence[str] = ()) -> So
     listed = list(files.walk(path)) if files.is_uri(path) and not single else None
     parts = find_parts(path, listed)
     if is_store(path, parts):
-        source: Source = StoreSource(FeatureStore.open(path, parts))
+        source: Source = StoreSource(FeatureStore.open(path, parts, listed))
     elif single:
         if kind_of(path, config.audio) == "audio":
             raise UsageError(f"--input {path} is a recording; give the folder that it lies in.")
         if is_table_of_paths(path):
             return RecordingsSource(path, config.audio, tuple(exclude), config.extract.min_age_s)
         source = ManifestSource(path, config.extract.root)
-    elif parts and all(kind_of(item.name, config.audio) == "other" for item in listed or files.walk(path)):
+    elif _holds_tables_alone(parts, files.walk(path) if listed is None else listed, config):
         # Tables may be beside recordings. Alone they were meant as a store: the error names what they lack.
-        source = StoreSource(FeatureStore.open(path, parts))
+        source = StoreSource(FeatureStore.open(path, parts, listed))
     else:
         return RecordingsSource(path, config.audio, tuple(exclude), config.extract.min_age_s, listed)
     if exclude:
         raise UsageError(f"--exclude leaves out recordings of a folder, and --input {path} is none.")
     return source
+
+
+def _holds_tables_alone(parts: Sequence[str], found: Iterable[files.Found], config: Config) -> bool:
+    """Whether there are Parquet files, also in folders that are not read, and nothing that may be audio."""
+    tables = bool(parts)
+    for item in found:
+        if kind_of(item.name, config.audio) != "other":
+            return False
+        tables |= item.name.lower().endswith(SUFFIXES)
+    return tables
