@@ -29,6 +29,7 @@ from vaemo.tables import (
     holds_vectors,
     kind_of_file,
     length_of_vectors,
+    near_misses,
     session_order,
     shown,
     typed,
@@ -161,6 +162,8 @@ class FeatureStore:
         for stream in dims:
             _require_stream(footers, stream)
         columns = frozenset(name for footer in footers for name in footer.names)
+        if near := near_misses(sorted(columns), {*_COLUMNS, *label_names(DIMENSIONS)} - columns):
+            say(f"{path} has columns that are not read: {near}.")
         return FeatureStore(path, tuple(parts), dims, columns, _read_info(path))
 
     def read(self, columns: Sequence[str] | None = None, parts: Sequence[str] | None = None) -> pa.Table:

@@ -8,8 +8,9 @@ contract, `vectors` features, `session_order` the rows of a session to their ord
 from __future__ import annotations
 
 import json
+import re
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from decimal import Decimal
 from typing import Any
 
@@ -49,6 +50,21 @@ _EXACT = {pa.float16(): 2**11, pa.float32(): 2**24, pa.float64(): 2**53}
 def with_column(table: pa.Table, name: str, column: pa.Array | pa.ChunkedArray) -> pa.Table:
     """The table with a column in the place of the one that has its name."""
     return table.set_column(table.column_names.index(name), name, column)
+
+
+def near_misses(found: Iterable[str], absent: Iterable[str]) -> str:
+    """The columns that are close to an absent one, each with it, for a note; empty if there are none.
+
+    Close are other case, other separators, and times without their unit: `Split`, `speaker id`, `start`.
+    """
+    meant = {_letters(name): name for name in absent}
+    meant |= {_letters(name).removesuffix("s"): name for name in meant.values() if name in ("start_s", "end_s")}
+    near = {name: meant[_letters(name)] for name in found if _letters(name) in meant}
+    return ", ".join(f"'{name}' (is {wanted} meant?)" for name, wanted in near.items())
+
+
+def _letters(name: str) -> str:
+    return re.sub(r"[\W_]", "", name).lower()
 
 
 def joined(column: pa.Array | pa.ChunkedArray) -> pa.Array:

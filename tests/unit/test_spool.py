@@ -100,3 +100,23 @@ def test_an_id_that_stands_twice_is_found_across_pieces(tmp_path):
         open_rows(write(tmp_path / "m.jsonl", rows))
     with pytest.raises(ReadManifestError, match="session 's3' has no start_s in this row, and has one in others"):
         open_rows(write(tmp_path / "m.jsonl", [*rows[:16], {**rows[3], "utt_id": "w", "start_s": 1}]))
+
+
+def test_columns_that_may_be_meant_otherwise_and_rows_of_one_file_without_times_are_noted(tmp_path):
+    row = {"session_id": "s", "speaker_id": "p", "audio_path": "a.wav"}
+    timed = [{**row, "utt_id": f"u{number}", "start_s": number, "end_s": number + 1} for number in range(3)]
+    files = [
+        {**row, "utt_id": f"v{number}", "session_id": "t", "audio_path": f"{number}.wav", "Split": None}
+        for number in range(3)
+    ]
+    channels = [
+        {**row, "utt_id": f"w{number}", "session_id": "t", "audio_path": "b.wav", "channel": number}
+        for number in range(2)
+    ]
+    assert open_rows(write(tmp_path / "plain.jsonl", [*timed, *files, *channels])).notes == []
+    path = write(tmp_path / "m.jsonl", [{**row, "utt_id": f"u{number}", "start": number} for number in range(3)])
+    assert open_rows(path).notes == [
+        f"{path} has columns that are not read: 'start' (is start_s meant?).",
+        f"{path}: 3 utterances have neither start_s nor end_s and share a recording and channel with others: each of "
+        "them is the whole recording.",
+    ]

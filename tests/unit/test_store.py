@@ -61,6 +61,15 @@ def test_pandas_store_with_nan_labels_and_float64_features(tmp_path):
     assert table.schema.field("speech").type == pa.list_(pa.float32(), DIM)
 
 
+def test_columns_that_may_be_meant_otherwise_are_noted(tmp_path, capsys):
+    FeatureStore.open(
+        write(tmp_path / "s", rows(Split=["train"] * 6, split=["dev"] * 6, start_s=[0.0] * 6, start=[0] * 6))
+    )
+    assert capsys.readouterr().out == ""
+    FeatureStore.open(write(tmp_path / "s", rows(Split=["train"] * 6, gender=["f"] * 6)))
+    assert capsys.readouterr().out == f"{tmp_path}/s has columns that are not read: 'Split' (is split meant?).\n"
+
+
 def test_streams_are_read_only_where_asked_for(tmp_path):
     store = FeatureStore.open(write(tmp_path / "s", rows()))
     assert store.read(["session_id", "position"]).column_names == ["session_id", "position"]

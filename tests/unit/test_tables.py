@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from vaemo.errors import ColumnError
-from vaemo.tables import holds_vectors, length_of_vectors, session_order, typed, vectors
+from vaemo.tables import holds_vectors, length_of_vectors, near_misses, session_order, typed, vectors
 
 ROWS = np.arange(1, 13, dtype=np.float32).reshape(3, 4)
 
@@ -232,3 +232,13 @@ def test_rows_that_failed_may_lack_their_place_and_come_last():
     assert order_of("ab", [None, 3], [None, None], [False, True]) == ([0, 1], [0, 3])
     # A session of nothing else keeps what it says.
     assert order_of("aab", [7, 5, 3], [None] * 3, [False, False, True]) == ([1, 0, 2], [5, 7, 3])
+
+
+def test_columns_close_to_an_absent_one_are_named_and_others_are_not():
+    wanted = {"split", "speaker_id", "start_s", "end_s", "duration_s"}
+    assert near_misses(["Split ", "SpeakerID", "start", "End"], wanted) == (
+        "'Split ' (is split meant?), 'SpeakerID' (is speaker_id meant?), 'start' (is start_s meant?), "
+        "'End' (is end_s meant?)"
+    )
+    assert near_misses(["speaker", "split_set", "starts_at", "duration", "dialog_start_s", "trend"], wanted) == ""
+    assert near_misses(["Split", "start"], {"end_s"}) == ""

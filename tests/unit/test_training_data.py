@@ -237,6 +237,17 @@ def test_folds_share_their_sessions_unless_voices_differ(store, tmp_path):
                 np.testing.assert_array_equal(found, np.concatenate(heard))
 
 
+@pytest.mark.parametrize("made", [False, True])
+def test_splits_that_are_made_are_said(store, tmp_path, capsys, made):
+    write_store(store)
+    part = files.join(store, "part-0.parquet")
+    if made:
+        files.write_parquet_whole(part, files.read_parquet(part).drop_columns("split"))
+    caught(training.train, store, str(tmp_path / "run"), config())
+    said = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("utterances: "))
+    assert said.endswith(" (these splits are made: no utterance has one)" if made else " test")
+
+
 def test_seeds_are_jobs_of_their_own_below_each_fold(store, tmp_path):
     write_store(store, fold=sorted("abc" * 8))
     out = str(tmp_path / "run")

@@ -13,7 +13,7 @@ import json
 import shutil
 import tempfile
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from vaemo.data.manifest import COLUMNS, Places, as_schema, check_unique, common_schema, scan_manifest
-from vaemo.tables import codes, from_bytes, session_order, to_bytes, with_column
+from vaemo.tables import codes, from_bytes, near_misses, session_order, to_bytes, with_column
 from vaemo.targets import Target, label_names
 from vaemo.units import DIMENSIONS
 
@@ -47,6 +47,7 @@ class ManifestRows:
         sizes: Of each, its rows, (sessions,).
         contents: Of each, 16 hex digits that follow from its rows: not from where its audio lies, but from its names.
         roles: That rows name.
+        notes: Lines for people: columns that are not read, and utterances that are not told apart.
     """
 
     session_ids: Sequence[str]
@@ -54,6 +55,7 @@ class ManifestRows:
     sizes: np.ndarray
     contents: Sequence[str]
     roles: Sequence[str]
+    notes: Sequence[str]
     _spool: _Spool
 
     def rows(self, index: int) -> pa.Table:
@@ -116,6 +118,7 @@ def open_rows(
     number_of: dict[str, int] = {}
     session, hashes = list[np.ndarray](), list[np.ndarray]()
     position, start_s = list[pa.Array](), list[pa.Array]()
+    filled, whole = set[str](), list[np.ndarray]()
     for table, of_table in scan_manifest(path, label_range=label_range, root=root, targets=targets):
         names = pc.dictionary_encode(table["session_id"].combine_chunks())
         numbers = [number_of.setdefault(name, len(number_of)) for name in names.dictionary.to_pylist()]
@@ -124,11 +127,14 @@ def open_rows(
         position += table["position"].chunks
         offset_s = table["offset_s"].fill_null(0.0) if "offset_s" in table.column_names else 0.0
         start_s += pc.add(table["start_s"], offset_s).chunks
+        filled |= {name for name in table.column_names if table[name].null_count < table.num_rows}
+        whole.append(_untimed(table))
         places.append(of_table)
         schemas.append(table.schema)
         spool.add(table)
     where = Places(path, places[0].unit, np.concatenate([each.number for each in places]))
     schema, of_row = common_schema(schemas), np.concatenate(session)
+    notes = _notes(path, filled, {*COLUMNS, *label_names(targets)} - filled, np.concatenate(whole))
     del places, session, schemas
     spool.conform(schema)
     session_ids = list(number_of)
@@ -142,7 +148,27 @@ def open_rows(
     starts = np.flatnonzero(np.r_[True, of_row[1:] != of_row[:-1]])
     sizes = np.diff(np.r_[starts, len(of_row)])
     contents, roles = _contents(spool, starts, sizes, targets)
-    return ManifestRows(session_ids, starts, sizes, contents, roles, spool)
+    return ManifestRows(session_ids, starts, sizes, contents, roles, notes, spool)
+
+
+def _untimed(table: pa.Table) -> np.ndarray:
+    """Hashes of the recordings and channels that rows without times take whole."""
+    rows = table.filter(pc.and_(pc.is_null(table["start_s"]), pc.is_null(table["end_s"])))
+    pairs = zip(rows["audio_path"].to_pylist(), rows["channel"].to_pylist(), strict=True)
+    return np.fromiter(map(hash, pairs), np.int64, rows.num_rows)
+
+
+def _notes(path: str, filled: Iterable[str], absent: Iterable[str], whole: np.ndarray) -> list[str]:
+    notes = []
+    if near := near_misses(sorted(filled), absent):
+        notes.append(f"{path} has columns that are not read: {near}.")
+    counts = np.unique(whole, return_counts=True)[1]
+    if n_alike := int(counts[counts > 1].sum()):
+        notes.append(
+            f"{path}: {n_alike:,} utterances have neither start_s nor end_s and share a recording and channel with "
+            "others: each of them is the whole recording."
+        )
+    return notes
 
 
 class _Spool:

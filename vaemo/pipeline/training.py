@@ -377,7 +377,8 @@ def _say_split(data: TrainingData) -> None:
     (fold,), usable = data.parts, data.table["status"].to_numpy() == "ok"
     names = [*SPLITS, *([CALIB] if (fold.split == CALIB).any() else [])]
     counts = ", ".join(f"{int(((fold.split == name) & usable).sum()):,} {name}" for name in names)
-    say(f"utterances: {counts}")
+    made = data.table["split"].null_count == len(data.table)
+    say(f"utterances: {counts}" + (" (these splits are made: no utterance has one)" if made else ""))
     lanes = data.config.train.lanes
     n_train = sum(fold.split[session.rows[0]] == "train" for session in data.labelled)
     if n_train < lanes:

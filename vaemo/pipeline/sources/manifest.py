@@ -84,6 +84,7 @@ class ManifestSource:
             unit="utterances",
             n_cut=int(cut.sum()),
             roles=tuple(held.roles),
+            notes=held.notes,
             places=held.rows(0)["audio_path"][:1].to_pylist(),
         )
 
