@@ -46,6 +46,29 @@ def test_made_splits_are_disjoint(column):
     assert (fold.held_out == (fold.split == "test")).all()
 
 
+@pytest.mark.parametrize("other", ["Ann ", "ANN", "Ann\u0301"])
+def test_speakers_in_two_splits_under_one_name_are_noted(capsys, other):
+    split = pa.array(["train", "train", "dev", "dev"])
+    ids = {"session_id": list("abcd"), "fold": ["1", "2", "3", "4"]}
+
+    def said(speakers, split=split, how=None, **settings):
+        table = pa.table({**ids, "speaker_id": speakers, "split": split})
+        config = SplitConfig(**settings)
+        make_folds(table, how, config) if how else plain_split(table, config)
+        return capsys.readouterr().out
+
+    name = "an\u0144" if "\u0301" in other else "ann"
+    assert said([name, "b", "c", other]) == (
+        "1 speaker(s) may be in more than one split under names that differ only in case, blanks or Unicode form, such "
+        f"as '{other}' and '{name}'. If they are one person, write the name in one way.\n"
+    )
+    assert f"'{other}' and '{name}'" in said([name, "b", "c", other], how="by=fold")
+    # On one side, in one group of sessions, or allowed.
+    assert said([name, other, "b", "c"]) == ""
+    assert said([name, "b", "c", other], allow_speaker_overlap=True) == ""
+    assert said([name, "b", "c", "ann b"]) == ""
+
+
 def test_made_splits_follow_the_seed():
     first, again, other = (plain_split(corpus(), SplitConfig(seed=seed)).split for seed in (0, 0, 1))
     assert (first == again).all()

@@ -237,15 +237,27 @@ def test_folds_share_their_sessions_unless_voices_differ(store, tmp_path):
                 np.testing.assert_array_equal(found, np.concatenate(heard))
 
 
-@pytest.mark.parametrize("made", [False, True])
-def test_splits_that_are_made_are_said(store, tmp_path, capsys, made):
-    write_store(store)
+MADE = "these splits are made: no utterance has one"
+
+
+@pytest.mark.parametrize(
+    ("without", "how"),
+    [
+        (["fold"], ""),
+        (["split"], f" ({MADE})"),
+        (
+            ["split", "speaker_id"],
+            f" ({MADE}; sessions are kept apart, and speakers are not known: speaker_id is that of the session)",
+        ),
+    ],
+)
+def test_splits_that_are_made_are_said(store, tmp_path, capsys, without, how):
+    write_store(store, fold=sorted("abc" * 8))
     part = files.join(store, "part-0.parquet")
-    if made:
-        files.write_parquet_whole(part, files.read_parquet(part).drop_columns("split"))
+    files.write_parquet_whole(part, files.read_parquet(part).drop_columns(without))
     caught(training.train, store, str(tmp_path / "run"), config())
     said = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("utterances: "))
-    assert said.endswith(" (these splits are made: no utterance has one)" if made else " test")
+    assert said.endswith(f" test{how}")
 
 
 def test_seeds_are_jobs_of_their_own_below_each_fold(store, tmp_path):

@@ -6,6 +6,7 @@ Reads the id columns of a store, writes nothing. Sessions that share a speaker, 
 
 from __future__ import annotations
 
+import unicodedata
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +15,7 @@ import pyarrow.compute as pc
 
 from vaemo.config import SplitConfig
 from vaemo.errors import SplitError, UsageError
+from vaemo.progress import say
 from vaemo.tables import codes, shown
 from vaemo.units import CALIB, SPLITS
 
@@ -55,6 +57,7 @@ def plain_split(table: pa.Table, config: SplitConfig) -> Fold:
     else:
         split = _made_split(table, config, config.test_fraction, config.calib_fraction)
     _check_disjoint(table, split, config)
+    _note_spellings(table, split, config)
     return Fold("", split, split == "test")
 
 
@@ -83,6 +86,7 @@ def make_folds(table: pa.Table, how: str, config: SplitConfig) -> list[Fold]:
         held_out = tested = {str(number): parts == number for number in range(int(value))}
     else:
         raise UsageError(f"--folds {how}: give by=fold, by=speaker, or k=N with N of at least 2.")
+    _note_spellings(table, _components(table, config).astype(str).astype(object), config)
     folds = []
     for name, rows in held_out.items():
         if not rows.any() or tested[name].all():
@@ -199,6 +203,33 @@ def _check_disjoint(table: pa.Table, split: np.ndarray, config: SplitConfig) -> 
                 "splits.allow_speaker_overlap=true."
             )
             raise SplitError(f"{len(several)} {what}(s) are in more than one split: {names}. {cure}")
+
+
+def _note_spellings(table: pa.Table, side: np.ndarray, config: SplitConfig) -> None:
+    """Print a note if names of speakers that differ only in spelling are on different sides.
+
+    They are not refused: names that differ only in case may be those of two people.
+
+    Args:
+        table: Column `speaker_id`.
+        side: What speakers must not be on both sides of, text or None, one per row.
+        config: Whether speakers may overlap.
+    """
+    if config.allow_speaker_overlap:
+        return
+    pairs = pa.table({"name": table["speaker_id"], "side": pa.array(side, pa.string())}).drop_null()
+    alike: dict[str, list[tuple[str, str]]] = {}
+    for pair in pairs.group_by(["name", "side"]).aggregate([]).to_pylist():
+        plain = unicodedata.normalize("NFC", pair["name"]).strip().casefold()
+        alike.setdefault(plain, []).append((pair["name"], pair["side"]))
+    spelled = [tuple(map(set, zip(*held, strict=True))) for held in alike.values() if len(held) > 1]
+    found = sorted(sorted(names) for names, sides in spelled if len(names) > 1 and len(sides) > 1)
+    if found:
+        such = " and ".join(f"'{name}'" for name in found[0])
+        say(
+            f"{len(found)} speaker(s) may be in more than one split under names that differ only in case, blanks or "
+            f"Unicode form, such as {such}. If they are one person, write the name in one way."
+        )
 
 
 def linked_sessions(session: np.ndarray, speaker: np.ndarray) -> np.ndarray:

@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import quote
 
 import numpy as np
+import pyarrow.compute as pc
 
 from vaemo import files
 from vaemo.ablation.baselines import RIVAL_LABELS, rivals
@@ -378,7 +379,10 @@ def _say_split(data: TrainingData) -> None:
     names = [*SPLITS, *([CALIB] if (fold.split == CALIB).any() else [])]
     counts = ", ".join(f"{int(((fold.split == name) & usable).sum()):,} {name}" for name in names)
     made = data.table["split"].null_count == len(data.table)
-    say(f"utterances: {counts}" + (" (these splits are made: no utterance has one)" if made else ""))
+    how = ["these splits are made: no utterance has one"] if made else []
+    if made and pc.all(pc.equal(data.table["speaker_id"], data.table["session_id"])).as_py():
+        how.append("sessions are kept apart, and speakers are not known: speaker_id is that of the session")
+    say(f"utterances: {counts}" + (f" ({'; '.join(how)})" if how else ""))
     lanes = data.config.train.lanes
     n_train = sum(fold.split[session.rows[0]] == "train" for session in data.labelled)
     if n_train < lanes:
