@@ -120,3 +120,15 @@ def test_columns_that_may_be_meant_otherwise_and_rows_of_one_file_without_times_
         f"{path}: 3 utterances have neither start_s nor end_s and share a recording and channel with others: each of "
         "them is the whole recording.",
     ]
+
+
+def test_columns_that_extraction_computes_are_noted_and_others_of_a_store_are_typed(tmp_path):
+    row = {"utt_id": "u", "session_id": "s", "speaker_id": "p", "audio_path": "a.wav", "voice": 1, "role_by": "me"}
+    path = write(tmp_path / "m.jsonl", [{**row, "reason": "why", "status": "bad", "level_db": "loud", "note": "x"}])
+    assert open_rows(path).notes == [
+        f"{path} has columns that are not kept: status, reason, level_db. Extraction computes columns of these names; "
+        "rename yours if you need them."
+    ]
+    assert open_rows(write(tmp_path / "n.jsonl", [row])).notes == []
+    with pytest.raises(ReadManifestError, match=r"o.jsonl, line 1: voice is 'alto'; it must be a whole number"):
+        open_rows(write(tmp_path / "o.jsonl", [{**row, "voice": "alto"}]))

@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 
 from vaemo import files
 from vaemo.errors import ColumnError, ReadManifestError, cause
+from vaemo.store import part_schema
 from vaemo.tables import (
     as_text,
     codes,
@@ -65,8 +66,20 @@ REQUIRED = ("utt_id", "session_id", "speaker_id", "audio_path")
 EMBEDDED = ".parquet#"
 """`FOLDER/M.parquet#17` is the audio in row 17 of that manifest's `audio` column."""
 
-_KNOWN = {**COLUMNS, "n_channels": pa.int32(), "offset_s": pa.float64()}
+_KNOWN = {
+    **COLUMNS,
+    "n_channels": pa.int32(),
+    "offset_s": pa.float64(),
+    "duplicate_of": pa.string(),
+    "voice": pa.int32(),
+    "voice_margin": pa.float32(),
+    "role_by": pa.string(),
+    "role_margin": pa.float32(),
+}
 """Columns whose type is fixed; the last are copied into the store's columns of those names."""
+
+COMPUTED = tuple(name for name in part_schema({}).names if name not in _KNOWN)
+"""Columns of a store that extraction computes: those of a manifest are not kept."""
 
 _REFERENCE = re.compile(r"(.*\.parquet)#(\d+)", re.DOTALL)
 _BLOCK_BYTES = 1 << 24

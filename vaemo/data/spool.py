@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from vaemo.data.manifest import COLUMNS, Places, as_schema, check_unique, common_schema, scan_manifest
+from vaemo.data.manifest import COLUMNS, COMPUTED, Places, as_schema, check_unique, common_schema, scan_manifest
 from vaemo.tables import codes, from_bytes, near_misses, session_order, to_bytes, with_column
 from vaemo.targets import Target, label_names
 from vaemo.units import DIMENSIONS
@@ -47,7 +47,7 @@ class ManifestRows:
         sizes: Of each, its rows, (sessions,).
         contents: Of each, 16 hex digits that follow from its rows: not from where its audio lies, but from its names.
         roles: That rows name.
-        notes: Lines for people: columns that are not read, and utterances that are not told apart.
+        notes: Lines for people: columns that are not read or not kept, and utterances that are not told apart.
     """
 
     session_ids: Sequence[str]
@@ -162,6 +162,11 @@ def _notes(path: str, filled: Iterable[str], absent: Iterable[str], whole: np.nd
     notes = []
     if near := near_misses(sorted(filled), absent):
         notes.append(f"{path} has columns that are not read: {near}.")
+    if replaced := [name for name in COMPUTED if name in filled]:
+        notes.append(
+            f"{path} has columns that are not kept: {', '.join(replaced)}. Extraction computes columns of these names; "
+            "rename yours if you need them."
+        )
     counts = np.unique(whole, return_counts=True)[1]
     if n_alike := int(counts[counts > 1].sum()):
         notes.append(
