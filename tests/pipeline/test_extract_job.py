@@ -57,6 +57,8 @@ def test_a_grown_manifest_adds_its_new_sessions_alone(tmp_path):
     write_rows(tmp_path / "c", [{**rows[0], "valence": 0.75}, *rows[1:], {**rows[0], "utt_id": "x", "session_id": "x"}])
     with pytest.raises(OtherRunError, match=r"session 's0' is finished in .*, but its utterances have changed"):
         vaemo.extract(config=CONFIG, out=str(tmp_path / "out"), manifest=str(manifest), executor="process")
+    vaemo.extract(config=CONFIG, out=str(tmp_path / "out"), manifest=str(manifest), executor="process", changed="redo")
+    assert rows_of(tmp_path / "out") == expected_rows(manifest)
 
 
 def test_another_config_on_the_same_folder_is_refused_with_what_differs(corpus, tmp_path):

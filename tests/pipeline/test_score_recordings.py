@@ -380,3 +380,6 @@ def test_a_changed_manifest_is_refused(recordings, checkpoint, tmp_path):
     path.write_text(path.read_text().replace('"agent"', '"customer"'))
     with pytest.raises(OtherRunError, match="its utterances have changed"):
         run(path, checkpoint, tmp_path / "out")
+    again = run(path, checkpoint, tmp_path / "out", changed="redo")
+    assert again.equals(run(path, checkpoint, tmp_path / "new"))
+    assert read_sessions(str(tmp_path / "out")).num_rows == read_sessions(str(tmp_path / "new")).num_rows

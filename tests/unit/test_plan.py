@@ -209,8 +209,12 @@ def test_a_session_that_the_table_of_calls_comes_to_name_is_done_again(tmp_path)
 def test_a_finished_session_whose_utterances_changed_is_refused(tmp_path):
     for shard in plan(listing_of(["a\told"]), ["a\told"], str(tmp_path), 1).shards:
         finish(tmp_path, shard)
-    with pytest.raises(OtherRunError, match=r"session 'a' is finished .* have changed since"):
+    with pytest.raises(OtherRunError, match=r"session 'a' is finished .* have changed since .* Give --changed redo"):
         plan(listing_of(["a\tnew"]), ["a\tnew"], str(tmp_path), 1)
+    (shard,) = plan(listing_of(["a\tnew"]), ["a\tnew"], str(tmp_path), 1, again=Again(changed=True)).shards
+    finish(tmp_path, shard, size=9)
+    assert rows_of(tmp_path)["a"]["size"] == 9
+    assert not plan(listing_of(["a\tnew"]), ["a\tnew"], str(tmp_path), 1).shards
 
 
 def test_a_strangers_part_is_refused(tmp_path):

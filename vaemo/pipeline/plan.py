@@ -36,7 +36,7 @@ class Again:
 
     Attributes:
         failed: Those that have failed.
-        changed: Those whose input has changed since.
+        changed: Those whose input has changed since: audio, rows of a manifest, or who speaks.
     """
 
     failed: bool = False
@@ -100,7 +100,7 @@ def plan(
         extra: Further facts on sessions for workers.
 
     Raises:
-        OtherRunError: if a finished session had other utterances than it has now.
+        OtherRunError: if a finished session had other utterances than it has now, and is not to be done again.
     """
     state = _compare(listing, keys, index, again)
     if alike and listing.files and state.missing:
@@ -170,7 +170,7 @@ def _compare(listing: Listing, keys: Sequence[str], index: Index, again: Again) 
             if number is None:
                 continue
             state.seen[number] = 1
-            due = name in failed or _is_named_now(before, keys[number], index.folder)
+            due = name in failed or _is_due(before, keys[number], index.folder, again)
             if name not in stamps:
                 # What is listed and not read has none, and neither has a pipe.
                 state.unchecked += not stamps and not due and number not in listing.problems
@@ -206,15 +206,19 @@ def _copies_in(entry: Entry, index: Index) -> dict[str, str]:
     return dict(zip(rows["session_id"].to_pylist(), rows["duplicate_of"].to_pylist(), strict=True))
 
 
-def _is_named_now(before: str, now: str, out: str) -> bool:
-    """Whether a session is due because the table of calls has come to name it; refused where its content differs."""
+def _is_due(before: str, now: str, out: str, again: Again) -> bool:
+    """Whether a session is due because the table of calls has come to name it, or because its content differs.
+
+    Other content is refused, unless changed sessions are done again.
+    """
     if before == now or now.endswith(NOT_NAMED):
         return False
-    if before.endswith(NOT_NAMED):
+    if before.endswith(NOT_NAMED) or again.changed:
         return True
     raise OtherRunError(
-        f"session '{session_of(now)}' is finished in {out}, but its utterances have changed since, or who speaks in it "
-        "by the table of calls or by --voices-from. Give the changed sessions new ids, or another folder."
+        f"session '{session_of(now)}' is finished in {out}, but its utterances have changed since (times, labels, "
+        "speakers, splits), or who speaks in it by the table of calls or by --voices-from. Give --changed redo to do "
+        "changed sessions again, or another folder."
     )
 
 
