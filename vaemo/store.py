@@ -91,8 +91,9 @@ _OTHERS = {
     "_sweep.json": "is a sweep",
     "deltas.safetensors": "holds personal models",
     "_provenance.json": "holds scores",
+    "metrics.json": "holds an evaluation",
 }
-"""Other folders that vaemo writes, by a name that only they hold."""
+"""Other folders that vaemo writes, by a name in them; the first that is there says it."""
 
 _NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 _TABLES = (".csv", ".tsv", ".json", ".jsonl", ".pkl", ".pickle", ".feather", ".arrow", ".npz", ".npy", ".pt", ".h5")

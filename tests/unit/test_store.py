@@ -331,7 +331,14 @@ def test_another_folder_of_vaemo_is_named(tmp_path):
     (run / "best").mkdir()
     (run / "best" / "model.safetensors").write_bytes(b"")
     (run / "best" / "metrics.json").write_text("{}")
-    for path, what in ((scores, "holds scores"), (run, "is a run of training"), (run / "best", "is a checkpoint")):
+    (tmp_path / "numbers").mkdir()
+    (tmp_path / "numbers" / "metrics.json").write_text("{}")
+    for path, what in (
+        (scores, "holds scores"),
+        (run, "is a run of training"),
+        (run / "best", "is a checkpoint"),
+        (tmp_path / "numbers", "holds an evaluation"),
+    ):
         with pytest.raises(ReadStoreError, match=rf"{path} {what}; a feature store is a folder"):
             FeatureStore.open(str(path))
     write(tmp_path / "store", rows())
