@@ -305,6 +305,11 @@ def in_common(first: Pairs, second: Pairs) -> tuple[Pairs, Pairs]:
     return first.select(rows[:, 0]), second.select(rows[:, 1])
 
 
+def row_keys(table: pa.Table) -> pa.Array:
+    """The `KEYS` of each row as one text."""
+    return pc.binary_join_element_wise(*(table[key].cast(pa.string()) for key in KEYS), "\0").combine_chunks()
+
+
 def _matrix(table: pa.Table, names: list[str] | tuple[str, ...]) -> np.ndarray:
     return np.stack([table[name].cast(pa.float64()).to_numpy(zero_copy_only=False) for name in names], axis=1)
 

@@ -20,11 +20,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import posixpath
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from safetensors.torch import load
@@ -162,6 +164,14 @@ def write_metrics(out: str, history: Sequence[Mapping[str, Any]]) -> None:
     """Write RUN/metrics.jsonl: all lines, so that a run that goes on leaves none twice."""
     lines = "".join(json.dumps(line) + "\n" for line in history)
     files.write_whole(files.join(out, METRICS_LINES), lines.encode())
+
+
+def used_by(checkpoint: str) -> pa.Table | None:
+    """RUN/used.parquet of a checkpoint RUN/best or RUN/seed-K/best; None where there is none."""
+    run = posixpath.dirname(checkpoint.rstrip("/"))
+    runs = [run, *([posixpath.dirname(run)] if posixpath.basename(run).startswith("seed-") else [])]
+    path = next((path for folder in runs if files.exists(path := files.join(folder, USED))), None)
+    return None if path is None else files.read_parquet(path)
 
 
 def fold_folder(out: str, fold: str) -> str:

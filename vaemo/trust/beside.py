@@ -16,7 +16,7 @@ from vaemo import files, scores
 from vaemo.config import EvaluateConfig
 from vaemo.data.manifest import read_manifest
 from vaemo.errors import LabelError, UsageError
-from vaemo.evaluation.pairs import KEYS, Pairs, has_features
+from vaemo.evaluation.pairs import KEYS, Pairs, has_features, row_keys
 from vaemo.scoring.roles import cut_by_vaemo
 from vaemo.store import FeatureStore
 from vaemo.targets import derived, names_of
@@ -53,11 +53,7 @@ _BANDS = 4
 
 def beside(rows: pa.Table, table: pa.Table, name: str) -> pa.Array:
     """A column of a table with `session_id` and `utt_id`, for rows that have them; null where it lacks the row."""
-    mine, theirs = (
-        pc.binary_join_element_wise(*(each[key].cast(pa.string()) for key in KEYS), "\0").combine_chunks()
-        for each in (rows, table)
-    )
-    return table[name].combine_chunks().take(pc.index_in(mine, value_set=theirs))
+    return table[name].combine_chunks().take(pc.index_in(row_keys(rows), value_set=row_keys(table)))
 
 
 @dataclass(frozen=True)

@@ -17,12 +17,14 @@ import pyarrow.compute as pc
 from vaemo import files, scores
 from vaemo.config import Config
 from vaemo.errors import LabelError, UsageError, named
-from vaemo.evaluation.pairs import KEYS, read_labels
+from vaemo.evaluation.pairs import read_labels, row_keys
 from vaemo.metrics import Moments
 from vaemo.model.checkpoint import copy_checkpoint, load_checkpoint
+from vaemo.progress import say
 from vaemo.tables import with_column
 from vaemo.targets import utterance_names
 from vaemo.training.card import write_card
+from vaemo.training.run_folder import USED, used_by
 from vaemo.trust import conformal
 from vaemo.trust.calibration import CALIB_SPLIT, HELD_OUT, OWN_CALLS, Calibration, Correction, calibrate
 from vaemo.trust.novelty import NOVELTY
@@ -42,6 +44,7 @@ def calibrate_calls(
 
     Sessions of the split `calib` are taken where there are any, the scale of the error being learned on `dev`; else
     held-out rows of folds; else all labelled sessions outside of `train` and `dev`, and then corrections are learned.
+    What RUN/used.parquet beside a checkpoint lists as `train` or `dev` is left out, whatever split the scores name.
 
     Args:
         scored: The folder of scores that these checkpoints made.
@@ -65,7 +68,9 @@ def calibrate_calls(
     known, _ = read_labels(labels, config, scale, targets)
     names = [name for name in utterance_names(targets) if name in known.column_names]
     table = _labelled(scored, known, names)
-    made_on, table, dev = _choose(table, bool(provenance.get("held_out")), labels)
+    held_out = bool(provenance.get("held_out"))
+    used = np.zeros(table.num_rows, bool) if held_out else _used(table, checkpoints)
+    made_on, table, dev = _choose(table, used, held_out, labels)
     earlier = next(filter(None, map(Calibration.read, checkpoints)), None)
     corrections: dict[str, Any] = {}
     worth: dict[str, Any] = {}
@@ -154,11 +159,7 @@ def _labelled(scored: str, known: pa.Table, names: Sequence[str]) -> pa.Table:
         raise LabelError(
             f"no labelled session is among those of {scored}; give the labels that belong to these scores."
         )
-    mine, theirs = (
-        pc.binary_join_element_wise(*(each[key].cast(pa.string()) for key in KEYS), "\0").combine_chunks()
-        for each in (table, known)
-    )
-    row = pc.index_in(mine, value_set=theirs)
+    row = pc.index_in(row_keys(table), value_set=row_keys(known))
     if row.null_count == len(row):
         raise LabelError(
             f"none of the {known.num_rows:,} labelled utterances is among those of {scored}: their ids are such as "
@@ -170,20 +171,41 @@ def _labelled(scored: str, known: pa.Table, names: Sequence[str]) -> pa.Table:
     return table
 
 
-def _choose(table: pa.Table, held_out: bool, labels: str) -> tuple[str, pa.Table, pa.Table | None]:
+def _used(table: pa.Table, checkpoints: Sequence[str]) -> np.ndarray:
+    """Which rows the checkpoints were trained on or chosen by, as far as files beside them tell."""
+    used = np.zeros(table.num_rows, bool)
+    for checkpoint in checkpoints:
+        known = used_by(checkpoint)
+        if known is not None:
+            known = known.filter(pc.is_in(known["split"], pa.array(["train", "dev"])))
+            used |= pc.is_in(row_keys(table), value_set=row_keys(known)).to_numpy(zero_copy_only=False)
+        elif table["split"].null_count == table.num_rows:
+            say(
+                f"warning: nothing tells which calls {checkpoint} was trained on: the scores name no split, and there "
+                f"is no {USED} beside it. Intervals hold only if it was trained on none of the labelled calls."
+            )
+    return used
+
+
+def _choose(table: pa.Table, used: np.ndarray, held_out: bool, labels: str) -> tuple[str, pa.Table, pa.Table | None]:
     """What is calibrated on, its rows, and those that the scale of the error is learned on."""
-    split = table["split"].to_numpy(zero_copy_only=False)
-    if (split == CALIB).any():
-        return CALIB_SPLIT, table.filter(pa.array(split == CALIB)), table.filter(pa.array(split == "dev"))
+    split = table["split"].to_numpy(zero_copy_only=False).astype(object)
     if held_out:
         return HELD_OUT, table, None
-    unseen = ~np.isin(split.astype(object), ("train", "dev"))
-    if not unseen.any():
+    wanted = ~np.isin(split, ("train", "dev"))
+    calib = wanted & (split == CALIB)
+    made_on = CALIB_SPLIT if (calib & ~used).any() else OWN_CALLS
+    wanted = calib if made_on == CALIB_SPLIT else wanted
+    if not (wanted & ~used).any():
         raise LabelError(
-            f"all labelled sessions of {labels} are in train or dev: the model knows them, and its errors there say "
-            "nothing. Label other calls, or keep a split calib (splits.calib_fraction)."
+            f"all labelled sessions of {labels} are in train or dev, by the split of the scores or by {USED} beside "
+            "the checkpoint: the model knows them, and its errors there say nothing. Label other calls, or keep a "
+            "split calib (splits.calib_fraction)."
         )
-    return OWN_CALLS, table.filter(pa.array(unseen)), None
+    if n_used := int((wanted & used).sum()):
+        say(f"left out: {n_used:,} utterances that {USED} beside the checkpoint lists as train or dev")
+    chosen = table.filter(pa.array(wanted & ~used))
+    return made_on, chosen, table.filter(pa.array(split == "dev")) if made_on == CALIB_SPLIT else None
 
 
 def _corrected(

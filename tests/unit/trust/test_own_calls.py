@@ -95,6 +95,36 @@ def test_sessions_that_the_model_knows_are_refused(tmp_path):
         calibrate_calls(str(tmp_path / "scores"), store, [other], str(tmp_path / "mine"), QUICK)
 
 
+@pytest.mark.parametrize("place", ["run/best", "run/seed-1/best"])
+def test_what_training_used_is_not_calibrated_on(tmp_path, capsys, place):
+    """Splits that training made are in its list alone."""
+    store = make_store(tmp_path / "store", split=[None] * 30)
+    checkpoint = make_checkpoint(tmp_path / place)
+    rows = run(store, checkpoint, str(tmp_path / "scores")).select(["session_id", "utt_id"])
+    split = [{0: "train", 1: "dev", 2: "calib"}.get(int(name[1:]) % 4) for name in rows["session_id"].to_pylist()]
+    used = rows.append_column("split", pa.array(split)).drop_null()
+    files.write_parquet_whole(str(tmp_path / "run" / "used.parquet"), used)
+    found, _ = calibrate_calls(str(tmp_path / "scores"), store, [checkpoint], str(tmp_path / "mine"), QUICK)
+    assert (found.made_on, found.n_groups) == (OWN_CALLS, 14)
+    n = sum(name in ("train", "dev") for name in split)
+    assert f"left out: {n} utterances that used.parquet beside the checkpoint lists" in capsys.readouterr().out
+    files.write_parquet_whole(
+        str(tmp_path / "run" / "used.parquet"), rows.append_column("split", pa.array(["train"] * len(rows)))
+    )
+    with pytest.raises(LabelError, match=r"in train or dev, by the split of the scores or by used\.parquet"):
+        calibrate_calls(str(tmp_path / "scores"), store, [checkpoint], str(tmp_path / "none"), QUICK)
+
+
+def test_a_warning_says_where_nothing_tells_what_was_trained_on(tmp_path, capsys):
+    checkpoint = make_checkpoint(tmp_path / "checkpoint")
+    for name, split in (("said", "test"), ("unsaid", None)):
+        store = make_store(tmp_path / name, split=[split] * 12)
+        run(store, checkpoint, str(tmp_path / f"{name}-scores"))
+        capsys.readouterr()
+        calibrate_calls(str(tmp_path / f"{name}-scores"), store, [checkpoint], str(tmp_path / f"{name}-mine"), QUICK)
+        assert ("nothing tells which calls" in capsys.readouterr().out) == (split is None)
+
+
 def test_labels_of_other_utterances_are_refused(tmp_path):
     store = make_store(tmp_path / "store", split=["test"] * 12)
     checkpoint = make_checkpoint(tmp_path / "checkpoint")
