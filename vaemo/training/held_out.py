@@ -55,7 +55,7 @@ def score_held_out(
             fold, tested, np.stack([predict(data, checkpoint, tested, manifest) for checkpoint in of_fold]), of_fold
         )
         per_fold[fold.name] = _measures(found.prediction, labels, session_ids, fold.held_out, model)
-    _write(data, found, out, fingerprint)
+    _write(data, found, models, out, fingerprint)
     keys = next(iter(per_fold.values()))
     return {
         "fold_mean": {key: _mean([measures[key] for measures in per_fold.values()]) for key in keys},
@@ -121,7 +121,9 @@ def predict(
     return replay(checkpoint.model, packed, window=config.train.window, observed=known).prediction
 
 
-def _write(data: TrainingData, found: _HeldOut, out: str, fingerprint: str) -> None:
+def _write(
+    data: TrainingData, found: _HeldOut, models: Mapping[str, Sequence[Checkpoint]], out: str, fingerprint: str
+) -> None:
     model, inside = data.config.model, np.ones(len(found.fold), bool)
     inside[last_rows(data.table)] = False
     # A target of the session is at its last row.
@@ -144,6 +146,7 @@ def _write(data: TrainingData, found: _HeldOut, out: str, fingerprint: str) -> N
         "native_range": label_ranges(data.config, data.store).native or list(model.label_range),
         **scores.targets_said(model),
         "held_out": data.folds,
+        "checkpoints": [{"fingerprint": each.fingerprint} for of_fold in models.values() for each in of_fold],
     }
     files.write_json(files.join(out, scores.PROVENANCE), provenance)
     name = f"part-{fingerprint[:16]}.parquet"

@@ -140,6 +140,11 @@ def table_of(calibration: Calibration, coverage: float) -> str:
 
 def _check_made_by(provenance: Mapping[str, Any], scored: str, fingerprints: Sequence[str]) -> None:
     made_by = [each["fingerprint"] for each in provenance.get("checkpoints", [])]
+    if provenance.get("held_out") and not made_by:
+        raise UsageError(
+            f"{scored} holds scores of held-out folds and does not say which models made them, as older versions did "
+            "not. The checkpoints of its folds were calibrated on them when they were trained: score with all of them."
+        )
     if made_by and sorted(made_by) != sorted(fingerprints):
         raise UsageError(
             f"{scored} was scored by the checkpoints {', '.join(name[:12] for name in made_by)}, and those given are "

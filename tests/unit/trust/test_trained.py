@@ -7,10 +7,13 @@ from scoring_cases import SMALL, run
 from trust_cases import SPLIT, make_store
 
 import vaemo
+from vaemo import files, scores
 from vaemo.config import Config
+from vaemo.errors import UsageError
 from vaemo.pipeline import training
 from vaemo.trust.calibration import CALIB_SPLIT, HELD_OUT, Calibration
 from vaemo.trust.novelty import Novelty
+from vaemo.trust.own_calls import calibrate_calls
 
 QUICK = Config().replace(SMALL).replace({"train": {"epochs": 1, "lanes": 4, "window": 10, "trackers": []}})
 
@@ -30,6 +33,15 @@ def test_models_of_folds_are_calibrated_together_on_what_they_did_not_see(tmp_pa
         assert not Novelty.read(checkpoint).from_dev
     rows = run(store, ",".join(checkpoints), str(tmp_path / "scores"))
     assert rows["valence_low"].null_count == 0
+    held, mine = str(tmp_path / "run" / "oof"), str(tmp_path / "mine")
+    assert calibrate_calls(held, store, checkpoints, mine, QUICK)[0].made_on == HELD_OUT
+    with pytest.raises(UsageError, match="Give the checkpoints that made the scores"):
+        calibrate_calls(held, store, checkpoints[:1], mine, QUICK)
+    provenance = scores.read_provenance(held)
+    del provenance["checkpoints"]
+    files.write_json(files.join(held, scores.PROVENANCE), provenance)
+    with pytest.raises(UsageError, match="does not say which models made them"):
+        calibrate_calls(held, store, checkpoints, mine, QUICK)
 
 
 def test_a_training_killed_before_its_end_is_described_and_calibrated_when_it_goes_on(tmp_path, monkeypatch):
