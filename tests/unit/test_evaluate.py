@@ -287,7 +287,7 @@ def test_split_may_come_from_the_labels(tmp_path, rows):
 
 
 @pytest.mark.parametrize("columns", [("utt_id",), ("session_id", "utt_id")])
-def test_excluded_utterances_are_left_out(tmp_path, rows, scored, columns):
+def test_excluded_utterances_are_left_out(tmp_path, rows, scored, columns, capsys):
     tested = [row for row in rows if row["split"] == "test"]
     used = pa.Table.from_pylist([{name: row[name] for name in columns} for row in tested[:17]])
     used = used.set_column(0, columns[0], used[columns[0]].cast(pa.large_string()).dictionary_encode())
@@ -297,6 +297,28 @@ def test_excluded_utterances_are_left_out(tmp_path, rows, scored, columns):
     x, y = matrix(tested[17:], "prediction"), matrix(tested[17:], "label")
     assert result["pooled"]["n"] == len(tested) - 17
     assert result["pooled"]["ccc_avg"] == pytest.approx(metrics.ccc(x, y).mean(), abs=FLOAT32)
+    assert result["excluded"] == {"list": str(tmp_path / "used.parquet"), "n": 17}
+    assert "left out: 17 of 360 utterances with score and label" in capsys.readouterr().out
+
+
+def test_an_exclusion_of_nothing_is_a_warning(tmp_path, rows, scored, capsys):
+    files.write_parquet_whole(tmp_path / "other.parquet", pa.table({"utt_id": ["x1"]}))
+    labels = write_manifest(tmp_path / "m.jsonl", rows)
+    result = evaluate(scored, labels, str(tmp_path / "out"), QUICK, exclude=str(tmp_path / "other.parquet"))
+    assert result["excluded"]["n"] == 0
+    assert (
+        "lists none of the 360 utterances with score and label: ids there are such as 'x1'" in capsys.readouterr().out
+    )
+
+
+def test_with_an_exclusion_nobody_is_told_to_exclude(tmp_path, rows, capsys):
+    scored = write_scores(tmp_path / "scores", [row | {"split": None} for row in rows])
+    files.write_parquet_whole(tmp_path / "used.parquet", pa.table({"utt_id": [rows[0]["utt_id"]]}))
+    labels = write_manifest(tmp_path / "m.jsonl", rows, drop=("split",))
+    evaluate(scored, labels, str(tmp_path / "out"), QUICK, exclude=str(tmp_path / "used.parquet"))
+    said = capsys.readouterr().out
+    assert "all that --exclude leaves are evaluated" in said
+    assert "trained on" not in said
 
 
 def test_two_sets_of_scores_are_compared_on_what_both_have(tmp_path, rows, scored):

@@ -11,6 +11,7 @@ from vaemo.data.speakers import Enrolments, running_means, unit
 from vaemo.errors import LabelError, OtherRunError, ReadStoreError, SplitError, UsageError
 from vaemo.pipeline import ablation, training
 from vaemo.store import SCHEMA_VERSION, FeatureStore
+from vaemo.tables import with_column
 from vaemo.training.data import TrainingData
 
 SESSIONS = 24
@@ -95,6 +96,20 @@ def test_the_voices_that_are_written_enrol_alike_in_scoring(store, tmp_path):
     assert data.digest != again.digest
     plain = TrainingData.open(store, config())
     assert plain.voices(plain.parts[0]) is None
+
+
+def test_what_a_model_is_calibrated_on_is_used_too(store):
+    write_store(store)
+    table = FeatureStore.open(store).read()
+    split = {"s0": "calib", "s1": "test"}
+    values = [
+        split.get(name, own) for name, own in zip(*(table[c].to_pylist() for c in ("session_id", "split")), strict=True)
+    ]
+    files.write_parquet_whole(files.join(store, "part-0.parquet"), with_column(table, "split", pa.array(values)))
+    data = TrainingData.open(store, config())
+    used = data.used(data.parts[0])
+    assert set(used["split"].to_pylist()) == {"train", "dev", "calib"}
+    assert len(used) == len(table) - len(SPEAKERS)
 
 
 def test_voices_that_nothing_asks_for_are_refused(store, tmp_path):

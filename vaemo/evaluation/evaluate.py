@@ -69,7 +69,8 @@ def evaluate(
         by: Columns of the labels or the scores by which results are grouped and compared, too.
 
     Returns:
-        The content of `metrics.json`; `measure` says what a set of metrics is. `label_fed` is as `compare_pairs` has
+        The content of `metrics.json`; `measure` says what a set of metrics is. `excluded` has the `list` and how many
+        pairs of score and label it left out, whatever their split. `label_fed` is as `compare_pairs` has
         it, first with labels fed, second running free; `error_by_position` as `ErrorByPosition.to_dict`; `coverage`
         as `coverage_of` has it; `by` for each column as `by_group` has it.
 
@@ -82,11 +83,12 @@ def evaluate(
         raise UsageError(f"--checkpoint needs features to replay, and {labels} is a manifest; give --labels STORE.")
     if files.exists(files.join(out, WEIGHTS)):
         raise UsageError(f"--out {out} is a checkpoint, whose metrics.json would be lost. Give another folder.")
-    pairs = read_pairs(scored, labels, config)
+    pairs, excluded = read_pairs(scored, labels, config), {}
     if exclude is not None:
-        pairs = leave_out(pairs, exclude)
-    chosen, tested = choose_split(pairs, split)
-    about = {"scores": str(scored), "labels": str(labels), "split": chosen, **_facts(pairs, config)}
+        every, pairs = pairs, leave_out(pairs, exclude)
+        excluded = {"excluded": {"list": str(exclude), "n": len(every) - len(pairs)}}
+    chosen, tested = choose_split(pairs, split, excluded=exclude is not None)
+    about = {"scores": str(scored), "labels": str(labels), "split": chosen, **excluded, **_facts(pairs, config)}
     result: dict[str, Any] = {**about, **_measures(pairs, tested, config)}
     errors = _errors_by_position(tested)
     result[ERRORS] = errors.to_dict()

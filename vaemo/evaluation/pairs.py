@@ -237,8 +237,13 @@ def has_features(path: str) -> bool:
     return not files.is_file(path) or is_store(path)
 
 
-def choose_split(pairs: Pairs, split: str | None) -> tuple[str, Pairs]:
+def choose_split(pairs: Pairs, split: str | None, *, excluded: bool = False) -> tuple[str, Pairs]:
     """The utterances of a split; where none is asked for, of `test` where any row has it, else all, with a warning.
+
+    Args:
+        pairs: Of all splits.
+        split: Its name.
+        excluded: Whether utterances were left out already.
 
     Raises:
         LabelError: if no utterance is in the split.
@@ -246,8 +251,10 @@ def choose_split(pairs: Pairs, split: str | None) -> tuple[str, Pairs]:
     column = pairs.column("split")
     if split is None and not (column == "test").any():
         say(
-            "warning: no utterance is in a split 'test': all are evaluated, also those trained on. Leave those out "
-            "with --exclude RUN/used.parquet, or train with --folds and evaluate RUN/oof."
+            "no utterance is in a split 'test': all that --exclude leaves are evaluated."
+            if excluded
+            else "warning: no utterance is in a split 'test': all are evaluated, also those trained on. Leave those "
+            "out with --exclude RUN/used.parquet, or train with --folds and evaluate RUN/oof."
         )
         return "all", pairs
     name = split or "test"
@@ -261,6 +268,8 @@ def choose_split(pairs: Pairs, split: str | None) -> tuple[str, Pairs]:
 
 def leave_out(pairs: Pairs, path: str) -> Pairs:
     """The utterances that a Parquet file does not list, by `utt_id` and, where it has one, `session_id`.
+
+    Prints how many are left out.
 
     Raises:
         LabelError: if the file cannot be read, has no `utt_id`, or lists all of them.
@@ -277,6 +286,13 @@ def leave_out(pairs: Pairs, path: str) -> Pairs:
     kept = np.fromiter((row not in listed for row in rows), bool, len(pairs))
     if not kept.any():
         raise LabelError(f"--exclude {path} lists all {len(pairs):,} utterances with score and label; none is left.")
+    if kept.all():
+        say(
+            f"warning: --exclude {path} lists none of the {len(pairs):,} utterances with score and label: ids there "
+            f"are such as {_example(pa.table(keys))}, here {_example(pairs.place)}. All are evaluated."
+        )
+    else:
+        say(f"left out: {(~kept).sum():,} of {len(pairs):,} utterances with score and label, by --exclude {path}")
     return pairs.select(kept)
 
 
@@ -315,4 +331,5 @@ def _matrix(table: pa.Table, names: list[str] | tuple[str, ...]) -> np.ndarray:
 
 
 def _example(table: pa.Table) -> str:
-    return f"'{table['session_id'][0]}', '{table['utt_id'][0]}'" if table.num_rows else "(no rows)"
+    ids = (f"'{table[name][0]}'" for name in KEYS if name in table.column_names)
+    return ", ".join(ids) if table.num_rows else "(no rows)"

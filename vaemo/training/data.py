@@ -23,7 +23,7 @@ from vaemo.progress import say
 from vaemo.store import FeatureStore
 from vaemo.tables import shown
 from vaemo.training.trainer import check_labels
-from vaemo.units import LabelScale
+from vaemo.units import CALIB, LabelScale
 
 _LIGHT = [
     "session_id", "utt_id", "speaker_id", "channel", "role", "position", "split", "fold", "start_s", "end_s",
@@ -173,9 +173,9 @@ class TrainingData:
         return used_pasts(self.config.model, self.store.dims)
 
     def used(self, fold: Fold) -> pa.Table:
-        """The utterances that a fold's model learns from or is chosen by: `session_id`, `utt_id`, `split`."""
+        """The utterances to learn from, to choose by and to calibrate on: `session_id`, `utt_id`, `split`."""
         rows = self.table.select(["session_id", "utt_id"]).append_column("split", pa.array(fold.split, pa.string()))
-        return rows.filter(pc.is_in(rows["split"], pa.array(["train", "dev"])))
+        return rows.filter(pc.is_in(rows["split"], pa.array(["train", "dev", CALIB])))
 
     def voices(self, fold: Fold) -> Enrolments | None:
         """What scoring with the model of a fold needs as its `--speakers`; None where nothing is enrolled."""

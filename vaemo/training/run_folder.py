@@ -5,7 +5,7 @@
     RUN/metrics.jsonl   one line per epoch
     RUN/curves.png      their picture
     RUN/speakers.parquet    voices of enrolled speakers, where they are enrolled from the store
-    RUN/used.parquet    utterances of train and dev, for `evaluate --exclude`
+    RUN/used.parquet    utterances of train, dev and calib, for `evaluate --exclude`
     RUN/_state/         states to resume from, one file for each of the last epochs
     RUN/summary.json    written last: the run is finished, unless `concluded` is false
     RUN/failure.txt     the traceback of a failed run
