@@ -48,6 +48,9 @@ _EMPLOYEES = re.compile(
 )
 MOST_GROUPS = 50
 SCORED_OR_UNFIT = ("ok", "unfit")
+_MOST_CODES = 12
+"""Numbers of so few different values are codes: each is a group."""
+
 _BANDS = 4
 
 
@@ -75,7 +78,7 @@ class Column:
 def column_of(pairs: Pairs, scored: str, labels: str, name: str, config: EvaluateConfig, split: str) -> Column:
     """Groups by a column of the labels or of the scores.
 
-    Numbers that are many become four bands with about as many rows each.
+    Numbers of more than 12 different values become four bands with about as many rows each.
 
     Args:
         pairs: Of the split that is judged by.
@@ -172,16 +175,25 @@ def _labels(labels: str) -> pa.Table:
 def _grouped(column: pa.Array, name: str) -> tuple[np.ndarray, list[str]]:
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
-    distinct = pc.count_distinct(column).as_py()
-    if pa.types.is_floating(column.type) or (pa.types.is_integer(column.type) and distinct > 12):
-        return _bands(column.cast(pa.float64()).to_numpy(zero_copy_only=False))
+    if pa.types.is_floating(column.type) or pa.types.is_integer(column.type):
+        values = column.to_numpy(zero_copy_only=False)
+        known = np.isfinite(values)
+        distinct = np.unique(values[known])
+        if not 0 < len(distinct) <= _MOST_CODES:
+            return _bands(values.astype(np.float64))
+        return np.where(known, np.searchsorted(distinct, values), -1), [_plain(value) for value in distinct]
     try:
         encoded = column.cast(pa.string()).dictionary_encode()
     except pa.ArrowException:
         raise UsageError(f"--by {name}: the column is {column.type}; text or numbers make groups.") from None
-    if distinct > MOST_GROUPS:
-        raise UsageError(f"--by {name}: the column has {distinct:,} values; at most {MOST_GROUPS} groups are compared.")
+    if (n := len(encoded.dictionary)) > MOST_GROUPS:
+        raise UsageError(f"--by {name}: the column has {n:,} values; at most {MOST_GROUPS} groups are compared.")
     return encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64), encoded.dictionary.to_pylist()
+
+
+def _plain(value: np.number) -> str:
+    """A number as short as its precision allows, in any type: 0 and 1 are codes also where a null made them floats."""
+    return str(value).removesuffix(".0")
 
 
 def _bands(values: np.ndarray) -> tuple[np.ndarray, list[str]]:

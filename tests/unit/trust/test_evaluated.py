@@ -127,6 +127,11 @@ def test_columns_that_are_not_there_or_tell_too_much_apart(tmp_path):
         evaluate(out, labels, str(tmp_path / "eval"), QUICK, by=["gendre"])
     with pytest.raises(UsageError, match="400 values"):
         evaluate(out, labels, str(tmp_path / "eval"), QUICK, by=["utt_id"])
+    path = files.join(labels, "part-0.parquet")
+    table = files.read_parquet(path)
+    files.write_parquet_whole(path, table.append_column("raters", pa.array([["a"]] * len(table))))
+    with pytest.raises(UsageError, match=r"--by raters: the column is list<.*>; text or numbers make groups"):
+        evaluate(out, labels, str(tmp_path / "eval"), QUICK, by=["raters"])
 
 
 def test_numbers_that_lack_are_in_no_group(tmp_path):
@@ -137,6 +142,20 @@ def test_numbers_that_lack_are_in_no_group(tmp_path):
     files.write_parquet_whole(path, with_column(table, "age", pa.array(age, from_pandas=True)))
     groups = evaluate(out, labels, str(tmp_path / "eval"), QUICK, by=["age"])["by"]["age"]["groups"]
     assert sum(group["n"] for group in groups.values()) == 200
+
+
+@pytest.mark.parametrize("kind", [np.float64, np.float32, np.int16])
+def test_a_few_numbers_are_codes_of_groups_in_any_type(tmp_path, kind):
+    """A null makes pandas write integers as floats; a group must not vanish in another for that."""
+    out, labels = make_scores(tmp_path)
+    path = files.join(labels, "part-0.parquet")
+    table, session = files.read_parquet(path), np.repeat(np.arange(40), 10)
+    code = np.where(session < 10, 0, 1 if kind is np.int16 else 0.1).astype(kind)
+    code[session >= 38] = 2
+    files.write_parquet_whole(path, with_column(table, "gender", pa.array(code, mask=session == 20)))
+    groups = evaluate(out, labels, str(tmp_path / "eval"), QUICK, by=["gender"])["by"]["gender"]["groups"]
+    counts = {name: group["n"] for name, group in groups.items()}
+    assert counts == {"0": 100, "1" if kind is np.int16 else "0.1": 270, "2": 20}
 
 
 def test_a_gate_that_drops_a_group_shows_also_where_nobody_of_it_is_left(tmp_path):
