@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from pyarrow.dataset import HivePartitioning, get_partition_keys
 
 from vaemo import files, scores
 from vaemo.config import EvaluateConfig
@@ -89,14 +90,10 @@ def column_of(pairs: Pairs, scored: str, labels: str, name: str, config: Evaluat
         split: Whose pairs they are, `all` of them perhaps.
 
     Raises:
-        UsageError: if the column does not exist, has too many groups, or may name employees in an archive.
+        UsageError: if the column does not exist, has no values or too many groups, or may name employees in an archive.
     """
     refuse_employees(scored, name, config)
-    table, known = _with_column(scored, labels, name)
-    if table is None:
-        near = difflib.get_close_matches(name, known, 1)
-        close = f"; did you mean {near[0]}?" if near else "."
-        raise UsageError(f"--by {name}: neither {labels} nor {scored} has such a column{close}")
+    table = _with_column(scored, labels, name)
     rows = scores.read_utterances(scored, [*KEYS, "split", "status"])
     rows = rows.filter(pc.is_in(rows["status"], pa.array(SCORED_OR_UNFIT)))
     if split != "all" and pc.any(pc.equal(rows["split"], split)).as_py():
@@ -153,23 +150,49 @@ def _is_archive(scored: str) -> bool:
     )
 
 
-def _with_column(scored: str, labels: str, name: str) -> tuple[pa.Table | None, list[str]]:
-    """A table that has the column, the labels' before the scores'; and all names that were found."""
-    found: list[str] = []
-    for table in (_labels(labels), scores.read_utterances(scored)):
-        if name in table.column_names and table[name].null_count < len(table):
-            return table, found
-        found += table.column_names
-    return None, sorted(set(found) - set(KEYS))
+def _with_column(scored: str, labels: str, name: str) -> pa.Table:
+    """A table that has values in the column, the labels' before the scores'.
+
+    Raises:
+        UsageError: if neither has any.
+    """
+    found = _labels(labels, name)
+    if _has_values(found, name):
+        return found
+    other = scores.read_utterances(scored)
+    if _has_values(other, name):
+        return other
+    if name in (*found.column_names, *other.column_names):
+        raise UsageError(f"--by {name}: the column is null throughout in {labels} and {scored}; name one with values.")
+    known = {each for table in (found, other) for each in table.column_names if _has_values(table, each)}
+    near = difflib.get_close_matches(name, sorted(known - set(KEYS)), 1)
+    close = f"; did you mean {near[0]}?" if near else "."
+    raise UsageError(f"--by {name}: neither {labels} nor {scored} has such a column{close}")
 
 
-def _labels(labels: str) -> pa.Table:
-    """All columns of a store but its streams, or of a manifest."""
+def _has_values(table: pa.Table, name: str) -> bool:
+    return name in table.column_names and table[name].null_count < table.num_rows
+
+
+def _labels(labels: str, name: str) -> pa.Table:
+    """All columns of a store but its streams, and that one of its folders' names, or of a manifest."""
     if not has_features(labels):
         return read_manifest(labels)
-    parts = [files.read_parquet(path) for path in FeatureStore.open(labels).parts]
-    tables = [part.drop_columns([name for name in STREAMS if name in part.column_names]) for part in parts]
+    tables = []
+    for path in FeatureStore.open(labels).parts:
+        part = files.read_parquet(path)
+        part = part.drop_columns([stream for stream in STREAMS if stream in part.column_names])
+        if name not in part.column_names and (value := _of_folder(path, labels, name)) is not None:
+            part = part.append_column(name, pa.repeat(pa.scalar(value), part.num_rows))
+        tables.append(part)
     return pa.concat_tables(tables, promote_options="permissive")
+
+
+def _of_folder(path: str, store: str, name: str) -> str | None:
+    """What folders of a store such as `gender=f` say of a column for a file in them; None if nothing."""
+    inner, folder = (files.filesystem_of(each)[1] for each in (path, store))
+    said = HivePartitioning(pa.schema([(name, pa.string())])).parse(inner.removeprefix(folder))
+    return get_partition_keys(said).get(name)
 
 
 def _grouped(column: pa.Array, name: str) -> tuple[np.ndarray, list[str]]:

@@ -134,6 +134,26 @@ def test_columns_that_are_not_there_or_tell_too_much_apart(tmp_path):
         evaluate(out, labels, str(tmp_path / "eval"), QUICK, by=["raters"])
 
 
+def test_a_column_without_values_is_not_said_to_be_missing(tmp_path):
+    out, labels = make_scores(tmp_path)
+    declared = QUICK.replace({"evaluate": {"no_employees": ["start_s", "offset_ss"]}})
+    with pytest.raises(UsageError, match=r"--by start_s: the column is null throughout in .*labels and .*scores; name"):
+        evaluate(out, labels, str(tmp_path / "eval"), declared, by=["start_s"])
+    # Nor is a column proposed that has none.
+    with pytest.raises(UsageError, match=r"--by offset_ss: .* has such a column\.$"):
+        evaluate(out, labels, str(tmp_path / "eval"), declared, by=["offset_ss"])
+
+
+def test_folders_of_a_store_are_a_column(tmp_path):
+    out, labels = make_scores(tmp_path)
+    table = files.read_parquet(files.join(labels, "part-0.parquet"))
+    for number, place in enumerate(("gender=a%20b", "gender=man", "gender=__HIVE_DEFAULT_PARTITION__")):
+        part = table.drop_columns("gender").filter(pa.array(np.repeat(np.arange(40), 10) % 3 == number))
+        files.write_parquet_whole(str(tmp_path / "divided" / place / "part-0.parquet"), part)
+    groups = evaluate(out, str(tmp_path / "divided"), str(tmp_path / "eval"), QUICK, by=["gender"])["by"]["gender"]
+    assert {name: group["n"] for name, group in groups["groups"].items()} == {"a b": 140, "man": 130}
+
+
 def test_numbers_that_lack_are_in_no_group(tmp_path):
     out, labels = make_scores(tmp_path)
     path = files.join(labels, "part-0.parquet")
