@@ -262,10 +262,35 @@ def test_failed_utterances_are_counted_not_evaluated(tmp_path, rows):
     for row in rows[:40]:
         row["status"] = "silent"
     scored = write_scores(tmp_path / "scores", rows[:-5])
-    result = evaluate(scored, write_manifest(tmp_path / "m.jsonl", rows), str(tmp_path / "out"), QUICK, split="train")
-    assert result["not_scored"] == {"silent": 40, "absent": 5}
+    labels = write_manifest(tmp_path / "m.jsonl", rows)
+    result = evaluate(scored, labels, str(tmp_path / "out"), QUICK, split="train")
+    assert result["not_scored"] == {"silent": 40}
     assert result["pooled"]["n"] == sum(row["split"] == "train" for row in rows[40:])
-    assert "labelled but without a score: 40 silent, 5 absent" in table_of(result)
+    assert "labelled but without a score: 40 silent" in table_of(result)
+    # Those of another split are not counted beside its numbers, nor what is left out on purpose.
+    assert evaluate(scored, labels, str(tmp_path / "out"), QUICK)["not_scored"] == {"absent": 5}
+    files.write_parquet_whole(tmp_path / "used.parquet", pa.table({"utt_id": [rows[-1]["utt_id"], "s7-0"]}))
+    result = evaluate(scored, labels, str(tmp_path / "out"), QUICK, exclude=str(tmp_path / "used.parquet"))
+    assert result["not_scored"] == {"absent": 4}
+    # A label without a split may be of any.
+    labels = write_manifest(tmp_path / "m.jsonl", rows, drop=("split",))
+    result = evaluate(scored, labels, str(tmp_path / "out"), QUICK, split="train")
+    assert result["not_scored"] == {"silent": 40, "absent": 5}
+
+
+def test_positions_count_utterances_without_a_label(tmp_path, rows):
+    rows[-15]["status"] = "silent"
+    scored = write_scores(tmp_path / "scores", rows[::-1])
+    labels = write_manifest(tmp_path / "m.jsonl", [row for row in rows if row["position"] >= 6])
+    result = evaluate(scored, labels, str(tmp_path / "out"), QUICK)
+    sessions = len({row["session_id"] for row in rows if row["split"] == "test"})
+    # A silent utterance moves no memory: what follows it stands one place earlier.
+    assert {name: group["n"] for name, group in result["per_position"].items()} == {
+        "6-10": 4 * sessions + 1,
+        "11-20": 5 * sessions - 1,
+    }
+    assert result["error_by_position"]["n"]["valence"][0] == 0
+    assert result["extremes_at_start"]["n_sessions"] == 0
 
 
 def test_without_a_test_split_all_is_evaluated_with_a_warning(tmp_path, rows, capsys):

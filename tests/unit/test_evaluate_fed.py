@@ -129,4 +129,4 @@ def test_time_in_session_counts_minutes_where_they_are_known(store, scored):
     )
     at, unit = dataclasses.replace(pairs, place=unknown).time_in_session()
     assert unit == "utterance of the session"
-    np.testing.assert_array_equal(at, pairs.order_in_session() + 1)
+    np.testing.assert_array_equal(at, pairs.order_in_session + 1)

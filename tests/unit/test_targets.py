@@ -468,6 +468,14 @@ def test_a_target_of_the_session_is_evaluated_per_session(tmp_path, capsys):
     assert pooled["within_ccc_avg"] == pooled["within_ccc_valence"]
     low, high = pooled["ci95"]["spearman_csat"]
     assert low < pooled["spearman_csat"] < high
+    # A session without a score is counted in its own split: here one of training, and two of test.
+    lacking = np.isin(table["session_id"].to_pylist(), [table["session_id"][row].as_py() for row in (0, -1, -30)])
+    csat = pa.array(np.where(last & ~lacking, predicted, np.nan), pa.float32(), from_pandas=True)
+    scored = scored.drop_columns(["csat"]).append_column("csat", csat)
+    scores.write_part(str(folder), "part-0.parquet", scored, ScoreConfig(), targets=targets)
+    result = evaluate(str(folder), str(store), str(tmp_path / "out"), Config().replace({"evaluate": {"bootstrap": 50}}))
+    assert result["sessions_not_scored"] == {"csat": len(set(table["session_id"].to_pylist()[-30::29]))}
+    assert result["pooled"]["n_csat"] == 30 - result["sessions_not_scored"]["csat"]
 
 
 def test_ranks_share_ties_and_their_interval_covers():

@@ -88,7 +88,7 @@ def evaluate(
         every, pairs = pairs, leave_out(pairs, exclude)
         excluded = {"excluded": {"list": str(exclude), "n": len(every) - len(pairs)}}
     chosen, tested = choose_split(pairs, split, excluded=exclude is not None)
-    about = {"scores": str(scored), "labels": str(labels), "split": chosen, **excluded, **_facts(pairs, config)}
+    about = {"scores": str(scored), "labels": str(labels), "split": chosen, **excluded, **_facts(tested, config)}
     result: dict[str, Any] = {**about, **_measures(pairs, tested, config)}
     errors = _errors_by_position(tested)
     result[ERRORS] = errors.to_dict()
@@ -162,7 +162,7 @@ def _errors_by_position(pairs: Pairs) -> ErrorByPosition:
     """The errors of the targets of utterances."""
     n_own = len(pairs.names) - pairs.n_session
     own = pairs.prediction[:, :n_own], pairs.label[:, :n_own]
-    return ErrorByPosition.of(*own, pairs.sessions(), pairs.order_in_session(), pairs.names[:n_own])
+    return ErrorByPosition.of(*own, pairs.sessions(), pairs.order_in_session, pairs.names[:n_own])
 
 
 def _drawn(pairs: Pairs, errors: ErrorByPosition) -> dict[str, Callable[[], bytes]]:
@@ -249,7 +249,8 @@ def extremes_at_start(pairs: Pairs, first: int = FIRST) -> dict[str, Any]:
     """How often the lowest or the highest value of a session falls on its first utterances.
 
     Args:
-        pairs: Whole sessions; those with fewer than `MIN_PER_SESSION` utterances that have all labels are left out.
+        pairs: Sessions with fewer than `MIN_PER_SESSION` utterances that have all labels are left out, and those whose
+            first utterances lack one.
         first: How many utterances.
 
     Returns:
@@ -260,8 +261,8 @@ def extremes_at_start(pairs: Pairs, first: int = FIRST) -> dict[str, Any]:
     n_own = len(pairs.names) - pairs.n_session
     known = ~np.isnan(pairs.label[:, :n_own]).any(axis=1)
     kept = pairs.select(known)
-    session, early = kept.sessions(), pairs.order_in_session()[known] < first
-    long = (np.bincount(session) >= MIN_PER_SESSION)[session]
+    session, early = kept.sessions(), kept.order_in_session < first
+    long = ((np.bincount(session) >= MIN_PER_SESSION) & (np.bincount(session, early) == first))[session]
     kept, early = kept.select(long), early[long]
     session = kept.sessions()
     result: dict[str, Any] = {"utterances": first, "n_sessions": int(session.max(initial=-1)) + 1}
@@ -364,7 +365,7 @@ def _group_codes(pairs: Pairs, by: str) -> tuple[np.ndarray, list[str]]:
         return pairs.codes(by)
     ends = [f"-{end}" for end in POSITIONS[1:]] + ["-"]
     names = [f"{start + 1}{end}" for start, end in zip(POSITIONS, ends, strict=True)]
-    return np.searchsorted(POSITIONS, pairs.order_in_session(), side="right") - 1, names
+    return np.searchsorted(POSITIONS, pairs.order_in_session, side="right") - 1, names
 
 
 def _group_sums(pairs: Pairs, by: str) -> tuple[np.ndarray, list[str], np.ndarray]:

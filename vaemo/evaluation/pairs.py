@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -41,10 +41,12 @@ class Pairs:
         native: The corpus's own range of each target, where any is another.
         weight: (n, K less n_session), how much each counts where extremes are looked for; 1 where the scores do not
             say.
-        not_scored: How many labelled utterances have no score, by status (`absent`: no row in the scores).
+        order_in_session: (n,) how many utterances of its session with a score stand before each one, labelled or not:
+            by position, else by time, else as the scores have them.
+        missing: Labels without a score: `place`, `status` (`absent`: no row in the scores), and `target`, a target of
+            sessions, one row for each session; null for utterances.
         names: The targets that scores and labels have, K, those of utterances first.
         n_session: How many of them are of sessions.
-        sessions_not_scored: Of each of these, how many labelled sessions have no score.
     """
 
     place: pa.Table
@@ -53,10 +55,10 @@ class Pairs:
     scale: LabelScale
     native: dict[str, LabelScale] | None
     weight: np.ndarray
-    not_scored: dict[str, int]
+    order_in_session: np.ndarray
+    missing: pa.Table
     names: tuple[str, ...] = DIMENSIONS
     n_session: int = 0
-    sessions_not_scored: dict[str, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.label)
@@ -65,11 +67,22 @@ class Pairs:
         """A column of `place`; null is None in text and NaN in numbers."""
         return self.place[name].to_numpy(zero_copy_only=False)
 
-    def select(self, rows: np.ndarray) -> Pairs:
-        """Some utterances, by a boolean per row or by indices."""
+    def select(self, rows: np.ndarray, missing: np.ndarray | None = None) -> Pairs:
+        """Some utterances, by a boolean per row or by indices, and by a boolean per row what of `missing` to keep."""
         place = self.place.filter(pa.array(rows)) if rows.dtype == bool else self.place.take(pa.array(rows))
-        chosen = {name: getattr(self, name)[rows] for name in ("prediction", "label", "weight")}
-        return replace(self, place=place, **chosen)
+        chosen = {name: getattr(self, name)[rows] for name in ("prediction", "label", "weight", "order_in_session")}
+        lacking = self.missing if missing is None else self.missing.filter(pa.array(missing))
+        return replace(self, place=place, missing=lacking, **chosen)
+
+    @property
+    def not_scored(self) -> dict[str, int]:
+        """How many labelled utterances have no score, by status."""
+        return _counts(self.missing.filter(pc.is_null(self.missing["target"]))["status"])
+
+    @property
+    def sessions_not_scored(self) -> dict[str, int]:
+        """How many labelled sessions have no score, by target of sessions."""
+        return _counts(self.missing["target"].drop_null())
 
     def codes(self, name: str) -> tuple[np.ndarray, list[str]]:
         """Number of each row's value of a text column, -1 for null, and the values in the order they appear in."""
@@ -81,16 +94,6 @@ class Pairs:
         """(n,) the number of each row's session, from 0 without gaps, in the order they appear in."""
         return np.unique(self.codes("session_id")[0], return_inverse=True)[1]
 
-    def order_in_session(self) -> np.ndarray:
-        """(n,) the rank of each utterance among those of its session, from 0: by position, else by time, else as is."""
-        session, _ = self.codes("session_id")
-        order = np.lexsort((np.arange(len(self)), self.column("start_s"), self.column("position"), session))
-        first = np.r_[True, np.diff(session[order]) != 0] if len(self) else np.zeros(0, bool)
-        start = np.maximum.accumulate(np.where(first, np.arange(len(self)), 0))
-        rank = np.empty(len(self), np.int64)
-        rank[order] = np.arange(len(self)) - start
-        return rank
-
     def time_in_session(self) -> tuple[np.ndarray, str]:
         """How far into its session each utterance is, (n,), and what that is counted in.
 
@@ -98,7 +101,7 @@ class Pairs:
         """
         start_s, session = self.column("start_s").astype(np.float64), self.sessions()
         if not np.isfinite(start_s).all():
-            return self.order_in_session() + 1.0, "utterance of the session"
+            return self.order_in_session + 1.0, "utterance of the session"
         first_s = np.full(int(session.max(initial=-1)) + 1, np.inf)
         np.minimum.at(first_s, session, start_s)
         return (start_s - first_s[session]) / 60, "minutes into the session"
@@ -125,40 +128,63 @@ def read_pairs(scored: str, labels: str, config: Config, *, quiet: bool = False)
         say(f"{labels} has no labels of {lacking}: evaluated are {', '.join(names)}.")
     table = _read_scores(scored, targets)
     renamed = known.rename_columns([name if name in KEYS else f"label_{name}" for name in known.column_names])
-    renamed = renamed.append_column("row", pa.array(np.arange(renamed.num_rows)))
-    joined = renamed.join(table, keys=list(KEYS), join_type="left outer").sort_by("row")
+    joined = _numbered(renamed, "row").join(_numbered(table, "scored_row"), keys=list(KEYS), join_type="full outer")
+    joined = joined.filter(pc.is_in(joined["session_id"], known["session_id"].unique()))
+    joined = joined.sort_by([("row", "ascending"), ("scored_row", "ascending")])
     prediction, label = _matrix(joined, names), _matrix(joined, [f"label_{name}" for name in names])
     n_utterance = sum(name in utterance_names(targets) for name in names)
     weight = np.ones((len(label), n_utterance))
     for k, name in enumerate(scores.weight_names(names[:n_utterance])):
         if name in joined.column_names:
             weight[:, k] = np.nan_to_num(_matrix(joined, [name])[:, 0], nan=1.0)
-    missing_sessions = _keep_scored_labels(joined, prediction, label, names, n_utterance)
+    place_of = {name: joined[name] for name in KEYS}
+    place_of |= {name: pc.coalesce(joined[name], joined[f"label_{name}"].cast(joined[name].type)) for name in PLACE}
+    place = pa.table(place_of).combine_chunks()
+    lost = _keep_scored_labels(joined, prediction, label, names, n_utterance)
     every = utterance_names(targets) or names
     has_score = ~np.isnan(_matrix(joined, every)).any(axis=1)
-    missing = joined.filter(pa.array(~has_score & ~np.isnan(label[:, :n_utterance]).all(axis=1)))
+    lost[None] = np.flatnonzero(~has_score & ~np.isnan(label[:, :n_utterance]).all(axis=1))
+    status = joined["status"].fill_null("absent")
     kept = has_score & ~np.isnan(label).all(axis=1)
-    joined = joined.filter(pa.array(kept))
-    if not joined.num_rows:
+    if not kept.any():
         raise LabelError(
             f"none of the {known.num_rows:,} labelled utterances of {labels} has a score in {scored}: ids there are "
             f"such as {_example(known)}, here {_example(table)}. Give the labels that belong to these scores."
         )
-    place = {name: joined[name] for name in KEYS}
-    place |= {name: pc.coalesce(joined[name], joined[f"label_{name}"].cast(joined[name].type)) for name in PLACE}
     native = {name: held.native for name, held in ranges.items()}
     return Pairs(
-        pa.table(place).combine_chunks(),
+        place.filter(pa.array(kept)),
         prediction[kept],
         label[kept],
         scale,
         native if any(own != scale for own in native.values()) else None,
         weight[kept],
-        {item["values"]: item["counts"] for item in missing["status"].fill_null("absent").value_counts().to_pylist()},
+        _ranks(place, has_score | pc.equal(status, "unfit").to_numpy())[kept],
+        pa.concat_tables(_lost(place.append_column("status", status), rows, target) for target, rows in lost.items()),
         names,
         len(names) - n_utterance,
-        missing_sessions,
     )
+
+
+def _numbered(table: pa.Table, name: str) -> pa.Table:
+    return table.append_column(name, pa.array(np.arange(table.num_rows)))
+
+
+def _lost(place: pa.Table, rows: np.ndarray, target: str | None) -> pa.Table:
+    """Rows of `Pairs.missing`."""
+    return place.take(pa.array(rows)).append_column("target", pa.array([target] * len(rows), pa.string()))
+
+
+def _ranks(place: pa.Table, counted: np.ndarray) -> np.ndarray:
+    """How many counted utterances of its session stand before each one: by position, else by time, else as they are."""
+    session = codes(place["session_id"])
+    start_s, position = (place[name].to_numpy(zero_copy_only=False) for name in ("start_s", "position"))
+    order = np.lexsort((np.arange(len(session)), start_s, position, session))
+    before = np.cumsum(counted[order]) - counted[order]
+    first = np.r_[True, np.diff(session[order]) != 0][: len(order)]
+    rank = np.empty(len(order), np.int64)
+    rank[order] = before - np.maximum.accumulate(np.where(first, before, 0))
+    return rank
 
 
 def _read_scores(scored: str, targets: Sequence[str | Target]) -> pa.Table:
@@ -178,19 +204,18 @@ def _read_scores(scored: str, targets: Sequence[str | Target]) -> pa.Table:
 
 def _keep_scored_labels(
     joined: pa.Table, prediction: np.ndarray, label: np.ndarray, names: Sequence[str], n_utterance: int
-) -> dict[str, int]:
+) -> dict[str | None, np.ndarray]:
     """Keep a label of the session, which is in all of its rows, only where it has a score.
 
-    Changes `label`; returns how many labelled sessions have no score, by target.
+    Changes `label`; returns a row of each labelled session without a score, by target.
     """
     session = codes(joined["session_id"])
-    missing: dict[str, int] = {}
+    lost: dict[str | None, np.ndarray] = {}
     for k in range(n_utterance, len(names)):
-        labelled = session[~np.isnan(label[:, k])]
+        labelled, row = np.unique(np.where(np.isnan(label[:, k]), -1, session), return_index=True)
         label[np.isnan(prediction[:, k]), k] = np.nan
-        lost = np.setdiff1d(labelled, session[~np.isnan(label[:, k])])
-        missing |= {names[k]: len(lost)} if len(lost) else {}
-    return missing
+        lost[names[k]] = row[(labelled >= 0) & ~np.isin(labelled, session[~np.isnan(label[:, k])])]
+    return lost
 
 
 def read_labels(
@@ -263,7 +288,10 @@ def choose_split(pairs: Pairs, split: str | None, *, excluded: bool = False) -> 
         raise LabelError(
             f"no utterance with score and label is in the split '{name}'; there are: {', '.join(found) or 'none'}."
         )
-    return name, pairs.select(column == name)
+    # A label that no row of the scores belongs to may be of any split, if it does not say.
+    missing, absent = pairs.missing["split"], pc.equal(pairs.missing["status"], "absent")
+    missing = pc.if_else(pc.is_null(missing), absent, pc.equal(missing, name))
+    return name, pairs.select(column == name, missing.to_numpy())
 
 
 def leave_out(pairs: Pairs, path: str) -> Pairs:
@@ -282,8 +310,10 @@ def leave_out(pairs: Pairs, path: str) -> Pairs:
     if "utt_id" not in keys:
         raise LabelError(f"--exclude {path} has no column utt_id; it needs one, with the utterances to leave out.")
     listed = set(zip(*(ids.to_pylist() for ids in keys.values()), strict=True))
-    rows = zip(*(pairs.place[name].to_pylist() for name in keys), strict=True)
-    kept = np.fromiter((row not in listed for row in rows), bool, len(pairs))
+    kept, missing = (
+        np.array([row not in listed for row in zip(*(table[name].to_pylist() for name in keys), strict=True)], bool)
+        for table in (pairs.place, pairs.missing)
+    )
     if not kept.any():
         raise LabelError(f"--exclude {path} lists all {len(pairs):,} utterances with score and label; none is left.")
     if kept.all():
@@ -293,7 +323,7 @@ def leave_out(pairs: Pairs, path: str) -> Pairs:
         )
     else:
         say(f"left out: {(~kept).sum():,} of {len(pairs):,} utterances with score and label, by --exclude {path}")
-    return pairs.select(kept)
+    return pairs.select(kept, missing)
 
 
 def in_common(first: Pairs, second: Pairs) -> tuple[Pairs, Pairs]:
@@ -328,6 +358,10 @@ def row_keys(table: pa.Table) -> pa.Array:
 
 def _matrix(table: pa.Table, names: list[str] | tuple[str, ...]) -> np.ndarray:
     return np.stack([table[name].cast(pa.float64()).to_numpy(zero_copy_only=False) for name in names], axis=1)
+
+
+def _counts(values: pa.ChunkedArray) -> dict[str, int]:
+    return {item["values"]: item["counts"] for item in values.value_counts().to_pylist()}
 
 
 def _example(table: pa.Table) -> str:
