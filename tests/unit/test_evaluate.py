@@ -346,6 +346,24 @@ def test_with_an_exclusion_nobody_is_told_to_exclude(tmp_path, rows, capsys):
     assert "trained on" not in said
 
 
+def test_scores_of_a_model_that_knows_the_utterances_are_a_warning(tmp_path, rows, capsys):
+    """As after a training over folds, which does not use the splits of the store."""
+    known = [row for row in rows if row["split"] == "dev"][:9]
+    table = pa.table({name: [row[name] for row in known] for name in ("session_id", "utt_id")})
+    used = table.append_column("split", pa.array(["train"] * 4 + ["dev"] * 3 + ["calib"] * 2))
+    files.write_parquet_whole(tmp_path / "run" / "used.parquet", used)
+    made_by = [{"fingerprint": "a", "path": str(tmp_path / "run" / "best")}, {"fingerprint": "b"}]
+    scored = write_scores(tmp_path / "scores", rows, checkpoints=made_by)
+    labels = write_manifest(tmp_path / "m.jsonl", rows)
+    evaluate(scored, labels, str(tmp_path / "out"), QUICK)
+    assert "warning" not in capsys.readouterr().out
+    evaluate(scored, labels, str(tmp_path / "out"), QUICK, split="dev")
+    assert "warning: 7 of the 135 utterances that are evaluated are known to the model of" in capsys.readouterr().out
+    other = write_scores(tmp_path / "other", rows)
+    evaluate(other, labels, str(tmp_path / "out"), QUICK, split="dev", compare=scored)
+    assert capsys.readouterr().out.count("are known to the model of") == 1
+
+
 def test_two_sets_of_scores_are_compared_on_what_both_have(tmp_path, rows, scored):
     rng = np.random.default_rng(9)
     worse = [row | {"prediction": np.clip(row["prediction"] + rng.normal(0, 0.2, 2), 0, 1)} for row in rows]

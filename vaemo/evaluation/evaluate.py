@@ -22,7 +22,7 @@ from vaemo.errors import UsageError
 from vaemo.evaluation import pictures
 from vaemo.evaluation.bootstrap import METRICS, Resampled, SessionSums, defined, metrics_of
 from vaemo.evaluation.fed import replay_fed
-from vaemo.evaluation.pairs import Pairs, choose_split, has_features, in_common, leave_out, read_pairs
+from vaemo.evaluation.pairs import Pairs, choose_split, has_features, in_common, leave_out, read_pairs, warn_of_used
 from vaemo.metrics import spearman, spearman_interval
 from vaemo.model.checkpoint import ERRORS, WEIGHTS
 from vaemo.model.settling import ErrorByPosition, drawn_to_mean
@@ -88,6 +88,9 @@ def evaluate(
         every, pairs = pairs, leave_out(pairs, exclude)
         excluded = {"excluded": {"list": str(exclude), "n": len(every) - len(pairs)}}
     chosen, tested = choose_split(pairs, split, excluded=exclude is not None)
+    if chosen != "all" or excluded:
+        # Else a warning of all splits has been printed.
+        warn_of_used(tested, scored)
     about = {"scores": str(scored), "labels": str(labels), "split": chosen, **excluded, **_facts(tested, config)}
     result: dict[str, Any] = {**about, **_measures(pairs, tested, config)}
     errors = _errors_by_position(tested)
@@ -101,6 +104,7 @@ def evaluate(
         result["by"] = {name: _by(tested, column, config) for name, column in grouped.items()}
     if compare is not None:
         both = in_common(tested, read_pairs(compare, labels, config, quiet=True))
+        warn_of_used(both[1], compare)
         result["compare"] = {"scores": str(compare), **compare_pairs(*both, config)}
     drawn = _drawn(tested, errors)
     if checkpoint is not None:

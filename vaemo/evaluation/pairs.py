@@ -5,6 +5,7 @@ Reads a folder of scores and a store or a manifest; used by evaluation and repor
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,11 +18,12 @@ from vaemo import files, scores
 from vaemo.config import Config
 from vaemo.data.manifest import read_manifest
 from vaemo.data.sessions import LabelRanges, label_ranges, spread_labels
-from vaemo.errors import LabelError, ReadManifestError, ReadScoresError
+from vaemo.errors import LabelError, ReadManifestError, ReadScoresError, StorageError
 from vaemo.progress import say
 from vaemo.store import FeatureStore, is_store
 from vaemo.tables import codes, typed, with_column
 from vaemo.targets import Target, names_of, session_names, utterance_names
+from vaemo.training.run_folder import USED, used_by
 from vaemo.units import DIMENSIONS, LabelScale
 
 KEYS = ("session_id", "utt_id")
@@ -354,6 +356,33 @@ def in_common(first: Pairs, second: Pairs) -> tuple[Pairs, Pairs]:
 def row_keys(table: pa.Table) -> pa.Array:
     """The `KEYS` of each row as one text."""
     return pc.binary_join_element_wise(*(table[key].cast(pa.string()) for key in KEYS), "\0").combine_chunks()
+
+
+def used_rows(table: pa.Table, checkpoint: str) -> np.ndarray | None:
+    """Which rows RUN/used.parquet beside a checkpoint lists as `train` or `dev`; None where there is no such file."""
+    used = used_by(checkpoint)
+    if used is None:
+        return None
+    known = used.filter(pc.is_in(used["split"], pa.array(["train", "dev"])))
+    return pc.is_in(row_keys(table), value_set=row_keys(known)).to_numpy(zero_copy_only=False)
+
+
+def warn_of_used(pairs: Pairs, scored: str) -> None:
+    """Print a warning if checkpoints that made scores were trained on these utterances or chosen by them.
+
+    Says nothing where the checkpoints are out of reach.
+    """
+    used = np.zeros(len(pairs), bool)
+    for each in scores.read_provenance(scored).get("checkpoints", []):
+        with contextlib.suppress(OSError, StorageError):
+            rows = used_rows(pairs.place, each["path"]) if "path" in each else None
+            used |= False if rows is None else rows
+    if n := int(used.sum()):
+        say(
+            f"warning: {n:,} of the {len(pairs):,} utterances that are evaluated are known to the model of {scored}: "
+            f"{USED} beside its checkpoint lists them as train or dev. Leave them out with --exclude RUN/{USED}; after "
+            "train --folds, evaluate RUN/oof."
+        )
 
 
 def _matrix(table: pa.Table, names: list[str] | tuple[str, ...]) -> np.ndarray:

@@ -158,8 +158,8 @@ class Run:
             "settings": settings,
             "config_fingerprint": self.config.fingerprint("score", "sessions", "audio", "vad", "features", "labels"),
             "checkpoints": [
-                {"fingerprint": checkpoint.fingerprint, "provenance": checkpoint.provenance}
-                for checkpoint in self.checkpoints
+                {"fingerprint": checkpoint.fingerprint, "path": path, "provenance": checkpoint.provenance}
+                for checkpoint, path in zip(self.checkpoints, self.request.checkpoints, strict=True)
             ],
             "extractors": self.extractors,
             "scan": first.model.scan_used("cpu"),

@@ -206,6 +206,8 @@ def _fit_all(
     """Run the trainings that have not finished; the first that fails is raised once the others have ended."""
     if places.held_out is None:
         _say_split(data)
+    elif data.table["split"].null_count < len(data.table):
+        say(f"the splits of {data.store.path} are not used, as folds make their own: evaluate {places.held_out}")
     jobs = _jobs(data, places.runs)
     if len(jobs) > 1:
         seeds = len(jobs) // len(data.parts)

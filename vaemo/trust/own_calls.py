@@ -17,14 +17,14 @@ import pyarrow.compute as pc
 from vaemo import files, scores
 from vaemo.config import Config
 from vaemo.errors import LabelError, UsageError, named
-from vaemo.evaluation.pairs import read_labels, row_keys
+from vaemo.evaluation.pairs import read_labels, row_keys, used_rows
 from vaemo.metrics import Moments
 from vaemo.model.checkpoint import copy_checkpoint, load_checkpoint
 from vaemo.progress import say
 from vaemo.tables import with_column
 from vaemo.targets import utterance_names
 from vaemo.training.card import write_card
-from vaemo.training.run_folder import USED, used_by
+from vaemo.training.run_folder import USED
 from vaemo.trust import conformal
 from vaemo.trust.calibration import CALIB_SPLIT, HELD_OUT, OWN_CALLS, Calibration, Correction, calibrate
 from vaemo.trust.novelty import NOVELTY
@@ -180,10 +180,9 @@ def _used(table: pa.Table, checkpoints: Sequence[str]) -> np.ndarray:
     """Which rows the checkpoints were trained on or chosen by, as far as files beside them tell."""
     used = np.zeros(table.num_rows, bool)
     for checkpoint in checkpoints:
-        known = used_by(checkpoint)
-        if known is not None:
-            known = known.filter(pc.is_in(known["split"], pa.array(["train", "dev"])))
-            used |= pc.is_in(row_keys(table), value_set=row_keys(known)).to_numpy(zero_copy_only=False)
+        rows = used_rows(table, checkpoint)
+        if rows is not None:
+            used |= rows
         elif table["split"].null_count == table.num_rows:
             say(
                 f"warning: nothing tells which calls {checkpoint} was trained on: the scores name no split, and there "

@@ -2,6 +2,7 @@
 
 import json
 
+import pyarrow.compute as pc
 import pytest
 from scoring_cases import SMALL, run
 from trust_cases import SPLIT, make_store
@@ -22,7 +23,7 @@ def train(store, out, **options):
     return vaemo.train(store=store, out=out, config=QUICK, executor="process", **options).checkpoints
 
 
-def test_models_of_folds_are_calibrated_together_on_what_they_did_not_see(tmp_path):
+def test_models_of_folds_are_calibrated_together_on_what_they_did_not_see(tmp_path, capsys):
     store = make_store(tmp_path / "store", lengths=(4, 8))
     checkpoints = [str(path) for path in train(store, tmp_path / "run", folds="k=2")]
     assert len(checkpoints) == 2
@@ -33,6 +34,13 @@ def test_models_of_folds_are_calibrated_together_on_what_they_did_not_see(tmp_pa
         assert not Novelty.read(checkpoint).from_dev
     rows = run(store, ",".join(checkpoints), str(tmp_path / "scores"))
     assert rows["valence_low"].null_count == 0
+    said = capsys.readouterr().out
+    assert f"the splits of {store} are not used, as folds make their own: evaluate {tmp_path / 'run' / 'oof'}" in said
+    tested = pc.sum(pc.equal(rows["split"], "test")).as_py()
+    for scored, warned in ((tmp_path / "scores", True), (tmp_path / "run" / "oof", False)):
+        vaemo.evaluate(scores=scored, labels=store, out=tmp_path / "out", set=["evaluate.bootstrap=0"])
+        warning = f"warning: {tested:,} of the {tested:,} utterances that are evaluated are known to the model"
+        assert (warning in capsys.readouterr().out) == warned
     held, mine = str(tmp_path / "run" / "oof"), str(tmp_path / "mine")
     assert calibrate_calls(held, store, checkpoints, mine, QUICK)[0].made_on == HELD_OUT
     with pytest.raises(UsageError, match="Give the checkpoints that made the scores"):
