@@ -243,6 +243,19 @@ def test_nobody_is_told_to_set_what_is_set(tmp_path, rows, scored, kind):
     assert str(caught.value).endswith("8.2, outside [1, 7], which is labels.range. Correct the label, or labels.range.")
 
 
+@pytest.mark.parametrize("said", [[-1, 1], {"valence": [-1, 1], "arousal": [0, 1]}])
+def test_a_range_that_is_assumed_and_not_that_of_training_is_a_warning(tmp_path, rows, capsys, said):
+    scored = write_scores(tmp_path / "scores", rows, label_range=[0, 1], native_range=said)
+    labels = write_manifest(tmp_path / "m.jsonl", rows)
+    evaluate(scored, labels, str(tmp_path / "out"), QUICK, compare=scored)
+    text = capsys.readouterr().out
+    names = "valence" if isinstance(said, dict) else "valence, arousal"
+    assert text.count(f"warning: labels of {names} in {labels} are read on [0, 1], the range of the scores; in") == 1
+    assert "in training they were on [-1, 1]. If these are too, set labels.range" in text
+    evaluate(scored, labels, str(tmp_path / "out"), QUICK.replace({"labels": {"range": [0, 1]}}))
+    assert "warning" not in capsys.readouterr().out
+
+
 def test_a_store_that_says_its_range_is_believed(tmp_path, rows, scored):
     write_store(tmp_path / "store" / "part-0.parquet", rows, native)
     files.write_json(tmp_path / "store" / "_vaemo.json", store_info({}, [0, 1], [1, 7], {}))

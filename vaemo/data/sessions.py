@@ -69,12 +69,14 @@ class LabelRange:
         native: The corpus's own.
         model: The range that they are mapped onto.
         cure: The end of the error message: where the range comes from, and what to do about a value outside it.
+        assumed: Whether neither a store nor `labels.range` says it, so that it is the model's.
     """
 
     scale: LabelScale
     native: LabelScale
     model: LabelScale
     cure: str
+    assumed: bool = False
 
 
 class LabelRanges(dict[str, LabelRange]):
@@ -152,7 +154,7 @@ def label_ranges(
 
 def _label_range(config: Config, store: FeatureStore | None, model: LabelScale, name: str) -> LabelRange:
     info = store.info if store else {}
-    native = None
+    native, assumed = None, False
     if (held := info.get("label_range")) and name in info.get("targets", DIMENSIONS):
         scale = LabelScale(*held)
         native = info.get("native_range")
@@ -162,9 +164,9 @@ def _label_range(config: Config, store: FeatureStore | None, model: LabelScale, 
         scale = LabelScale(*own)
         cure = ", which is labels.range. Correct the label, or labels.range."
     else:
-        scale = model
+        scale, assumed = model, True
         cure = ". Give the corpus's own range, such as --set labels.range=[1,7], or correct the label."
-    return LabelRange(scale, LabelScale(*native) if native else scale, model, cure)
+    return LabelRange(scale, LabelScale(*native) if native else scale, model, cure, assumed)
 
 
 def read_sessions(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -116,14 +116,14 @@ def read_pairs(scored: str, labels: str, config: Config, *, quiet: bool = False)
         scored: The folder of scores.
         labels: The store or the manifest.
         config: Section `labels`.
-        quiet: Do not print which targets of the scores have no labels.
+        quiet: Do not print which targets of the scores have no labels, and which range of labels is assumed.
 
     Raises:
         LabelError: if there are no labels, one lies outside its range, or no labelled utterance is scored.
         ReadScoresError: if an utterance is scored twice.
     """
-    (scale, _), targets = scores.read_scales(scored), scores.read_targets(scored)
-    known, ranges = read_labels(labels, config, scale, targets)
+    (scale, native), targets = scores.read_scales(scored), scores.read_targets(scored)
+    known, ranges = read_labels(labels, config, scale, targets, None if quiet else native)
     names = tuple(ranges)
     if not quiet and len(names) < len(names_of(targets)):
         lacking = ", ".join(name for name in names_of(targets) if name not in names)
@@ -153,13 +153,13 @@ def read_pairs(scored: str, labels: str, config: Config, *, quiet: bool = False)
             f"none of the {known.num_rows:,} labelled utterances of {labels} has a score in {scored}: ids there are "
             f"such as {_example(known)}, here {_example(table)}. Give the labels that belong to these scores."
         )
-    native = {name: held.native for name, held in ranges.items()}
+    natives = {name: held.native for name, held in ranges.items()}
     return Pairs(
         place.filter(pa.array(kept)),
         prediction[kept],
         label[kept],
         scale,
-        native if any(own != scale for own in native.values()) else None,
+        natives if any(own != scale for own in natives.values()) else None,
         weight[kept],
         _ranks(place, has_score | pc.equal(status, "unfit").to_numpy())[kept],
         pa.concat_tables(_lost(place.append_column("status", status), rows, target) for target, rows in lost.items()),
@@ -221,7 +221,11 @@ def _keep_scored_labels(
 
 
 def read_labels(
-    path: str, config: Config, scale: LabelScale, targets: Sequence[str | Target] = DIMENSIONS
+    path: str,
+    config: Config,
+    scale: LabelScale,
+    targets: Sequence[str | Target] = DIMENSIONS,
+    trained_on: LabelScale | Mapping[str, LabelScale] | None = None,
 ) -> tuple[pa.Table, LabelRanges]:
     """The labelled utterances of a store or a manifest.
 
@@ -230,6 +234,7 @@ def read_labels(
         config: Section `labels`.
         scale: The range of the scores.
         targets: Whose labels are wanted.
+        trained_on: The range of the labels of training, if known; a warning says where it is another than is assumed.
 
     Returns:
         table: `KEYS`, `PLACE`, and the targets that are labelled mapped onto `scale` (see
@@ -253,8 +258,18 @@ def read_labels(
             table = with_column(table, name, pa.array(spread_labels(table, name), from_pandas=True))
     labelled = functools.reduce(pc.or_, (pc.is_valid(table[name]) for name in names))
     ranges = label_ranges(config, store, scale, names)
-    table = table.filter(labelled)
-    return ranges.mapped(table, names, path), ranges
+    table = ranges.mapped(table.filter(labelled), names, path)
+    others: dict[LabelScale, list[str]] = {}
+    for name, held in ranges.items():
+        own = trained_on.get(name) if isinstance(trained_on, Mapping) else trained_on
+        if held.assumed and own and own != scale:
+            others.setdefault(own, []).append(name)
+    for own, of in others.items():
+        say(
+            f"warning: labels of {', '.join(of)} in {path} are read on [{scale.low:g}, {scale.high:g}], the range of "
+            f"the scores; in training they were on [{own.low:g}, {own.high:g}]. If these are too, set labels.range."
+        )
+    return table, ranges
 
 
 def has_features(path: str) -> bool:

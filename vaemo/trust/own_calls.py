@@ -60,12 +60,12 @@ def calibrate_calls(
         UsageError: if the scores are of other checkpoints, or corrected already.
         LabelError: if no labelled session may be calibrated on.
     """
-    scale, _ = scores.read_scales(scored)
+    scale, native = scores.read_scales(scored)
     loaded = [load_checkpoint(path) for path in checkpoints]
     provenance = scores.read_provenance(scored)
     _check_made_by(provenance, scored, [each.fingerprint for each in loaded])
     targets = scores.read_targets(scored)
-    known, _ = read_labels(labels, config, scale, targets)
+    known, _ = read_labels(labels, config, scale, targets, native)
     names = [name for name in utterance_names(targets) if name in known.column_names]
     table = _labelled(scored, known, names)
     held_out = bool(provenance.get("held_out"))
