@@ -9,7 +9,8 @@ import pytest
 
 from vaemo import files, metrics, scores
 from vaemo.config import Config, ScoreConfig
-from vaemo.errors import LabelError, ReadManifestError, ReadScoresError, UsageError
+from vaemo.errors import LabelError, ReadManifestError, ReadScoresError, ReadVoicesError, UsageError
+from vaemo.evaluation.diarisation import evaluate_voices
 from vaemo.evaluation.evaluate import evaluate, table_of
 from vaemo.store import store_info
 
@@ -496,6 +497,11 @@ def test_scores_of_other_ranges_are_not_compared(tmp_path, rows, scored):
     labels = write_manifest(tmp_path / "m.jsonl", rows)
     with pytest.raises(ReadScoresError, match=r"are on \[0, 1\], those compared with on \[-1, 1\]"):
         evaluate(scored, labels, str(tmp_path / "out"), QUICK, compare=other)
+
+
+def test_a_message_about_a_reference_of_voices_names_the_option_of_evaluate(tmp_path, scored):
+    with pytest.raises(ReadVoicesError, match=r"^--rttm .*no\.rttm does not exist; give a file or a folder"):
+        evaluate_voices(scored, str(tmp_path / "no.rttm"), str(tmp_path / "out"))
 
 
 def test_nothing_warns_on_good_input(tmp_path, rows, scored):

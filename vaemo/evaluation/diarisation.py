@@ -41,7 +41,7 @@ def evaluate_voices(scores: str, reference: str, out: str) -> dict[str, Any]:
         if row["start_s"] is not None:
             turns.append((row["start_s"], row["end_s"], row["speaker_id"]))
     session_ids = list(spoken)
-    truth = read_voices(reference, session_ids)
+    truth = read_voices(reference, session_ids, "--rttm")
     if not truth:
         raise ReadVoicesError(f"{scores} holds no call; there is nothing to compare with {reference}.")
     pairs = [

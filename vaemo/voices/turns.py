@@ -53,23 +53,24 @@ class Turn:
     channel: int | None = None
 
 
-def read_voices(path: str, session_ids: Sequence[str]) -> dict[int, tuple[Turn, ...]]:
+def read_voices(path: str, session_ids: Sequence[str], option: str = "--voices-from") -> dict[int, tuple[Turn, ...]]:
     """The turns of sessions, by their index.
 
     Args:
         path: A file, or a folder of files such as `CALL.rttm` and `CALL.json`, at any depth. A recording is meant by
             its path below the archive, with or without its suffix, or by its bare name where that is unambiguous.
         session_ids: Of the recordings.
+        option: That gave the path, for messages.
 
     Raises:
         ReadVoicesError: if a file cannot be read as any of the formats, has times that cannot be, is of two recordings
             alike or one of two for the same recording, or if nothing is of any of these recordings.
     """
     if not files.exists(path):
-        raise ReadVoicesError(f"--voices-from {path} does not exist; give a file or a folder: {_SAY_FORMATS}.")
+        raise ReadVoicesError(f"{option} {path} does not exist; give a file or a folder: {_SAY_FORMATS}.")
     found = {path: posixpath.basename(path)} if files.is_file(path) else _below(path)
     if not found:
-        raise ReadVoicesError(f"--voices-from {path} holds no file named *.rttm or *.json; {_SAY_FORMATS}.")
+        raise ReadVoicesError(f"{option} {path} holds no file named *.rttm or *.json; {_SAY_FORMATS}.")
     with ThreadPoolExecutor(_READERS) as pool:
         read = pool.map(_read_file, found, found.values())
         by_name = [(name, file, turns) for file, held in zip(found, read, strict=True) for name, turns in held.items()]
@@ -81,14 +82,14 @@ def read_voices(path: str, session_ids: Sequence[str]) -> dict[int, tuple[Turn, 
             continue
         if number in voices:
             raise ReadVoicesError(
-                f"--voices-from {path}: {named(session_ids[number])} has turns in two places, one of them "
+                f"{option} {path}: {named(session_ids[number])} has turns in two places, one of them "
                 f"{named(file)}. Keep one."
             )
         voices[number] = tuple(sorted(turns, key=lambda turn: (turn.start_s, turn.end_s)))
     if not voices and session_ids:
         known = f"such as {named(by_name[0][0].rpartition(chr(0))[2])}" if by_name else "none at all"
         raise ReadVoicesError(
-            f"--voices-from {path} is of none of the {len(session_ids):,} recordings: they are called such as "
+            f"{option} {path} is of none of the {len(session_ids):,} recordings: they are called such as "
             f"{named(session_ids[0])}, those in it {known}. Name them alike."
         )
     return voices
