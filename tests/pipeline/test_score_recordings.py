@@ -1,6 +1,8 @@
 """Recordings and manifests are scored: customers alone unless somebody says otherwise, every bad file a row."""
 
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -150,6 +152,27 @@ def test_a_call_that_may_not_be_processed_is_not_decoded(recordings, checkpoint,
     path.write_text(f"path,role_ch0,process\n{names[0]},customer,perhaps\n")
     with pytest.raises(ReadManifestError, match="column process says 'perhaps' of a call; it must be true or false"):
         run(folder, checkpoint, tmp_path / "out", calls=str(path))
+
+
+def test_an_objection_holds_for_copies_of_the_recording(recordings, checkpoint, tmp_path):
+    folder, names, _ = recordings
+    copies, path = tmp_path / "copies", tmp_path / "calls.csv"
+    copies.mkdir()
+    for name, source in (("a.wav", names[0]), ("b.wav", names[0]), ("c.wav", names[1])):
+        shutil.copy(Path(folder, source), copies / name)
+    # The first name is the one that stays where copies are done once.
+    path.write_text(
+        "path,role_ch0,role_ch1,process\na.wav,customer,agent,\nb.wav,agent,customer,no\nc.wav,customer,agent,\n"
+    )
+    rows = run(copies, checkpoint, tmp_path / "out", calls=str(path)).to_pylist()
+    status = {
+        name: {row["status"] for row in rows if row["session_id"] == name} for name in ("a.wav", "b.wav", "c.wav")
+    }
+    assert status["a.wav"] == status["b.wav"] == {"withheld"}
+    assert "ok" in status["c.wav"]
+    assert {row["reason"] for row in rows if row["session_id"] == "a.wav"} == {
+        "the table of calls says that a recording with the same bytes may not be processed"
+    }
 
 
 def test_roles_unknown_scores_every_channel(recordings, checkpoint, tmp_path):

@@ -17,6 +17,7 @@ import numpy as np
 import vaemo
 from vaemo import files
 from vaemo.audio import READING
+from vaemo.audio.archive import find_twins
 from vaemo.config import Config
 from vaemo.data.speakers import Enrolments, note_unnamed_speakers
 from vaemo.errors import FeatureMismatchError, ReadManifestError, UsageError, named, rendered
@@ -263,8 +264,8 @@ def _judge(paths: Sequence[str], checkpoints: Sequence[Checkpoint], config: Conf
 def without_withheld(listing: Listing, calls: Calls, key: IdKey | None = None) -> Listing:
     """The listing, with sessions that must not be processed marked, so that they are not read.
 
-    A table may name calls of other sources too; an objection that applies to none here may also be mistyped, so it is
-    said.
+    So are copies of them, which are compared by their bytes. A table may name calls of other sources too; an objection
+    that applies to none here may also be mistyped, so it is said.
     """
     if stray := calls.stray_objections(listing.session_ids):
         told = (
@@ -274,7 +275,21 @@ def without_withheld(listing: Listing, calls: Calls, key: IdKey | None = None) -
         _say(told, key)
     refused = np.flatnonzero(calls.withheld(listing.session_ids)).tolist()
     withheld = Problem("withheld", "the table of calls says that it may not be processed")
-    return replace(listing, problems={**listing.problems, **dict.fromkeys(refused, withheld)})
+    copied = Problem("withheld", "the table of calls says that a recording with the same bytes may not be processed")
+    problems = {**dict.fromkeys(_copies_of(refused, listing), copied), **dict.fromkeys(refused, withheld)}
+    return replace(listing, problems={**listing.problems, **problems})
+
+
+def _copies_of(refused: Sequence[int], listing: Listing) -> list[int]:
+    """The other recordings whose bytes are those of one of these."""
+    if not listing.files:
+        return []
+    sizes = {listing.files[number].size for number in refused}
+    same = {number: found for number, found in enumerate(listing.files) if found.size in sizes}
+    twins = find_twins(list(same.values()), known={}, group=lambda _: None)
+    first = {number: twins.get(found.name, found.name) for number, found in same.items()}
+    withheld = {first[number] for number in refused}
+    return [number for number, name in first.items() if name in withheld]
 
 
 def _with_checkpoints(config: Config, checkpoints: Sequence[Checkpoint], source: Source, where: str) -> Config:

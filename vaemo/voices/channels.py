@@ -36,6 +36,9 @@ _SNAP_S = 0.25
 _SHORT_S = 0.5
 """Shorter speech, such as a backchannel, is too short to attribute with certainty."""
 
+_PAUSE_S = 1.0
+"""Speech that no given turn covers goes to its neighbours up to this length; longer, its speaker is not known."""
+
 _PAST_END_S = 1.0
 """How far given turns may end after the recording."""
 
@@ -260,7 +263,7 @@ class VoiceCutter:
     def _by_near(
         self, channel: int, heard: _Heard, starts: np.ndarray, ends: np.ndarray, whose: np.ndarray, edges: np.ndarray
     ) -> list[Piece]:
-        """An utterance cut where turns begin and end; pauses between them go to their neighbours."""
+        """An utterance cut where turns begin and end; short pauses between them go to their neighbours."""
         if not len(starts):
             return [Piece(channel, heard.start_s, heard.end_s, None, None)]
         inner = edges[(edges > heard.start_s) & (edges < heard.end_s)]
@@ -271,11 +274,16 @@ class VoiceCutter:
             middle = (begin + end) / 2
             active = np.unique(whose[(starts <= middle) & (ends > middle)])
             labels.append(int(active[0]) if len(active) == 1 else -2 if len(active) else -1)
+        bare = [span for span, label in zip(itertools.pairwise(bounds), labels, strict=True) if label == -1]
         runs = _without_pauses(bounds, labels)
         cut = _long_enough([start for start, _, _ in runs] + [heard.end_s], [label for *_, label in runs],
                            self._vad.min_utterance_s)  # fmt: skip
         pieces = []
         for start_s, end_s, label in cut:
+            bare_s = sum(max(min(b, end_s) - max(a, start_s), 0.0) for a, b in bare)
+            if label == -1 or 2.0 * bare_s > end_s - start_s:
+                pieces.append(Piece(channel, start_s, end_s, None, None))
+                continue
             shares = np.clip(np.minimum(ends, end_s) - np.maximum(starts, start_s), 0.0, None)
             spoken = np.bincount(whose, weights=shares, minlength=whose.max() + 1)
             voice = int(spoken.argmax()) if label == -2 else label
@@ -349,12 +357,18 @@ def _long_enough(edges: Sequence[float], labels: Sequence[int], least_s: float) 
 
 
 def _without_pauses(bounds: Sequence[float], labels: Sequence[int]) -> list[tuple[float, float, int]]:
-    """Runs of labels; time without a speaker (-1) is divided between its neighbours."""
-    runs = [(a, b, label) for a, b, label in zip(bounds[:-1], bounds[1:], labels, strict=True) if label != -1]
-    if not runs:
+    """Runs of labels; a short time without a speaker (-1) is divided between its neighbours."""
+    runs: list[list[Any]] = []
+    for begin, end, label in zip(bounds[:-1], bounds[1:], labels, strict=True):
+        if runs and label == -1 and runs[-1][2] == -1:
+            runs[-1][1] = end
+        else:
+            runs.append([begin, end, label])
+    kept = [run for run in runs if run[2] != -1 or run[1] - run[0] > _PAUSE_S]
+    if not kept:
         return [(bounds[0], bounds[-1], -1)]
-    edges = [bounds[0], *((a[1] + b[0]) / 2 for a, b in itertools.pairwise(runs)), bounds[-1]]
-    return [(a, b, run[2]) for a, b, run in zip(edges[:-1], edges[1:], runs, strict=True)]
+    edges = [bounds[0], *((a[1] + b[0]) / 2 for a, b in itertools.pairwise(kept)), bounds[-1]]
+    return [(a, b, run[2]) for a, b, run in zip(edges[:-1], edges[1:], kept, strict=True)]
 
 
 def _renumbered(channel: int, pieces: Sequence[Piece], facts: Callable[[int], dict]) -> tuple[list[Piece], list[Voice]]:

@@ -215,3 +215,21 @@ def test_brought_backchannels_leave_the_utterance_whole_and_less_certain():
 def test_turns_of_another_recording_do_not_fit(turns, n, message):
     misfit = VoiceCutter(n, VoicesConfig(), VadConfig(), turns, embed=embed).misfit(n, 10.0)
     assert misfit is None if message is None else message in misfit
+
+
+@pytest.mark.parametrize(
+    ("turns", "expected"),
+    [
+        # A pause between two turns is theirs; what is long is of somebody whom nobody named.
+        ([("ann", 0.0, 2.0), ("ben", 2.6, 6.0)], [(0, 2.3, 0), (2.3, 6, 1)]),
+        ([("ann", 0.2, 2.0)], [(0, 2, 0), (2, 6, None)]),
+        ([("ann", 2.0, 4.0)], [(0, 2, None), (2, 4, 0), (4, 6, None)]),
+        ([("ann", 0.0, 1.0), ("ben", 4.0, 6.0)], [(0, 1, 0), (1, 4, None), (4, 6, 1)]),
+        ([("ann", 0.0, 1.0), ("ben", 4.9, 5.1)], [(0, 1, 0), (1, 4.9, None), (4.9, 6, None)]),
+        ([("ann", 9.0, 10.0)], [(0, 6, None)]),
+    ],
+)
+def test_speech_that_no_turn_covers_is_nobodys(turns, expected):
+    given = [Turn(start_s, end_s, name) for name, start_s, end_s in turns]
+    pieces, _ = cut(utterance(0, (0, 6.0)), turns=given)
+    assert places(pieces) == expected
