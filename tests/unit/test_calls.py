@@ -1,5 +1,6 @@
 """The table of calls: read from every format, refused where it is ambiguous."""
 
+import datetime
 import json
 
 import pyarrow as pa
@@ -103,3 +104,28 @@ def test_what_cannot_be_read_is_refused(tmp_path, kind):
         (tmp_path / "deep.jsonl").write_text('{"session_id": "a", "x": ' + "[" * 100_000 + "]" * 100_000 + "}")
         with pytest.raises(ReadManifestError, match="its values are nested too deeply"):
             read_calls(str(tmp_path / "deep.jsonl"))
+
+
+@pytest.mark.parametrize("kind", ["parquet", "csv", "jsonl"])
+@pytest.mark.parametrize(
+    "date",
+    ["23.11.2026", "11/23/2026", "20261123", 46349, "2026-11-31", "2026-11", "2026-11-23 late", "../../../e", "#N/A"],
+)
+def test_a_date_that_is_no_day_is_refused(tmp_path, kind, date):
+    rows = [{"session_id": "a", "date": None}, {"session_id": "b", "date": date}]
+    with pytest.raises(ReadManifestError, match=rf"row 2: date of the call 'b' is .*{date}.*such as 2026-11-23"):
+        read_calls(write(tmp_path, kind, rows))
+
+
+@pytest.mark.parametrize("kind", ["parquet", "csv", "jsonl"])
+def test_days_may_have_times_behind_them_and_be_missing(tmp_path, kind):
+    dates = [None, "", " ", "2026-11-23", "2026-11-23T00:30:00+02:00", "2026-11-23 23:59", " 2026-11-23 10:00:00.123Z "]
+    rows = [{"session_id": str(number), "date": date} for number, date in enumerate(dates)]
+    assert read_calls(write(tmp_path, kind, rows)).rows["date"].to_pylist() == [None] * 3 + ["2026-11-23"] * 4
+
+
+def test_days_of_other_types_are_read(tmp_path):
+    when = datetime.datetime(2026, 11, 23, 10)
+    for value in (when, when.date(), when.replace(tzinfo=datetime.UTC)):
+        path = write(tmp_path, "parquet", [{"session_id": "a", "date": value}])
+        assert read_calls(path).rows["date"].to_pylist() == ["2026-11-23"]

@@ -132,6 +132,13 @@ def test_nothing_is_erased_by_an_unclear_command(tmp_path):
     scores.write_part(f"{tmp_path}/undated", "part-0.parquet", undated, ScoreConfig())
     with pytest.raises(UsageError, match="has no column date"):
         tend.main(["erase", "--scores", f"{tmp_path}/undated", "--before", "2026-11-23"])
+    german = undated.append_column("date", pa.array(["24.10.2026"] * len(undated)))
+    files.write_json(f"{tmp_path}/german/{scores.PROVENANCE}", {})
+    scores.write_part(f"{tmp_path}/german", "part-0.parquet", german, ScoreConfig(), ["date"])
+    with pytest.raises(UsageError, match=r"the date of the call 'call-\d' is '24\.10\.2026', not a day such as"):
+        tend.main(["erase", "--scores", f"{tmp_path}/german", "--before", "2026-11-23", "--session", "call-1"])
+    assert scores.read_utterances(f"{tmp_path}/german").num_rows == len(german)
+    assert not Tombstones.read(f"{tmp_path}/german").hashes
     assert {path: content for path, content in everything_in(tmp_path).items() if path in before} == before
 
 

@@ -16,6 +16,7 @@ import posixpath
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import date
 
 import numpy as np
 import pyarrow as pa
@@ -28,7 +29,7 @@ from vaemo.audio.several import OFFSET, Member, group_members, lies_at, plain, r
 from vaemo.errors import ReadManifestError, cause, named
 from vaemo.scores import SESSION_SCHEMA, SPREAD_SCHEMA, TRUST_SCHEMA, UTTERANCE_SCHEMA, WEIGHT_SCHEMA
 from vaemo.store import part_schema
-from vaemo.tables import delimiter_of, kind_of_file, too_nested, with_column
+from vaemo.tables import as_text, delimiter_of, kind_of_file, shown, too_nested, with_column
 
 DATE = "date"
 """Column by which scores are partitioned, as `date=2026-11-23`."""
@@ -42,6 +43,7 @@ AGENT_ID = "agent_id"
 _OF = "\0"
 """Between a session and one of its recordings in the ids of the rows of `Calls`."""
 
+_DAY_OR_TIME = r"^\d{4}-\d{2}-\d{2}([T ]\d{2}:\d{2}.*)?$"
 _ROLE = re.compile(r"role_(ch|v)(\d+)")
 _ID_COLUMNS = ("session_id", "path")
 _CSV = (".csv", ".tsv", ".tab", ".txt")
@@ -200,7 +202,7 @@ class Calls:
 def read_calls(path: str, root: str = "") -> Calls:
     """A table of calls.
 
-    Ids, paths and roles are the text in the file: `00123`, `1e5`, `NA` and `2026-11-23` stay what they are.
+    Ids, paths, roles and days are the text in the file: `00123`, `1e5`, `NA` and `2026-11-23` stay what they are.
 
     Args:
         path: `.parquet`, `.csv` (`.tsv`, `.tab`, `.txt`), or anything else as JSON Lines; the suffix in any case.
@@ -209,7 +211,7 @@ def read_calls(path: str, root: str = "") -> Calls:
     Raises:
         ReadManifestError: if the file cannot be read, has neither `session_id` nor `path`, names a call or a recording
             twice, says only of some recordings of a session where they begin, has a column that the scores have too,
-            or says of `process` neither true nor false.
+            says of `process` neither true nor false, or has a `date` that is no day such as `2026-11-23`.
     """
     table = _read(path)
     key = next((name for name in _ID_COLUMNS if name in table.column_names), None)
@@ -220,6 +222,14 @@ def read_calls(path: str, root: str = "") -> Calls:
     ids = _below(_text(table[key], key, path), root if key == "path" else "")
     if ids.null_count or pc.any(pc.equal(ids, "")).as_py():
         raise ReadManifestError(f"the table of calls {path} has a row without {key}; every call needs one.")
+    if DATE in table.column_names:
+        days, strange = days_of(table[DATE])
+        if strange is not None:
+            raise ReadManifestError(
+                f"the table of calls {path}, row {strange + 1}: {DATE} of the call {named(ids[strange].as_py())} is "
+                f"{shown(table[DATE][strange].as_py())}; it must be a day such as 2026-11-23, with or without a time "
+                "behind it, or empty."
+            )
     members = _members(table, ids, path, root) if key == "session_id" and "path" in table.column_names else {}
     several = {name: of_it for name, of_it in members.items() if len(of_it) > 1}
     counts = ids.value_counts()
@@ -249,8 +259,35 @@ def read_calls(path: str, root: str = "") -> Calls:
         columns[PROCESS] = _flags(table[PROCESS], path)
     columns |= {name: table[name] for name in others if name not in columns}
     if DATE in columns:
-        columns[DATE] = pc.utf8_slice_codeunits(columns[DATE].cast(pa.string()), 0, 10)
+        columns[DATE] = days
     return Calls(_with_recordings(pa.table(columns), several), members)
+
+
+def days_of(column: pa.ChunkedArray) -> tuple[pa.ChunkedArray, int | None]:
+    """The days of a column of dates, with or without times.
+
+    Returns:
+        days: As text such as `2026-11-23`, null where the column is empty.
+        strange: The first row that holds anything else, or None.
+    """
+    if pa.types.is_nested(column.type):
+        column = pa.chunked_array([as_text(column.to_pylist())])
+    texts = pc.utf8_trim_whitespace(column.cast(pa.string()))
+    texts = pc.if_else(pc.equal(texts, ""), pa.scalar(None, pa.string()), texts)
+    days = pc.utf8_slice_codeunits(texts, 0, 10)
+    known = pa.array([day for day in days.unique().to_pylist() if day and _is_day(day)], pa.string())
+    right = pc.and_(pc.is_in(days, value_set=known), pc.match_substring_regex(texts, _DAY_OR_TIME))
+    wrong = pc.and_(texts.is_valid(), pc.invert(right))
+    strange = pc.index(wrong, True).as_py()
+    return days, strange if strange >= 0 else None
+
+
+def _is_day(text: str) -> bool:
+    try:
+        date.fromisoformat(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _below(paths: pa.ChunkedArray, root: str) -> pa.ChunkedArray:
@@ -327,7 +364,7 @@ def _read_csv(content: bytes) -> pa.Table:
     text = pyarrow.csv.read_csv(pa.BufferReader(content), parse_options=parse, convert_options=as_text)
     for number, name in enumerate(typed.column_names):
         known = _named(name.strip())
-        ours = known in _ID_COLUMNS or _ROLE.fullmatch(known)
+        ours = known in (*_ID_COLUMNS, DATE) or _ROLE.fullmatch(known)
         if ours or not _written_so(typed.column(number), text.column(number)):
             typed = typed.set_column(number, name, text.column(number))
     return typed

@@ -17,15 +17,16 @@ import pyarrow.compute as pc
 from safetensors.torch import load, save
 
 from vaemo import files
-from vaemo.errors import OtherRunError, UsageError
+from vaemo.errors import OtherRunError, UsageError, named
 from vaemo.parts.index import FOLDER, forget
 from vaemo.parts.lease import lease
 from vaemo.parts.shards import Stamps, read_keys, session_of, tag_keys
 from vaemo.personalize import DELTAS, SPEAKERS, USED
 from vaemo.scores import SESSIONS, UTTERANCES, read_provenance, read_sessions
-from vaemo.scoring.calls import DATE
+from vaemo.scoring.calls import DATE, days_of
 from vaemo.scoring.ids import IdKey
 from vaemo.summary import SUMMARY
+from vaemo.tables import shown
 from vaemo.training.jobs import FAILURE
 from vaemo.trust.fit import FIT
 
@@ -158,7 +159,7 @@ def erase_sessions(
         missing: Of `session_ids`, those that no row was of.
 
     Raises:
-        UsageError: if the scores have no dates, and `before` asks for them.
+        UsageError: if `before` is given, and the scores have no dates, or one that is no day such as `2026-11-23`.
         OtherRunError: if the tombstones that are there were made with another key, or a run is writing the scores or a
             store: it has planned the calls already, and would bring them back.
     """
@@ -196,7 +197,14 @@ def _dated_before(scores: str, day: str) -> list[str]:
         raise UsageError(
             f"{scores} has no column {DATE}, so that --before tells nothing: no table of calls dated them."
         )
-    earlier = pc.less(sessions[DATE].cast(pa.string()), day)
+    days, strange = days_of(sessions[DATE])
+    if strange is not None:
+        raise UsageError(
+            f"{scores}: the {DATE} of the call {named(sessions['session_id'][strange].as_py())} is "
+            f"{shown(sessions[DATE][strange].as_py())}, not a day such as 2026-11-23, so that --before tells nothing. "
+            "Nothing was erased: name the calls with --sessions FILE."
+        )
+    earlier = pc.less(days, day)
     return sessions["session_id"].filter(pc.fill_null(earlier, False)).unique().to_pylist()
 
 
