@@ -129,3 +129,21 @@ def test_days_of_other_types_are_read(tmp_path):
     for value in (when, when.date(), when.replace(tzinfo=datetime.UTC)):
         path = write(tmp_path, "parquet", [{"session_id": "a", "date": value}])
         assert read_calls(path).rows["date"].to_pylist() == ["2026-11-23"]
+
+
+@pytest.mark.parametrize("kind", ["parquet", "csv", "jsonl"])
+@pytest.mark.parametrize("said", ["#N/A", "NA", "N/A", "null", "NULL", "nan", "NaN"])
+@pytest.mark.parametrize("other", ["", "true"])
+def test_what_process_says_is_never_taken_for_nothing(tmp_path, kind, said, other):
+    path = write(tmp_path, kind, [{"session_id": "a", "process": other}, {"session_id": "b", "process": said}])
+    with pytest.raises(ReadManifestError, match=f"column process says '{said.lower()}'"):
+        read_calls(path)
+
+
+def test_text_that_looks_as_if_it_were_missing_is_copied(tmp_path):
+    (tmp_path / "calls.csv").write_text("path,agent_id,country,csat,queue\nNA,7,NA,4,\nnull,NA,,N/A,\n")
+    calls = read_calls(str(tmp_path / "calls.csv"))
+    assert calls.agent_ids == {"NA": "7", "null": "NA"}
+    assert calls.rows["country"].to_pylist() == ["NA", ""]
+    assert calls.rows["csat"].to_pylist() == [4, None]
+    assert calls.rows["queue"].null_count == 2

@@ -364,10 +364,18 @@ def _read_csv(content: bytes) -> pa.Table:
     text = pyarrow.csv.read_csv(pa.BufferReader(content), parse_options=parse, convert_options=as_text)
     for number, name in enumerate(typed.column_names):
         known = _named(name.strip())
-        ours = known in (*_ID_COLUMNS, DATE) or _ROLE.fullmatch(known)
-        if ours or not _written_so(typed.column(number), text.column(number)):
-            typed = typed.set_column(number, name, text.column(number))
+        values, texts = typed.column(number), text.column(number)
+        ours = known in (*_ID_COLUMNS, PROCESS, DATE) or _ROLE.fullmatch(known)
+        # `NA` is a missing number, and a text like any other.
+        numbers = known != AGENT_ID and not pa.types.is_null(values.type)
+        if ours or not _written_so(values, texts) or not (numbers or _is_blank(texts.filter(values.is_null()))):
+            typed = typed.set_column(number, name, texts)
     return typed
+
+
+def _is_blank(texts: pa.ChunkedArray) -> bool:
+    """Whether none of the texts has a character that is seen."""
+    return pc.all(pc.equal(pc.utf8_trim_whitespace(texts), "")).as_py() is not False
 
 
 def _written_so(values: pa.ChunkedArray, texts: pa.ChunkedArray) -> bool:
