@@ -29,6 +29,9 @@ _READERS = 16
 _PAUSE_S = 1.0
 """Words of one speaker that are no further apart are one turn."""
 
+_NO_NAME = re.compile(r"<.*>|n/?a|none|null|nan|[-+.\de]+", re.IGNORECASE)
+"""What stands behind the name in an RTTM: a confidence, or that there is none."""
+
 _SAY_FORMATS = (
     "RTTM, WhisperX JSON with speakers, and Amazon Transcribe JSON (Call Analytics, or speaker labels) are read"
 )
@@ -119,7 +122,7 @@ def read_rttm(text: str, where: str) -> dict[str, list[Turn]]:
         where: The file, for messages.
 
     Raises:
-        ReadVoicesError: for a line that is cut short, and times that cannot be.
+        ReadVoicesError: for a line that is cut short, blanks in names, and times that cannot be.
     """
     turns: dict[str, list[Turn]] = {}
     for number, line in enumerate(text.splitlines(), 1):
@@ -130,6 +133,12 @@ def read_rttm(text: str, where: str) -> dict[str, list[Turn]]:
         if len(fields) < 8:
             raise ReadVoicesError(
                 f"{place} has {len(fields)} fields of 10: SPEAKER id channel start duration <NA> <NA> name <NA> <NA>."
+            )
+        # A blank in a name moves the fields behind it. Older writers leave out the last field, or two.
+        if len(fields) > 10 or fields[5][0].isdigit() or not all(map(_NO_NAME.fullmatch, fields[8:])):
+            raise ReadVoicesError(
+                f"{place} has a blank in a name: '{' '.join(fields)}'. Its fields are SPEAKER id channel start "
+                "duration <NA> <NA> name <NA> <NA>; write a blank in the id or the name as _."
             )
         name, channel, start, duration, speaker = fields[1], fields[2], fields[3], fields[4], fields[7]
         start_s = _seconds(start, place)

@@ -22,6 +22,11 @@ def test_other_lines_of_an_rttm_are_passed_over_and_channels_count_from_1():
     }
 
 
+@pytest.mark.parametrize("behind", ["", " <NA>", " <NA> <NA>", " 0.95", " 1.2e-3 <NA>", " NA -"])
+def test_an_rttm_may_have_a_confidence_behind_the_name(behind):
+    assert read_rttm(f"SPEAKER a 1 0 1 <NA> <NA> X{behind}", "f") == {"a": [Turn(0, 1, "X")]}
+
+
 def test_whisperx_words_say_who_speaks_where_they_are_aligned():
     words = [
         {"word": "yes", "start": 0.1, "end": 0.4, "speaker": "A"},
@@ -80,6 +85,13 @@ def test_json_that_cannot_be_meant_is_refused(text, message):
     ("line", "message"),
     [
         ("SPEAKER a 1 0 1", "has 5 fields"),
+        ("SPEAKER a 1 8.2 3 <NA> <NA> customer service <NA> <NA>", "blank in a name: .*customer service.*as _"),
+        ("SPEAKER a 1 8.2 3 <NA> <NA> customer service <NA>", "blank in a name"),
+        ("SPEAKER a 1 8.2 3 <NA> <NA> customer service", "blank in a name"),
+        ("SPEAKER call 1 1 0.5 1.5 <NA> <NA> customer <NA> <NA>", "blank in a name"),
+        ("SPEAKER call 1 1 0.5 1.5 <NA> <NA> customer <NA>", "blank in a name"),
+        ("SPEAKER call 1 1 0.5 1.5 <NA> <NA> customer", "blank in a name"),
+        ("SPEAKER call 1 1 0.5 1.5 <NA> <NA> 2 <NA>", "blank in a name"),
         ("SPEAKER a 1 zero 1 <NA> <NA> X <NA> <NA>", "where a time must stand"),
         ("SPEAKER a 1 1 -2 <NA> <NA> X <NA> <NA>", "ends after it begins"),
         ("SPEAKER a 1 1 inf <NA> <NA> X <NA> <NA>", "where a time must stand"),
