@@ -57,7 +57,7 @@ class Turn:
 
 
 def read_voices(path: str, session_ids: Sequence[str], option: str = "--voices-from") -> dict[int, tuple[Turn, ...]]:
-    """The turns of sessions, by their index.
+    """The turns of sessions, by their index; none of a session whose file says that nobody speaks.
 
     Args:
         path: A file, or a folder of files such as `CALL.rttm` and `CALL.json`, at any depth. A recording is meant by
@@ -67,7 +67,8 @@ def read_voices(path: str, session_ids: Sequence[str], option: str = "--voices-f
 
     Raises:
         ReadVoicesError: if a file cannot be read as any of the formats, has times that cannot be, is of two recordings
-            alike or one of two for the same recording, or if nothing is of any of these recordings.
+            alike or one of two for the same recording, or if nothing is of any of these recordings, or no file has
+            turns.
     """
     if not files.exists(path):
         raise ReadVoicesError(f"{option} {path} does not exist; give a file or a folder: {_SAY_FORMATS}.")
@@ -95,6 +96,8 @@ def read_voices(path: str, session_ids: Sequence[str], option: str = "--voices-f
             f"{option} {path} is of none of the {len(session_ids):,} recordings: they are called such as "
             f"{named(session_ids[0])}, those in it {known}. Name them alike."
         )
+    if voices and not any(turns for _, _, turns in by_name):
+        raise ReadVoicesError(f"{option} {path} has no turn in any of its {len(found):,} files; {_SAY_FORMATS}.")
     return voices
 
 
@@ -165,7 +168,7 @@ def read_json(text: str, where: str) -> list[Turn]:
     """The turns in a JSON of WhisperX, of Amazon Transcribe's speaker labels, or of its Call Analytics.
 
     Raises:
-        ReadVoicesError: if it is none of them, names no speaker, or has times that cannot be.
+        ReadVoicesError: if it is none of them, has segments and names no speaker, or has times that cannot be.
     """
     try:
         held = json.loads(text)
@@ -179,7 +182,8 @@ def read_json(text: str, where: str) -> list[Turn]:
             except (KeyError, TypeError, AttributeError, IndexError) as error:
                 what = f"lacks {error}" if isinstance(error, KeyError) else "is not as it should be"
                 raise ReadVoicesError(f"{where}: a part of '{key}' {what}; {_SAY_FORMATS}.") from None
-            if not turns:
+            parts = held[key] if key != "results" else held[key]["speaker_labels"]["segments"]
+            if not turns and parts != []:
                 raise ReadVoicesError(f"{where} names no speaker; it must say who speaks: {_SAY_FORMATS}.")
             return turns
     raise ReadVoicesError(f"{where} has none of 'Transcript', 'segments', 'results'; {_SAY_FORMATS}.")
@@ -266,6 +270,9 @@ def _read_file(path: str, name: str) -> dict[str, list[Turn]]:
         return {stem: read_json(text, named(path))}
     turns = read_rttm(text, named(path))
     if not turns:
+        kinds = {line.split()[0] for line in text.splitlines() if line.strip() and not line.lstrip().startswith(";;")}
+        if not kinds or "SPEAKER" in kinds:
+            return {stem: []}
         raise ReadVoicesError(f"{named(path)} has no line SPEAKER, as an RTTM has; {_SAY_FORMATS}.")
     if len(turns) == 1:
         # A file of a single recording is beside it, under any name.

@@ -133,9 +133,28 @@ def test_one_rttm_of_many_recordings(tmp_path):
     assert read_voices(str(tmp_path / "all.rttm"), SESSIONS) == {0: tuple(TURNS), 3: (TURNS[0],)}
 
 
+NOBODY = ["", "\n", ";; nobody speaks\n", "SPEAKER x 1 0 0 <NA> <NA> X <NA> <NA>"]
+NOBODY_JSON = ['{"segments": []}', '{"Transcript": []}', '{"results": {"speaker_labels": {"segments": []}}}']
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [*(("a/x.rttm", text) for text in NOBODY), *(("a/x.json", text) for text in NOBODY_JSON)]
+)
+def test_a_file_may_say_that_nobody_speaks(tmp_path, name, text):
+    folder = write(tmp_path, name, text)
+    with pytest.raises(ReadVoicesError, match="has no turn in any of its 1 files"):
+        read_voices(folder, SESSIONS)
+    write(tmp_path, "y.2.rttm", rttm("audio", TURNS))
+    assert read_voices(folder, SESSIONS) == {0: (), 2: tuple(TURNS)}
+
+
 @pytest.mark.parametrize(
     ("files", "message"),
     [
+        ({"a/x.json": ""}, "no JSON"),
+        ({"a/x.json": '{"segments": {}}', "b/x.rttm": rttm("u", TURNS)}, "names no speaker"),
+        ({"a/x.rttm": "", "a/x.json": JSON}, "two places"),
+        ({"q.rttm": "", "r.rttm": ""}, "of none of the 4 recordings"),
         ({"x.rttm": rttm("audio", TURNS)}, "may be 2 recordings"),
         ({"a/x.rttm": rttm("y.2", TURNS)}, "of another recording"),
         ({"a/x.rttm": rttm("u", TURNS), "a/x.json": JSON}, "two places"),

@@ -16,7 +16,7 @@ from vaemo import files
 from vaemo.audio.archive import Stamp
 from vaemo.audio.recording import Decoder
 from vaemo.config import Config
-from vaemo.errors import UsageError
+from vaemo.errors import UsageError, named
 from vaemo.features import Extractor
 from vaemo.files import Found
 from vaemo.scoring.calls import Calls
@@ -124,13 +124,15 @@ class Listing:
         for content, of_it in zip(self.contents, of_session, strict=True):
             told = [turn for name in of_it for turn in turns.get(name, ())]
             contents.append(f"{content},voices {digest_of(told)}" if turns.keys() & set(of_it) else content)
-        without = len(names) - len(turns)
-        note = (
-            [f"--voices-from {path} is of {len(turns):,} recordings, and has none of {without:,} others"]
-            if without
-            else []
-        )
-        return replace(self, turns=turns, contents=contents, notes=[*self.notes, *note])
+        notes = [*self.notes]
+        if without := len(names) - len(turns):
+            notes.append(f"--voices-from {path} is of {len(turns):,} recordings, and has none of {without:,} others")
+        if silent := [name for name, found in turns.items() if not found]:
+            notes.append(
+                f"--voices-from {path} has no turn in {len(silent):,} of these recordings, such as {named(silent[0])}: "
+                "they are taken as if it did not name them"
+            )
+        return replace(self, turns=turns, contents=contents, notes=notes)
 
 
 class Part(NamedTuple):
