@@ -434,3 +434,33 @@ def test_calls_that_fit_least_and_best_are_drawn_and_listed(tmp_path, no_drawing
     (notice,) = data["notices"]
     assert notice["kind"] == "warning"
     assert notice["text"].startswith("40 % of the calls are more unusual")
+
+
+def test_calls_whose_utterances_are_not_written_yet_are_left_out(tmp_path, no_drawing):
+    folder = write(tmp_path / "scores", make_scores())
+    later = make_scores(n_sessions=9).filter(pc.greater(make_scores(n_sessions=9)["session_id"], "call-005.wav"))
+    later = later.filter(pc.starts_with(later["session_id"], "call"))
+    scores.write_part(folder, "part-9.parquet", later, ScoreConfig(), ["agent_name", "date"])
+    Path(folder, "utterances", "part-9.parquet").unlink()
+    assert write_report(folder, str(tmp_path / "out"), Config()) == {"calls": 7, "drawn": 7, "with_audio": 0}
+    page = data_of(tmp_path / "out" / "index.html")
+    assert "3 calls are left out" in str(page["notices"])
+    assert "call-006.wav" not in str(page)
+
+
+def test_scores_of_which_everything_is_erased_make_a_report(tmp_path):
+    table = make_scores()
+    folder = write(tmp_path / "scores", table)
+    ids = table["session_id"].unique().to_pylist()
+    for path in Path(folder).rglob("part-*.parquet"):
+        rest = files.read_parquet(str(path)).slice(0, 0)
+        novel = {"novelty": pa.array([], pa.float32()), "novelty_of": pa.array([], pa.string())}
+        for name, column in novel.items() if path.parent.name == "sessions" else ():
+            rest = with_column(rest, name, column) if name in rest.column_names else rest.append_column(name, column)
+        files.write_parquet_whole(str(path), rest)
+    fit = {"n_calls": 7, "beyond": 0.0, "expected": 0.05, "most": ids, "least": ids[::-1]}
+    files.write_json(f"{folder}/_fit.json", fit)
+    (tmp_path / "audio").mkdir()
+    counts = write_report(folder, str(tmp_path / "out"), Config(), audio=str(tmp_path / "audio"))
+    assert counts == {"calls": 0, "drawn": 0, "with_audio": 0}
+    assert data_of(tmp_path / "out" / "index.html")["fit"]["most"] == []

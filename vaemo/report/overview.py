@@ -76,6 +76,7 @@ class Overview:
         speech_s: Length of all scored utterances that have times.
         n_scored: Scored utterances.
         totals: (K,) sums of their targets.
+        session_ids: Of all utterances.
     """
 
     scale: LabelScale
@@ -88,6 +89,7 @@ class Overview:
     speech_s: float = 0.0
     n_scored: int = 0
     totals: np.ndarray = field(init=False)
+    session_ids: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         n = len(self.names)
@@ -105,13 +107,14 @@ class Overview:
         targets = scores.read_targets(folder)
         names = utterance_names(targets)
         overview = Overview(scores.read_scales(folder)[0], names or session_names(targets), not names)
-        columns = [*overview.names, "start_s", "end_s", "status", "reason"]
+        columns = ["session_id", *overview.names, "start_s", "end_s", "status", "reason"]
         for part in scores.scan_utterances(folder, columns):
             overview.add(part)
         return overview
 
     def add(self, part: pa.Table) -> None:
         """Count the utterances of one part."""
+        self.session_ids.update(part["session_id"].unique().to_pylist())
         self.statuses.update({item["values"]: item["counts"] for item in part["status"].value_counts().to_pylist()})
         unscored = part.filter(pc.invert(pc.is_in(part["status"], pa.array(_SAID_ELSEWHERE))))
         for row in unscored.group_by(["status", "reason"]).aggregate([([], "count_all")]).to_pylist():

@@ -76,6 +76,10 @@ def write_report(
     """
     sessions = scores.read_sessions(scored)
     overview = Overview.of(scored)
+    # A part of sessions is written before that of their utterances.
+    whole = sessions.filter(pc.is_in(sessions["session_id"], pa.array(overview.session_ids, pa.string())))
+    n_left_out = pc.count_distinct(sessions["session_id"]).as_py() - pc.count_distinct(whole["session_id"]).as_py()
+    sessions = whole
     names, targets = overview.names, scores.read_targets(scored)
     fit = _fit_of(scored, sessions)
     listened = {call["session_id"] for end in ENDS for call in fit[end]} if fit else set()
@@ -88,7 +92,7 @@ def write_report(
     calls = calls_table(sessions, drawn, targets)
     page: dict[str, Any] = {
         "version": vaemo.__version__,
-        "notices": _notices(scores.read_provenance(scored), fit),
+        "notices": _notices(scores.read_provenance(scored), fit, n_left_out),
         "fit": fit,
         "n_calls": len(sessions["session_id"].unique()),
         "n_drawn": len(drawn),
@@ -123,12 +127,12 @@ def _fit_of(scored: str, sessions: pa.Table) -> dict[str, Any] | None:
     columns, known = ("session_id", "novelty", "novelty_of"), {}
     for end, row in last.items():
         calls = [session for session in dict.fromkeys(fit[end]) if session in row][:SHOWN]
-        known[end] = sessions.select(columns).take([row[session] for session in calls]).to_pylist()
+        known[end] = sessions.select(columns).take(pa.array([row[name] for name in calls], pa.int64())).to_pylist()
     return {"beyond": fit["beyond"], "expected": fit["expected"], **known}
 
 
-def _notices(provenance: Mapping[str, Any], fit: Mapping[str, Any] | None) -> list[dict[str, str]]:
-    """Notices that come before any number: synthetic training data, who was scored, and on what ground."""
+def _notices(provenance: Mapping[str, Any], fit: Mapping[str, Any] | None, n_left_out: int) -> list[dict[str, str]]:
+    """Notices that come before any number: synthetic training data, who was scored, on what ground, what is missing."""
     notices = []
     if provenance.get("synthetic"):
         notices.append(
@@ -153,6 +157,14 @@ def _notices(provenance: Mapping[str, Any], fit: Mapping[str, Any] | None) -> li
                 "kind": "warning" if fit["beyond"] > WARNED_SHARE else "note",
                 "text": f"{100 * fit['beyond']:.0f} % of the calls are more unusual than 95 % of those that the model "
                 f"was measured on; {100 * fit['expected']:.0f} % are expected where the model fits.",
+            }
+        )
+    if n_left_out:
+        notices.append(
+            {
+                "kind": "note",
+                "text": f"{n_left_out:,} calls are left out, because their utterances are not in the folder. A job is "
+                "writing them, or it was stopped: run it again.",
             }
         )
     if provenance.get("notice"):
@@ -192,7 +204,7 @@ def _audio_links(
         if any(paths):
             found = [path if path is None or files.is_uri(path) else _local_link(path, out) for path in paths]
             links[session] = found if several else found[0]
-    if not links:
+    if drawn and not links:
         raise ReadScoresError(
             f"none of the {len(drawn):,} calls has a recording in {audio}: a call such as '{drawn[0]}' would be the "
             "file of that name, with or without a suffix such as .wav. Give the folder that was scored."
