@@ -147,3 +147,17 @@ def test_text_that_looks_as_if_it_were_missing_is_copied(tmp_path):
     assert calls.rows["country"].to_pylist() == ["NA", ""]
     assert calls.rows["csat"].to_pylist() == [4, None]
     assert calls.rows["queue"].null_count == 2
+
+
+def test_a_table_is_read_without_threads_that_outlive_the_reading(tmp_path, monkeypatch):
+    """A command that ends while such a thread holds the content is aborted."""
+    threads = []
+    read = pyarrow.csv.read_csv
+    monkeypatch.setattr(
+        pyarrow.csv,
+        "read_csv",
+        lambda *args, **how: threads.append(how["read_options"].use_threads) or read(*args, **how),
+    )
+    read_calls(write(tmp_path, "csv"))
+    assert threads
+    assert not any(threads)

@@ -357,11 +357,15 @@ def _named(name: str) -> str:
 def _read_csv(content: bytes) -> pa.Table:
     """Copied columns have the types that their values show; a number that is written otherwise stays text."""
     parse = pyarrow.csv.ParseOptions(delimiter=delimiter_of(content), newlines_in_values=True)
-    typed = pyarrow.csv.read_csv(pa.BufferReader(content), parse_options=parse)
+    # Threads that still hold the content when the process ends abort it.
+    read = functools.partial(
+        pyarrow.csv.read_csv, read_options=pyarrow.csv.ReadOptions(use_threads=False), parse_options=parse
+    )
+    typed = read(pa.BufferReader(content))
     as_text = pyarrow.csv.ConvertOptions(
         column_types=dict.fromkeys(typed.column_names, pa.string()), strings_can_be_null=False, null_values=[]
     )
-    text = pyarrow.csv.read_csv(pa.BufferReader(content), parse_options=parse, convert_options=as_text)
+    text = read(pa.BufferReader(content), convert_options=as_text)
     for number, name in enumerate(typed.column_names):
         known = _named(name.strip())
         values, texts = typed.column(number), text.column(number)
