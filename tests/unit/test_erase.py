@@ -151,3 +151,17 @@ def test_all_copies_of_an_erased_call_go_with_it_whichever_they_name(tmp_path):
     assert Tombstones.read(str(tmp_path)).hashes == {IdKey(KEY).hash(name) for name in "abc"}
     rest = [pq.read_table(path)["session_id"].to_pylist() for path in sorted(tmp_path.rglob("*.parquet"))]
     assert rest == [[], [], ["x", "z"]]
+
+
+@pytest.mark.parametrize(("option", "kind"), [("--scores", "scores"), ("--store", "features"), ("--run", "run")])
+def test_a_folder_of_something_else_is_left_alone(tmp_path, option, kind):
+    write_scores(tmp_path / "scores")
+    (tmp_path / "calls").mkdir()
+    (tmp_path / "calls" / "call-2.wav").write_bytes(b"RIFF")
+    if kind != "run":
+        files.write_parquet_whole(f"{tmp_path}/calls/calls.parquet", pa.table({"session_id": ["call-2"]}))
+    before = everything_in(tmp_path)
+    given = {"--scores": f"{tmp_path}/scores", option: f"{tmp_path}/calls"}
+    with pytest.raises(UsageError, match=f"calls holds no {kind}, so nothing was erased"):
+        tend.main(["erase", "--session", "call-2", *(text for pair in given.items() for text in pair)])
+    assert everything_in(tmp_path) == before

@@ -22,9 +22,10 @@ from vaemo.parts.index import FOLDER, forget
 from vaemo.parts.lease import lease
 from vaemo.parts.shards import Stamps, read_keys, session_of, tag_keys
 from vaemo.personalize import DELTAS, SPEAKERS, USED
-from vaemo.scores import SESSIONS, UTTERANCES, read_provenance, read_sessions
+from vaemo.scores import PROVENANCE, SESSIONS, UTTERANCES, read_provenance, read_sessions
 from vaemo.scoring.calls import DATE, days_of
 from vaemo.scoring.ids import IdKey
+from vaemo.store import INFO
 from vaemo.summary import SUMMARY
 from vaemo.tables import shown
 from vaemo.training.jobs import FAILURE
@@ -159,10 +160,12 @@ def erase_sessions(
         missing: Of `session_ids`, those that no row was of.
 
     Raises:
+        UsageError: if a folder holds something else than it should: a tombstone in it would be all that is done.
         UsageError: if `before` is given, and the scores have no dates, or one that is no day such as `2026-11-23`.
         OtherRunError: if the tombstones that are there were made with another key, or a run is writing the scores or a
             store: it has planned the calls already, and would bring them back.
     """
+    _check_kinds(scores, stores, runs)
     with contextlib.ExitStack() as leases:
         for folder in dict.fromkeys((scores, *stores)):
             leases.enter_context(lease(folder))
@@ -188,6 +191,29 @@ def erase_sessions(
             _erase_error(folder, erased)
         _erase_examples(scores, erased)
     return removed, trained, [name for name in session_ids if key.hash(name) not in erased.found]
+
+
+def _check_kinds(scores: str, stores: Sequence[str], runs: Sequence[str]) -> None:
+    """Raise UsageError for a folder that cannot hold the rows of calls."""
+    kinds = [
+        (scores, "scores", any(files.exists(files.join(scores, name)) for name in (PROVENANCE, UTTERANCES, SESSIONS))),
+        *((store, "features", files.exists(files.join(store, INFO)) or _has_utterances(store)) for store in stores),
+        *((run, "run", files.exists(files.join(run, SUMMARY)) or bool(_tables(run))) for run in runs),
+    ]
+    for folder, kind, holds in kinds:
+        if not holds and _has_others(folder):
+            raise UsageError(f"{folder} holds no {kind}, so nothing was erased. Correct the path.")
+
+
+def _has_others(folder: str) -> bool:
+    """Whether a folder has files that no job keeps in an output folder before its first part."""
+    found = files.walk(folder) if files.exists(folder) else ()
+    return any(one.name != SUMMARY and not one.name.startswith("_") for one in found)
+
+
+def _has_utterances(folder: str) -> bool:
+    """Whether a table in a folder has rows of utterances, as a store of any program has."""
+    return any({"session_id", "utt_id"} <= set(files.read_parquet_schema(path).names) for path in _tables(folder))
 
 
 def _dated_before(scores: str, day: str) -> list[str]:
