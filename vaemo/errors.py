@@ -33,7 +33,11 @@ def cause(error: Exception) -> str:
         return "its values are nested too deeply"
     if isinstance(error, UnicodeDecodeError):
         utf16 = error.object.startswith((b"\xff\xfe", b"\xfe\xff"))
-        return "it is text in UTF-16; save it in UTF-8" if utf16 else f"byte {error.start + 1} of it is not UTF-8"
+        line = error.object.count(b"\n", 0, error.start) + 1
+        found = "it is text in UTF-16" if utf16 else f"byte {error.start + 1} of it, in line {line}, is not UTF-8"
+        return f"{found}; save it in UTF-8"
+    if "invalid UTF8" in text:
+        return "it is not UTF-8; save it in UTF-8"
     if "incorrect header check" in text:
         return "it is not packed by gzip, as its name says; rename it, or pack it"
     return text

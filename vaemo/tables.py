@@ -174,6 +174,9 @@ def shown(value: Any) -> str:
 
 def kind_of_file(head: bytes) -> str | None:
     """What else than Parquet or text a file is, from its first bytes; None where they do not tell."""
+    letter = head[:2].replace(b"\0", b"")
+    if len(letter) == 1 < len(head) and letter.isascii():
+        return "text in UTF-16"
     return next((kind for start, kind in _KINDS.items() if head.startswith(start)), None)
 
 

@@ -1,7 +1,9 @@
 """The table of calls: read from every format, refused where it is ambiguous."""
 
 import datetime
+import gzip
 import json
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.csv
@@ -161,3 +163,38 @@ def test_a_table_is_read_without_threads_that_outlive_the_reading(tmp_path, monk
     read_calls(write(tmp_path, "csv"))
     assert threads
     assert not any(threads)
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_a_packed_table_is_read(tmp_path, kind):
+    packed = tmp_path / f"calls.{kind}.gz"
+    packed.write_bytes(gzip.compress(Path(write(tmp_path, kind)).read_bytes()))
+    assert read_calls(str(packed)).roles == {"a.wav": ("agent", "customer"), "b.wav": (None, None)}
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+@pytest.mark.parametrize(
+    ("encoding", "message"),
+    [
+        ("cp1252", "byte [0-9]+ of it, in line 2, is not UTF-8; save it in UTF-8"),
+        ("utf-16-le", "it is text in UTF-16; save it as CSV in UTF-8"),
+        ("utf-16-be", "it is text in UTF-16; save it as CSV in UTF-8"),
+    ],
+)
+def test_other_encodings_are_refused_with_what_to_do(tmp_path, kind, encoding, message):
+    rows = {
+        "csv": "path,role_ch0\nGespr\u00e4ch.wav,agent\n",
+        "jsonl": '{"path": "a"}\n{"path": "Gespr\u00e4ch.wav"}\n',
+    }
+    (tmp_path / f"calls.{kind}").write_text(rows[kind], encoding=encoding)
+    with pytest.raises(ReadManifestError, match=message):
+        read_calls(str(tmp_path / f"calls.{kind}"))
+
+
+@pytest.mark.parametrize(
+    ("text", "line"), [('[\n{"path": "a"}\n]', 1), ('[{"path": "a"}]', 1), ('{"path": "a"}\n"b"', 2)]
+)
+def test_what_is_not_one_object_a_line_is_refused(tmp_path, text, line):
+    (tmp_path / "calls.json").write_text(text)
+    with pytest.raises(ReadManifestError, match=f"line {line} is not one JSON object; write one a line"):
+        read_calls(str(tmp_path / "calls.json"))

@@ -1,5 +1,6 @@
 """A call is erased from everything that holds a trace of it: every file is searched afterwards."""
 
+import gzip
 import json
 
 import pyarrow as pa
@@ -73,7 +74,7 @@ def everything_in(folder):
     return found
 
 
-@pytest.mark.parametrize("by", ["session", "sessions", "table", "before"])
+@pytest.mark.parametrize("by", ["session", "sessions", "table", "packed", "before"])
 @pytest.mark.parametrize("hide", [False, True], ids=["plain", "hidden"])
 def test_no_file_names_an_erased_call(tmp_path, capsys, by, hide):
     world = tmp_path / "world"
@@ -87,11 +88,13 @@ def test_no_file_names_an_erased_call(tmp_path, capsys, by, hide):
     files.write_parquet_whole(f"{world}/speakers.parquet", enrolled)
     (tmp_path / "ids.txt").write_text("call-2\n\n call-5 \n")
     (tmp_path / "ids.csv").write_text("session_id\ncall-2\ncall-5\n")
+    (tmp_path / "ids.tsv.gz").write_bytes(gzip.compress(b"session_id\tqueue\ncall-2\ta\ncall-5\tb\n"))
     gone = GONE if by != "before" else ("call-0", "call-1", "call-2")
     named = {
         "session": ["--session", "call-2", "--session", "call-5"],
         "sessions": ["--sessions", str(tmp_path / "ids.txt")],
         "table": ["--sessions", str(tmp_path / "ids.csv")],
+        "packed": ["--sessions", str(tmp_path / "ids.tsv.gz")],
         "before": ["--before", "2026-11-23"],
     }[by]
     places = [

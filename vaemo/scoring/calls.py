@@ -205,7 +205,8 @@ def read_calls(path: str, root: str = "") -> Calls:
     Ids, paths, roles and days are the text in the file: `00123`, `1e5`, `NA` and `2026-11-23` stay what they are.
 
     Args:
-        path: `.parquet`, `.csv` (`.tsv`, `.tab`, `.txt`), or anything else as JSON Lines; the suffix in any case.
+        path: `.parquet`, `.csv` (`.tsv`, `.tab`, `.txt`), or anything else as JSON Lines; the suffix in any case, text
+            also packed (`.csv.gz`).
         root: Folder of the recordings; a `path` in the table may be relative to it or begin with it.
 
     Raises:
@@ -326,7 +327,7 @@ def _with_recordings(rows: pa.Table, several: Mapping[str, Sequence[Member]]) ->
 
 def _read(path: str) -> pa.Table:
     """The table, its column names without blanks around them, and without columns that have none."""
-    suffix = posixpath.splitext(path)[1].lower()
+    suffix = posixpath.splitext(path.lower().removesuffix(".gz"))[1]
     try:
         if suffix == ".parquet":
             table = files.read_parquet(path)
@@ -334,6 +335,7 @@ def _read(path: str) -> pa.Table:
             content = files.read_bytes(path).removeprefix(b"\xef\xbb\xbf")
             if (kind := kind_of_file(content)) is not None:
                 raise ValueError(f"it is {kind}; save it as CSV in UTF-8")
+            content.decode()  # the readers do not say where
             table = _read_csv(content) if suffix in _CSV else _read_json_lines(content)
     except (OSError, ValueError, RecursionError) as error:
         raise ReadManifestError(
@@ -399,14 +401,22 @@ def _read_json_lines(content: bytes) -> pa.Table:
         if not too_nested(content, lines):
             table = pyarrow.json.read_json(pa.BufferReader(content), parse_options=options)
     if table is None:
-        rows = [json.loads(line, parse_int=str, parse_float=str) for line in lines if line.strip()]
-        if not all(isinstance(row, dict) for row in rows):
-            raise ValueError("one JSON object a line is needed") from None
+        rows = [_object(line, number) for number, line in enumerate(lines, 1) if line.strip()]
         names = dict.fromkeys(_keys(rows))
         table = pa.table({name: pa.array([_written(row.get(name)) for row in rows], pa.string()) for name in names})
     ours = (name for name in as_text.names if name in table.column_names)
     unused = [name for name in ours if table[name].null_count == len(table)]
     return table.drop_columns(unused)
+
+
+def _object(line: bytes, number: int) -> dict[str, object]:
+    try:
+        row = json.loads(line, parse_int=str, parse_float=str)
+    except json.JSONDecodeError:
+        row = None
+    if not isinstance(row, dict):
+        raise ValueError(f"line {number} is not one JSON object; write one a line, and no list around them")
+    return row
 
 
 def _keys(rows: Sequence[Mapping[str, object]]) -> Iterator[str]:

@@ -16,7 +16,7 @@ from vaemo.scoring.ids import IdKey
 PROG = "python -m vaemo.scores"
 _MB = 1_000_000
 _SHOWN = 5
-_TABLES = (".parquet", ".csv", ".jsonl")
+_TABLES = (".parquet", ".csv", ".tsv", ".jsonl")
 
 
 def main(argv: list[str] | None = None, prog: str | None = None) -> None:
@@ -99,7 +99,7 @@ def _day(text: str) -> str:
 
 
 def _read_ids(path: str) -> list[str]:
-    if path.lower().endswith(_TABLES):
+    if path.lower().removesuffix(".gz").endswith(_TABLES):
         return read_calls(path).session_ids
     content = files.read_bytes(path)
     # With the mark that editors put in front of UTF-16 and UTF-8: it is of no id.
