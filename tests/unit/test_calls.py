@@ -53,6 +53,15 @@ def test_rows_are_taken_in_order_and_null_where_there_is_none(tmp_path):
     assert taken.contains(["a.wav", "x"]).tolist() == [True, False]
 
 
+@pytest.mark.parametrize("kind", ["parquet", "csv", "jsonl"])
+def test_numbers_of_channels_may_have_leading_zeros(tmp_path, kind):
+    row = {"session_id": "a", "role_ch00": "agent", "role_ch01": "customer", "role_v00": "customer"}
+    calls = read_calls(write(tmp_path, kind, [row]))
+    assert (calls.roles, calls.voice_roles) == ({"a": ("agent", "customer")}, {"a": ("customer",)})
+    with pytest.raises(ReadManifestError, match="has two columns 'role_ch0'"):
+        read_calls(write(tmp_path, kind, [{"role_ch0": "customer", **row}]))
+
+
 def test_a_table_may_have_no_roles(tmp_path):
     calls = read_calls(write(tmp_path, "jsonl", [{"session_id": "a", "date": "2026-11-23T10:00:00"}]))
     assert not calls.has_roles

@@ -353,7 +353,9 @@ def _read(path: str) -> pa.Table:
 def _named(name: str) -> str:
     """The name of a column; those that mean something here are met in any case: an objection must not be missed."""
     lower = name.lower()
-    return lower if lower in (*_ID_COLUMNS, PROCESS, AGENT_ID, DATE, OFFSET) or _ROLE.fullmatch(lower) else name
+    if numbered := _ROLE.fullmatch(lower):
+        return f"role_{numbered[1]}{int(numbered[2])}"
+    return lower if lower in (*_ID_COLUMNS, PROCESS, AGENT_ID, DATE, OFFSET) else name
 
 
 def _read_csv(content: bytes) -> pa.Table:
