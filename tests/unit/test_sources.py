@@ -6,7 +6,7 @@ import pytest
 import soundfile
 
 from vaemo.config import Config
-from vaemo.errors import ReadManifestError, ReadStoreError, UsageError, rendered
+from vaemo.errors import ReadManifestError, ReadStoreError, UsageError
 from vaemo.pipeline.prepare import voices_section
 from vaemo.pipeline.sources import ManifestSource, RecordingsSource, StoreSource, open_source
 
@@ -87,7 +87,7 @@ def test_what_compares_voices_decides_nothing_where_none_are_compared():
     assert voices_section(of_persons, compared=True) == ("voices",)
 
 
-def test_recordings_in_which_nobody_speaks_are_counted_once(tmp_path):
+def test_recordings_without_turns_are_counted_once(tmp_path):
     record(tmp_path)
     for name in ("b", "c"):
         (tmp_path / f"{name}.wav").write_bytes((tmp_path / "a.wav").read_bytes())
@@ -96,4 +96,4 @@ def test_recordings_in_which_nobody_speaks_are_counted_once(tmp_path):
     listing = opened(tmp_path).list().with_turns(str(tmp_path))
     assert {name: len(turns) for name, turns in listing.turns.items()} == {"a.wav": 1, "b.wav": 0, "c.wav": 0}
     (note,) = (note for note in listing.notes if "--voices-from" in note)
-    assert "has no turn in 2 of these recordings, such as 'b.wav'" in rendered(note)
+    assert "has no turns in its files of 2 recordings" in note

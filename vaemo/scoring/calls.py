@@ -29,7 +29,7 @@ from vaemo.audio.several import OFFSET, Member, group_members, lies_at, plain, r
 from vaemo.errors import ReadManifestError, cause, named
 from vaemo.scores import SESSION_SCHEMA, SPREAD_SCHEMA, TRUST_SCHEMA, UTTERANCE_SCHEMA, WEIGHT_SCHEMA
 from vaemo.store import part_schema
-from vaemo.tables import as_text, delimiter_of, kind_of_file, shown, too_nested, with_column
+from vaemo.tables import as_text, delimiter_of, kind_of_file, too_nested, with_column
 
 DATE = "date"
 """Column by which scores are partitioned, as `date=2026-11-23`."""
@@ -228,7 +228,7 @@ def read_calls(path: str, root: str = "") -> Calls:
         if strange is not None:
             raise ReadManifestError(
                 f"the table of calls {path}, row {strange + 1}: {DATE} of the call {named(ids[strange].as_py())} is "
-                f"{shown(table[DATE][strange].as_py())}; it must be a day such as 2026-11-23, with or without a time "
+                f"'{table[DATE][strange].as_py()}'; it must be a day such as 2026-11-23, with or without a time "
                 "behind it, or empty."
             )
     members = _members(table, ids, path, root) if key == "session_id" and "path" in table.column_names else {}

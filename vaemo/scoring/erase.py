@@ -27,7 +27,6 @@ from vaemo.scoring.calls import DATE, days_of
 from vaemo.scoring.ids import IdKey
 from vaemo.store import INFO
 from vaemo.summary import SUMMARY
-from vaemo.tables import shown
 from vaemo.training.jobs import FAILURE
 from vaemo.trust.fit import FIT
 
@@ -227,7 +226,7 @@ def _dated_before(scores: str, day: str) -> list[str]:
     if strange is not None:
         raise UsageError(
             f"{scores}: the {DATE} of the call {named(sessions['session_id'][strange].as_py())} is "
-            f"{shown(sessions[DATE][strange].as_py())}, not a day such as 2026-11-23, so that --before tells nothing. "
+            f"'{sessions[DATE][strange].as_py()}', not a day such as 2026-11-23, so that --before tells nothing. "
             "Nothing was erased: name the calls with --sessions FILE."
         )
     earlier = pc.less(days, day)

@@ -57,7 +57,7 @@ class Turn:
 
 
 def read_voices(path: str, session_ids: Sequence[str], option: str = "--voices-from") -> dict[int, tuple[Turn, ...]]:
-    """The turns of sessions, by their index; none of a session whose file says that nobody speaks.
+    """The turns of sessions, by their index; an empty tuple for a session whose file has none.
 
     Args:
         path: A file, or a folder of files such as `CALL.rttm` and `CALL.json`, at any depth. A recording is meant by

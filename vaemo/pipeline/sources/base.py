@@ -16,7 +16,7 @@ from vaemo import files
 from vaemo.audio.archive import Stamp
 from vaemo.audio.recording import Decoder
 from vaemo.config import Config
-from vaemo.errors import UsageError, named
+from vaemo.errors import UsageError
 from vaemo.features import Extractor
 from vaemo.files import Found
 from vaemo.scoring.calls import Calls
@@ -127,10 +127,9 @@ class Listing:
         notes = [*self.notes]
         if without := len(names) - len(turns):
             notes.append(f"--voices-from {path} is of {len(turns):,} recordings, and has none of {without:,} others")
-        if silent := [name for name, found in turns.items() if not found]:
+        if silent := sum(not found for found in turns.values()):
             notes.append(
-                f"--voices-from {path} has no turn in {len(silent):,} of these recordings, such as {named(silent[0])}: "
-                "they are taken as if it did not name them"
+                f"--voices-from {path} has no turns in its files of {silent:,} recordings; it tells nothing of them"
             )
         return replace(self, turns=turns, contents=contents, notes=notes)
 
