@@ -222,10 +222,13 @@ def test_a_table_of_paths_is_taken_instead_of_a_folder(tmp_path):
         Found("s3://b/c d.mp3", "s3://b/c d.mp3"),
     ]
     parquet = str(tmp_path / "calls.parquet")
-    pq.write_table(pa.table({"path": ["/x/a.flac", "b.txt"]}), parquet)
+    pq.write_table(pa.table({"path": ["/x/a.flac", "b.txt", "c.nmf"], "session_id": [1, 2, 3]}), parquet)
     listed = list_recordings(parquet)
-    assert [item.path for item in listed.recordings] == ["/x/a.flac"]
-    assert "1 .txt" in listed.notes[0]
+    assert [(item.name, item.path) for item in listed.recordings] == [
+        *(("1", "/x/a.flac"), ("2", f"{tmp_path}/b.txt"), ("3", f"{tmp_path}/c.nmf"))
+    ]
+    assert "NICE" in listed.recordings[2].problem[1]
+    assert not listed.notes
     assert is_table_of_paths(table)
     assert is_table_of_paths(parquet)
     assert not is_table_of_paths(str(tmp_path / "m.jsonl"))
@@ -249,6 +252,22 @@ def test_a_table_of_paths_is_met_as_spreadsheets_write_it(tmp_path, name, text):
     assert list_recordings(str(tmp_path / "calls.parquet")).recordings == found
 
 
+def test_every_row_of_a_table_of_paths_is_a_recording(tmp_path):
+    text = "session_id,path\n a ,st.wav\n,mono.wav \n, m/RE0123\n,x/call.1\n,raw.pcm\n,.hidden.wav\n,notes.txt\n"
+    listed = list_recordings(write_table(tmp_path / "calls.csv", text))
+    names = [".hidden.wav", "a", "m/RE0123", "mono.wav", "notes.txt", "raw.pcm", "x/call.1"]
+    assert [item.name for item in listed.recordings] == names
+    assert {item.path for item in listed.recordings} == {f"{tmp_path}/{name}" for name in {*names, "st.wav"} - {"a"}}
+    assert not listed.notes
+    keys = write_table(tmp_path / "keys.csv", "bucket,key\nb ,c d.mp3 \n b,RE1\n")
+    assert [item.path for item in list_recordings(keys).recordings] == ["s3://b/RE1", "s3://b/c d.mp3"]
+
+
+def test_a_key_of_another_kind_leaves_the_path(tmp_path):
+    table = write_table(tmp_path / "calls.csv", "key,path\n17,a.wav\n")
+    assert list_recordings(table).recordings == [Found("a.wav", f"{tmp_path}/a.wav")]
+
+
 @pytest.mark.parametrize("packed", [False, True])
 def test_an_inventory_of_s3_is_one(tmp_path, packed):
     times = ("2026-11-23T10:00:00.000Z", "2026-11-23T10:00:01.000Z")
@@ -266,6 +285,10 @@ def test_an_inventory_of_s3_is_one(tmp_path, packed):
         ("path,size\na.wav,1\n,2\n", "row 2: it names no recording"),
         ("path\na.wav\na.wav\n", "row 2: 'a.wav' is already there"),
         ("session_id,path\nx,a.wav\nx,b.wav\n", "row 2: 'x' is already there"),
+        ("path\na.wav\n./a.wav\n", r"row 2: '\./a\.wav' is the recording of row 1, 'a\.wav'"),
+        ("session_id,path\nx,/d/a.wav\ny,file:///d/b/../a.wav\n", "is the recording of row 1.* drop one of them"),
+        ("key\na.wav\n", "row 1: it has a key and no bucket. Give both"),
+        ("bucket,key\nb,a.wav\n ,b.wav\n", "row 2: it has a key and no bucket"),
         ("path,size\na.wav,3\nb.wav,12 kB\n", "row 2: size is '12 kB'; give a whole number of bytes"),
         ("path,size\na.wav,-1\n", "row 1: size is -1"),
         ("path,Path\na.wav,b.wav\n", "has two columns 'path'"),
@@ -273,6 +296,7 @@ def test_an_inventory_of_s3_is_one(tmp_path, packed):
         ("file,agent\na.wav,ann\n", "has neither 'path' nor 'key'; it has file, agent. Name the column"),
         ("utt_id,audio_path\nu,a.wav\n", "It is a manifest of utterances: extract takes it as --manifest"),
         ('path\n"a.wav\n', "cannot be read|names no recording|holds no recordings"),
+        ('path\nb.wav\n"a.wav\nc.wav', "cannot be read: a quote is not closed"),
         ("", "cannot be read"),
     ],
 )

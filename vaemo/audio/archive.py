@@ -68,7 +68,7 @@ def list_recordings(
     found: Sequence[Found] | None = None,
     several: Collection[str] = (),
 ) -> Listing:
-    """Every file below a folder, or in a table of paths, whose name ends as a recording's does.
+    """Every file below a folder whose name ends as a recording's does, or every file that a table of paths names.
 
     Args:
         folder: A path or URI; a file is a table as `read_paths` takes it, and no folder is listed then.
@@ -91,14 +91,15 @@ def list_recordings(
         # A folder that cannot be listed ends in "/".
         file = item.path if table else item.name
         kind = "folder" if file[-1] == "/" else kind_by_suffix(".".join(file.rsplit(".", 2)[1:]))
-        if kind == "other":
+        # What a table names is meant, whatever its suffix: the decoder says what it is.
+        if kind == "other" and not table:
             others[shown(posixpath.splitext(file)[1].lower()) or "without a suffix"] += 1
         elif any(fnmatch.fnmatchcase(name, glob) for glob in exclude for name in (item.name, _last(item.name))):
             excluded.add(item.name)
         elif min_age_s and item.mtime_ns > youngest_ns:
             young.add(item.name)
         elif kind == "foreign" and not item.problem:
-            there.append(item._replace(problem=("undecodable", foreign_reason(item.name) or "")))
+            there.append(item._replace(problem=("undecodable", foreign_reason(file) or "")))
         else:
             there.append(item)
     if others:
@@ -148,32 +149,39 @@ def read_paths(path: str, several: Collection[str] = ()) -> Iterator[Found]:
     Args:
         path: Parquet or CSV. `path` is relative to the table, absolute or a URI; or `bucket` and `key` as in an S3
             inventory, whose CSV needs no header. Where they are there: `session_id` (else the path as it stands, or
-            the key), `size` in bytes, and `last_modified_date`.
+            the key), `size` in bytes, and `last_modified_date`. Blanks around a path, a key or an id do not count.
         several: Ids of several recordings each, which have the names of their paths.
 
     Raises:
-        ReadRecordingsError: if it has none of these columns, a row without a path, or two rows of one id.
+        ReadRecordingsError: if it has none of these columns, a row without a path or without the bucket of its key, or
+            two rows of one id or of one recording.
     """
     table = _table_of_paths(path)
     keys = table.get("key")
-    if keys is not None:
-        buckets = table.get("bucket") or [""] * len(keys)
+    if keys is not None and ("bucket" in table or "path" not in table):
+        buckets = list(map(_text, table.get("bucket") or [""] * len(keys)))
         many = len(set(buckets)) > 1
         # Inventories write keys as URLs do.
-        keys = [urllib.parse.unquote_plus(key or "") for key in keys]
+        keys = [urllib.parse.unquote_plus(_text(key)) for key in keys]
+        for row, (bucket, key) in enumerate(zip(buckets, keys, strict=True), 1):
+            if key and not bucket:
+                raise ReadRecordingsError(
+                    f"{path}, row {row}: it has a key and no bucket. Give both, or the whole path in a column 'path'."
+                )
         places = [f"s3://{bucket}/{key}" if key else "" for bucket, key in zip(buckets, keys, strict=True)]
         names = [f"{bucket}/{key}" if many else key for bucket, key in zip(buckets, keys, strict=True)]
     else:
         root = posixpath.dirname(path)
-        names = [place or "" for place in table["path"]]
+        names = list(map(_text, table["path"]))
         places = [
             place if not place or files.is_uri(place) or posixpath.isabs(place) else files.join(root, place)
             for place in names
         ]
-    ids = [name or place for name, place in zip(table.get("session_id") or names, names, strict=True)]
+    ids = [_text(name) or place for name, place in zip(table.get("session_id") or names, names, strict=True)]
     if several:
         ids = [name if session_id in several else session_id for session_id, name in zip(ids, names, strict=True)]
     seen: set[str] = set()
+    row_of: dict[str, int] = {}
     for row, (name, place) in enumerate(zip(ids, places, strict=True), 1):
         if not place:
             raise ReadRecordingsError(f"{path}, row {row}: it names no recording. Every row needs a path.")
@@ -183,6 +191,13 @@ def read_paths(path: str, several: Collection[str] = ()) -> Iterator[Found]:
                 "one call is said by --calls, which may be the same table."
             )
         seen.add(name)
+        # The keys of a bucket are names as they stand.
+        local = place.removeprefix("file://")
+        if (first := row_of.setdefault(place if files.is_uri(local) else posixpath.normpath(local), row)) != row:
+            raise ReadRecordingsError(
+                f"{path}, row {row}: '{names[row - 1]}' is the recording of row {first}, '{names[first - 1]}'. Every "
+                "recording is in one row; drop one of them."
+            )
     sizes = table.get("size") or [0] * len(ids)
     times = table.get("last_modified_date") or [None] * len(ids)
     for row, (name, place, size, time_) in enumerate(zip(ids, places, sizes, times, strict=True), 1):
@@ -214,6 +229,11 @@ def _table_of_paths(path: str) -> dict[str, list[Any]]:
             table = pa.csv.read_csv(
                 pa.BufferReader(data), read_options=read, parse_options=parse, convert_options=convert
             )
+            last = str(table.slice(max(table.num_rows - 1, 0)).to_pylist())
+            if data.count(b'"') % 2 and "\\n" in last:
+                raise ReadRecordingsError(
+                    f"the table of paths {path} cannot be read: a quote is not closed, and all behind it is one value."
+                )
             if not has_names and table["bucket"].unique().to_pylist() != [header[0]]:
                 # An inventory is of one bucket: this is a header with other names.
                 table = table.rename_columns(header)
@@ -233,6 +253,11 @@ def _table_of_paths(path: str) -> dict[str, list[Any]]:
         raise ReadRecordingsError(f"the table of paths {path} has two columns '{twice}'; drop or rename one.")
     columns = zip(table.column_names, table.columns, strict=True)
     return {name: column.to_pylist() for name, column in columns if name in _COLUMNS}
+
+
+def _text(value: Any) -> str:
+    """A path or an id as it is meant; empty where there is none."""
+    return "" if value is None else str(value).strip()
 
 
 def _as_bytes(size: Any, where: str) -> int:
