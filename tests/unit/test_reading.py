@@ -6,6 +6,7 @@ with packets left out, damaged, late, or joined, and compared with what was writ
 
 import functools
 import io
+import itertools
 import struct
 from fractions import Fraction
 
@@ -314,6 +315,44 @@ def test_what_a_recorder_that_died_left_is_read(size, junk, decoder, tmp_path):
     at_s, correlation = place_s(whole[SAMPLING_RATE_HZ : 3 * SAMPLING_RATE_HZ], signal(4), 1.0)
     assert abs(at_s - 1.0) < NEAR_S
     assert correlation > 0.9
+
+
+@pytest.mark.parametrize("subtype", ["PCM_16", "ULAW", "IMA_ADPCM"])
+@pytest.mark.parametrize(
+    ("cuts", "between"),
+    [
+        ((0.5,), b""),
+        ((0.25, 0.75), b"LIST\6\0\0\0INFO\0\0"),
+        ((0.0,), b""),
+        ((0.0,), b"JUNK\3\0\0\0abc\0"),
+        ((0.0, 0.0, 0.4), b""),
+        ((0.4, 0.4), b""),
+    ],
+)
+@pytest.mark.parametrize("last", ["right", "zero", "too large"])
+def test_all_chunks_of_samples_of_a_wav_are_read_in_their_order(subtype, cuts, between, last, decoder, tmp_path):
+    path = tmp_path / "a.wav"
+    soundfile.write(path, at_rate(signal(), 8000).repeat(2, axis=1), 8000, subtype=subtype)
+    content = path.read_bytes()
+    at = content.index(b"data")
+    samples = content[at + 8 : at + 8 + int.from_bytes(content[at + 4 : at + 8], "little")]
+    places = [0, *(int(cut * len(samples)) // 4096 * 4096 for cut in cuts), len(samples)]
+    parts = [samples[first:second] for first, second in itertools.pairwise(places)]
+    sizes = [*map(len, parts[:-1]), {"right": len(parts[-1]), "zero": 0, "too large": len(parts[-1]) + 9999}[last]]
+    chunks = [b"data" + struct.pack("<I", size) + part for size, part in zip(sizes, parts, strict=True)]
+    path.write_bytes(content[:at] + between.join(chunks))
+    recording = Recording(str(path), decoder)
+    found = read_through(recording)
+    assert len(found) == pytest.approx(SECONDS * SAMPLING_RATE_HZ, abs=4000)
+    for start_s in (1.0, 9.0, 12.0, 21.0):
+        for cut in (
+            found[int(start_s * SAMPLING_RATE_HZ) :][: 2 * SAMPLING_RATE_HZ],
+            recording.utterance(start_s, start_s + 2, 1),
+        ):
+            at_s, correlation = place_s(cut, signal(), start_s)
+            assert abs(at_s - start_s) < NEAR_S
+            assert correlation > 0.9
+    assert recording.damage() is None
 
 
 @pytest.mark.parametrize("n_odd", [1, 2])

@@ -217,8 +217,9 @@ def _open_links(path: str, head: bytes, size: int) -> Any:
             audio = SoundFile(path)
             if audio.frames and audio.frames != _UNKNOWN_FRAMES:
                 return audio
-    stop = headers.next_link(path)
-    audio = _open_link(path, head, stop)
+    first = headers.first_link(path)
+    stop = headers.next_link(path, first)
+    audio = _open_link(path, head, stop, first)
     if stop is None:
         return audio
     begin: int | None = stop
@@ -229,7 +230,7 @@ def _open_links(path: str, head: bytes, size: int) -> Any:
             return None
         start, begin = begin, headers.next_link(path, begin)
         try:
-            return open_av(headers.Window(path, start, begin), audio.sampling_rate)
+            return open_av(headers.link(path, start, begin), audio.sampling_rate)
         except DecodeError:
             return None
 
@@ -243,12 +244,12 @@ def _sf_errors() -> tuple[type[Exception], ...]:
     return soundfile.LibsndfileError, ValueError, OverflowError, TypeError
 
 
-def _open_link(path: str, head: bytes, stop: int | None, *, sound: bool = False) -> Any:
-    """A file up to where another begins; `sound` where its header is known to be right."""
+def _open_link(path: str, head: bytes, stop: int | None, start: int = 0, *, sound: bool = False) -> Any:
+    """What lies before the place where another file begins; `sound` where its header is known to be right."""
     errors = _sf_errors()
-    file: Any = path if stop is None else headers.Window(path, 0, stop)
+    file: Any = path if stop is None and not start else headers.link(path, start, stop)
     if head.startswith(_SOUNDFILE):
-        if stop is None and not sound:
+        if file is path and not sound:
             whole = headers.repaired(path)
             if isinstance(whole, str):
                 raise DecodeError(whole)

@@ -234,6 +234,27 @@ def _find_data(file: io.BufferedReader, size: int, start: int) -> _Data | None:
     return None
 
 
+def _chunks(file: io.BufferedReader, at: int, size: int) -> Iterator[tuple[bytes, int, int]]:
+    """Names, first bytes and sizes of the chunks of a WAV from a place on, as far as they have names."""
+    for _ in range(_CHUNKS):
+        file.seek(at)
+        head = file.read(8)
+        if at + 8 > size or not all(32 <= byte < 127 for byte in head[:4]):
+            return
+        stated = int.from_bytes(head[4:], "little")
+        yield head[:4], at + 8, stated
+        at += 8 + stated + stated % 2
+
+
+def _next_data(file: io.BufferedReader, at: int, size: int) -> int | None:
+    """Where a further chunk of samples begins among the chunks of a WAV from a place on; empty ones do not count."""
+    for name, begin, stated in _chunks(file, at, size):
+        file.seek(begin)
+        if name == b"data" and begin < size and (stated or file.read(4) != b"data"):
+            return begin - 8
+    return None
+
+
 def _are_chunks(file: io.BufferedReader, at: int, size: int, layout: _Layout) -> bool:
     """Whether chunks follow on one another from a place to the end of the file."""
     while at < size:
@@ -357,8 +378,40 @@ def _joined(file: io.BufferedReader, at: int, size: int) -> bool:
     return head[:4] == b".snd" or (head[:4] in _LAYOUTS and head[8:12] in (b"WAVE", b"AIFF", b"AIFC"))
 
 
+def first_link(path: str) -> int:
+    """Where the recording begins in a file: 0, or its first chunk of samples where an empty one lies before that."""
+    size = os.path.getsize(path)
+    with open(path, "rb") as file:
+        data = _find_data(file, size, 0)
+        is_empty = data is not None and data.layout is _RIFF and not data.stated
+        return (data is not None and is_empty and _next_data(file, data.begin, size)) or 0
+
+
+def link(path: str, start: int, stop: int | None) -> Window:
+    """What begins where `next_link` says, as a file: a further chunk of samples gets the header of the WAV."""
+    size = os.path.getsize(path)
+    with open(path, "rb") as file:
+        file.seek(start)
+        if file.read(4) != b"data":
+            data = _find_data(file, size, start) if stop else None
+            file.seek(stop or 0)
+            # Empty chunks may lie between: libsndfile takes the last.
+            return Window(path, start, data.behind if data and file.read(4) == b"data" else stop)
+        stated = int.from_bytes(file.read(4), "little")
+        formats = (begin for name, begin, _ in _chunks(file, _RIFF.first, start) if name == b"fmt ")
+        file.seek(next(formats, 12) - 4)
+        n_format = int.from_bytes(file.read(4), "little")
+        front = b"RIFF\xff\xff\xff\xffWAVEfmt " + n_format.to_bytes(4, "little") + file.read(n_format)
+    n = min(stated or size, size - start - 8)
+    # It lies over the samples before, which are not read here.
+    front += b"data" + n.to_bytes(4, "little")
+    return Window(path, start + 8 - len(front), start + 8 + n, {0: front})
+
+
 def next_link(path: str, start: int = 0) -> int | None:
     """Where another file begins in this one: recordings that were joined byte by byte, or an Ogg of several links.
+
+    A further chunk of samples in a WAV is one too (`link`): some decoders read the first chunk alone, some the last.
 
     Args:
         path: The file.
@@ -382,8 +435,19 @@ def next_link(path: str, start: int = 0) -> int | None:
             found = start + begin + stated if _joined(file, start + begin + stated, size) else None
         elif head[:4] in _LAYOUTS:
             data = _find_data(file, size, start)
-            found = data.behind if data is not None and data.stated and _joined(file, data.behind, size) else None
+            if data is not None and data.stated:
+                found = _behind_samples(file, data.behind, size, data.layout)
+        elif start and head[:4] == b"data":
+            stated = int.from_bytes(head[4:8], "little")
+            found = _behind_samples(file, start + 8 + stated + stated % 2, size, _RIFF) if stated else None
     return found
+
+
+def _behind_samples(file: io.BufferedReader, at: int, size: int, layout: _Layout) -> int | None:
+    """Where another file, or a further chunk of samples, begins behind the samples; None if none does."""
+    if _joined(file, at, size):
+        return at
+    return _next_data(file, at, size) if layout is _RIFF else None
 
 
 _FLAC = b"fLaC\0\0\0\x22"
