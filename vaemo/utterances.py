@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -261,7 +261,8 @@ class _Search:
             course.heard_s = finder.heard_s
         if broken is None and (misfit := cutter.misfit(len(roles), finder.heard_s)):
             raise AudioProblem("bad_voices", misfit)
-        roles = self._without_alike(roles, alike.channels(spoken))
+        for group in alike.groups(spoken):
+            roles = self._without_alike(roles, group)
         self._take_pieces(recording, cutter, roles)
         damage = broken or recording.damage() or bad.problem
         if broken is None and not self.found and (damage is None or damage.status == "damaged"):
@@ -269,17 +270,21 @@ class _Search:
         if damage is not None:
             raise damage
 
-    def _without_alike(self, roles: Sequence[str | None], alike: Collection[int]) -> Sequence[str | None]:
-        """The roles, those of channels that hold the same audio as `mixed`: each has the speech of all."""
-        said = {roles[channel] or UNKNOWN for channel in alike}
-        if len(said) == 1 and UNKNOWN not in said:
-            return roles
+    def _without_alike(self, roles: Sequence[str | None], group: Sequence[int]) -> Sequence[str | None]:
+        """The roles, those of channels that hold the same audio as `mixed`: each has the speech of all.
+
+        Where they have one role, it is that of the person who speaks there: the first of them is enough.
+        """
+        said = {roles[channel] or UNKNOWN for channel in group}
+        is_one = len(said) == 1 and not said & {UNKNOWN, MIXED}
+        reason = f"its channel holds the same as channel {group[0]}, which has the same role" if is_one else _ALIKE
         for row, one in enumerate(self.found):
-            if one.channel in alike:
-                self.found[row] = dataclasses.replace(one, role=MIXED)
-                if not self._parties.scored(MIXED):
-                    self.work.fail(row, AudioProblem("not_scored_role", _ALIKE))
-        return [MIXED if channel in alike else role for channel, role in enumerate(roles)]
+            if one.channel in (group[1:] if is_one else group):
+                if not is_one:
+                    self.found[row] = dataclasses.replace(one, role=MIXED)
+                if is_one or not self._parties.scored(MIXED):
+                    self.work.fail(row, AudioProblem("not_scored_role", reason))
+        return roles if is_one else [MIXED if channel in group else role for channel, role in enumerate(roles)]
 
     def end_with(self, problem: AudioProblem) -> None:
         """Add the recording's own row; where the problem is of the whole recording, all rows have it."""

@@ -214,6 +214,33 @@ def test_how_many_channels_there_are_is_known_where_one_is_silent(recording, dec
     }
 
 
+@pytest.mark.parametrize(
+    ("roles", "expected"),
+    [
+        (
+            ("customer", "agent", "customer", "agent"),
+            {(0, "customer", "ok"), (1, "agent", "ok"), (2, "customer", "copy"), (3, "agent", "copy")},
+        ),
+        (
+            ("customer", "agent", "agent", "agent"),
+            {(0, "mixed", "ok"), (1, "agent", "ok"), (2, "mixed", "ok"), (3, "agent", "copy")},
+        ),
+        ((None, "agent", None, None), {(channel, "mixed", "ok") for channel in range(4)}),
+    ],
+)
+def test_copied_channels_are_judged_group_by_group(recording, roles, expected, decoder, tmp_path):
+    samples, rate = soundfile.read(recording[0])
+    path = str(tmp_path / "four.wav")
+    soundfile.write(path, np.concatenate([samples, samples], axis=1), rate)
+    parties = Parties(roles_of=lambda n: roles)
+    table = extract_recording(path, "a", extractors={}, config=CONFIG, decoder=decoder, parties=parties)
+    copies = {f"its channel holds the same as channel {channel}, which has the same role" for channel in (0, 1)}
+    found = {
+        (row["channel"], row["role"], "copy" if row["reason"] in copies else row["status"]) for row in table.to_pylist()
+    }
+    assert found == expected
+
+
 def test_a_recording_is_opened_once(recording, monkeypatch):
     opened = []
 
