@@ -55,6 +55,41 @@ def test_an_mp3_of_variable_bit_rate_keeps_its_times_behind_damage(tmp_path, dec
     assert 0 < recording.lost_s() < 2.0
 
 
+@pytest.mark.parametrize(
+    ("name", "codec", "options"),
+    [
+        ("a.mp3", "libmp3lame", {}),
+        ("a.mp3", "libmp3lame", {"options": {"write_xing": "0"}}),
+        ("a.aac", "aac", {}),
+    ],
+)
+@pytest.mark.parametrize("cut", [0, 30])
+def test_zeros_behind_the_last_frame_are_no_damage(tmp_path, decoder, name, codec, options, cut):
+    write_av(tmp_path / name, bursts(6.0), RATE, codec, **options)
+    content = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(content[: len(content) - cut])
+    before = sum(block.shape[1] for block in Recording(str(tmp_path / name), decoder).blocks())
+    (tmp_path / name).write_bytes(content[: len(content) - cut] + bytes(100_000))
+    recording = Recording(str(tmp_path / name), decoder)
+    assert abs(sum(block.shape[1] for block in recording.blocks()) - before) <= 2048
+    assert recording.damage() is None
+    assert recording.lost_s() == 0
+    # What lies behind them is another matter: frames are missing there.
+    (tmp_path / name).write_bytes(content + bytes(20_000) + content[len(content) // 2 :])
+    recording = Recording(str(tmp_path / name), decoder)
+    assert sum(block.shape[1] for block in recording.blocks()) > before + RATE
+    assert recording.lost_s() > 1
+
+
+def test_zeros_in_the_place_of_frames_that_were_counted_are_damage(tmp_path, decoder):
+    write_av(tmp_path / "a.mp3", bursts(6.0), RATE, "libmp3lame")
+    content = (tmp_path / "a.mp3").read_bytes()
+    (tmp_path / "a.mp3").write_bytes(content[: len(content) // 2] + bytes(len(content) // 2))
+    recording = Recording(str(tmp_path / "a.mp3"), decoder)
+    assert sum(block.shape[1] for block in recording.blocks()) < 4 * RATE
+    assert "breaks off" in recording.damage().reason
+
+
 @pytest.mark.parametrize("channels", [(1, 2), (2, 1)])
 def test_the_number_of_channels_may_change_in_a_stream(tmp_path, decoder, channels):
     original = bursts(8.0)

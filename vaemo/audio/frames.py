@@ -697,15 +697,17 @@ class Framed:
             # The previous frame is the damaged one: its header has a wrong length.
             gap = self._offsets.pop()
             self._time_s = self._times_s.pop()
+        # Zeros behind all frames are room that a recorder kept free.
+        end = found if found < self._stop else _behind_last_byte(self._data, gap, found)
         if self._offsets and self._links[-1].first <= len(self._offsets):
             header = self._links[-1].header
-            lost = _likely_frames(found - gap, self._sizes_around(found))
+            lost = _likely_frames(end - gap, self._sizes_around(found))
             length_s = lost * header.samples / header.rate
             if lost and (found < self._stop or length_s >= _TAIL_S):
                 self._after_damage.add(len(self._offsets))
                 self._guesses[len(self._offsets)] = self._guesses.get(len(self._offsets), 0) + lost
                 self._time_s += length_s
-        self._is_ragged = self._is_ragged or found >= self._stop
+        self._is_ragged = self._is_ragged or (found >= self._stop and end > gap)
         self._at = found
 
     def _places(self, start: int) -> Iterator[int]:
@@ -735,6 +737,16 @@ class Framed:
             sizes.append(header.size)
             behind += header.size
         return sizes
+
+
+def _behind_last_byte(data: mmap.mmap, begin: int, stop: int) -> int:
+    """Behind the last byte of a span that is not 0; its begin where there is none."""
+    while stop > begin:
+        part = data[max(stop - (1 << 16), begin) : stop]
+        if kept := part.rstrip(b"\0"):
+            return stop - len(part) + len(kept)
+        stop -= len(part)
+    return begin
 
 
 def _likely_frames(gap: int, sizes: list[int]) -> int:
