@@ -169,6 +169,9 @@ def test_what_cannot_be_opened_has_a_status(tmp_path, decoder):
     (tmp_path / "text.wav").write_text("this is no audio" * 100)
     with pytest.raises(AudioProblem, match="undecodable: not an audio file that soundfile or FFmpeg knows"):
         Recording(str(tmp_path / "text.wav"), decoder)
+    (tmp_path / "text.raw").write_text("this is no audio" * 100)
+    with pytest.raises(AudioProblem, match=r"knows; if it is raw samples, set audio\.headerless"):
+        Recording(str(tmp_path / "text.raw"), decoder)
     soundfile.write(tmp_path / "slow.wav", np.zeros(100), 100)
     with pytest.raises(AudioProblem, match="undecodable: its sampling rate is 100 Hz"):
         Recording(str(tmp_path / "slow.wav"), decoder)

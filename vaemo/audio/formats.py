@@ -114,6 +114,11 @@ def headerless(name: str, audio: AudioConfig) -> Headerless | None:
     return _HEADERLESS.get(suffix)
 
 
+def is_unsaid(name: str, audio: AudioConfig) -> bool:
+    """Whether a file of this name is raw samples by its suffix, and no setting says which."""
+    return suffix_of(name) in _AS_SET and audio.headerless is None
+
+
 def suffix_of(name: str) -> str:
     """The suffix of a name or a path, with its dot, in lower case; empty where there is none."""
     return posixpath.splitext(name.replace("\\", "/"))[1].lower()

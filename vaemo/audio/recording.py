@@ -22,7 +22,7 @@ import torch
 
 from vaemo import files
 from vaemo.audio.decoder import AudioInfo, AudioProblem, Block, Decoder, Lost
-from vaemo.audio.formats import headerless, suffix_of
+from vaemo.audio.formats import headerless, is_unsaid, suffix_of
 from vaemo.audio.sinc import resample, sinc_kernel
 from vaemo.config import AudioConfig
 from vaemo.data.manifest import embedded
@@ -74,7 +74,13 @@ class Recording:
         self._decoder, self._limits = decoder, limits or AudioConfig()
         with _local(path) as (local, name):
             # The child holds the file open: a temporary copy may lose its name at once.
-            self.info = decoder.open(local, headerless(name, self._limits))
+            try:
+                self.info = decoder.open(local, headerless(name, self._limits))
+            except AudioProblem as problem:
+                if problem.status != "undecodable" or not is_unsaid(name, self._limits):
+                    raise
+                unsaid = "if it is raw samples, set audio.headerless, for example to s16le:8000:1"
+                raise AudioProblem(problem.status, f"{problem.reason}; {unsaid}") from None
         self._refuse_longer(self.info.frames or 0, self._limits.max_recording_s)
         self._resampler = Resampler.to_16_khz(self.info.sampling_rate)
         self._lost: list[Lost] = []
