@@ -263,6 +263,11 @@ def test_every_row_of_a_table_of_paths_is_a_recording(tmp_path):
     assert [item.path for item in list_recordings(keys).recordings] == ["s3://b/RE1", "s3://b/c d.mp3"]
 
 
+def test_ids_that_look_like_nothing_are_kept(tmp_path):
+    listed = list_recordings(write_table(tmp_path / "calls.csv", "session_id,path\nNA,a.wav\nnull,b.wav\n,nan.wav\n"))
+    assert [item.name for item in listed.recordings] == ["NA", "nan.wav", "null"]
+
+
 def test_a_key_of_another_kind_leaves_the_path(tmp_path):
     table = write_table(tmp_path / "calls.csv", "key,path\n17,a.wav\n")
     assert list_recordings(table).recordings == [Found("a.wav", f"{tmp_path}/a.wav")]

@@ -222,9 +222,10 @@ def _table_of_paths(path: str) -> dict[str, list[Any]]:
             header = [_named_column(name.strip().strip('"')) for name in first.split(delimiter)]
             has_names = not {"path", "key"}.isdisjoint(header) or len(header) < 2
             names = header if has_names else [*_INVENTORY, *map(str, range(4, len(header)))][: len(header)]
-            read = pa.csv.ReadOptions(column_names=names, skip_rows=int(has_names))
+            # Threads that still hold the content when the process ends abort it.
+            read = pa.csv.ReadOptions(column_names=names, skip_rows=int(has_names), use_threads=False)
             wanted = dict.fromkeys(("path", "key", "bucket", "session_id", "last_modified_date"), pa.string())
-            convert = pa.csv.ConvertOptions(column_types=wanted, strings_can_be_null=True)
+            convert = pa.csv.ConvertOptions(column_types=wanted, strings_can_be_null=True, null_values=[""])
             parse = pa.csv.ParseOptions(delimiter=delimiter)
             table = pa.csv.read_csv(
                 pa.BufferReader(data), read_options=read, parse_options=parse, convert_options=convert
