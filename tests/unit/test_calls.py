@@ -74,6 +74,10 @@ def test_a_table_may_have_no_roles(tmp_path):
         ([{"call": "a"}], "has neither session_id nor path; it has call"),
         ([{"session_id": "a"}, {"session_id": None}], "has a row without session_id"),
         ([{"session_id": "a"}, {"session_id": "a"}], "names the call 'a' more than once"),
+        (
+            [{"session_id": "a", "role_ch99999999": "agent"}],
+            "has a column role_ch99999999; channels and voices are counted",
+        ),
         ([{"session_id": "a", "valence": 0.5}], "has a column valence, which the scores have too"),
     ],
 )

@@ -45,6 +45,9 @@ _OF = "\0"
 
 _DAY_OR_TIME = r"^\d{4}-\d{2}-\d{2}([T ]\d{2}:\d{2}.*)?$"
 _ROLE = re.compile(r"role_(ch|v)(\d+)")
+_MOST = 256
+"""Channels, or voices, that a table of calls may number."""
+
 _ID_COLUMNS = ("session_id", "path")
 _CSV = (".csv", ".tsv", ".tab", ".txt")
 _MOST = 64
@@ -248,6 +251,11 @@ def read_calls(path: str, root: str = "") -> Calls:
         )
     columns = {"session_id": ids}
     numbered = [match for name in others if (match := _ROLE.fullmatch(name))]
+    if beyond := [match[0] for match in numbered if int(match[2]) >= _MOST]:
+        raise ReadManifestError(
+            f"the table of calls {path} has a column {beyond[0]}; channels and voices are counted from 0, up to "
+            f"{_MOST - 1}. Rename or drop it."
+        )
     for kind, channel in (
         (kind, number)
         for kind in ("ch", "v")
