@@ -14,7 +14,7 @@ from vaemo.config import Config
 from vaemo.data.lanes import schedule_lanes
 from vaemo.data.sessions import assemble_sessions
 from vaemo.data.windows import PackedSessions
-from vaemo.errors import FeatureMismatchError, NonFiniteFeatureError
+from vaemo.errors import FeatureMismatchError, UsageError
 from vaemo.model.streams import Streams
 from vaemo.scoring.table import score_table
 from vaemo.stream import Stream
@@ -189,7 +189,7 @@ def test_what_is_refused_moves_no_past(talk):
     whole = push_all(Stream(path, EXTRACTORS), spoken[:3], table[:3])
     stream = Stream(path, EXTRACTORS)
     for number in range(3):
-        with pytest.raises(NonFiniteFeatureError, match="observed of lane 0"):
+        with pytest.raises(UsageError, match="observed has inf for valence"):
             stream.push(spoken[number], RATE, speaker="abb"[number], observed=(np.inf, None))
         found = heard(stream.push(spoken[number], RATE, speaker="abb"[number]))
         np.testing.assert_array_equal(found, whole[number])

@@ -20,7 +20,7 @@ from vaemo.config import VadConfig, VoicesConfig
 from vaemo.data.speakers import unit
 from vaemo.features import campplus
 from vaemo.units import SAMPLING_RATE_HZ
-from vaemo.voices.clustering import find_beside, find_voices, known_and_heard
+from vaemo.voices.clustering import Beside, find_beside, find_voices, known_and_heard
 from vaemo.voices.turns import Turn
 
 _FRAME_S = 0.02
@@ -35,6 +35,10 @@ _SNAP_S = 0.25
 
 _SHORT_S = 0.5
 """Shorter speech, such as a backchannel, is too short to attribute with certainty."""
+
+_PROBABLE = 0.07
+"""Lead of a voice in its similarity to an enrolled one from which it is probably that one: enough to divide the call by
+it, too little to give it a role."""
 
 _PAUSE_S = 1.0
 """Speech that no given turn covers goes to its neighbours up to this length; longer, its speaker is not known."""
@@ -191,13 +195,24 @@ class VoiceCutter:
     def _centres(self, vectors: np.ndarray, lengths_s: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """What each voice is like, and what windows are compared with: an enrolled voice is known better than heard."""
         hop_s, most, expected = self._config.window_s / _HOPS, self._config.voices, self._expected
+        centres = find_voices(vectors, lengths_s, hop_s, most)
         if expected is not None and most > 1:
             found = find_beside(expected, vectors, lengths_s, hop_s, most - 1)
-            if found and verified(float(found[0] @ expected), found[1] @ expected, self._config):
-                own, others = found
-                return np.stack([own, *others]), np.stack([known_and_heard(expected, own), *others])
-        centres = find_voices(vectors, lengths_s, hop_s, most)
+            if found and self._divides(found, expected, len(centres)):
+                anchors = [known_and_heard(expected, found.own), *found.others]
+                return np.stack([found.own, *found.others]), np.stack(anchors)
         return centres, centres
+
+    def _divides(self, found: Beside, expected: np.ndarray, n_without: int) -> bool:
+        """Whether a call is divided by the enrolled voice: it is verified, or probable in a call of several voices.
+
+        A call that sounds like one calm person without it is taken for one.
+        """
+        likeness, others = float(found.own @ expected), found.others @ expected
+        several = n_without > 1 or not found.calm
+        return verified(likeness, others, self._config) or (
+            several and likeness >= self._config.verification and likeness - others.max() >= _PROBABLE
+        )
 
     def _cut(self, channel: int, heard: _Heard, centres: np.ndarray) -> list[Piece]:
         """An utterance cut where its voice changes."""

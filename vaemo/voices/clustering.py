@@ -5,6 +5,8 @@ Letters: N windows, D numbers of a speaker embedding, K voices.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from vaemo.data.speakers import unit
@@ -47,9 +49,24 @@ moods of one person differ by up to 0.12."""
 _ROUNDS = 20
 
 
+@dataclass(frozen=True, eq=False)
+class Beside:
+    """An enrolled voice in a call, and the voices beside it.
+
+    Attributes:
+        own: What the enrolled voice is like in the call, (D,), unit length.
+        others: What each other voice is like, (K, D), unit length.
+        calm: Whether the windows of the enrolled voice are much alike: it has no moods that look like voices.
+    """
+
+    own: np.ndarray
+    others: np.ndarray
+    calm: bool
+
+
 def find_beside(
     expected: np.ndarray, vectors: np.ndarray, lengths_s: np.ndarray, hop_s: float, most: int
-) -> tuple[np.ndarray, np.ndarray] | None:
+) -> Beside | None:
     """What an enrolled voice is like in a call, and each voice beside it, supposing that it is in the call.
 
     Windows are divided along the line from what the others have in common to the enrolled voice: k-means alone splits
@@ -64,7 +81,7 @@ def find_beside(
         most: Voices that are looked for beside it.
 
     Returns:
-        (D,) and (K, D), unit length; None where all windows are alike.
+        The voices; None where all windows are alike.
     """
     others = _unlike(expected, vectors)
     if not others.any():
@@ -86,7 +103,8 @@ def find_beside(
     own = unit(known.mean(axis=0))
     calm = 1.0 - float((known @ own).mean()) <= _CALM
     limit = _ALIKE if calm else min(_ALIKE, alike - _MOODS)
-    return own, find_voices(vectors[others], lengths_s[others], hop_s, most, alike=limit, besides=_spread(known))
+    found = find_voices(vectors[others], lengths_s[others], hop_s, most, alike=limit, besides=_spread(known))
+    return Beside(own, found, calm)
 
 
 def known_and_heard(expected: np.ndarray, heard: np.ndarray) -> np.ndarray:
