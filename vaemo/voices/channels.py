@@ -198,21 +198,10 @@ class VoiceCutter:
         centres = find_voices(vectors, lengths_s, hop_s, most)
         if expected is not None and most > 1:
             found = find_beside(expected, vectors, lengths_s, hop_s, most - 1)
-            if found and self._divides(found, expected, len(centres)):
+            if found and divides(found, expected, len(centres), self._config):
                 anchors = [known_and_heard(expected, found.own), *found.others]
                 return np.stack([found.own, *found.others]), np.stack(anchors)
         return centres, centres
-
-    def _divides(self, found: Beside, expected: np.ndarray, n_without: int) -> bool:
-        """Whether a call is divided by the enrolled voice: it is verified, or probable in a call of several voices.
-
-        A call that sounds like one calm person without it is taken for one.
-        """
-        likeness, others = float(found.own @ expected), found.others @ expected
-        several = n_without > 1 or not found.calm
-        return verified(likeness, others, self._config) or (
-            several and likeness >= self._config.verification and likeness - others.max() >= _PROBABLE
-        )
 
     def _cut(self, channel: int, heard: _Heard, centres: np.ndarray) -> list[Piece]:
         """An utterance cut where its voice changes."""
@@ -336,6 +325,21 @@ class VoiceCutter:
 def verified(likeness: float, others: Iterable[float], config: VoicesConfig) -> bool:
     """Whether a voice is an enrolled one: like it, and more so than the others are (cosines)."""
     return likeness >= config.verification and likeness - max(others, default=0.0) >= config.verification_margin
+
+
+def divides(found: Beside, expected: np.ndarray, n_without: int, config: VoicesConfig) -> bool:
+    """Whether an enrolled voice divides a call: it is verified, or probable in a call of several voices.
+
+    Args:
+        found: The call divided by it.
+        expected: What it is like, (D,), unit length.
+        n_without: Voices that are found without it. One, if it is calm, is one person's.
+        config: Thresholds.
+    """
+    likeness, others = float(found.own @ expected), found.others @ expected
+    several = n_without > 1 or not found.calm
+    probable = likeness >= config.verification and likeness - others.max() >= _PROBABLE
+    return verified(likeness, others, config) or (several and probable)
 
 
 def _smooth(likeness: np.ndarray) -> np.ndarray:

@@ -7,8 +7,8 @@ from sklearn.cluster import KMeans
 from vaemo.audio.vad import Utterance
 from vaemo.config import VadConfig, VoicesConfig
 from vaemo.data.speakers import unit
-from vaemo.voices.channels import VoiceCutter
-from vaemo.voices.clustering import find_beside
+from vaemo.voices.channels import VoiceCutter, divides
+from vaemo.voices.clustering import Beside, find_beside
 from vaemo.voices.turns import Turn
 
 RATE = 16_000
@@ -107,8 +107,8 @@ LENGTH_S, HOP_S = 1.5, 0.5
 def beside(expected, vectors, most=3):
     """`find_beside`, and which windows are more like the enrolled voice than like the others."""
     vectors = unit(vectors)
-    own, others = find_beside(unit(expected), vectors, np.full(len(vectors), LENGTH_S), HOP_S, most)
-    return others, vectors @ own > (vectors @ others.T).max(axis=1)
+    found = find_beside(unit(expected), vectors, np.full(len(vectors), LENGTH_S), HOP_S, most)
+    return found.others, vectors @ found.own > (vectors @ found.others.T).max(axis=1)
 
 
 def windows(numbers, size=1.0, noise=0.02):
@@ -144,6 +144,26 @@ def test_two_persons_beside_an_enrolled_voice_of_many_moods_are_two():
     others, found = beside(vectors[:40].mean(axis=0), vectors)
     np.testing.assert_array_equal(found, person == 0)
     assert len(others) == 2
+
+
+@pytest.mark.parametrize(
+    ("likeness", "other", "calm", "n_without", "expected"),
+    [
+        (0.95, 0.80, True, 1, True),
+        (0.95, 0.86, False, 1, True),
+        (0.95, 0.86, True, 2, True),
+        # One calm person, whose halves are alike.
+        (0.95, 0.86, True, 1, False),
+        (0.95, 0.90, False, 2, False),
+        (0.85, 0.70, False, 2, False),
+    ],
+)
+def test_a_probable_voice_divides_a_call_of_several(likeness, other, calm, n_without, expected):
+    """Its role still takes the full margin of a verification."""
+    axes = np.eye(DIM)
+    own, others = (value * axes[0] + np.sqrt(1 - value**2) * axes[1] for value in (likeness, np.array([[other]])))
+    config = VoicesConfig(verification=0.89, verification_margin=0.13)
+    assert divides(Beside(own, others, calm), axes[0], n_without, config) == expected
 
 
 def test_windows_that_are_all_alike_are_of_one_voice():
