@@ -52,12 +52,12 @@ def plain_split(table: pa.Table, config: SplitConfig) -> Fold:
     split = table["split"].to_numpy(zero_copy_only=False)
     if (split != None).any():  # noqa: E711 -- elementwise
         _check_names(split)
-        _check_disjoint(table, split, config)
-        split = _of_session(table, split)
     else:
         split = _made_split(table, config, config.test_fraction, config.calib_fraction)
     _check_disjoint(table, split, config)
     _note_spellings(table, split, config)
+    # Who speaks in rows without one is not evaluated there: an agent may be in calls of all splits.
+    split = _of_session(table, split)
     return Fold("", split, split == "test")
 
 
