@@ -284,6 +284,13 @@ def _plain_range(native: Sequence[float] | Mapping[str, Sequence[float]]) -> Any
     return {name: list(ends) for name, ends in native.items()} if isinstance(native, Mapping) else list(native)
 
 
+def partition_of(store: str, path: str) -> dict[str, str | None]:
+    """Columns and values that the folders of a store, such as `split=train`, name for a file; null as None."""
+    (_, folder), (_, inner) = files.filesystem_of(store), files.filesystem_of(path)
+    pairs = (each.partition("=") for each in inner[len(folder.rstrip("/")) + 1 :].split("/")[:-1])
+    return {unquote(name): None if value == _NULL_PARTITION else unquote(value) for name, _, value in pairs}
+
+
 @dataclass(frozen=True)
 class _Footer:
     """The metadata of a file, without its rows.
@@ -307,12 +314,8 @@ class _Footer:
     @staticmethod
     def of(file: pq.ParquetFile, store: str, path: str) -> _Footer:
         schema = file.schema_arrow
-        (_, folder), (_, inner) = files.filesystem_of(store), files.filesystem_of(path)
-        folders = inner[len(folder.rstrip("/")) + 1 :].split("/")[:-1]
-        partition = {}
-        for name, _, value in (folder.partition("=") for folder in folders):
-            partition[unquote(name)] = None if value == _NULL_PARTITION else unquote(value)
-        footer = _Footer(path, dict(zip(schema.names, schema.types, strict=True)), partition, file.metadata.num_rows)
+        types = dict(zip(schema.names, schema.types, strict=True))
+        footer = _Footer(path, types, partition_of(store, path), file.metadata.num_rows)
         held = ", ".join(footer.names)
         missing = [name for name in _IDS if name not in footer.names]
         if missing:

@@ -38,10 +38,10 @@ ERRORS = "error_by_position"
 
 _OWN = f"./{ENCODER}"
 
-_BEST = "best"
-
 HELD_OUT = "oof"
 """In a run with folds, the scores of every held-out row."""
+
+_BEST = "best"
 """Of a run; see `vaemo.training.run_folder`."""
 
 _SUMMARY = "summary.json"

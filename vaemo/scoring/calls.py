@@ -45,13 +45,10 @@ _OF = "\0"
 
 _DAY_OR_TIME = r"^\d{4}-\d{2}-\d{2}([T ]\d{2}:\d{2}.*)?$"
 _ROLE = re.compile(r"role_(ch|v)(\d+)")
-_MOST = 256
-"""Channels, or voices, that a table of calls may number."""
-
 _ID_COLUMNS = ("session_id", "path")
 _CSV = (".csv", ".tsv", ".tab", ".txt")
 _MOST = 64
-"""Channels of a recording."""
+"""Channels of a recording, or voices in it, that a table of calls may number."""
 _ROLE_NAMES = tuple(f"role_{kind}{number}" for kind in ("ch", "v") for number in range(_MOST))
 _SCHEMAS = (UTTERANCE_SCHEMA, SESSION_SCHEMA, SPREAD_SCHEMA, TRUST_SCHEMA, WEIGHT_SCHEMA, part_schema({}))
 _OURS = {name for schema in _SCHEMAS for name in schema.names} - {"audio_path"}

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from pyarrow.dataset import HivePartitioning, get_partition_keys
 
 from vaemo import files, scores
 from vaemo.config import EvaluateConfig
@@ -19,7 +18,7 @@ from vaemo.data.manifest import read_manifest
 from vaemo.errors import LabelError, UsageError
 from vaemo.evaluation.pairs import KEYS, Pairs, has_features, row_keys
 from vaemo.scoring.roles import cut_by_vaemo
-from vaemo.store import FeatureStore
+from vaemo.store import FeatureStore, partition_of
 from vaemo.targets import derived, names_of
 from vaemo.units import STREAMS
 
@@ -182,17 +181,10 @@ def _labels(labels: str, name: str) -> pa.Table:
     for path in FeatureStore.open(labels).parts:
         part = files.read_parquet(path)
         part = part.drop_columns([stream for stream in STREAMS if stream in part.column_names])
-        if name not in part.column_names and (value := _of_folder(path, labels, name)) is not None:
+        if name not in part.column_names and (value := partition_of(labels, path).get(name)) is not None:
             part = part.append_column(name, pa.repeat(pa.scalar(value), part.num_rows))
         tables.append(part)
     return pa.concat_tables(tables, promote_options="permissive")
-
-
-def _of_folder(path: str, store: str, name: str) -> str | None:
-    """What folders of a store such as `gender=f` say of a column for a file in them; None if nothing."""
-    inner, folder = (files.filesystem_of(each)[1] for each in (path, store))
-    said = HivePartitioning(pa.schema([(name, pa.string())])).parse(inner.removeprefix(folder))
-    return get_partition_keys(said).get(name)
 
 
 def _grouped(column: pa.Array, name: str) -> tuple[np.ndarray, list[str]]:
